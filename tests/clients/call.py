@@ -1,0 +1,146 @@
+"""One call to an AI provider by a real client; the last line of output is a JSON report.
+
+The clients are used as their documentation says. The time is that of the call, without imports.
+"""
+
+import argparse
+import asyncio
+import json
+import time
+
+CHAT = "https://api.openai.com/v1/chat/completions"
+
+
+def arguments():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sdk", choices=sorted(CLIENTS))
+    parser.add_argument("--api", default="chat", choices=["chat", "responses", "embeddings", "models"])
+    parser.add_argument("--model", default="gpt-4o-mini")
+    parser.add_argument("--text", default="What is the capital of France?")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--repeat", type=int, default=1, help="calls on the same client, one after another")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between them")
+    return parser.parse_args()
+
+
+def openai(a):
+    from openai import OpenAI
+
+    client = OpenAI(max_retries=0, timeout=20)
+
+    def call():
+        messages = [{"role": "user", "content": a.text}]
+        if a.api == "models":
+            return [model.id for model in client.models.list()]
+        if a.api == "embeddings":
+            return len(client.embeddings.create(model=a.model, input=a.text).data[0].embedding)
+        if a.api == "responses":
+            if not a.stream:
+                return client.responses.create(model=a.model, input=a.text).output_text
+            events = client.responses.create(model=a.model, input=a.text, stream=True)
+            return "".join(e.delta for e in events if e.type == "response.output_text.delta")
+        if not a.stream:
+            answer = client.chat.completions.create(model=a.model, messages=messages, max_tokens=a.max_tokens)
+            return answer.choices[0].message.content
+        chunks = client.chat.completions.create(
+            model=a.model, messages=messages, max_tokens=a.max_tokens,
+            stream=True, stream_options={"include_usage": True},
+        )
+        return "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+
+    return call
+
+
+def anthropic(a):
+    from anthropic import Anthropic
+
+    client = Anthropic(max_retries=0, timeout=20)
+    request = {
+        "model": a.model, "max_tokens": a.max_tokens, "messages": [{"role": "user", "content": a.text}],
+    }
+
+    def call():
+        if not a.stream:
+            return client.messages.create(**request).content[0].text
+        with client.messages.stream(**request) as stream:
+            return "".join(stream.text_stream)
+
+    return call
+
+
+def body(a):
+    fields = {
+        "model": a.model, "max_tokens": a.max_tokens, "messages": [{"role": "user", "content": a.text}],
+    }
+    if a.stream:
+        fields |= {"stream": True, "stream_options": {"include_usage": True}}
+    return fields
+
+
+KEY = {"Authorization": "Bearer test-key"}
+
+
+def requests(a):
+    import requests
+
+    session = requests.Session()
+
+    def call():
+        answer = session.post(CHAT, json=body(a), headers=KEY, timeout=20, stream=a.stream)
+        answer.raise_for_status()
+        if a.stream:
+            return sum(1 for line in answer.iter_lines() if line)
+        return answer.json()["choices"][0]["message"]["content"]
+
+    return call
+
+
+def httpx(a):
+    import httpx
+
+    client = httpx.Client(timeout=20)
+
+    def call():
+        answer = client.post(CHAT, json=body(a), headers=KEY)
+        answer.raise_for_status()
+        return len(answer.text)
+
+    return call
+
+
+def aiohttp(a):
+    async def one():
+        import ssl
+
+        import aiohttp
+
+        async with aiohttp.ClientSession() as session:
+            context = ssl.create_default_context()
+            async with session.post(CHAT, json=body(a), headers=KEY, ssl=context) as answer:
+                answer.raise_for_status()
+                return len(await answer.text())
+
+    return lambda: asyncio.run(one())
+
+
+CLIENTS = {"openai": openai, "anthropic": anthropic, "requests": requests, "httpx": httpx, "aiohttp": aiohttp}
+
+
+def main():
+    a = arguments()
+    call = CLIENTS[a.sdk](a)
+    for index in range(a.repeat):
+        if index:
+            time.sleep(a.pause)
+        report = {"ok": True, "error": None, "answer": None}
+        begun = time.monotonic()
+        try:
+            report["answer"] = call()
+        except Exception as error:  # Whatever the client raises is the report.
+            report |= {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        report["seconds"] = time.monotonic() - begun
+        print(json.dumps(report), flush=True)
+
+
+main()

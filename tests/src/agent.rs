@@ -1,0 +1,323 @@
+//! The agent as its users run it: a process with a configuration file, JSON lines and a metrics port.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::scratch::Scratch;
+
+/// How long the agent may take until it is ready. Far above its goal of a second: a busy machine is no failure.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to drain and end after SIGTERM.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// The agent's program: `GENOPS_AGENT`, or the release build of this workspace, or its debug build.
+pub fn program() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("GENOPS_AGENT") {
+        return Ok(path.into());
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
+    ["release", "debug"]
+        .iter()
+        .map(|profile| target.join(profile).join("genops-agent"))
+        .find(|path| path.exists())
+        .context("no genops-agent is built: run `cargo xtask build`")
+}
+
+/// How to start an [`Agent`] in another way than plainly.
+#[derive(Clone, Debug, Default)]
+pub struct Launch {
+    /// A program and its arguments that start the agent given after them, such as `setpriv`.
+    pub wrapper: Vec<OsString>,
+    /// Added after `run --config FILE`.
+    pub arguments: Vec<OsString>,
+    /// Keep the human-readable output, line by line, instead of JSON.
+    pub readable: bool,
+}
+
+/// A running agent with its own evidence directory and metrics port; it is killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    scratch: Scratch,
+    metrics: SocketAddr,
+    lines: Arc<Lines>,
+    /// From the start of the process until `/readyz` said so.
+    pub ready_after: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    lines: Mutex<Vec<String>>,
+    changed: Condvar,
+}
+
+impl Agent {
+    /// Starts an agent on `configuration` (YAML without `telemetry` and `evidence`) and waits until it is ready.
+    pub fn start(configuration: &str) -> anyhow::Result<Self> {
+        Self::launch(configuration, &Launch::default())
+    }
+
+    /// As [`Agent::start`], in another way.
+    pub fn launch(configuration: &str, launch: &Launch) -> anyhow::Result<Self> {
+        let scratch = Scratch::new("agent")?;
+        let metrics = free_address()?;
+        let config = scratch.join("config.yaml");
+        let evidence = scratch.join("evidence");
+        let text = format!(
+            "{configuration}\ntelemetry: {{metrics_listen: \"{metrics}\"}}\nevidence: {{directory: \"{}\"}}\n",
+            evidence.display()
+        );
+        std::fs::write(&config, text)?;
+        let program = program()?;
+        let mut command = match launch.wrapper.split_first() {
+            None => Command::new(&program),
+            Some((wrapper, arguments)) => {
+                let mut command = Command::new(wrapper);
+                command.args(arguments).arg(&program);
+                command
+            }
+        };
+        command.args(["run".as_ref(), "--config".as_ref(), config.as_os_str()]);
+        if !launch.readable {
+            command.args(["--output", "json"]);
+        }
+        command.args(&launch.arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stderr(File::create(scratch.join("stderr"))?);
+        let started = Instant::now();
+        let mut child = command.spawn().with_context(|| format!("{}", program.display()))?;
+        let lines = Arc::new(Lines::default());
+        let stdout = child.stdout.take().context("the agent's output is a pipe")?;
+        let writer = Arc::clone(&lines);
+        let readable = launch.readable;
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if readable {
+                    eprintln!("  {line}");
+                }
+                writer.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                writer.changed.notify_all();
+            }
+        });
+        let mut agent = Self { child, scratch, metrics, lines, ready_after: Duration::ZERO };
+        agent.wait_until_ready(started)?;
+        agent.ready_after = started.elapsed();
+        Ok(agent)
+    }
+
+    fn wait_until_ready(&mut self, started: Instant) -> anyhow::Result<()> {
+        loop {
+            if matches!(self.get("/readyz"), Ok((200, _))) {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the agent ended with {status}: {}", self.stderr());
+            }
+            if started.elapsed() > START_PATIENCE {
+                let (status, reason) = self.get("/readyz").unwrap_or_default();
+                bail!("the agent is not ready ({status}: {reason}): {}", self.stderr());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Process id of the agent.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where this agent keeps its evidence.
+    #[must_use]
+    pub fn evidence(&self) -> PathBuf {
+        self.scratch.join("evidence")
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.scratch.join("config.yaml")
+    }
+
+    /// What it wrote to standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        std::fs::read_to_string(self.scratch.join("stderr")).unwrap_or_default()
+    }
+
+    /// Lines of standard output so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// AI Workload Units reported so far.
+    #[must_use]
+    pub fn awus(&self) -> Vec<Value> {
+        self.lines().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits until `count` units satisfy `wanted` and returns those there are, or fails with all of them.
+    pub fn wait_for(
+        &self,
+        count: usize,
+        patience: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> anyhow::Result<Vec<Value>> {
+        let deadline = Instant::now() + patience;
+        let mut lines = self.lines.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = 0;
+        let mut found = Vec::new();
+        loop {
+            for line in lines.iter().skip(seen) {
+                if let Ok(awu) = serde_json::from_str(line)
+                    && wanted(&awu)
+                {
+                    found.push(awu);
+                }
+            }
+            seen = lines.len();
+            if found.len() >= count {
+                return Ok(found);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let all =
+                    lines.iter().rev().take(20).map(String::as_str).collect::<Vec<_>>().join("\n");
+                drop(lines);
+                bail!(
+                    "{} of {count} units reported; last lines:\n{all}\nstderr: {}",
+                    found.len(),
+                    self.stderr()
+                );
+            }
+            lines = self
+                .lines
+                .changed
+                .wait_timeout(lines, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// The unit of process `pid`; there must be exactly one a moment after it was seen.
+    pub fn only_awu_of(&self, pid: u32) -> anyhow::Result<Value> {
+        let of_pid =
+            |awu: &Value| awu.get("process.pid").and_then(Value::as_u64) == Some(pid.into());
+        self.wait_for(1, Duration::from_secs(5), of_pid)?;
+        std::thread::sleep(Duration::from_millis(50));
+        let mut awus = self.awus();
+        awus.retain(of_pid);
+        ensure!(awus.len() == 1, "process {pid} made one call, reported were {awus:#?}");
+        awus.pop().context("one unit")
+    }
+
+    /// Reads one of the agent's HTTP pages: status and body.
+    pub fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        let mut stream = TcpStream::connect_timeout(&self.metrics, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            self.metrics
+        )?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let (head, body) = text.split_once("\r\n\r\n").context("no end of the head")?;
+        let status = head.split(' ').nth(1).context("no status")?.parse()?;
+        Ok((status, body.to_owned()))
+    }
+
+    /// Samples of `/metrics`: name with its labels, and value.
+    pub fn metrics(&self) -> anyhow::Result<Vec<(String, f64)>> {
+        let (status, body) = self.get("/metrics")?;
+        ensure!(status == 200, "/metrics says {status}");
+        let sample = |line: &str| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        };
+        Ok(body.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect())
+    }
+
+    /// Loss counters that are not zero.
+    pub fn losses(&self) -> anyhow::Result<Vec<(String, f64)>> {
+        let mut losses = self.metrics()?;
+        losses.retain(|(name, _)| name.starts_with(LOSS_METRIC));
+        ensure!(!losses.is_empty(), "/metrics has no `{LOSS_METRIC}`");
+        losses.retain(|&(_, value)| value != 0.0);
+        Ok(losses)
+    }
+
+    /// Resident memory, in KiB.
+    pub fn resident_kib(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
+    /// Processor time of all its threads, in nanoseconds.
+    pub fn cpu_ns(&self) -> anyhow::Result<u64> {
+        crate::process::cpu_ns(self.pid())
+    }
+
+    /// Asks it to end, waits, and returns how it ended and every line it wrote.
+    pub fn stop(mut self) -> anyhow::Result<(ExitStatus, Vec<String>)> {
+        self.signal(Signal::TERM)?;
+        let deadline = Instant::now() + STOP_PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                // The reader thread sees the end of the pipe a moment later.
+                std::thread::sleep(Duration::from_millis(50));
+                return Ok((status, self.lines()));
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the agent goes on after SIGTERM: {}",
+                self.stderr()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends it without a chance to clean up.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("a pid")?;
+        Ok(kill_process(pid, signal)?)
+    }
+}
+
+/// Prefix of the agent's counters of what it lost, by cause.
+const LOSS_METRIC: &str = "genops_agent_lost";
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_)))
+            && let Err(error) = self.kill()
+        {
+            eprintln!("agent {}: {error}", self.pid());
+        }
+    }
+}
+
+/// A loopback address whose port nobody listens on.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}

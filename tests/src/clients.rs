@@ -1,0 +1,215 @@
+//! Real, unmodified clients that believe that the provider is `api.openai.com` and `api.anthropic.com`.
+//!
+//! Each runs in a mount namespace of its own with another `/etc/hosts`; the machine's file is not touched.
+//! It learns of the test's authority through the environment, as any company's proxy certificate is made
+//! known. `unshare` and `sh` replace themselves by the client: its process id is the child's.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
+
+use crate::authority::NAMES;
+use crate::provider::{Options, Provider};
+use crate::scratch::Scratch;
+
+/// Gives the program `/etc/hosts` of its own, then becomes it.
+const WITH_HOSTS: &str = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#;
+/// How long any client may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+static NEXT_ADDRESS: AtomicU8 = AtomicU8::new(1);
+
+/// A provider on port 443 of a loopback address of its own, and clients that know it by the real names.
+#[derive(Debug)]
+pub struct Stage {
+    /// The server side.
+    pub provider: Provider,
+    scratch: Scratch,
+}
+
+impl Stage {
+    /// Starts a provider with short pauses in its streams.
+    pub fn new() -> anyhow::Result<Self> {
+        Self::with(false)
+    }
+
+    /// As [`Stage::new`]; offers HTTP/2 where told to.
+    pub fn with(http2: bool) -> anyhow::Result<Self> {
+        // 127.0.0.0/8 is loopback without any set-up; each process and each of its stages has its own.
+        let [low, high, ..] = std::process::id().to_le_bytes();
+        let stage = NEXT_ADDRESS.fetch_add(1, Ordering::Relaxed);
+        let address = Ipv4Addr::new(127, 64 | (high & 63), low, stage);
+        let scratch = Scratch::new("stage")?;
+        let options = Options {
+            listen: SocketAddr::new(IpAddr::V4(address), 443),
+            http2,
+            piece_delay: Duration::from_millis(2),
+            log: None,
+        };
+        let provider = Provider::start(&options)?;
+        provider.write_root(&scratch.join("root.pem"))?;
+        let mut hosts = "127.0.0.1 localhost\n".to_owned();
+        for name in NAMES.iter().filter(|name| name.contains('.')) {
+            writeln!(hosts, "{address} {name}")?;
+        }
+        std::fs::write(scratch.join("hosts"), hosts)?;
+        Ok(Self { provider, scratch })
+    }
+
+    /// The certificate to trust.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.scratch.join("root.pem")
+    }
+
+    /// The names, as an `/etc/hosts`.
+    #[must_use]
+    pub fn hosts(&self) -> PathBuf {
+        self.scratch.join("hosts")
+    }
+
+    /// A program that sees the names and trusts the authority, with nothing else of this environment.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--", "sh", "-c", WITH_HOSTS, "sh"]);
+        command.arg(self.hosts()).arg(program);
+        self.equip(&mut command);
+        command
+    }
+
+    /// Gives `command` the environment of a client.
+    pub fn equip(&self, command: &mut Command) {
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command
+            .env("HOME", self.scratch.path())
+            .env("LANG", "C.UTF-8")
+            .env("PYTHONDONTWRITEBYTECODE", "1");
+        for name in ["SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"]
+        {
+            command.env(name, self.root());
+        }
+        command.env("OPENAI_API_KEY", "test-key").env("ANTHROPIC_API_KEY", "test-key");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    }
+
+    /// `curl` with a JSON body to a URL. It speaks HTTP/1.1 unless the provider offers more.
+    #[must_use]
+    pub fn curl(&self, url: &str, body: &Value) -> Command {
+        let mut command = self.command("curl");
+        command.args([
+            "--silent",
+            "--show-error",
+            "--fail-with-body",
+            "--no-buffer",
+            "--max-time",
+            "20",
+        ]);
+        command.args([
+            "--header",
+            "Content-Type: application/json",
+            "--header",
+            "Authorization: Bearer test-key",
+        ]);
+        command.args(["--data-binary", &body.to_string(), url]);
+        command
+    }
+
+    /// A call by one of the Python clients; see `clients/call.py`.
+    pub fn python(&self, sdk: &str, arguments: &[&str]) -> anyhow::Result<Command> {
+        let mut command = self.command(python()?);
+        command.arg(script("call.py")).arg(sdk).args(arguments);
+        Ok(command)
+    }
+
+    /// Node's own `fetch`.
+    #[must_use]
+    pub fn node(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command("node");
+        command.arg(script("call.mjs")).args(arguments);
+        command
+    }
+}
+
+/// The interpreter with the SDKs: `GENOPS_VENV`, or the one that `cargo xtask` made.
+pub fn python() -> anyhow::Result<PathBuf> {
+    let venv = std::env::var_os("GENOPS_VENV").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/venv"),
+        PathBuf::from,
+    );
+    let python = venv.join("bin/python3");
+    ensure!(python.exists(), "no Python clients are installed: run `cargo xtask setup`");
+    Ok(python)
+}
+
+/// A client program of this project's, by name.
+#[must_use]
+pub fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
+}
+
+/// A client that ran: its process id and what it said.
+#[derive(Debug)]
+pub struct Finished {
+    /// Process id it had.
+    pub pid: u32,
+    /// Exit status and output.
+    pub output: Output,
+    /// From start to end of the process.
+    pub took: Duration,
+}
+
+impl Finished {
+    /// The report of one of our scripts: its last line, as JSON.
+    pub fn report(&self) -> anyhow::Result<Value> {
+        let text = String::from_utf8_lossy(&self.output.stdout);
+        let line =
+            text.lines().next_back().with_context(|| format!("no report: {}", self.stderr()))?;
+        serde_json::from_str(line).with_context(|| format!("`{line}`: {}", self.stderr()))
+    }
+
+    /// What it wrote to standard error.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+
+    /// Fails unless the client ended well.
+    pub fn succeeded(self) -> anyhow::Result<Self> {
+        ensure!(self.output.status.success(), "{}: {}", self.output.status, self.stderr());
+        Ok(self)
+    }
+}
+
+/// Runs a client to its end.
+pub fn run(command: &mut Command) -> anyhow::Result<Finished> {
+    finish(command.spawn()?)
+}
+
+/// Waits for a client that was started.
+pub fn finish(mut child: Child) -> anyhow::Result<Finished> {
+    let pid = child.id();
+    let started = Instant::now();
+    let watched = std::thread::spawn(move || -> anyhow::Result<Output> {
+        // What clients write fits a pipe; the longest is a streamed answer.
+        while child.try_wait()?.is_none() {
+            if started.elapsed() > PATIENCE {
+                child.kill()?;
+                bail!("the client goes on after {PATIENCE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(child.wait_with_output()?)
+    });
+    let output = watched.join().ok().context("the watching thread panicked")??;
+    Ok(Finished { pid, output, took: started.elapsed() })
+}

@@ -1,0 +1,240 @@
+//! What reached the provider: connections with their byte counts, and requests.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// One TLS connection whose handshake was completed.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// Bytes that came out of TLS: what the client's program wrote.
+    pub application_bytes: u64,
+    /// Bytes that came from the network after the handshake, readable or not.
+    pub sealed_bytes: u64,
+    /// Not closed by either side so far.
+    pub open: bool,
+}
+
+/// One request whose body arrived in full.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Index of its [`Connection`].
+    pub connection: usize,
+    /// As sent.
+    pub method: String,
+    /// The `Host` header, or the authority of HTTP/2.
+    pub host: String,
+    /// Without the query.
+    pub path: String,
+    /// Length of the body, in bytes.
+    pub body_bytes: usize,
+    /// The model asked for.
+    pub model: Option<String>,
+    /// It was answered with server-sent events.
+    pub stream: bool,
+    /// Input tokens that the answer says.
+    pub input_tokens: Option<u64>,
+    /// Output tokens that the answer says.
+    pub output_tokens: Option<u64>,
+}
+
+/// Shared by the provider's threads and the test that asks.
+#[derive(Clone, Debug)]
+pub struct Log(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    connections: Vec<Connection>,
+    requests: Vec<Request>,
+    file: Option<File>,
+}
+
+impl Log {
+    pub(super) fn new(path: Option<&Path>) -> anyhow::Result<Self> {
+        let file = match path {
+            Some(path) => {
+                let file = File::options().create(true).append(true).open(path);
+                Some(file.with_context(|| format!("{}", path.display()))?)
+            }
+            None => None,
+        };
+        Ok(Self(Arc::new(Mutex::new(State { file, ..State::default() }))))
+    }
+
+    /// Every connection so far.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Connection> {
+        self.lock().connections.clone()
+    }
+
+    /// Every request so far.
+    #[must_use]
+    pub fn requests(&self) -> Vec<Request> {
+        self.lock().requests.clone()
+    }
+
+    /// Number of requests so far.
+    #[must_use]
+    pub fn request_count(&self) -> usize {
+        self.lock().requests.len()
+    }
+
+    /// Waits until there are `count` connections; false when `patience` is over first.
+    #[must_use]
+    pub fn wait_for_connections(&self, count: usize, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.lock().connections.len() < count {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+
+    pub(super) fn opened(&self, peer: SocketAddr) -> usize {
+        let mut state = self.lock();
+        let connection = state.connections.len();
+        state.connections.push(Connection {
+            peer,
+            application_bytes: 0,
+            sealed_bytes: 0,
+            open: true,
+        });
+        state.write(
+            &json!({"type": "connection", "connection": connection, "peer": peer.to_string()}),
+        );
+        connection
+    }
+
+    pub(super) fn request(&self, request: Request) {
+        let mut state = self.lock();
+        let Request {
+            connection,
+            method,
+            host,
+            path,
+            body_bytes,
+            model,
+            stream,
+            input_tokens,
+            output_tokens,
+        } = &request;
+        let line = json!({
+            "type": "request", "connection": connection, "method": method, "host": host, "path": path,
+            "body_bytes": body_bytes, "model": model, "stream": stream,
+            "input_tokens": input_tokens, "output_tokens": output_tokens,
+        });
+        state.write(&line);
+        state.requests.push(request);
+    }
+
+    pub(super) fn closed(&self, connection: usize) {
+        let mut state = self.lock();
+        let Some(entry) = state.connections.get_mut(connection) else { return };
+        entry.open = false;
+        let line = json!({
+            "type": "close", "connection": connection,
+            "application_bytes": entry.application_bytes, "sealed_bytes": entry.sealed_bytes,
+        });
+        state.write(&line);
+    }
+
+    fn count(&self, connection: usize, layer: Layer, bytes: u64) {
+        if let Some(entry) = self.lock().connections.get_mut(connection) {
+            match layer {
+                Layer::Application => entry.application_bytes += bytes,
+                Layer::Sealed => entry.sealed_bytes += bytes,
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// A log that cannot be written makes the test that reads it fail; serving goes on.
+    fn write(&mut self, line: &Value) {
+        if let Some(file) = &mut self.file
+            && let Err(error) = writeln!(file, "{line}")
+        {
+            eprintln!("provider log: {error}");
+        }
+    }
+}
+
+/// Which side of TLS is counted.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Layer {
+    /// Below TLS.
+    Sealed,
+    /// Above TLS.
+    Application,
+}
+
+/// A stream that reports what is read from it, once it is told whose bytes they are.
+#[derive(Debug)]
+pub(super) struct Counted<S> {
+    inner: S,
+    layer: Layer,
+    log: Log,
+    connection: Option<usize>,
+}
+
+impl<S> Counted<S> {
+    pub(super) fn new(inner: S, layer: Layer, log: Log) -> Self {
+        Self { inner, layer, log, connection: None }
+    }
+
+    /// Counts from here on.
+    pub(super) fn belongs_to(&mut self, connection: usize) {
+        self.connection = Some(connection);
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        let read = buf.filled().len().saturating_sub(before);
+        if let Some(connection) = self.connection {
+            self.log.count(connection, self.layer, read as u64);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,3 @@
+//! Set-up, build, test and measurement commands of the workspace: `cargo xtask help`.
+
+fn main() {}
