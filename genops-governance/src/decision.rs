@@ -1,0 +1,204 @@
+//! Decisions and their reasons (spec §4 and §5). The combinations that the specification forbids
+//! can't be written down: a reason is there exactly where it must be.
+
+use std::fmt;
+
+/// Why a result is not `ALLOWED` (spec §5.2).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ReasonCode {
+    /// Nothing is left of a budget, or one request would cost more than one may.
+    BudgetExceeded,
+    /// Something is left, but less than this request may cost.
+    BudgetReservationFailed,
+    /// The model, or its provider, is not for this principal.
+    PolicyDenyModel,
+    /// The region is not for this principal.
+    PolicyDenyRegion,
+    /// The text sent to the model is not.
+    PolicyDenyContent,
+    /// Too many requests.
+    RateLimited,
+    /// A latency target was missed.
+    SlaLatencyViolation,
+    /// The provider failed before.
+    ProviderErrorUpstream,
+    /// The accounts could not be kept.
+    AccountingInvariantViolation,
+    /// An extension, `x_` and lower-case alphanumerics or underscores.
+    Extension(Extension),
+}
+
+/// The name of an extension code; only names that the specification permits exist.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Extension(std::borrow::Cow<'static, str>);
+
+macro_rules! extensions {
+    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+        impl ReasonCode { $($(#[$doc])* pub const $name: Self = Self::Extension(Extension(std::borrow::Cow::Borrowed($text)));)* }
+    };
+}
+
+extensions! {
+    /// Nothing is known of who asks.
+    IDENTITY_UNRESOLVED = "x_identity_unresolved";
+    /// No configured principal matches the process.
+    UNMAPPED_PRINCIPAL = "x_unmapped_principal";
+    /// No grant or no policy permits this.
+    NO_AUTHORITY = "x_no_authority";
+    /// A grant of the chain has expired or is not yet valid.
+    AUTHORITY_EXPIRED = "x_authority_expired";
+    /// A grant of the chain was revoked.
+    AUTHORITY_REVOKED = "x_authority_revoked";
+    /// More than a grant of the chain allows, or too long a chain.
+    DELEGATION_EXCEEDED = "x_delegation_exceeded";
+    /// A policy could not be evaluated.
+    POLICY_ERROR = "x_policy_error";
+    /// A human must approve first.
+    APPROVAL_REQUIRED = "x_approval_required";
+    /// Too many at the same time.
+    CONCURRENCY_EXCEEDED = "x_concurrency_exceeded";
+    /// No price is known for the model.
+    PRICE_UNKNOWN = "x_price_unknown";
+    /// Most of a budget is used.
+    BUDGET_THRESHOLD = "x_budget_threshold";
+    /// No decision came in time, and the configuration says to refuse then.
+    DECISION_TIMEOUT = "x_decision_timeout";
+    /// The request could not be read, and a policy needs what it says.
+    UNREADABLE = "x_unreadable_request";
+}
+
+impl ReasonCode {
+    /// The codes of the specification, in its order.
+    pub const STANDARD: [(&'static str, Self); 9] = [
+        ("BUDGET_EXCEEDED", Self::BudgetExceeded),
+        ("BUDGET_RESERVATION_FAILED", Self::BudgetReservationFailed),
+        ("POLICY_DENY_MODEL", Self::PolicyDenyModel),
+        ("POLICY_DENY_REGION", Self::PolicyDenyRegion),
+        ("POLICY_DENY_CONTENT", Self::PolicyDenyContent),
+        ("RATE_LIMITED", Self::RateLimited),
+        ("SLA_LATENCY_VIOLATION", Self::SlaLatencyViolation),
+        ("PROVIDER_ERROR_UPSTREAM", Self::ProviderErrorUpstream),
+        ("ACCOUNTING_INVARIANT_VIOLATION", Self::AccountingInvariantViolation),
+    ];
+
+    /// Reads a code; `None` where the specification knows no such code.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some((_, code)) = Self::STANDARD.iter().find(|(name, _)| *name == text) {
+            return Some(code.clone());
+        }
+        let rest = text.strip_prefix("x_")?;
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        let extension = !rest.is_empty() && rest.bytes().all(fits);
+        extension.then(|| Self::Extension(Extension(text.to_owned().into())))
+    }
+
+    /// The code as telemetry spells it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::BudgetExceeded => "BUDGET_EXCEEDED",
+            Self::BudgetReservationFailed => "BUDGET_RESERVATION_FAILED",
+            Self::PolicyDenyModel => "POLICY_DENY_MODEL",
+            Self::PolicyDenyRegion => "POLICY_DENY_REGION",
+            Self::PolicyDenyContent => "POLICY_DENY_CONTENT",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::SlaLatencyViolation => "SLA_LATENCY_VIOLATION",
+            Self::ProviderErrorUpstream => "PROVIDER_ERROR_UPSTREAM",
+            Self::AccountingInvariantViolation => "ACCOUNTING_INVARIANT_VIOLATION",
+            Self::Extension(Extension(name)) => name,
+        }
+    }
+}
+
+impl fmt::Display for ReasonCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The four results of spec §4.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PolicyResult {
+    /// May run.
+    Allowed,
+    /// Must not run.
+    Blocked,
+    /// May run, and somebody should look.
+    Warning,
+    /// Must not run now.
+    RateLimited,
+}
+
+impl PolicyResult {
+    /// The result as telemetry spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "ALLOWED",
+            Self::Blocked => "BLOCKED",
+            Self::Warning => "WARNING",
+            Self::RateLimited => "RATE_LIMITED",
+        }
+    }
+}
+
+/// A permission: the unit of work runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permission {
+    /// Without a remark.
+    Allow,
+    /// With one.
+    Warn(ReasonCode),
+}
+
+/// A refusal: the unit of work does not run. There is always a reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// By policy, authority or budget.
+    Block(ReasonCode),
+    /// By rate or concurrency.
+    LimitRate(ReasonCode),
+}
+
+impl Refusal {
+    /// Why.
+    #[must_use]
+    pub fn reason(&self) -> &ReasonCode {
+        match self {
+            Self::Block(code) | Self::LimitRate(code) => code,
+        }
+    }
+}
+
+/// A finished evaluation. A reason is present exactly where the spec demands one (§5.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The work may run.
+    Permit(Permission),
+    /// It must not.
+    Refuse(Refusal),
+}
+
+impl Decision {
+    /// What telemetry calls it.
+    #[must_use]
+    pub fn result(&self) -> PolicyResult {
+        match self {
+            Self::Permit(Permission::Allow) => PolicyResult::Allowed,
+            Self::Permit(Permission::Warn(_)) => PolicyResult::Warning,
+            Self::Refuse(Refusal::Block(_)) => PolicyResult::Blocked,
+            Self::Refuse(Refusal::LimitRate(_)) => PolicyResult::RateLimited,
+        }
+    }
+
+    /// Why, unless allowed.
+    #[must_use]
+    pub fn reason(&self) -> Option<&ReasonCode> {
+        match self {
+            Self::Permit(Permission::Allow) => None,
+            Self::Permit(Permission::Warn(code)) => Some(code),
+            Self::Refuse(refusal) => Some(refusal.reason()),
+        }
+    }
+}

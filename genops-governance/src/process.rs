@@ -1,0 +1,74 @@
+//! What is known of a process. The facts are discovered elsewhere; here they are only described.
+
+/// A process, also after its number was given to another: number and start time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProcessKey {
+    /// Thread-group id, in the initial pid namespace.
+    pub pid: u32,
+    /// Start time, in nanoseconds since boot.
+    pub start_ns: u64,
+}
+
+/// A process above another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ancestor {
+    /// Thread-group id.
+    pub pid: u32,
+    /// Name of the command, as the kernel keeps it (15 bytes).
+    pub comm: String,
+    /// Path of the executable.
+    pub exe: Option<String>,
+}
+
+/// Facts about a process. `None` means not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessFacts {
+    /// Which process.
+    pub key: ProcessKey,
+    /// The process that started it.
+    pub parent: Option<ProcessKey>,
+    /// Name of the command, as the kernel keeps it (15 bytes).
+    pub comm: String,
+    /// Path of the executable.
+    pub exe: Option<String>,
+    /// Numeric user.
+    pub uid: Option<u32>,
+    /// Name of the user.
+    pub user: Option<String>,
+    /// Path in the cgroup tree.
+    pub cgroup: Option<String>,
+    /// Innermost systemd unit, such as `refund.service`.
+    pub systemd_unit: Option<String>,
+    /// Container id.
+    pub container_id: Option<String>,
+    /// Kubernetes pod.
+    pub pod_uid: Option<String>,
+    /// Kubernetes namespace.
+    pub namespace: Option<String>,
+    /// Kubernetes service account.
+    pub service_account: Option<String>,
+    /// The processes above, nearest first.
+    pub ancestry: Vec<Ancestor>,
+}
+
+impl ProcessFacts {
+    /// Facts of a process of which only the key and the name are known.
+    #[must_use]
+    pub fn bare(key: ProcessKey, comm: &str) -> Self {
+        Self {
+            key,
+            parent: None,
+            comm: comm.to_owned(),
+            exe: None,
+            uid: None,
+            user: None,
+            cgroup: None,
+            systemd_unit: None,
+            container_id: None,
+            pod_uid: None,
+            namespace: None,
+            service_account: None,
+            ancestry: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Time as an argument: what the caller's clocks say, and the calendar that budgets live by.
+//!
+//! Nothing here reads a clock. Time zones come from the database that is compiled in, so that
+//! the same input gives the same period on every host.
+
+use jiff::{Span, Timestamp, ToSpan as _, Zoned, tz::TimeZone};
+use serde::Deserialize;
+
+/// The two clocks of the caller at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Nanoseconds of a clock that never steps; the origin is the caller's.
+    pub mono_ns: u64,
+    /// Nanoseconds since 1970-01-01 UTC. May step, also backwards.
+    pub unix_ns: u64,
+}
+
+impl Now {
+    /// The wall-clock time of a monotonic time near `self`.
+    #[must_use]
+    pub fn unix_of(self, mono_ns: u64) -> u64 {
+        if mono_ns <= self.mono_ns {
+            self.unix_ns.saturating_sub(self.mono_ns - mono_ns)
+        } else {
+            self.unix_ns.saturating_add(mono_ns - self.mono_ns)
+        }
+    }
+}
+
+/// How often a budget starts anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Period {
+    /// At each full hour.
+    Hour,
+    /// At midnight.
+    Day,
+    /// At midnight before Monday (ISO 8601).
+    Week,
+    /// At midnight before the first of the month.
+    Month,
+    /// Never.
+    Total,
+}
+
+impl Period {
+    /// The name, as in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+            Self::Total => "total",
+        }
+    }
+
+    /// The period that `unix_ns` lies in, as counted in `zone`.
+    ///
+    /// A time that no calendar has (beyond the year 9999) lies in the total period.
+    #[must_use]
+    pub fn at(self, unix_ns: u64, zone: &TimeZone) -> Window {
+        self.window(unix_ns, zone).unwrap_or(Window { start_s: 0, end_s: i64::MAX, of: self })
+    }
+
+    fn window(self, unix_ns: u64, zone: &TimeZone) -> Option<Window> {
+        let now = Timestamp::from_nanosecond(i128::from(unix_ns)).ok()?.to_zoned(zone.clone());
+        let day = || now.start_of_day().ok();
+        let (start, length): (Zoned, Span) = match self {
+            Self::Total => return None,
+            Self::Hour => {
+                // Whole hours of the wall clock; zones with an offset of half an hour included.
+                let into = i64::from(now.minute()) * 60 + i64::from(now.second());
+                let start_s = now.timestamp().as_second() - into;
+                return Some(Window { start_s, end_s: start_s + 3600, of: self });
+            }
+            Self::Day => (day()?, 1.day()),
+            Self::Week => {
+                let back = i64::from(now.weekday().to_monday_zero_offset());
+                let monday = now.checked_sub(back.days()).ok()?;
+                (monday.start_of_day().ok()?, 1.week())
+            }
+            Self::Month => (now.first_of_month().ok()?.start_of_day().ok()?, 1.month()),
+        };
+        let end = start.checked_add(length).ok()?;
+        Some(Window {
+            start_s: start.timestamp().as_second(),
+            end_s: end.timestamp().as_second(),
+            of: self,
+        })
+    }
+}
+
+/// One period of a budget: from `start_s` until just before `end_s`, in seconds since 1970 UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// First second of the period.
+    pub start_s: i64,
+    /// First second after it; `i64::MAX` where it never ends.
+    pub end_s: i64,
+    of: Period,
+}
+
+impl Window {
+    /// The period's name in telemetry: `2026-11-22T14`, `2026-11-22`, `2026-W47`, `2026-11`, `total`.
+    #[must_use]
+    pub fn label(&self, zone: &TimeZone) -> String {
+        let format = match self.of {
+            Period::Hour => "%Y-%m-%dT%H",
+            Period::Day => "%Y-%m-%d",
+            Period::Week => "%G-W%V",
+            Period::Month => "%Y-%m",
+            Period::Total => return "total".to_owned(),
+        };
+        let Ok(start) = Timestamp::from_second(self.start_s) else { return "total".to_owned() };
+        start.to_zoned(zone.clone()).strftime(format).to_string()
+    }
+}
+
+/// Reads a moment as RFC 3339 writes it (`2027-01-01T00:00:00Z`) into nanoseconds since 1970.
+///
+/// # Errors
+///
+/// A sentence that says what a moment looks like.
+pub fn parse_moment(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is not a moment like 2027-01-01T00:00:00Z");
+    let moment: Timestamp = text.parse().map_err(|_| wrong())?;
+    u64::try_from(moment.as_nanosecond()).map_err(|_| wrong())
+}
+
+/// Writes a moment as RFC 3339 does, in UTC, to the second.
+#[must_use]
+pub fn format_moment(unix_ns: u64) -> String {
+    Timestamp::from_nanosecond(i128::from(unix_ns)).map_or_else(
+        |_| "beyond the calendar".to_owned(),
+        |it| it.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    )
+}
+
+/// Reads a time zone: an IANA name such as `Europe/Berlin`, or `UTC`.
+///
+/// # Errors
+///
+/// A sentence that names the mend.
+pub fn parse_zone(name: &str) -> Result<TimeZone, String> {
+    TimeZone::get(name)
+        .map_err(|_| format!("`{name}` is not a time zone like UTC or Europe/Berlin"))
+}
