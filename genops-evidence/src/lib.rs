@@ -1,0 +1,44 @@
+//! An append-only, signed log of opaque records that anybody can verify offline.
+//!
+//! The log is a Merkle tree (RFC 6962) kept in the published C2SP formats: [tlog-tiles] for hashes
+//! and entries, [tlog-checkpoint] in [signed-note] with Ed25519 for the signed tree head,
+//! [tlog-cosignature] and [tlog-witness] for witnesses, [tlog-proof] for the proof of one record.
+//! A write-ahead log makes a record durable before its Merkle leaf is published.
+//!
+//! This crate knows nothing of AI, policies or JSON: a record is bytes. It reads no clock (time is an
+//! argument) and no network.
+//!
+//! # An evidence directory
+//!
+//! ```text
+//! checkpoint              the newest signed tree head
+//! checkpoints/<size>      the tree head at every multiple of 1,024 records
+//! log.vkey                the public key of the log, and those that followed it
+//! rotations/<n>           statements signed by an old key and its successor
+//! tile/<level>/<n>        hashes            (C2SP tlog-tiles)
+//! tile/entries/<n>        records           (C2SP tlog-tiles)
+//! pruned                  signed: the first record whose bytes are still kept; absent: all are
+//! wal/segments            which write-ahead segments are in use; empty after a clean stop
+//! wal/<first index>       records that may not be in `tile/entries` yet
+//! lock                    held while the log is open; empty
+//! keys/                   secrets, for the owner only; not part of what an auditor is given
+//! ```
+//!
+//! [tlog-tiles]: https://c2sp.org/tlog-tiles
+//! [tlog-checkpoint]: https://c2sp.org/tlog-checkpoint
+//! [signed-note]: https://c2sp.org/signed-note
+//! [tlog-cosignature]: https://c2sp.org/tlog-cosignature
+//! [tlog-witness]: https://c2sp.org/tlog-witness
+//! [tlog-proof]: https://c2sp.org/tlog-proof
+
+pub mod files;
+pub mod log;
+pub mod note;
+mod publish;
+pub mod read;
+pub mod tree;
+pub mod wal;
+
+pub use log::{AppendError, CommitError, Log, OpenError, Options, PublishError, Recovery};
+pub use note::{Checkpoint, TreeHead};
+pub use read::{Directory, ReadError};

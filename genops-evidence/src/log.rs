@@ -1,0 +1,646 @@
+//! The log that an agent writes: durable first, published after.
+//!
+//! [`Log::append`] and [`Log::commit`] run on the caller's thread and touch only the write-ahead log:
+//! one write and one `fdatasync` for everything appended since the last commit. Tiles, bundles and
+//! checkpoints are written by a thread of the log's own, which [`Log::tick`] wakes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::files::{self, TileKind, Writer};
+use crate::note::{Checkpoint, KeyType, NoteError, PublicKey, SecretKey, TreeHead};
+use crate::publish::{self, Publisher};
+use crate::read::{self, Directory, ReadError};
+use crate::tree::{self, Edge, TILE_WIDTH};
+use crate::wal::{self, RECORD_LIMIT, SEGMENT_BYTES, Wal};
+
+/// How a log is kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Identity of a log that does not exist yet: a schema-less URL without spaces or `+`.
+    /// An existing log keeps the one it has.
+    pub origin: String,
+    /// Secret key to sign with: a mounted secret or systemd credential. `None`: the log's own,
+    /// made at first start.
+    pub key_file: Option<PathBuf>,
+    /// Length of a write-ahead segment, in bytes; at least 1 MiB.
+    pub segment_bytes: u32,
+    /// Longest time between two checkpoints while records come in.
+    pub checkpoint_ms: u64,
+    /// Most records between two checkpoints.
+    pub checkpoint_records: u64,
+}
+
+impl Options {
+    /// The defaults for a log of that identity.
+    #[must_use]
+    pub fn new(origin: &str) -> Self {
+        Self {
+            origin: origin.to_owned(),
+            key_file: None,
+            segment_bytes: SEGMENT_BYTES,
+            checkpoint_ms: 1_000,
+            checkpoint_records: 1_024,
+        }
+    }
+}
+
+/// What was found when the log was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// There was no log before.
+    pub created: bool,
+    /// The log was closed properly the last time, or is new.
+    pub clean: bool,
+    /// Records in the log now.
+    pub size: u64,
+    /// Records that the last checkpoint covered.
+    pub published: u64,
+    /// Writes that a crash had cut short: file and offset.
+    pub torn: Vec<(String, usize)>,
+    /// The log's public key.
+    pub key: PublicKey,
+}
+
+/// The log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("{0}: in use by another process")]
+    InUse(PathBuf),
+    /// The directory cannot be made or used.
+    #[error("{path}: {source}")]
+    Io {
+        /// File or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file in it is missing or not as it was written.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The log holds less than a checkpoint promised. It is not signed again: that would hide it.
+    #[error(
+        "{file}: the checkpoint covers {signed} records, the log has {present}: rollback refused"
+    )]
+    Rollback {
+        /// The checkpoint.
+        file: String,
+        /// Records that were promised.
+        signed: u64,
+        /// Records that are there.
+        present: u64,
+    },
+    /// The secret key is not that of the log.
+    #[error("{path}: {source}")]
+    Key {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: NoteError,
+    },
+    /// The secret key is of another log.
+    #[error("{path}: not the key of this log; the log says `{expected}`")]
+    WrongKey {
+        /// Its file.
+        path: PathBuf,
+        /// The key that signed last.
+        expected: String,
+    },
+}
+
+/// A record was not taken.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// Its length does not fit an entry bundle.
+    #[error("a record has 1 to {RECORD_LIMIT} bytes, not {0}")]
+    Length(usize),
+    /// Too much waits to become durable or to be published: the disk does not keep up, or refuses.
+    #[error("the write-ahead buffer is full")]
+    Full,
+}
+
+/// Records could not be made durable; they still wait.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The disk refused.
+    #[error("write-ahead log: {0}")]
+    Io(#[from] io::Error),
+    /// The publishing thread is gone.
+    #[error("the publishing thread ended")]
+    Ended,
+}
+
+/// Records are durable but tiles or checkpoints could not be written; it is tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("tiles and checkpoints: {0}")]
+pub struct PublishError(pub String);
+
+/// What the publishing thread is asked to do.
+enum Job {
+    /// Records, each behind its length as in a bundle.
+    Records(Vec<u8>),
+    Publish(Option<SyncSender<Result<Checkpoint, String>>>),
+    Rotate {
+        key: SecretKey,
+        number: usize,
+        done: SyncSender<Result<(), String>>,
+    },
+}
+
+/// What the publishing thread says.
+#[derive(Debug, Default)]
+struct Status {
+    /// Published since it was last taken.
+    fresh: Option<Checkpoint>,
+    published: u64,
+    pending_bytes: usize,
+    error: Option<String>,
+}
+
+/// An open log.
+#[derive(Debug)]
+pub struct Log {
+    directory: PathBuf,
+    options: Options,
+    wal: Wal,
+    jobs: Option<SyncSender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    status: Arc<Mutex<Status>>,
+    /// Records handed to the publishing thread, and up to where it was asked to publish.
+    handed: u64,
+    asked: u64,
+    asked_unix_ms: u64,
+    keys: usize,
+    key_file: PathBuf,
+    _lock: File,
+}
+
+impl Log {
+    /// Opens the log in `directory`, or makes one.
+    ///
+    /// Records that a crash left in the write-ahead log are published at once. A log that lost
+    /// something it had signed is refused.
+    pub fn open(directory: &Path, options: Options) -> Result<(Self, Recovery), OpenError> {
+        let lock = prepare(directory)?;
+        let dir = Directory::new(directory);
+        let created = is_empty_log(&dir)?;
+        if created {
+            create(directory, &options)?;
+        }
+        let keys = dir.keys()?;
+        let (key, key_file) = load_key(directory, &options, keys.last())?;
+        let origin = key.public().name().to_owned();
+        let checkpoint = dir.checkpoint()?;
+        read::verify_checkpoint(&checkpoint, &keys).map_err(ReadError::note(files::CHECKPOINT))?;
+        let (edge, bundle) = restore(&dir, &checkpoint.head)?;
+        let published = edge.size();
+        let mut publisher = Publisher::new(directory, origin, vec![key], edge, bundle);
+
+        let list = dir.segments()?;
+        let mut torn = Vec::new();
+        recover(&dir, &list, &mut publisher, &mut torn)?;
+        let clean = list.is_empty();
+        let failed = |source| OpenError::Io { path: directory.to_owned(), source };
+        if !clean {
+            remove_leftovers(directory, published).map_err(failed)?;
+        }
+        let size = publisher.size();
+        if size > published {
+            publisher.publish().map_err(failed)?;
+        }
+        let mut wal = Wal::new(directory, options.segment_bytes, list, size);
+        wal.release(size).map_err(failed)?;
+
+        let recovery = Recovery {
+            created,
+            clean,
+            size,
+            published,
+            torn,
+            key: keys.last().cloned().unwrap_or_else(|| unreachable!("a log has a key")),
+        };
+        let status = Arc::new(Mutex::new(Status { published: size, ..Status::default() }));
+        let (jobs, inbox) = sync_channel(64);
+        let shared = Arc::clone(&status);
+        let thread = std::thread::Builder::new()
+            .name("evidence".to_owned())
+            .spawn(move || work(publisher, &inbox, &shared))
+            .map_err(failed)?;
+        let log = Self {
+            directory: directory.to_owned(),
+            options,
+            wal,
+            jobs: Some(jobs),
+            thread: Some(thread),
+            status,
+            handed: size,
+            asked: size,
+            asked_unix_ms: 0,
+            keys: keys.len(),
+            key_file,
+            _lock: lock,
+        };
+        Ok((log, recovery))
+    }
+
+    /// Where the log is.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Records appended so far, durable or not: the index of the next one.
+    #[must_use]
+    pub fn next_index(&self) -> u64 {
+        self.wal.next()
+    }
+
+    /// Records that are durable.
+    #[must_use]
+    pub fn durable(&self) -> u64 {
+        self.wal.durable()
+    }
+
+    /// Takes a record and returns its index. It is durable after the next [`Log::commit`].
+    pub fn append(&mut self, record: &[u8]) -> Result<u64, AppendError> {
+        if record.is_empty() || record.len() > RECORD_LIMIT {
+            return Err(AppendError::Length(record.len()));
+        }
+        let pending = self.lock_status().pending_bytes;
+        if !self.wal.has_room(record.len()) || pending > publish::PENDING_LIMIT {
+            return Err(AppendError::Full);
+        }
+        Ok(self.wal.append(record))
+    }
+
+    /// Makes every record durable that was appended: one write and one `fdatasync`. Does nothing
+    /// where nothing waits.
+    pub fn commit(&mut self) -> Result<(), CommitError> {
+        let mut batch = Vec::new();
+        let result = self.wal.commit(|record| {
+            let len = u16::try_from(record.len()).unwrap_or(u16::MAX);
+            batch.extend_from_slice(&len.to_be_bytes());
+            batch.extend_from_slice(record);
+        });
+        if !batch.is_empty() {
+            self.send(Job::Records(batch)).map_err(|()| CommitError::Ended)?;
+            self.handed = self.wal.durable();
+        }
+        Ok(result?)
+    }
+
+    /// Lets checkpoints keep pace: asks for one when enough records or time have passed, and returns
+    /// the newest that was finished since the last call. Never waits for the disk.
+    pub fn tick(&mut self, unix_ms: u64) -> Result<Option<Checkpoint>, PublishError> {
+        let waiting = self.handed - self.asked;
+        let due = unix_ms.saturating_sub(self.asked_unix_ms) >= self.options.checkpoint_ms;
+        if waiting >= self.options.checkpoint_records || (waiting > 0 && due) {
+            let jobs = self.jobs.as_ref();
+            // A full queue means that publishing lags; the next tick asks again.
+            if jobs.is_some_and(|jobs| jobs.try_send(Job::Publish(None)).is_ok()) {
+                self.asked = self.handed;
+                self.asked_unix_ms = unix_ms;
+            }
+        }
+        let (fresh, published, error) = {
+            let mut status = self.lock_status();
+            (status.fresh.take(), status.published, status.error.take())
+        };
+        if let Some(error) = error {
+            self.asked = published;
+            return Err(PublishError(error));
+        }
+        if fresh.is_some() {
+            self.wal.release(published).map_err(|error| PublishError(error.to_string()))?;
+        }
+        Ok(fresh)
+    }
+
+    /// Makes everything durable, publishes it and waits for that.
+    pub fn publish(&mut self) -> Result<Checkpoint, PublishError> {
+        self.commit().map_err(|error| PublishError(error.to_string()))?;
+        let (done, answer) = sync_channel(1);
+        let ended = || PublishError(CommitError::Ended.to_string());
+        self.send(Job::Publish(Some(done))).map_err(|()| ended())?;
+        let checkpoint = answer.recv().map_err(|_| ended())?.map_err(PublishError)?;
+        self.asked = self.handed;
+        self.wal.release(checkpoint.head.size).map_err(|error| PublishError(error.to_string()))?;
+        Ok(checkpoint)
+    }
+
+    /// Ends the log properly: nothing is left in the write-ahead log.
+    pub fn close(mut self) -> Result<Checkpoint, PublishError> {
+        let checkpoint = self.publish()?;
+        self.wal.close_segment();
+        self.wal.release(checkpoint.head.size).map_err(|error| PublishError(error.to_string()))?;
+        Ok(checkpoint)
+    }
+
+    /// Makes a new key, signed for by the present one; checkpoints carry both signatures until the
+    /// log is opened the next time. Returns the new public key.
+    ///
+    /// # Errors
+    ///
+    /// Also where the key was given by the configuration: then whoever gives it changes it.
+    pub fn rotate_key(&mut self) -> Result<PublicKey, PublishError> {
+        let failed = |error: &dyn std::fmt::Display| PublishError(error.to_string());
+        if self.options.key_file.is_some() {
+            return Err(PublishError("the key is given from outside; change it there".to_owned()));
+        }
+        let name = Directory::new(&self.directory)
+            .keys()
+            .map_err(|error| failed(&error))?
+            .last()
+            .map(|key| key.name().to_owned())
+            .unwrap_or_default();
+        let key = SecretKey::generate(&name, KeyType::Note).map_err(|error| failed(&error))?;
+        let public = key.public().clone();
+        // The new secret is kept beside the old one until the statement about it is durable.
+        let next = self.directory.join(files::KEYS).join("next.key");
+        write_secret(&next, &key.to_text()).map_err(|error| failed(&error))?;
+        let (done, answer) = sync_channel(1);
+        let ended = || PublishError(CommitError::Ended.to_string());
+        let job = Job::Rotate { key, number: self.keys, done };
+        self.send(job).map_err(|()| ended())?;
+        answer.recv().map_err(|_| ended())?.map_err(PublishError)?;
+        fs::rename(&next, &self.key_file).map_err(|error| failed(&error))?;
+        self.keys += 1;
+        Ok(public)
+    }
+
+    fn send(&self, job: Job) -> Result<(), ()> {
+        self.jobs.as_ref().ok_or(())?.send(job).map_err(|_| ())
+    }
+
+    fn lock_status(&self) -> std::sync::MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Log {
+    /// Waits for the publishing thread; what is durable but unpublished is found at the next start.
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap_or_default();
+        }
+    }
+}
+
+/// The publishing thread.
+fn work(mut publisher: Publisher, inbox: &Receiver<Job>, status: &Mutex<Status>) {
+    let report = |publisher: &Publisher, result: Option<Result<Checkpoint, String>>| {
+        let mut status = status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.published = publisher.published();
+        status.pending_bytes = publisher.pending_bytes();
+        match result {
+            Some(Ok(checkpoint)) => status.fresh = Some(checkpoint),
+            Some(Err(error)) => status.error = Some(error),
+            None => {}
+        }
+    };
+    while let Ok(job) = inbox.recv() {
+        match job {
+            Job::Records(batch) => {
+                for record in files::split_bundle(&batch).unwrap_or_default() {
+                    publisher.add(record);
+                }
+                report(&publisher, None);
+            }
+            Job::Publish(reply) => {
+                let result = publisher.publish().map_err(|error| error.to_string());
+                report(&publisher, Some(result.clone()));
+                if let Some(reply) = reply {
+                    // Whoever asked may have gone; then nobody needs the answer.
+                    reply.send(result).unwrap_or_default();
+                }
+            }
+            Job::Rotate { key, number, done } => {
+                let result = publisher.rotate(key, number).map_err(|error| error.to_string());
+                done.send(result).unwrap_or_default();
+            }
+        }
+    }
+}
+
+/// Makes the folders and takes the lock.
+fn prepare(directory: &Path) -> Result<File, OpenError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { path, source }
+    };
+    for folder in ["", files::KEYS, files::WAL, files::TILE, files::TMP] {
+        let path = directory.join(folder);
+        let mode = if folder == files::KEYS { 0o700 } else { 0o750 };
+        let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&path);
+        made.map_err(failed(&path))?;
+    }
+    let path = directory.join(files::LOCK);
+    let lock = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o640)
+        .open(&path)
+        .map_err(failed(&path))?;
+    match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse(directory.to_owned())),
+        Err(errno) => return Err(failed(&path)(errno.into())),
+    }
+    let tmp = directory.join(files::TMP);
+    for entry in fs::read_dir(&tmp).map_err(failed(&tmp))? {
+        let path = entry.map_err(failed(&tmp))?.path();
+        fs::remove_file(&path).map_err(failed(&path))?;
+    }
+    Ok(lock)
+}
+
+/// Whether nothing was ever logged here. A log that lost its checkpoint is not empty.
+fn is_empty_log(dir: &Directory) -> Result<bool, OpenError> {
+    if dir.path().join(files::CHECKPOINT).exists() {
+        return Ok(false);
+    }
+    let tile = dir.path().join(files::TILE);
+    let mut entries =
+        fs::read_dir(&tile).map_err(|source| OpenError::Io { path: tile.clone(), source })?;
+    let unused = dir.path().join(files::SEGMENTS);
+    Ok(entries.next().is_none() && (!unused.exists() || dir.segments()?.is_empty()))
+}
+
+/// Writes what every log has: key, list of segments, empty checkpoint.
+fn create(directory: &Path, options: &Options) -> Result<(), OpenError> {
+    let path = directory.join(files::KEY);
+    let failed = |source| OpenError::Io { path: directory.to_owned(), source };
+    if options.key_file.is_none() && !path.exists() {
+        let key = SecretKey::generate(&options.origin, KeyType::Note)
+            .map_err(|source| OpenError::Key { path: path.clone(), source })?;
+        write_secret(&path, &key.to_text()).map_err(failed)?;
+    }
+    let (key, _) = load_key(directory, options, None)?;
+    let mut writer = Writer::new(directory);
+    let head =
+        TreeHead { origin: key.public().name().to_owned(), size: 0, root: tree::empty_hash() };
+    let vkey = format!("{}\n", key.public());
+    let checkpoint = Checkpoint::sign(head, [&key]).note.to_string();
+    writer
+        .write(files::VKEY, vkey.as_bytes())
+        .and_then(|()| writer.write(files::SEGMENTS, wal::format_list(&[]).as_bytes()))
+        .and_then(|()| writer.settle())
+        .and_then(|()| writer.write(files::CHECKPOINT, checkpoint.as_bytes()))
+        .and_then(|()| writer.settle())
+        .map_err(failed)
+}
+
+/// Writes a secret that only its owner can read, whole or not at all.
+pub(crate) fn write_secret(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write as _;
+    let temporary = path.with_extension("new");
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+}
+
+/// Reads the secret key, which has to be that of the log.
+fn load_key(
+    directory: &Path,
+    options: &Options,
+    expected: Option<&PublicKey>,
+) -> Result<(SecretKey, PathBuf), OpenError> {
+    let own = directory.join(files::KEY);
+    // A rotation that a crash interrupted: the statement is there, the rename is not.
+    let next = directory.join(files::KEYS).join("next.key");
+    let path = options.key_file.clone().unwrap_or(own);
+    let mut found = read_key(&path)?;
+    if let Some(expected) = expected
+        && found.public() != expected
+        && options.key_file.is_none()
+        && next.exists()
+    {
+        let candidate = read_key(&next)?;
+        if candidate.public() == expected {
+            fs::rename(&next, &path)
+                .map_err(|source| OpenError::Io { path: next.clone(), source })?;
+            found = candidate;
+        }
+    }
+    match expected {
+        Some(expected) if found.public() != expected => {
+            Err(OpenError::WrongKey { path, expected: expected.to_string() })
+        }
+        _ => Ok((found, path)),
+    }
+}
+
+fn read_key(path: &Path) -> Result<SecretKey, OpenError> {
+    let failed = |source| OpenError::Io { path: path.to_owned(), source };
+    let text = zeroize::Zeroizing::new(fs::read_to_string(path).map_err(failed)?);
+    let wrong = |source| OpenError::Key { path: path.to_owned(), source };
+    let key = SecretKey::parse(&text).map_err(wrong)?;
+    if key.public().key_type() != KeyType::Note {
+        return Err(wrong(NoteError::Key("a witness key cannot sign a log")));
+    }
+    Ok(key)
+}
+
+/// The right edge of the published tree, from its incomplete tiles.
+fn restore(dir: &Directory, head: &TreeHead) -> Result<(Edge, Vec<u8>), OpenError> {
+    let size = head.size;
+    let mut levels = Vec::new();
+    for (level, width) in (0_u8..).zip(tree::partial_widths(size)) {
+        let index = publish::tile_index(size, level);
+        let hashes = match width {
+            0 => Vec::new(),
+            _ => dir.tile(TileKind::Hashes(level), index, width)?.as_chunks::<32>().0.to_vec(),
+        };
+        levels.push(hashes);
+    }
+    let tail = usize::try_from(size % TILE_WIDTH as u64).unwrap_or(0);
+    let bundle = match tail {
+        0 => Vec::new(),
+        width => dir.tile(TileKind::Entries, size / TILE_WIDTH as u64, width)?,
+    };
+    let present = match files::split_bundle(&bundle) {
+        Ok(records) => size - tail as u64 + records.len() as u64,
+        Err(_) => size - tail as u64,
+    };
+    let rollback =
+        OpenError::Rollback { file: files::CHECKPOINT.to_owned(), signed: size, present };
+    if present != size {
+        return Err(rollback);
+    }
+    match Edge::restore(size, levels).filter(|edge| edge.root() == head.root) {
+        Some(edge) => Ok((edge, bundle)),
+        None => {
+            let what = "the tiles do not have the root that was signed";
+            Err(ReadError::damaged(files::CHECKPOINT, 0, what).into())
+        }
+    }
+}
+
+/// Adds what the write-ahead log holds beyond the published tree.
+fn recover(
+    dir: &Directory,
+    list: &[u64],
+    publisher: &mut Publisher,
+    torn: &mut Vec<(String, usize)>,
+) -> Result<(), OpenError> {
+    for first in list {
+        let segment = dir.segment(*first)?;
+        let scan = wal::scan(&segment.bytes)
+            .map_err(|error| ReadError::damaged(&segment.name, error.offset, error.what))?;
+        if scan.first != *first {
+            return Err(ReadError::damaged(&segment.name, 16, "not the segment of its name").into());
+        }
+        if scan.first > publisher.size() {
+            let what = format!("records {} to {} are missing", publisher.size(), scan.first - 1);
+            return Err(ReadError::damaged(&segment.name, 16, what).into());
+        }
+        for (index, record) in (scan.first..).zip(&scan.records) {
+            if index == publisher.size() {
+                publisher.add(record);
+            }
+        }
+        if let wal::Tail::Torn(at) = scan.tail {
+            torn.push((segment.name, at));
+        }
+    }
+    Ok(())
+}
+
+/// Removes incomplete tiles that a crash left beside those of the published tree.
+fn remove_leftovers(directory: &Path, published: u64) -> io::Result<()> {
+    let keep = publish::partial_names(published);
+    let mut folders = vec![directory.join(files::TILE)];
+    while let Some(folder) = folders.pop() {
+        let partial = folder.extension().is_some_and(|extension| extension == "p");
+        let mut left = 0;
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            } else if partial {
+                let path = entry.path();
+                let name = path.strip_prefix(directory).map_err(io::Error::other)?;
+                if keep.iter().any(|kept| name == Path::new(kept)) {
+                    left += 1;
+                } else {
+                    fs::remove_file(&path)?;
+                }
+            }
+        }
+        if partial && left == 0 {
+            fs::remove_dir(&folder)?;
+        }
+    }
+    Ok(())
+}
