@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::approval::Approval;
 use crate::awu::AwuId;
 use crate::config::Unit;
+use crate::time::Window;
 
 /// One period of one budget.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -179,7 +181,7 @@ pub enum Change {
         why: String,
     },
     /// A human approved one request.
-    Approved(crate::approval::Approval),
+    Approved(Approval),
     /// The approval was used.
     ApprovalUsed {
         /// Which.
@@ -227,9 +229,9 @@ pub struct Ledger {
     sequence: u64,
     accounts: BTreeMap<AccountKey, Account>,
     open: BTreeMap<AwuId, Vec<Share>>,
-    approvals: BTreeMap<String, crate::approval::Approval>,
-    /// Nothing of before is known: see [`Ledger::unknown`].
-    distrusted: bool,
+    approvals: BTreeMap<String, Approval>,
+    /// What was used before this moment is not known: see [`Ledger::unknown`].
+    lost_unix_ns: Option<u64>,
 }
 
 /// A [`Ledger`] as its snapshot writes it.
@@ -237,10 +239,10 @@ pub struct Ledger {
 struct Snapshot {
     version: u32,
     sequence: u64,
-    distrusted: bool,
+    lost_unix_ns: Option<u64>,
     accounts: Vec<(AccountKey, Account)>,
     open: Vec<(AwuId, Vec<Share>)>,
-    approvals: Vec<crate::approval::Approval>,
+    approvals: Vec<Approval>,
 }
 
 impl Ledger {
@@ -250,11 +252,12 @@ impl Ledger {
         Self::default()
     }
 
-    /// A ledger of which the past is lost: every period that begins is charged in full at once,
-    /// until somebody adjusts it. What to run on after a [`RestoreError`] in enforce mode.
+    /// A ledger of which everything before `unix_ns` is lost: periods that had begun by then count
+    /// as used up, until they end or somebody adjusts them. What to run on after a
+    /// [`RestoreError`]: never less than what was spent.
     #[must_use]
-    pub fn unknown() -> Self {
-        Self { distrusted: true, ..Self::default() }
+    pub fn unknown(unix_ns: u64) -> Self {
+        Self { lost_unix_ns: Some(unix_ns), ..Self::default() }
     }
 
     /// Number of the last change.
@@ -280,19 +283,19 @@ impl Ledger {
     }
 
     /// The approvals that were given and not used.
-    pub fn approvals(&self) -> impl Iterator<Item = &crate::approval::Approval> {
+    pub fn approvals(&self) -> impl Iterator<Item = &Approval> {
         self.approvals.values()
     }
 
     /// The whole ledger as the first line of a file; the lines of later entries follow it.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
-        let Self { sequence, accounts, open, approvals, distrusted } = self;
+        let Self { sequence, accounts, open, approvals, lost_unix_ns } = self;
         let pairs = accounts.iter().map(|(key, account)| (key.clone(), account.clone()));
         let snapshot = Snapshot {
             version: 1,
             sequence: *sequence,
-            distrusted: *distrusted,
+            lost_unix_ns: *lost_unix_ns,
             accounts: pairs.collect(),
             open: open.iter().map(|(awu, shares)| (*awu, shares.clone())).collect(),
             approvals: approvals.values().cloned().collect(),
@@ -308,10 +311,10 @@ impl Ledger {
     pub fn restore(bytes: &[u8]) -> Result<Restored, RestoreError> {
         let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
         let first = lines.next().and_then(read_line::<Snapshot>).ok_or(RestoreError::NoSnapshot)?;
-        let Snapshot { version: _, sequence, distrusted, accounts, open, approvals } = first;
+        let Snapshot { version: _, sequence, lost_unix_ns, accounts, open, approvals } = first;
         let approvals = approvals.into_iter().map(|it| (it.id.clone(), it)).collect();
         let (accounts, open) = (accounts.into_iter().collect(), open.into_iter().collect());
-        let mut ledger = Self { sequence, accounts, open, approvals, distrusted };
+        let mut ledger = Self { sequence, accounts, open, approvals, lost_unix_ns };
         let mut lines = lines.enumerate().peekable();
         while let Some((index, bytes)) = lines.next() {
             let line = index + 2;
@@ -330,9 +333,217 @@ impl Ledger {
         Ok(Restored { ledger, torn_bytes: 0 })
     }
 
+    /// Sets amounts aside for a call in every account demanded, or in none. The changes are
+    /// appended to `log`.
+    ///
+    /// # Errors
+    ///
+    /// [`Shortfall`] with the first account that has not enough.
+    pub fn reserve(
+        &mut self,
+        unix_ns: u64,
+        awu: AwuId,
+        demands: &[Demand],
+        log: &mut Vec<Entry>,
+    ) -> Result<(), Shortfall> {
+        for demand in demands {
+            self.begin(unix_ns, demand, log);
+        }
+        for (index, demand) in demands.iter().enumerate() {
+            self.suffices(demand, demands.get(..index).unwrap_or_default())?;
+        }
+        let share = |it: &Demand| Share { key: it.key.clone(), covered: it.amount, beyond: 0 };
+        let shares = demands.iter().map(share).collect();
+        self.commit(unix_ns, Change::Reserved { awu, shares }, log);
+        Ok(())
+    }
+
+    /// Sets amounts aside for a call that can't be stopped: what is not there is noted as beyond.
+    pub fn reserve_unchecked(
+        &mut self,
+        unix_ns: u64,
+        awu: AwuId,
+        demands: &[Demand],
+        log: &mut Vec<Entry>,
+    ) {
+        let mut shares: Vec<Share> = Vec::with_capacity(demands.len());
+        for demand in demands {
+            self.begin(unix_ns, demand, log);
+            let taken: i64 =
+                shares.iter().filter(|it| it.key == demand.key).map(|it| it.covered).sum();
+            let amount = demand.amount.max(0);
+            let left = self.accounts.get(&demand.key).map_or(0, Account::remaining);
+            let covered = amount.min(left.saturating_sub(taken).max(0));
+            shares.push(Share { key: demand.key.clone(), covered, beyond: amount - covered });
+        }
+        self.commit(unix_ns, Change::Reserved { awu, shares }, log);
+    }
+
+    /// The call ended: `actual` has what it used, for each share in order. `None`: not known, and
+    /// all that was set aside is charged. A call without a reservation changes nothing.
+    pub fn settle(
+        &mut self,
+        unix_ns: u64,
+        awu: AwuId,
+        actual: Option<Vec<i64>>,
+        log: &mut Vec<Entry>,
+    ) {
+        if self.open.contains_key(&awu) {
+            self.commit(unix_ns, Change::Settled { awu, actual }, log);
+        }
+    }
+
+    /// The call never ran: what was set aside is free again.
+    pub fn release(&mut self, unix_ns: u64, awu: AwuId, log: &mut Vec<Entry>) {
+        if self.open.contains_key(&awu) {
+            self.commit(unix_ns, Change::Released { awu }, log);
+        }
+    }
+
+    /// Changes an account's allocation by hand.
+    pub fn adjust(&mut self, unix_ns: u64, at: &Demand, by: &str, why: &str, log: &mut Vec<Entry>) {
+        self.begin(unix_ns, at, log);
+        let Demand { key, amount: delta, .. } = at.clone();
+        let (by, why) = (by.to_owned(), why.to_owned());
+        self.commit(unix_ns, Change::Adjusted { key, delta, by, why }, log);
+    }
+
+    /// Takes an approval.
+    pub fn approve(&mut self, unix_ns: u64, approval: Approval, log: &mut Vec<Entry>) {
+        self.commit(unix_ns, Change::Approved(approval), log);
+    }
+
+    /// Uses an approval up. False: there is none of that name.
+    pub fn use_approval(&mut self, unix_ns: u64, id: &str, log: &mut Vec<Entry>) -> bool {
+        let known = self.approvals.contains_key(id);
+        if known {
+            self.commit(unix_ns, Change::ApprovalUsed { id: id.to_owned() }, log);
+        }
+        known
+    }
+
+    /// The period of a budget that a time belongs to. A clock that stepped back behind periods
+    /// that are settled and forgotten gets the oldest one kept: nothing is granted twice.
+    #[must_use]
+    pub fn place(&self, budget: &str, window: Window) -> i64 {
+        let key = |start_s| AccountKey { budget: budget.to_owned(), start_s };
+        if self.accounts.contains_key(&key(window.start_s)) {
+            return window.start_s;
+        }
+        let mut of_budget = self.accounts.range(key(i64::MIN)..=key(i64::MAX));
+        let oldest = of_budget.next().map(|(key, _)| key.start_s);
+        oldest.filter(|start_s| window.start_s < *start_s).unwrap_or(window.start_s)
+    }
+
+    /// Opens the account, or notes its new limit.
+    fn begin(&mut self, unix_ns: u64, demand: &Demand, log: &mut Vec<Entry>) {
+        let Demand { key, end_s, period, unit, limit, amount: _ } = demand;
+        let same = |it: &Account| it.limit == *limit && it.unit == *unit;
+        if self.accounts.get(key).is_some_and(same) {
+            return;
+        }
+        let (key, period) = (key.clone(), period.clone());
+        let (end_s, unit, limit) = (*end_s, *unit, *limit);
+        self.commit(unix_ns, Change::Opened { key, end_s, period, unit, limit }, log);
+    }
+
+    fn suffices(&self, demand: &Demand, before: &[Demand]) -> Result<(), Shortfall> {
+        let taken: i64 = before.iter().filter(|it| it.key == demand.key).map(|it| it.amount).sum();
+        let account = self.accounts.get(&demand.key);
+        let remaining = account.map_or(0, Account::remaining).saturating_sub(taken);
+        if demand.amount >= 0 && demand.amount <= remaining && remaining > 0 {
+            return Ok(());
+        }
+        Err(Shortfall {
+            budget: demand.key.budget.clone(),
+            remaining: remaining.max(0),
+            allocated: account.map_or(0, Account::allocated),
+            wanted: demand.amount,
+        })
+    }
+
+    /// Applies a change and writes it down: the two can't differ.
+    fn commit(&mut self, unix_ns: u64, change: Change, log: &mut Vec<Entry>) {
+        let entry = Entry { sequence: self.sequence + 1, unix_ns, change };
+        self.apply(&entry);
+        log.push(entry);
+    }
+
     /// Does what an entry says.
     fn apply(&mut self, entry: &Entry) {
         self.sequence = entry.sequence;
+        match &entry.change {
+            Change::Opened { key, end_s, period, unit, limit } => {
+                self.open_account(key, *end_s, period, *unit, *limit);
+            }
+            Change::Reserved { awu, shares } => {
+                for share in shares {
+                    if let Some(account) = self.accounts.get_mut(&share.key) {
+                        account.reserved = account.reserved.saturating_add(share.covered);
+                    }
+                }
+                self.open.insert(*awu, shares.clone());
+            }
+            Change::Settled { awu, actual } => self.apply_settled(*awu, actual.as_deref()),
+            Change::Released { awu } => {
+                for share in self.open.remove(awu).unwrap_or_default() {
+                    if let Some(account) = self.accounts.get_mut(&share.key) {
+                        account.reserved -= share.covered;
+                    }
+                }
+            }
+            Change::Adjusted { key, delta, by: _, why: _ } => {
+                if let Some(account) = self.accounts.get_mut(key) {
+                    account.adjusted = account.adjusted.saturating_add(*delta);
+                }
+            }
+            Change::Approved(approval) => {
+                let now = entry.unix_ns;
+                self.approvals.retain(|_, it| it.expires_unix_ns > now);
+                self.approvals.insert(approval.id.clone(), approval.clone());
+            }
+            Change::ApprovalUsed { id } => {
+                self.approvals.remove(id);
+            }
+        }
+    }
+
+    fn apply_settled(&mut self, awu: AwuId, actual: Option<&[i64]>) {
+        let shares = self.open.remove(&awu).unwrap_or_default();
+        for (index, share) in shares.into_iter().enumerate() {
+            let wanted = share.covered.saturating_add(share.beyond);
+            let used = actual.and_then(|it| it.get(index)).map_or(wanted, |used| (*used).max(0));
+            if let Some(account) = self.accounts.get_mut(&share.key) {
+                account.reserved -= share.covered;
+                account.spent = account.spent.saturating_add(used.min(share.covered));
+                let over = used.saturating_sub(share.covered).max(0);
+                account.overrun = account.overrun.saturating_add(over);
+            }
+        }
+    }
+
+    /// A new period begins: what ended before the one before it, and is settled, is forgotten.
+    fn open_account(&mut self, key: &AccountKey, end_s: i64, period: &str, unit: Unit, limit: i64) {
+        if let Some(account) = self.accounts.get_mut(key) {
+            account.limit = limit;
+            account.unit = unit;
+            return;
+        }
+        let previous = self
+            .accounts
+            .range(AccountKey { start_s: i64::MIN, ..key.clone() }..key.clone())
+            .next_back()
+            .map(|(key, _)| key.start_s);
+        let open = &self.open;
+        let held = |it: &AccountKey| open.values().flatten().any(|share| share.key == *it);
+        self.accounts.retain(|it, _| {
+            it.budget != key.budget || it.start_s >= previous.unwrap_or(i64::MIN) || held(it)
+        });
+        let lost = |unix_ns: u64| i128::from(key.start_s) * 1_000_000_000 <= i128::from(unix_ns);
+        let spent = if self.lost_unix_ns.is_some_and(lost) { limit } else { 0 };
+        let period = period.to_owned();
+        let account = Account { end_s, period, unit, limit, spent, ..Account::default() };
+        self.accounts.insert(key.clone(), account);
     }
 }
 
@@ -370,4 +581,271 @@ fn crc32c(bytes: &[u8]) -> u32 {
             (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests fail by panic")]
+
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMIT: i64 = 1_000;
+
+    fn awu(number: u8) -> AwuId {
+        AwuId { trace: [number; 16], span: [number; 8] }
+    }
+
+    fn demand(budget: &str, day: i64, amount: i64) -> Demand {
+        let key = AccountKey { budget: budget.to_owned(), start_s: day * 86_400 };
+        let (end_s, period) = ((day + 1) * 86_400, format!("day {day}"));
+        Demand { key, end_s, period, unit: Unit::Usd, limit: LIMIT, amount }
+    }
+
+    fn render(ledger: &Ledger) -> String {
+        let mut text = String::new();
+        for (key, it) in ledger.accounts() {
+            let Account { reserved, spent, overrun, .. } = it;
+            let left = it.remaining();
+            let line = format!(
+                "{} {}: reserved {reserved} spent {spent} overrun {overrun} left {left}\n",
+                key.budget, it.period
+            );
+            text.push_str(&line);
+        }
+        text
+    }
+
+    #[track_caller]
+    fn check(ledger: &Ledger, log: &[Entry], expected: &Expect) {
+        expected.assert_eq(&render(ledger));
+        let mut file = Ledger::new().snapshot();
+        file.extend(log.iter().flat_map(Entry::encode));
+        let restored = Ledger::restore(&file).unwrap();
+        assert_eq!((&restored.ledger, restored.torn_bytes), (ledger, 0));
+    }
+
+    #[test]
+    fn a_reservation_is_all_or_nothing_over_its_budgets() {
+        let (mut ledger, mut log) = (Ledger::new(), Vec::new());
+        let all = [demand("team", 0, 600), demand("project", 0, 600)];
+        ledger.reserve(1, awu(1), &all, &mut log).unwrap();
+        let short = [demand("other", 0, 500), demand("team", 0, 500)];
+        let error = ledger.reserve(1, awu(2), &short, &mut log).unwrap_err();
+        expect!["budget `team` has 400 left of 1000, 500 wanted"].assert_eq(&error.to_string());
+        let expected = expect![[r"
+            other day 0: reserved 0 spent 0 overrun 0 left 1000
+            project day 0: reserved 600 spent 0 overrun 0 left 400
+            team day 0: reserved 600 spent 0 overrun 0 left 400
+        "]];
+        check(&ledger, &log, &expected);
+    }
+
+    #[test]
+    fn a_call_is_settled_in_the_period_that_reserved_it() {
+        let (mut ledger, mut log) = (Ledger::new(), Vec::new());
+        ledger.reserve(1, awu(1), &[demand("team", 0, 600)], &mut log).unwrap();
+        ledger.reserve(2, awu(2), &[demand("team", 1, 900)], &mut log).unwrap();
+        ledger.settle(3, awu(1), Some(vec![250]), &mut log);
+        let expected = expect![[r"
+            team day 0: reserved 0 spent 250 overrun 0 left 750
+            team day 1: reserved 900 spent 0 overrun 0 left 100
+        "]];
+        check(&ledger, &log, &expected);
+    }
+
+    #[test]
+    fn what_an_observed_call_uses_beyond_the_limit_is_overrun() {
+        let (mut ledger, mut log) = (Ledger::new(), Vec::new());
+        ledger.reserve(1, awu(1), &[demand("team", 0, 900)], &mut log).unwrap();
+        ledger.reserve_unchecked(1, awu(2), &[demand("team", 0, 300)], &mut log);
+        ledger.settle(2, awu(2), Some(vec![250]), &mut log);
+        let expected = expect![[r"
+            team day 0: reserved 900 spent 100 overrun 150 left 0
+        "]];
+        check(&ledger, &log, &expected);
+    }
+
+    #[test]
+    fn an_unknown_outcome_is_charged_in_full() {
+        let (mut ledger, mut log) = (Ledger::new(), Vec::new());
+        ledger.reserve(1, awu(1), &[demand("team", 0, 600)], &mut log).unwrap();
+        ledger.settle(2, awu(1), None, &mut log);
+        let expected = expect![[r"
+            team day 0: reserved 0 spent 600 overrun 0 left 400
+        "]];
+        check(&ledger, &log, &expected);
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_restores_the_changes_before_the_cut() {
+        let (mut ledger, mut log) = (Ledger::new(), Vec::new());
+        ledger.reserve(1, awu(1), &[demand("team", 0, 600)], &mut log).unwrap();
+        ledger.settle(2, awu(1), Some(vec![7]), &mut log);
+        let snapshot = Ledger::new().snapshot();
+        let mut file = snapshot.clone();
+        file.extend(log.iter().flat_map(Entry::encode));
+        for cut in 0..file.len() {
+            let (head, _) = file.split_at(cut);
+            match Ledger::restore(head) {
+                Err(error) => {
+                    assert_eq!((error, true), (RestoreError::NoSnapshot, cut < snapshot.len()));
+                }
+                Ok(restored) => assert!(head.len() - restored.torn_bytes >= snapshot.len()),
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_line_in_the_middle_is_an_error() {
+        let (mut ledger, mut log) = (Ledger::new(), Vec::new());
+        ledger.reserve(1, awu(1), &[demand("team", 0, 600)], &mut log).unwrap();
+        let snapshot = Ledger::new().snapshot();
+        let mut file = snapshot.clone();
+        file.extend(log.iter().flat_map(Entry::encode));
+        *file.get_mut(snapshot.len() + 20).unwrap() ^= 1;
+        let error = Ledger::restore(&file).unwrap_err();
+        let expected = expect!["line 2 of the ledger is damaged, and whole lines follow it"];
+        expected.assert_eq(&error.to_string());
+    }
+
+    #[test]
+    fn a_lost_ledger_counts_running_periods_as_used_up_and_later_ones_not() {
+        let (mut ledger, mut log) = (Ledger::unknown(1_000_000_000), Vec::new());
+        assert!(ledger.reserve(2, awu(1), &[demand("team", 0, 1)], &mut log).is_err());
+        assert!(ledger.reserve(2, awu(1), &[demand("team", 1, 1)], &mut log).is_ok());
+        let restored = Ledger::restore(&ledger.snapshot()).unwrap().ledger;
+        assert_eq!(restored, ledger);
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_finds_the_periods_it_left() {
+        let (mut ledger, mut log) = (Ledger::new(), Vec::new());
+        for day in 3..6 {
+            let id = awu(u8::try_from(day).unwrap());
+            ledger.reserve(1, id, &[demand("team", day, 10)], &mut log).unwrap();
+            ledger.settle(1, id, Some(vec![10]), &mut log);
+        }
+        let day = |it: i64| {
+            let unix_ns = u64::try_from(it * 86_400 + 60).unwrap() * 1_000_000_000;
+            crate::time::Period::Day.at(unix_ns, &jiff::tz::TimeZone::UTC)
+        };
+        let placed: Vec<i64> = (2..7).map(|it| ledger.place("team", day(it)) / 86_400).collect();
+        assert_eq!(placed, [4, 4, 4, 5, 6]);
+    }
+
+    /// One thing that happens to the ledger.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Reserve { call: u8, budgets: u8, amount: i64 },
+        Settle { call: u8, used: Option<i64> },
+        Release { call: u8 },
+        NextPeriod,
+        Restart { torn: usize },
+        Crash,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (any::<u8>(), 1..4u8, 0..400i64)
+                .prop_map(|(call, budgets, amount)| Step::Reserve { call, budgets, amount }),
+            4 => (any::<u8>(), proptest::option::of(0..400i64))
+                .prop_map(|(call, used)| Step::Settle { call, used }),
+            2 => any::<u8>().prop_map(|call| Step::Release { call }),
+            1 => Just(Step::NextPeriod),
+            1 => (0..60usize).prop_map(|torn| Step::Restart { torn }),
+            1 => Just(Step::Crash),
+        ]
+    }
+
+    /// What must have been spent, counted in the simplest way: budget and day to amount.
+    type Spent = BTreeMap<(String, i64), i64>;
+
+    #[derive(Default)]
+    struct Model {
+        open: BTreeMap<AwuId, Vec<Demand>>,
+        spent: Spent,
+        file: Vec<u8>,
+        day: i64,
+    }
+
+    impl Model {
+        fn charge(&mut self, call: AwuId, used: Option<i64>) {
+            for it in self.open.remove(&call).unwrap_or_default() {
+                let amount = used.unwrap_or(it.amount).min(it.amount);
+                let key = (it.key.budget.clone(), it.key.start_s);
+                *self.spent.entry(key).or_default() += amount;
+            }
+        }
+
+        fn step(&mut self, ledger: &mut Ledger, step: Step) {
+            let mut log = Vec::new();
+            match step {
+                Step::Reserve { call, budgets, amount } => {
+                    let names = ["a", "b"].into_iter().enumerate();
+                    let chosen = names.filter(|(index, _)| budgets & (1 << index) != 0);
+                    let all: Vec<Demand> =
+                        chosen.map(|(_, name)| demand(name, self.day, amount)).collect();
+                    let fresh = !self.open.contains_key(&awu(call));
+                    if fresh && ledger.reserve(1, awu(call), &all, &mut log).is_ok() {
+                        self.open.insert(awu(call), all);
+                    }
+                }
+                Step::Settle { call, used } => {
+                    let count = self.open.get(&awu(call)).map_or(0, Vec::len);
+                    ledger.settle(1, awu(call), used.map(|it| vec![it; count]), &mut log);
+                    self.charge(awu(call), used);
+                }
+                Step::Release { call } => {
+                    ledger.release(1, awu(call), &mut log);
+                    self.open.remove(&awu(call));
+                }
+                Step::NextPeriod => self.day += 1,
+                Step::Restart { torn } => {
+                    // A write that never became durable, and so was never acted upon.
+                    let mut file = self.file.clone();
+                    file.extend(vec![b'x'; torn]);
+                    let restored = Ledger::restore(&file).unwrap();
+                    assert_eq!(&restored.ledger, &*ledger);
+                    assert_eq!(restored.torn_bytes, torn);
+                    *ledger = restored.ledger;
+                    self.file = ledger.snapshot();
+                }
+                Step::Crash => {
+                    let calls: Vec<AwuId> = ledger.open().map(|(awu, _)| awu).collect();
+                    for call in calls {
+                        ledger.settle(1, call, None, &mut log);
+                        self.charge(call, None);
+                    }
+                }
+            }
+            self.file.extend(log.iter().flat_map(Entry::encode));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn reserved_and_spent_never_exceed_the_limit_and_nothing_is_lost(
+            steps in proptest::collection::vec(step(), 1..120)
+        ) {
+            let mut ledger = Ledger::new();
+            let mut model = Model { file: ledger.snapshot(), ..Model::default() };
+            for step in steps {
+                model.step(&mut ledger, step);
+                for (key, account) in ledger.accounts() {
+                    prop_assert!(account.reserved >= 0);
+                    prop_assert!(account.reserved + account.spent <= LIMIT);
+                    let spent = model.spent.get(&(key.budget.clone(), key.start_s));
+                    prop_assert_eq!(account.spent, spent.copied().unwrap_or(0));
+                    let held = model.open.values().flatten().filter(|it| it.key == *key);
+                    prop_assert_eq!(account.reserved, held.map(|it| it.amount).sum::<i64>());
+                }
+                prop_assert_eq!(ledger.open().count(), model.open.len());
+            }
+        }
+    }
 }
