@@ -1,0 +1,623 @@
+//! The configuration file: what it says, and what the agent runs on.
+//!
+//! [`File`] is the YAML, key for key; [`Config`] is settled: defaults filled in, every value
+//! checked, referenced files read. Only the second leaves this module. The sections that decide
+//! (principals, policies, budgets ..) have their shape and their checks in `genops-governance`;
+//! this module adds the file, the line and the nearest known key to its refusals. Secrets come
+//! from files or environment variables and are never shown.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use genops_governance::{
+    BudgetConfig, GrantConfig, Mode, OnTimeout, PolicyConfig, PolicyText, PricesConfig,
+    PrincipalConfig, ProviderConfig, RateLimitConfig, Sections, Settings, SlaConfig, TierConfig,
+    Unmapped,
+};
+use genops_protocols::Hosts;
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+use sha2::{Digest as _, Sha256};
+
+mod explain;
+mod headers;
+
+pub(crate) use headers::Headers;
+
+/// Longest configuration or policy file, in bytes.
+const FILE_LIMIT: u64 = 8 << 20;
+
+/// Most Cedar files taken from `policy_files`, directories included.
+const POLICY_FILE_LIMIT: usize = 10_000;
+
+/// How much of what was said goes into evidence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Content {
+    /// Nothing.
+    #[default]
+    None,
+    /// A keyed digest.
+    Hash,
+    /// All of it, encrypted.
+    Full,
+}
+
+/// What enforce mode does when evidence cannot be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnFailure {
+    /// Requests are refused: no decision without its evidence.
+    #[default]
+    Block,
+    /// Requests are decided as before, and the loss is counted.
+    Continue,
+}
+
+/// How spans travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) enum Protocol {
+    /// Protocol buffers over HTTP/1.1, port 4318 by custom.
+    #[default]
+    #[serde(rename = "http/protobuf")]
+    HttpProtobuf,
+    /// gRPC, port 4317 by custom.
+    #[serde(rename = "grpc")]
+    Grpc,
+}
+
+/// Where spans go.
+#[derive(Clone, Debug)]
+pub(crate) struct Otlp {
+    /// `http://` or `https://`, host, port; for HTTP without the `/v1/traces` that is appended.
+    pub(crate) endpoint: String,
+    /// How they travel.
+    pub(crate) protocol: Protocol,
+    /// Sent with each request; may be secret.
+    pub(crate) headers: Headers,
+    /// For one export with all its retries.
+    pub(crate) timeout: Duration,
+    /// Spans that wait at most; what comes when it is full is counted and dropped.
+    pub(crate) queue: usize,
+    /// Added to the resource attributes.
+    pub(crate) resource: BTreeMap<String, String>,
+}
+
+/// What the agent tells, and where.
+#[derive(Clone, Debug)]
+pub(crate) struct Telemetry {
+    /// Spans; `None`: nowhere.
+    pub(crate) otlp: Option<Otlp>,
+    /// `/metrics`, `/healthz`, `/readyz`; `None`: no listener.
+    pub(crate) metrics_listen: Option<SocketAddr>,
+    /// Socket that `genops-agent top` reads; `None`: no socket.
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// What is written down.
+#[derive(Clone, Debug)]
+pub(crate) struct Evidence {
+    /// Where.
+    pub(crate) directory: PathBuf,
+    /// How much of what was said.
+    pub(crate) content: Content,
+    /// What happens when it cannot be written.
+    pub(crate) on_failure: OnFailure,
+}
+
+/// How much is read from the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Capture {
+    /// Bytes of one message copied at most; the rest is counted, usage figures are kept.
+    pub(crate) message_limit_bytes: u64,
+    /// Size of the kernel's ring buffer: a power of two, at least a page.
+    pub(crate) ring_bytes: u32,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self { message_limit_bytes: 4 << 20, ring_bytes: 8 << 20 }
+    }
+}
+
+/// Settled configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// `genops.environment` where no principal says otherwise.
+    pub(crate) environment: Option<String>,
+    /// Whether refusals are carried out.
+    pub(crate) mode: Mode,
+    /// What the kernel does when no verdict came in time.
+    pub(crate) on_timeout: OnTimeout,
+    /// How long the kernel holds egress at most.
+    pub(crate) hold_deadline: Duration,
+    /// What the agent tells, and where.
+    pub(crate) telemetry: Telemetry,
+    /// What is written down.
+    pub(crate) evidence: Evidence,
+    /// How much is read from the kernel.
+    pub(crate) capture: Capture,
+    /// AI providers: built-in and configured.
+    pub(crate) hosts: Arc<Hosts>,
+    /// SHA-256 of the file and of each Cedar file it names; of nothing without a file.
+    pub(crate) hash: [u8; 32],
+    /// What is odd about it, a sentence each.
+    pub(crate) warnings: Vec<String>,
+    sections: Sections,
+    settings: Settings,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadError {
+    /// It, or a file it names, could not be read.
+    #[error("{path}: cannot be read: {reason}")]
+    Unreadable {
+        /// Which file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// It says something that it must not; with its place.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Default for Config {
+    /// Observes the whole host, as without a file.
+    fn default() -> Self {
+        Self::parse(Path::new("(no file)"), "").expect("the defaults are valid: a test says so")
+    }
+}
+
+impl Config {
+    /// Reads and settles the file at `path`.
+    pub(crate) fn load(path: &Path) -> Result<Self, LoadError> {
+        let text = read(path)?;
+        Self::parse(path, &text)
+    }
+
+    /// `--config FILE`, or the defaults without one.
+    pub(crate) fn load_or_default(path: Option<&Path>) -> Result<Self, LoadError> {
+        path.map_or_else(|| Ok(Self::default()), Self::load)
+    }
+
+    /// What the engine runs on.
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings.clone()
+    }
+
+    /// The sections that decide, as the file has them.
+    pub(crate) fn sections(&self) -> &Sections {
+        &self.sections
+    }
+
+    /// Settles `text`; `path` is for messages and for finding files that it names.
+    fn parse(path: &Path, text: &str) -> Result<Self, LoadError> {
+        let place = path.display().to_string();
+        let invalid = |line: u64, message: String| match line {
+            0 => LoadError::Invalid(format!("{place}: {message}")),
+            line => LoadError::Invalid(format!("{place}:{line}: {message}")),
+        };
+        let file: File = explain::parse(text).map_err(|fault| invalid(fault.line, fault.message))?;
+        let lines = file.lines();
+        let File {
+            environment,
+            mode,
+            on_timeout,
+            hold_deadline_ms,
+            unmapped,
+            default_deny,
+            telemetry,
+            evidence,
+            capture,
+            providers,
+            principals,
+            grants,
+            budgets,
+            rate_limits,
+            policies,
+            policy_files,
+            model_tiers,
+            sla,
+            prices,
+        } = file;
+        let mut warnings = Vec::new();
+        let policy_files = policy_texts(path, &policy_files)?;
+        let hash = hash(text, &policy_files);
+        let hold_deadline = hold_deadline(hold_deadline_ms.as_ref());
+        let telemetry = telemetry.settle(path, &mut warnings);
+        let capture = capture.settle();
+        let (hold_deadline, capture, telemetry) = (
+            hold_deadline.map_err(|(line, message)| invalid(line, message))?,
+            capture.map_err(|(line, message)| invalid(line, message))?,
+            telemetry.map_err(|(line, message)| invalid(line, message))?,
+        );
+        let sections = Sections {
+            environment: environment.clone(),
+            mode,
+            unmapped,
+            default_deny,
+            principals: values(principals),
+            grants: values(grants),
+            budgets: values(budgets),
+            rate_limits: values(rate_limits),
+            policies: values(policies),
+            policy_files,
+            model_tiers: values(model_tiers),
+            providers: values(providers),
+            sla: values(sla),
+            prices: prices.unwrap_or_default(),
+        };
+        let settings = Settings::compile(&sections).map_err(|error| {
+            LoadError::Invalid(lines.place(&place, text, &error.faults))
+        })?;
+        warnings.extend(oddities(&sections, on_timeout));
+        let evidence = evidence.settle();
+        Ok(Self {
+            environment,
+            mode,
+            on_timeout,
+            hold_deadline,
+            telemetry,
+            evidence,
+            capture,
+            hosts: settings.hosts(),
+            hash,
+            warnings,
+            sections,
+            settings,
+        })
+    }
+}
+
+/// The YAML file, key for key. A key we do not know is an error: it is a typo in a policy.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    environment: Option<String>,
+    mode: Mode,
+    on_timeout: OnTimeout,
+    hold_deadline_ms: Option<Spanned<u64>>,
+    unmapped: Unmapped,
+    default_deny: bool,
+    #[serde(deserialize_with = "or_default")]
+    telemetry: TelemetryFile,
+    #[serde(deserialize_with = "or_default")]
+    evidence: EvidenceFile,
+    #[serde(deserialize_with = "or_default")]
+    capture: CaptureFile,
+    #[serde(deserialize_with = "or_default")]
+    providers: List<ProviderConfig>,
+    #[serde(deserialize_with = "or_default")]
+    principals: List<PrincipalConfig>,
+    #[serde(deserialize_with = "or_default")]
+    grants: List<GrantConfig>,
+    #[serde(deserialize_with = "or_default")]
+    budgets: List<BudgetConfig>,
+    #[serde(deserialize_with = "or_default")]
+    rate_limits: List<RateLimitConfig>,
+    #[serde(deserialize_with = "or_default")]
+    policies: List<PolicyConfig>,
+    #[serde(deserialize_with = "or_default")]
+    policy_files: Vec<Spanned<PathBuf>>,
+    #[serde(deserialize_with = "or_default")]
+    model_tiers: List<TierConfig>,
+    #[serde(deserialize_with = "or_default")]
+    sla: List<SlaConfig>,
+    prices: Option<PricesConfig>,
+}
+
+type List<T> = Vec<Spanned<T>>;
+
+/// A key without a value, as is left when all below it was commented out, is as if absent.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+fn values<T>(list: List<T>) -> Vec<T> {
+    list.into_iter().map(|entry| entry.value).collect()
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TelemetryFile {
+    otlp: Option<OtlpFile>,
+    metrics_listen: Option<Spanned<String>>,
+    socket: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OtlpFile {
+    endpoint: Spanned<String>,
+    #[serde(default)]
+    protocol: Protocol,
+    #[serde(default)]
+    headers: BTreeMap<String, Spanned<headers::Given>>,
+    headers_file: Option<Spanned<PathBuf>>,
+    timeout_ms: Option<Spanned<u64>>,
+    queue: Option<Spanned<u64>>,
+    #[serde(default)]
+    resource: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct EvidenceFile {
+    directory: Option<PathBuf>,
+    content: Content,
+    on_failure: OnFailure,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CaptureFile {
+    message_limit_bytes: Option<Spanned<u64>>,
+    ring_bytes: Option<Spanned<u64>>,
+}
+
+/// A refusal and the line it is about; 0: none in particular.
+type Refusal = (u64, String);
+
+/// A number of the file within its bounds, or its default.
+fn bounded(
+    key: &str,
+    given: Option<&Spanned<u64>>,
+    default: u64,
+    bounds: std::ops::RangeInclusive<u64>,
+) -> Result<u64, Refusal> {
+    let Some(given) = given else { return Ok(default) };
+    if bounds.contains(&given.value) {
+        return Ok(given.value);
+    }
+    let (least, most) = (bounds.start(), bounds.end());
+    let message = format!("`{key}`: {} is not between {least} and {most}", given.value);
+    Err((given.referenced.line(), message))
+}
+
+fn hold_deadline(given: Option<&Spanned<u64>>) -> Result<Duration, Refusal> {
+    bounded("hold_deadline_ms", given, 250, 1..=60_000).map(Duration::from_millis)
+}
+
+impl CaptureFile {
+    fn settle(self) -> Result<Capture, Refusal> {
+        let Self { message_limit_bytes, ring_bytes } = self;
+        let default = Capture::default();
+        let message_limit_bytes = bounded(
+            "capture.message_limit_bytes",
+            message_limit_bytes.as_ref(),
+            default.message_limit_bytes,
+            4_096..=1 << 30,
+        )?;
+        let key = "capture.ring_bytes";
+        let ring = bounded(key, ring_bytes.as_ref(), default.ring_bytes.into(), 65_536..=1 << 30)?;
+        let line = ring_bytes.as_ref().map_or(0, |given| given.referenced.line());
+        if !ring.is_power_of_two() {
+            let message = format!("`{key}`: {ring} is not a power of two, such as 8388608");
+            return Err((line, message));
+        }
+        let ring_bytes = u32::try_from(ring).expect("bounded above by 2^30");
+        Ok(Capture { message_limit_bytes, ring_bytes })
+    }
+}
+
+impl EvidenceFile {
+    fn settle(self) -> Evidence {
+        let Self { directory, content, on_failure } = self;
+        let directory = directory.unwrap_or_else(|| "/var/lib/genops/evidence".into());
+        Evidence { directory, content, on_failure }
+    }
+}
+
+impl TelemetryFile {
+    fn settle(self, path: &Path, warnings: &mut Vec<String>) -> Result<Telemetry, Refusal> {
+        let Self { otlp, metrics_listen, socket } = self;
+        let metrics_listen = metrics_listen
+            .map(|given| {
+                given.value.parse().map_err(|_| {
+                    let text = &given.value;
+                    let message = format!(
+                        "`telemetry.metrics_listen`: `{text}` is not an address and a port, such as 127.0.0.1:9464"
+                    );
+                    (given.referenced.line(), message)
+                })
+            })
+            .transpose()?;
+        let otlp = otlp.map(|otlp| otlp.settle(path, warnings)).transpose()?;
+        let socket = match socket {
+            None => Some(PathBuf::from("/run/genops/agent.sock")),
+            Some(path) => (!path.as_os_str().is_empty()).then_some(path),
+        };
+        Ok(Telemetry { otlp, metrics_listen, socket })
+    }
+}
+
+impl OtlpFile {
+    fn settle(self, path: &Path, warnings: &mut Vec<String>) -> Result<Otlp, Refusal> {
+        let Self { endpoint, protocol, headers, headers_file, timeout_ms, queue, resource } = self;
+        let line = endpoint.referenced.line();
+        let endpoint = endpoint.value;
+        let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
+        if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with(['/', ':'])) {
+            let message = format!(
+                "`telemetry.otlp.endpoint`: `{endpoint}` is not a URL such as http://127.0.0.1:4318"
+            );
+            return Err((line, message));
+        }
+        let headers = headers::settle(path, headers, headers_file)?;
+        let local = rest.is_some_and(|rest| {
+            ["127.", "localhost", "[::1]"].iter().any(|name| rest.starts_with(name))
+        });
+        if endpoint.starts_with("http://") && !local && headers.any_secret() {
+            warnings.push(format!(
+                "telemetry.otlp: headers go to {endpoint} unencrypted; use https://"
+            ));
+        }
+        if let Some(name) = headers.literal_secret() {
+            warnings.push(format!(
+                "telemetry.otlp.headers: `{name}` stands in the file itself; move it to `headers_file` or write ${{NAME_OF_A_VARIABLE}}"
+            ));
+        }
+        let key = "telemetry.otlp.timeout_ms";
+        let timeout = bounded(key, timeout_ms.as_ref(), 10_000, 100..=300_000)?;
+        let queue = bounded("telemetry.otlp.queue", queue.as_ref(), 2_048, 1..=1 << 20)?;
+        Ok(Otlp {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            protocol,
+            headers,
+            timeout: Duration::from_millis(timeout),
+            queue: usize::try_from(queue).expect("bounded above by 2^20"),
+            resource,
+        })
+    }
+}
+
+/// Reads a text file of a bounded size.
+fn read(path: &Path) -> Result<String, LoadError> {
+    use std::io::Read as _;
+
+    let unreadable = |reason: &dyn fmt::Display| LoadError::Unreadable {
+        path: path.display().to_string(),
+        reason: reason.to_string(),
+    };
+    let file = std::fs::File::open(path).map_err(|error| unreadable(&error))?;
+    let mut bytes = Vec::new();
+    file.take(FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(|error| unreadable(&error))?;
+    if bytes.len() as u64 > FILE_LIMIT {
+        return Err(unreadable(&format_args!("it is longer than {FILE_LIMIT} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        unreadable(&format_args!("it is not UTF-8 text (byte {at})"))
+    })
+}
+
+/// The Cedar files named, in order; of a directory its `*.cedar` files by name.
+///
+/// A relative path starts at the configuration's directory.
+fn policy_texts(config: &Path, named: &[Spanned<PathBuf>]) -> Result<Vec<PolicyText>, LoadError> {
+    let base = config.parent().unwrap_or(Path::new(""));
+    let mut texts = Vec::new();
+    for named in named {
+        let path = base.join(&named.value);
+        let mut files = if path.is_dir() { cedar_files(&path)? } else { vec![path] };
+        files.sort();
+        for file in files {
+            texts.push(PolicyText { name: file.display().to_string(), text: read(&file)? });
+        }
+        if texts.len() > POLICY_FILE_LIMIT {
+            let place = format!("{}:{}", config.display(), named.referenced.line());
+            let message = format!("`policy_files` names more than {POLICY_FILE_LIMIT} files");
+            return Err(LoadError::Invalid(format!("{place}: {message}")));
+        }
+    }
+    Ok(texts)
+}
+
+fn cedar_files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
+    let unreadable = |error: std::io::Error| LoadError::Unreadable {
+        path: directory.display().to_string(),
+        reason: error.to_string(),
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "cedar") {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
+
+/// Names and lengths are part of it, so that no two sets of files have the same.
+fn hash(text: &str, policies: &[PolicyText]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    hasher.update(text.as_bytes());
+    for PolicyText { name, text } in policies {
+        hasher.update(format!("\0{}:{name}\0{}:", name.len(), text.len()).as_bytes());
+        hasher.update(text.as_bytes());
+    }
+    hasher.finalize().into()
+}
+
+/// What is valid and still probably not meant.
+fn oddities(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
+    let mut found = Vec::new();
+    let enforcing = sections.mode == Mode::Enforce
+        || sections.principals.iter().any(|it| it.mode == Some(Mode::Enforce));
+    let deciding = !sections.policies.is_empty()
+        || !sections.policy_files.is_empty()
+        || !sections.budgets.is_empty()
+        || !sections.rate_limits.is_empty();
+    if enforcing && !deciding && !sections.default_deny {
+        found.push("mode is enforce, but no policy, budget or rate limit says what to refuse".to_owned());
+    }
+    if !enforcing && on_timeout == OnTimeout::Closed {
+        found.push("on_timeout: closed has no effect while mode is observe".to_owned());
+    }
+    if !enforcing && deciding {
+        found.push(
+            "mode is observe: what the policies and budgets refuse is reported and not stopped"
+                .to_owned(),
+        );
+    }
+    found
+}
+
+/// Where the entries of each list begin, for refusals that come after parsing.
+#[derive(Debug)]
+struct Lines(BTreeMap<&'static str, Vec<u64>>);
+
+impl File {
+    fn lines(&self) -> Lines {
+        fn of<T>(list: &List<T>) -> Vec<u64> {
+            list.iter().map(|entry| entry.referenced.line()).collect()
+        }
+        Lines(BTreeMap::from([
+            ("principals", of(&self.principals)),
+            ("grants", of(&self.grants)),
+            ("budgets", of(&self.budgets)),
+            ("rate_limits", of(&self.rate_limits)),
+            ("policies", of(&self.policies)),
+            ("model_tiers", of(&self.model_tiers)),
+            ("providers", of(&self.providers)),
+            ("sla", of(&self.sla)),
+        ]))
+    }
+}
+
+impl Lines {
+    /// The faults, one a line, each with the file's line where its section and index tell it.
+    fn place(&self, file: &str, text: &str, faults: &[String]) -> String {
+        let placed = faults.iter().map(|fault| match self.line(text, fault) {
+            Some(line) => format!("{file}:{line}: {fault}"),
+            None => format!("{file}: {fault}"),
+        });
+        placed.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Reads `section[index]` at the start of a fault, and the first key in backticks after it.
+    fn line(&self, text: &str, fault: &str) -> Option<u64> {
+        let (section, rest) = fault.split_once('[')?;
+        let (index, rest) = rest.split_once(']')?;
+        let lines = self.0.get(section)?;
+        let index: usize = index.parse().ok()?;
+        let line = *lines.get(index)?;
+        let mut keys = rest.split('`').skip(1).step_by(2);
+        let next = lines.get(index + 1).copied();
+        let found = keys.find_map(|key| explain::line_of_key(text, line, next, key));
+        Some(found.unwrap_or(line))
+    }
+}
+
+#[cfg(test)]
+mod tests;

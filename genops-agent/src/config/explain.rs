@@ -1,0 +1,148 @@
+//! Turns the YAML reader's refusals into sentences that name the key and the mend.
+//!
+//! An unknown key names the nearest known one. The file's text appears in a message only as keys
+//! and as values of enumerations: any other value might be a secret.
+
+use serde::de::DeserializeOwned;
+use serde_saphyr::{Error, MessageFormatter as _, UserMessageFormatter};
+
+/// A refusal and its line, counted from 1; 0: none in particular.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) line: u64,
+    pub(super) message: String,
+}
+
+/// Reads one YAML document; an empty one is as one without keys.
+pub(super) fn parse<T: DeserializeOwned + Default>(text: &str) -> Result<T, Fault> {
+    let parsed: Result<Option<T>, Error> = serde_saphyr::from_str(text);
+    parsed.map(Option::unwrap_or_default).map_err(|error| explain(text, &error))
+}
+
+fn explain(text: &str, error: &Error) -> Fault {
+    let error = error.without_snippet();
+    let (line, column) =
+        error.location().map_or((0, 0), |location| (location.line(), location.column()));
+    let key = key_at(text, line, column);
+    let about = |message: String| match &key {
+        Some(key) => format!("`{key}`: {message}"),
+        None => message,
+    };
+    let message = match error {
+        Error::SerdeUnknownField { field, expected, .. } => unknown_key(field, expected),
+        Error::SerdeUnknownVariant { variant, expected, .. } => {
+            let known = expected.join(", ");
+            let nearest = nearest(variant, expected).unwrap_or_default();
+            about(format!("`{variant}` is not one of {known}; did you mean `{nearest}`?"))
+        }
+        Error::SerdeMissingField { field, .. } => {
+            format!("`{field}` is missing here; add `{field}: ..`")
+        }
+        Error::InvalidScalar { ty, .. } => about(format!("expected {}", wanted(ty))),
+        Error::SerdeInvalidType { expected, .. } | Error::SerdeInvalidValue { expected, .. } => {
+            about(format!("expected {}", wanted(expected)))
+        }
+        Error::Unexpected { expected, .. } => about(format!("expected {}", wanted(expected))),
+        Error::ExternallyTaggedEnumExpectedScalarOrMapping { .. } => {
+            about("expected one word".to_owned())
+        }
+        Error::NullIntoString { .. } => about("expected text; remove the key or give it a value".to_owned()),
+        Error::InvalidBooleanStrict { .. } => about("expected true or false".to_owned()),
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("`{key}` stands here twice; remove one")
+        }
+        Error::MultipleDocuments { .. } => {
+            "a second document begins here; the file must hold one, remove the `---`".to_owned()
+        }
+        Error::Eof { .. } => "the file ends in the middle of something".to_owned(),
+        other => UserMessageFormatter.format_message(other).into_owned(),
+    };
+    Fault { line, message }
+}
+
+/// "`mdoe` is not a key here; did you mean `mode`?"
+fn unknown_key(field: &str, known: &[&str]) -> String {
+    match nearest(field, known) {
+        Some(nearest) if strsim::jaro_winkler(field, nearest) > 0.75 => {
+            format!("`{field}` is not a key here; did you mean `{nearest}`?")
+        }
+        Some(nearest) => {
+            let all = known.join(", ");
+            format!("`{field}` is not a key here; the nearest is `{nearest}`, known are {all}")
+        }
+        None => format!("`{field}` is not a key here"),
+    }
+}
+
+/// The known word that `word` most probably stands for.
+fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let far = |candidate: &str| {
+        let edits = strsim::damerau_levenshtein(word, candidate);
+        let likeness = strsim::jaro_winkler(word, candidate);
+        (edits, 1.0 - likeness)
+    };
+    known.iter().copied().min_by(|a, b| {
+        let ((edits_a, unlike_a), (edits_b, unlike_b)) = (far(a), far(b));
+        edits_a.cmp(&edits_b).then(unlike_a.total_cmp(&unlike_b))
+    })
+}
+
+/// What a value should be, in the file's terms.
+fn wanted(kind: &str) -> String {
+    match kind {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more".to_owned(),
+        "i8" | "i16" | "i32" | "i64" => "a whole number".to_owned(),
+        "f32" | "f64" | "floating point" => "a number".to_owned(),
+        "bool" | "boolean" => "true or false".to_owned(),
+        "sequence start" => "a list: `- ..` on lines of their own, or [..]".to_owned(),
+        "mapping start" => "keys and values: `key: value`".to_owned(),
+        "string scalar" | "scalar" => "one value".to_owned(),
+        other => other.strip_prefix("struct ").map_or_else(
+            || other.to_owned(),
+            |_| "keys and values: `key: value`".to_owned(),
+        ),
+    }
+}
+
+/// The key whose value stands at a place: the last `word:` before it on its line, or the `word:`
+/// that ends the line before.
+fn key_at(text: &str, line: u64, column: u64) -> Option<String> {
+    let index = usize::try_from(line).ok()?.checked_sub(1)?;
+    let column = usize::try_from(column).ok()?;
+    let here: String = text.lines().nth(index)?.chars().take(column.saturating_sub(1)).collect();
+    last_key(&here).or_else(|| {
+        let mut before = text.lines().take(index).collect::<Vec<_>>();
+        while let Some(line) = before.pop() {
+            if let Some(parent) = line.trim_end().strip_suffix(':') {
+                return last_key(&format!("{parent}:"));
+            }
+            if !line.trim().is_empty() {
+                return None;
+            }
+        }
+        None
+    })
+}
+
+fn last_key(text: &str) -> Option<String> {
+    let (before, _) = text.rsplit_once(':')?;
+    let is_key = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let start = before.rfind(|c: char| !is_key(c)).map_or(0, |at| at + 1);
+    let key = before.get(start..).unwrap_or_default();
+    (!key.is_empty()).then(|| key.to_owned())
+}
+
+/// The line of `key` in the entry that begins at `line` and ends before `next`.
+pub(super) fn line_of_key(text: &str, line: u64, next: Option<u64>, key: &str) -> Option<u64> {
+    let from = usize::try_from(line.checked_sub(1)?).ok()?;
+    let count = next.map_or(usize::MAX, |next| {
+        usize::try_from(next.saturating_sub(line)).unwrap_or(usize::MAX).max(1)
+    });
+    let has_key = |text: &str| {
+        text.match_indices(':').any(|(at, _)| {
+            text.get(..=at).and_then(last_key).is_some_and(|found| found == key)
+        })
+    };
+    let found = text.lines().skip(from).take(count).position(has_key)?;
+    Some(line + found as u64)
+}

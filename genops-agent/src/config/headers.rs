@@ -1,0 +1,122 @@
+//! OTLP headers: given by file, by environment variable, or, where they are no secret, in place.
+//!
+//! A value `${NAME}` is the environment variable `NAME`; `headers_file` has one `Name: value` a
+//! line. Neither a value nor its length is ever shown.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+use super::Refusal;
+
+/// Headers with their values, which `Debug` does not show.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct Headers {
+    values: BTreeMap<String, String>,
+    /// A header that looks like a secret and stands in the configuration itself.
+    literal_secret: Option<String>,
+}
+
+impl Headers {
+    /// Names and values.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// One of them looks like a secret.
+    pub(super) fn any_secret(&self) -> bool {
+        self.values.keys().any(|name| is_secret(name))
+    }
+
+    /// The name of one that should not stand in the configuration itself.
+    pub(super) fn literal_secret(&self) -> Option<&str> {
+        self.literal_secret.as_deref()
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.values.keys()).finish()
+    }
+}
+
+/// A value as the file has it, not shown.
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct Given(String);
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("..")
+    }
+}
+
+fn is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["auth", "key", "token", "secret", "password", "cookie"].iter().any(|word| name.contains(word))
+}
+
+/// Resolves references and checks names and values.
+pub(super) fn settle(
+    config: &Path,
+    given: BTreeMap<String, Spanned<Given>>,
+    file: Option<Spanned<PathBuf>>,
+) -> Result<Headers, Refusal> {
+    let mut headers = Headers::default();
+    for (name, value) in given {
+        let line = value.referenced.line();
+        let Given(value) = value.value;
+        let variable = value.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+        if variable.is_none() && is_secret(&name) {
+            headers.literal_secret = Some(name.clone());
+        }
+        let value = match variable {
+            None => value,
+            Some(variable) => std::env::var(variable).map_err(|_| {
+                let message = format!(
+                    "`telemetry.otlp.headers.{name}`: the environment variable `{variable}` is not set"
+                );
+                (line, message)
+            })?,
+        };
+        insert(&mut headers, name, value).map_err(|message| (line, message))?;
+    }
+    if let Some(file) = file {
+        let line = file.referenced.line();
+        let path = config.parent().unwrap_or(Path::new("")).join(&file.value);
+        read_file(&path, &mut headers)
+            .map_err(|message| (line, format!("`telemetry.otlp.headers_file`: {message}")))?;
+    }
+    Ok(headers)
+}
+
+fn read_file(path: &Path, headers: &mut Headers) -> Result<(), String> {
+    let text = super::read(path).map_err(|error| error.to_string())?;
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let place = format!("{}:{}", path.display(), index + 1);
+        let (name, value) =
+            line.split_once(':').ok_or_else(|| format!("{place}: expected `Name: value`"))?;
+        insert(headers, name.trim().to_owned(), value.trim().to_owned())
+            .map_err(|message| format!("{place}: {message}"))?;
+    }
+    Ok(())
+}
+
+fn insert(headers: &mut Headers, name: String, value: String) -> Result<(), String> {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.is_empty() || !name.bytes().all(token) {
+        return Err(format!("header `{name}`: the name may have letters, digits, `-`, `_` and `.`"));
+    }
+    if !value.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err(format!("header `{name}`: the value may have printable ASCII characters only"));
+    }
+    headers.values.insert(name.to_ascii_lowercase(), value);
+    Ok(())
+}

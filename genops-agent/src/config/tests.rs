@@ -1,0 +1,322 @@
+#![allow(clippy::unwrap_used, reason = "a test ends where it does not hold")]
+
+use expect_test::{Expect, expect};
+
+use super::*;
+
+/// What becomes of `yaml`: the refusal, or the warnings of what was accepted.
+#[track_caller]
+fn check(yaml: &str, expected: &Expect) {
+    let rendered = match Config::parse(Path::new("agent.yaml"), yaml) {
+        Ok(config) => {
+            let warnings: String =
+                config.warnings.iter().map(|warning| format!("\nwarning: {warning}")).collect();
+            format!("accepted{warnings}")
+        }
+        Err(error) => error.to_string(),
+    };
+    expected.assert_eq(&rendered);
+}
+
+/// The configuration of the interfaces' page, with a directory for the Cedar files.
+fn published(policies: &Path) -> String {
+    format!(
+        r#"environment: production
+mode: enforce                 # observe | enforce
+on_timeout: open
+hold_deadline_ms: 250
+telemetry:
+  otlp: {{endpoint: "http://127.0.0.1:4318", protocol: http/protobuf, headers: {{}}}}
+  metrics_listen: "127.0.0.1:9464"
+evidence: {{directory: /var/lib/genops/evidence, content: none}}
+providers:
+  - {{host: llm.internal, port: 8000, dialect: openai}}
+principals:
+  - name: refund-bot
+    match: {{user: svc-refund, exe: "/usr/bin/python3*", systemd_unit: "refund*.service", namespace: payments, service_account: refund}}
+    team: payments
+    project: refunds
+    cost_center: cc-42
+    delegated_by: alice@example.com
+    expires: 2027-01-01T00:00:00Z
+budgets:
+  - {{name: payments-daily, team: payments, unit: USD, limit: 50.0, period: day}}
+rate_limits:
+  - {{name: refund-rpm, principal: refund-bot, requests: 60, per: minute}}
+policies:
+  - name: refund-models
+    principal: refund-bot
+    allowed_providers: [openai, anthropic]
+    allowed_models: ["gpt-4o-mini*", "claude-*"]
+    denied_models: ["*-pro"]
+    allowed_regions: ["eu-*"]
+    denied_content: ["(?i)internal use only"]
+    max_cost: 0.50
+    enforcement: block
+policy_files: [{}]
+"#,
+        policies.display()
+    )
+}
+
+#[test]
+fn the_published_example_is_accepted() {
+    let policies = Directory::new("published");
+    let config = Config::parse(Path::new("agent.yaml"), &published(policies.path())).unwrap();
+    assert_eq!(config.mode, Mode::Enforce);
+    assert_eq!(config.hold_deadline, Duration::from_millis(250));
+    assert_eq!(config.warnings, Vec::<String>::new());
+    assert_eq!(config.sections().principals.len(), 1);
+    assert_eq!(config.telemetry.otlp.unwrap().endpoint, "http://127.0.0.1:4318");
+    assert!(
+        config
+            .hosts
+            .host_patterns()
+            .any(|pattern| pattern.suffix == "llm.internal" && pattern.port == Some(8000))
+    );
+}
+
+#[test]
+fn without_a_file_everything_has_its_documented_default() {
+    let Config { mode, on_timeout, hold_deadline, telemetry, evidence, capture, hash, .. } =
+        Config::default();
+    expect![[r#"
+        (
+            Observe,
+            Open,
+            250ms,
+            Telemetry {
+                otlp: None,
+                metrics_listen: None,
+                socket: Some(
+                    "/run/genops/agent.sock",
+                ),
+            },
+            Evidence {
+                directory: "/var/lib/genops/evidence",
+                content: None,
+                on_failure: Block,
+            },
+            Capture {
+                message_limit_bytes: 4194304,
+                ring_bytes: 8388608,
+            },
+        )
+    "#]]
+    .assert_debug_eq(&(mode, on_timeout, hold_deadline, telemetry, evidence, capture));
+    let of_nothing: [u8; 32] = Sha256::digest(b"").into();
+    assert_eq!(hash, of_nothing);
+}
+
+#[test]
+fn an_empty_file_and_empty_sections_are_as_if_absent() {
+    check("", &expect!["accepted"]);
+    check("# nothing\n", &expect!["accepted"]);
+    check("principals:\nbudgets: []\ntelemetry:\npolicy_files:\n", &expect!["accepted"]);
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest_known_one() {
+    check("mdoe: enforce\n", &expect!["agent.yaml:1: `mdoe` is not a key here; did you mean `mode`?"]);
+    check(
+        "mode: observe\ntelemetry:\n  otlp:\n    endpoint: http://x\n    protcol: grpc\n",
+        &expect!["agent.yaml:5: `protcol` is not a key here; did you mean `protocol`?"],
+    );
+    check(
+        "principals:\n  - name: a\n    macth: {user: x}\n",
+        &expect!["agent.yaml:3: `macth` is not a key here; did you mean `match`?"],
+    );
+    check(
+        "policies:\n  - {name: a, allowed_modles: [x]}\n",
+        &expect!["agent.yaml:2: `allowed_modles` is not a key here; did you mean `allowed_models`?"],
+    );
+    check(
+        "evidence: {dir: /x}\n",
+        &expect!["agent.yaml:1: `dir` is not a key here; did you mean `directory`?"],
+    );
+    check(
+        "capture: {zzzz: 1}\n",
+        &expect![
+            "agent.yaml:1: `zzzz` is not a key here; the nearest is `ring_bytes`, known are message_limit_bytes, ring_bytes"
+        ],
+    );
+}
+
+#[test]
+fn a_wrong_type_names_its_key_and_what_was_expected() {
+    check(
+        "hold_deadline_ms: soon\n",
+        &expect!["agent.yaml:1: `hold_deadline_ms`: expected a whole number, 0 or more"],
+    );
+    check(
+        "hold_deadline_ms: -1\n",
+        &expect!["agent.yaml:1: `hold_deadline_ms`: expected a whole number, 0 or more"],
+    );
+    check(
+        "budgets:\n  - name: b\n    limit: lots\n",
+        &expect!["agent.yaml:3: `limit`: expected a number"],
+    );
+    check("principals: 5\n", &expect!["agent.yaml:1: `principals`: expected a list: `- ..` on lines of their own, or [..]"]);
+    check(
+        "principals:\n  name: a\n",
+        &expect!["agent.yaml:2: `principals`: expected a list: `- ..` on lines of their own, or [..]"],
+    );
+    check("telemetry: yes\n", &expect!["agent.yaml:1: `telemetry`: expected keys and values: `key: value`"]);
+    check("default_deny: 7\n", &expect!["agent.yaml:1: `default_deny`: expected true or false"]);
+    check("- a\n", &expect!["agent.yaml:1: expected keys and values: `key: value`"]);
+}
+
+#[test]
+fn a_word_that_is_no_choice_names_the_choices() {
+    check(
+        "mode: enforced\n",
+        &expect!["agent.yaml:1: `mode`: `enforced` is not one of observe, enforce; did you mean `enforce`?"],
+    );
+    check(
+        "telemetry: {otlp: {endpoint: \"http://x\", protocol: http/json}}\n",
+        &expect![
+            "agent.yaml:1: `protocol`: `http/json` is not one of http/protobuf, grpc; did you mean `http/protobuf`?"
+        ],
+    );
+    check(
+        "policies:\n  - {name: p, enforcement: stop}\n",
+        &expect!["agent.yaml:2: `enforcement`: `stop` is not one of block, warn; did you mean `block`?"],
+    );
+}
+
+#[test]
+fn a_value_out_of_its_bounds_names_the_bounds() {
+    check(
+        "hold_deadline_ms: 0\n",
+        &expect!["agent.yaml:1: `hold_deadline_ms`: 0 is not between 1 and 60000"],
+    );
+    check(
+        "capture:\n  ring_bytes: 100000\n",
+        &expect!["agent.yaml:2: `capture.ring_bytes`: 100000 is not a power of two, such as 8388608"],
+    );
+    check(
+        "telemetry:\n  metrics_listen: localhost\n",
+        &expect![
+            "agent.yaml:2: `telemetry.metrics_listen`: `localhost` is not an address and a port, such as 127.0.0.1:9464"
+        ],
+    );
+    check(
+        "telemetry:\n  otlp:\n    endpoint: collector:4317\n",
+        &expect![
+            "agent.yaml:3: `telemetry.otlp.endpoint`: `collector:4317` is not a URL such as http://127.0.0.1:4318"
+        ],
+    );
+}
+
+#[test]
+fn what_is_missing_twice_or_unfinished_is_named() {
+    check("mode: observe\nmode: enforce\n", &expect!["agent.yaml:2: `mode` stands here twice; remove one"]);
+    check("telemetry:\n  otlp: {protocol: grpc}\n", &expect!["agent.yaml:2: `endpoint` is missing here; add `endpoint: ..`"]);
+    check("budgets:\n  - {limit: 5}\n", &expect!["agent.yaml:2: `name` is missing here; add `name: ..`"]);
+    check(
+        "---\nmode: observe\n---\nmode: enforce\n",
+        &expect!["agent.yaml:4: a second document begins here; the file must hold one, remove the `---`"],
+    );
+    check("principals: [\n", &expect!["agent.yaml:1: unclosed bracket '['"]);
+    check("mode:\n\t- x\n", &expect!["agent.yaml:2: tabs disallowed within this context (block indentation)"]);
+}
+
+#[test]
+fn secrets_are_referred_to_and_never_shown() {
+    let yaml = "telemetry:\n  otlp:\n    endpoint: https://collector.example\n    headers:\n      authorization: Bearer hunter2\n      x-scope: tenant\n";
+    check(
+        yaml,
+        &expect![
+            "accepted\nwarning: telemetry.otlp.headers: `authorization` stands in the file itself; move it to `headers_file` or write ${NAME_OF_A_VARIABLE}"
+        ],
+    );
+    let config = Config::parse(Path::new("x"), yaml).unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+    check(
+        "telemetry:\n  otlp:\n    endpoint: http://10.0.0.1:4318\n    headers: {x-api-key: \"${GENOPS_NO_SUCH_VARIABLE}\"}\n",
+        &expect![
+            "agent.yaml:4: `telemetry.otlp.headers.x-api-key`: the environment variable `GENOPS_NO_SUCH_VARIABLE` is not set"
+        ],
+    );
+    check(
+        "telemetry:\n  otlp: {endpoint: \"http://10.0.0.1:4318\", headers: {x-api-key: \"${PATH}\"}}\n",
+        &expect![
+            "accepted\nwarning: telemetry.otlp: headers go to http://10.0.0.1:4318 unencrypted; use https://"
+        ],
+    );
+    check(
+        "telemetry:\n  otlp: {endpoint: \"http://x\", headers: {\"a b\": c}}\n",
+        &expect![
+            "agent.yaml:2: header `a b`: the name may have letters, digits, `-`, `_` and `.`"
+        ],
+    );
+}
+
+#[test]
+fn headers_come_from_a_file() {
+    let directory = Directory::new("headers");
+    let yaml = "telemetry:\n  otlp: {endpoint: \"https://x\", headers_file: secret}\n";
+    let config = directory.path().join("agent.yaml");
+    std::fs::write(directory.path().join("secret"), "# key\nAuthorization: Bearer hunter2\n\n").unwrap();
+    let settled = Config::parse(&config, yaml).unwrap().telemetry.otlp.unwrap();
+    let headers: Vec<_> = settled.headers.iter().collect();
+    assert_eq!(headers, [("authorization", "Bearer hunter2")]);
+    std::fs::write(directory.path().join("secret"), "hunter2\n").unwrap();
+    let refusal = Config::parse(&config, yaml).unwrap_err().to_string();
+    assert!(refusal.ends_with("secret:1: expected `Name: value`"), "{refusal}");
+    assert!(!refusal.contains("hunter2"));
+}
+
+#[test]
+fn a_policy_file_that_is_not_there_is_unreadable_and_not_invalid() {
+    let refusal = Config::parse(Path::new("/etc/a.yaml"), "policy_files: [nowhere.cedar]\n").unwrap_err();
+    assert!(matches!(refusal, LoadError::Unreadable { .. }), "{refusal}");
+    expect!["/etc/nowhere.cedar: cannot be read: No such file or directory (os error 2)"]
+        .assert_eq(&refusal.to_string());
+}
+
+#[test]
+fn the_hash_covers_the_cedar_files() {
+    let policies = Directory::new("hash");
+    let yaml = format!("policy_files: [{}]\n", policies.path().display());
+    let before = Config::parse(Path::new("x"), &yaml).unwrap().hash;
+    std::fs::write(policies.path().join("readme.txt"), "not a policy").unwrap();
+    assert_eq!(Config::parse(Path::new("x"), &yaml).unwrap().hash, before);
+    std::fs::write(policies.path().join("a.cedar"), "").unwrap();
+    assert_ne!(Config::parse(Path::new("x"), &yaml).unwrap().hash, before);
+}
+
+#[test]
+fn what_is_valid_and_odd_is_a_warning() {
+    check(
+        "mode: enforce\n",
+        &expect![
+            "accepted\nwarning: mode is enforce, but no policy, budget or rate limit says what to refuse"
+        ],
+    );
+    check(
+        "on_timeout: closed\n",
+        &expect!["accepted\nwarning: on_timeout: closed has no effect while mode is observe"],
+    );
+}
+
+/// A directory of a test's own, removed with its end.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("genops-config-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).unwrap_or_default();
+    }
+}

@@ -1,0 +1,630 @@
+//! Recordings: captured byte streams as JSON lines, read and written here and nowhere else.
+//!
+//! A line is one event (`open`, `data`, `gap`, `close`) of one connection; what the lines mean for
+//! the pipeline is [`replay`](crate::replay)'s business. The reader streams, holds one line at a
+//! time, and names the line in every refusal. Recordings hold plaintext: the writer creates its
+//! file readable by its owner only, and no type here shows payload in `Debug`.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+/// Longest line accepted, in bytes: the base64 of a body of 190 MiB. One line is held at a time.
+pub(crate) const LINE_LIMIT: usize = 256 << 20;
+
+/// Payload bytes that the writer puts on one line at most; chunk borders mean nothing.
+const WRITTEN_PIECE: usize = 48 << 10;
+
+/// Which way bytes went; the client sent what is egress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Direction {
+    /// From the client to the server.
+    Egress,
+    /// From the server to the client.
+    Ingress,
+}
+
+/// One event of a recording.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// Names the connection; unique within the recording.
+    pub(crate) conn: String,
+    /// Nanoseconds from the recording's origin; absent where the line has none.
+    pub(crate) time_ns: Option<u64>,
+    /// What happened.
+    pub(crate) kind: Kind,
+}
+
+/// What happened on a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Facts about the connection. May come late: the stream was joined midway.
+    Open(Box<Open>),
+    /// Plaintext, in stream order for its direction.
+    Data {
+        /// Which way it went.
+        direction: Direction,
+        /// The bytes.
+        bytes: Payload,
+    },
+    /// Bytes are missing here; how many, where that is known.
+    Gap {
+        /// Which way they went.
+        direction: Direction,
+        /// How many, where that is known.
+        bytes: Option<u64>,
+    },
+    /// Nothing more comes.
+    Close,
+}
+
+/// Facts about a connection; each is absent where it is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Open {
+    /// Process id.
+    pub(crate) pid: Option<u32>,
+    /// Name of the process (`/proc/PID/comm`).
+    pub(crate) comm: Option<String>,
+    /// Path of its executable.
+    pub(crate) exe: Option<String>,
+    /// The client's end.
+    pub(crate) local: Option<SocketAddr>,
+    /// The server's end.
+    pub(crate) remote: Option<SocketAddr>,
+    /// The name that the client asked for (TLS SNI).
+    pub(crate) server_name: Option<String>,
+    /// Whether the bytes were under TLS on the wire.
+    pub(crate) tls: Option<bool>,
+    /// Whether the stream was seen from its first byte. An addition to the published format; a
+    /// recording without it leaves the question to the decoder.
+    pub(crate) from_start: Option<bool>,
+}
+
+/// Captured bytes: usable, and never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Payload(pub(crate) Vec<u8>);
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+/// A line that is not as the format says, or could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line}: {fault}")]
+pub(crate) struct RecordingError {
+    /// Counted from 1.
+    pub(crate) line: u64,
+    /// What is wrong with it.
+    #[source]
+    pub(crate) fault: Fault,
+}
+
+/// What is wrong with a line.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    /// The file could not be read on.
+    #[error("cannot be read: {0}")]
+    Io(io::Error),
+    /// Longer than [`LINE_LIMIT`].
+    #[error("is longer than {limit} bytes; cut its data into several lines")]
+    TooLong {
+        /// The limit that was passed.
+        limit: usize,
+    },
+    /// Not a JSON object with the format's types.
+    #[error("column {column}: {message}")]
+    Json {
+        /// Counted from 1.
+        column: usize,
+        /// What the JSON reader says.
+        message: String,
+    },
+    /// A key that this type of line cannot do without.
+    #[error("a `{kind}` line needs `{key}`")]
+    Missing {
+        /// The line's `type`.
+        kind: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// A `type` that the format does not have.
+    #[error("type `{0}` is not one of open, data, gap, close")]
+    UnknownType(String),
+    /// `local` or `remote` is no address with a port.
+    #[error("`{key}`: `{value}` is not an address and a port, such as 192.0.2.1:443")]
+    Address {
+        /// The key.
+        key: &'static str,
+        /// What it holds.
+        value: String,
+    },
+    /// `data` is not base64.
+    #[error("`data` is not base64: {0}")]
+    Base64(base64::DecodeError),
+}
+
+/// A line, key for key. Unknown keys are left alone: the format may grow.
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    conn: Cow<'a, str>,
+    time_ns: Option<u64>,
+    dir: Option<Direction>,
+    #[serde(borrow)]
+    data: Option<Cow<'a, str>>,
+    bytes: Option<u64>,
+    pid: Option<u32>,
+    comm: Option<String>,
+    exe: Option<String>,
+    local: Option<String>,
+    remote: Option<String>,
+    server_name: Option<String>,
+    tls: Option<bool>,
+    from_start: Option<bool>,
+}
+
+/// Reads a recording, one event at a time.
+#[derive(Debug)]
+pub(crate) struct Reader<R> {
+    input: R,
+    /// Lines begun so far.
+    line: u64,
+    /// Reused from line to line.
+    buffer: Vec<u8>,
+    /// After a fault nothing more is read.
+    ended: bool,
+    line_limit: usize,
+}
+
+impl Reader<Box<dyn BufRead>> {
+    /// Opens a recording; `-` is the standard input.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let input: Box<dyn BufRead> = if path == Path::new("-") {
+            Box::new(BufReader::new(io::stdin()))
+        } else {
+            Box::new(BufReader::with_capacity(1 << 18, File::open(path)?))
+        };
+        Ok(Self::new(input))
+    }
+}
+
+impl<R: BufRead> Reader<R> {
+    /// Reads from `input`.
+    pub(crate) fn new(input: R) -> Self {
+        Self { input, line: 0, buffer: Vec::new(), ended: false, line_limit: LINE_LIMIT }
+    }
+
+    /// The next line that is not blank, in `self.buffer`; false at the end.
+    fn fill(&mut self) -> Result<bool, Fault> {
+        loop {
+            self.buffer.clear();
+            self.line += 1;
+            let limit = self.line_limit;
+            let mut bounded = self.input.by_ref().take(limit as u64 + 1);
+            let read = bounded.read_until(b'\n', &mut self.buffer).map_err(Fault::Io)?;
+            if read == 0 {
+                return Ok(false);
+            }
+            if read > limit {
+                return Err(Fault::TooLong { limit });
+            }
+            if !self.buffer.trim_ascii().is_empty() {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+impl<R: BufRead> Iterator for Reader<R> {
+    type Item = Result<Event, RecordingError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let result = match self.fill() {
+            Ok(true) => parse(&self.buffer),
+            Ok(false) => {
+                self.ended = true;
+                return None;
+            }
+            Err(fault) => Err(fault),
+        };
+        self.ended = result.is_err();
+        Some(result.map_err(|fault| RecordingError { line: self.line, fault }))
+    }
+}
+
+/// One line to one event.
+fn parse(line: &[u8]) -> Result<Event, Fault> {
+    let Line {
+        kind,
+        conn,
+        time_ns,
+        dir,
+        data,
+        bytes,
+        pid,
+        comm,
+        exe,
+        local,
+        remote,
+        server_name,
+        tls,
+        from_start,
+    } = serde_json::from_slice(line).map_err(|error| json_fault(&error))?;
+    let need = |key| Fault::Missing { kind: kind.clone().into_owned(), key };
+    let kind = match &*kind {
+        "open" => Kind::Open(Box::new(Open {
+            pid,
+            comm,
+            exe,
+            local: address("local", local)?,
+            remote: address("remote", remote)?,
+            server_name: server_name.filter(|name| !name.is_empty()),
+            tls,
+            from_start,
+        })),
+        "data" => {
+            let direction = dir.ok_or_else(|| need("dir"))?;
+            let data = data.ok_or_else(|| need("data"))?;
+            let bytes = Payload(STANDARD.decode(&*data).map_err(Fault::Base64)?);
+            Kind::Data { direction, bytes }
+        }
+        "gap" => Kind::Gap { direction: dir.ok_or_else(|| need("dir"))?, bytes },
+        "close" => Kind::Close,
+        other => return Err(Fault::UnknownType(other.to_owned())),
+    };
+    Ok(Event { conn: conn.into_owned(), time_ns, kind })
+}
+
+/// The reader's complaint without its own idea of a line number.
+fn json_fault(error: &serde_json::Error) -> Fault {
+    let text = error.to_string();
+    let message = text.split(" at line ").next().unwrap_or(&text).to_owned();
+    Fault::Json { column: error.column(), message }
+}
+
+fn address(key: &'static str, value: Option<String>) -> Result<Option<SocketAddr>, Fault> {
+    value
+        .filter(|value| !value.is_empty())
+        .map(|value| value.parse().map_err(|_| Fault::Address { key, value }))
+        .transpose()
+}
+
+/// An event as it is written: only the keys that have something to say, in the format's order.
+#[derive(Default, Serialize)]
+struct Written<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    conn: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dir: Option<Direction>,
+    time_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comm: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exe: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remote: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from_start: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a str>,
+    /// The outer option: whether this line has the key; the inner: whether the number is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<Option<u64>>,
+}
+
+/// Writes a recording. Times are nanoseconds since the Unix epoch, so that a replay sees the
+/// same day and hour as the run did.
+#[derive(Debug)]
+pub(crate) struct Writer<W: Write> {
+    output: W,
+    /// Base64 of the piece at hand, reused.
+    encoded: String,
+    /// Lines written.
+    lines: u64,
+}
+
+impl Writer<BufWriter<File>> {
+    /// Creates `path`, readable by its owner only; a file that exists is refused.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Self::new(BufWriter::with_capacity(1 << 18, file)))
+    }
+}
+
+impl<W: Write> Writer<W> {
+    /// Writes to `output`, which should be buffered.
+    pub(crate) fn new(output: W) -> Self {
+        Self { output, encoded: String::new(), lines: 0 }
+    }
+
+    /// Lines written so far.
+    pub(crate) fn lines(&self) -> u64 {
+        self.lines
+    }
+
+    /// A connection began, or its facts became known.
+    pub(crate) fn open(&mut self, time_ns: u64, conn: &str, open: &Open) -> io::Result<()> {
+        let Open { pid, comm, exe, local, remote, server_name, tls, from_start } = open;
+        self.line(&Written {
+            kind: "open",
+            conn,
+            time_ns,
+            pid: *pid,
+            comm: comm.as_deref(),
+            exe: exe.as_deref(),
+            local: *local,
+            remote: *remote,
+            server_name: server_name.as_deref(),
+            tls: *tls,
+            from_start: *from_start,
+            ..Written::default()
+        })
+    }
+
+    /// Bytes in stream order.
+    pub(crate) fn data(
+        &mut self,
+        time_ns: u64,
+        conn: &str,
+        direction: Direction,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        for piece in bytes.chunks(WRITTEN_PIECE) {
+            let mut encoded = std::mem::take(&mut self.encoded);
+            encoded.clear();
+            STANDARD.encode_string(piece, &mut encoded);
+            let written = self.line(&Written {
+                kind: "data",
+                conn,
+                dir: Some(direction),
+                time_ns,
+                data: Some(&encoded),
+                ..Written::default()
+            });
+            self.encoded = encoded;
+            written?;
+        }
+        Ok(())
+    }
+
+    /// Bytes are missing; `None`: nobody knows how many.
+    pub(crate) fn gap(
+        &mut self,
+        time_ns: u64,
+        conn: &str,
+        direction: Direction,
+        bytes: Option<u64>,
+    ) -> io::Result<()> {
+        let dir = Some(direction);
+        self.line(&Written {
+            kind: "gap",
+            conn,
+            dir,
+            time_ns,
+            bytes: Some(bytes),
+            ..Written::default()
+        })
+    }
+
+    /// Nothing more comes on this connection.
+    pub(crate) fn close(&mut self, time_ns: u64, conn: &str) -> io::Result<()> {
+        self.line(&Written { kind: "close", conn, time_ns, ..Written::default() })
+    }
+
+    /// Hands what is buffered to the operating system.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+
+    fn line(&mut self, line: &Written<'_>) -> io::Result<()> {
+        serde_json::to_writer(&mut self.output, line)?;
+        self.lines += 1;
+        self.output.write_all(b"\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it does not hold")]
+
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    /// Reads `text` whole and byte by byte: how the file system cuts it must not matter.
+    #[track_caller]
+    fn check(text: &str, expected: Expect) {
+        let whole = read(Reader::new(text.as_bytes()));
+        let trickled = read(Reader::new(BufReader::with_capacity(1, text.as_bytes())));
+        assert_eq!(whole, trickled);
+        expected.assert_eq(&whole);
+    }
+
+    fn read(reader: Reader<impl BufRead>) -> String {
+        let mut rendered = String::new();
+        for event in reader {
+            rendered += &match event {
+                Ok(Event { conn, time_ns, kind }) => format!("{conn} {time_ns:?} {kind:?}\n"),
+                Err(error) => format!("{error}\n"),
+            };
+        }
+        rendered
+    }
+
+    #[test]
+    fn the_example_of_the_format_is_read() {
+        check(
+            r#"{"type":"open","conn":"c1","time_ns":1,"pid":4242,"comm":"python3","exe":"/usr/bin/python3","local":"10.0.0.5:51324","remote":"104.18.6.192:443","server_name":"api.openai.com","tls":true}
+{"type":"data","conn":"c1","dir":"egress","time_ns":2,"data":"UE9TVCAv"}
+
+{"type":"data","conn":"c1","dir":"ingress","time_ns":9,"data":"SFRUUC8x"}
+{"type":"gap","conn":"c1","dir":"ingress","time_ns":10,"bytes":4096}
+{"type":"gap","conn":"c1","dir":"ingress","time_ns":10,"bytes":null}
+{"type":"close","conn":"c1","time_ns":11}"#,
+            expect![[r#"
+                c1 Some(1) Open(Open { pid: Some(4242), comm: Some("python3"), exe: Some("/usr/bin/python3"), local: Some(10.0.0.5:51324), remote: Some(104.18.6.192:443), server_name: Some("api.openai.com"), tls: Some(true), from_start: None })
+                c1 Some(2) Data { direction: Egress, bytes: 6 bytes }
+                c1 Some(9) Data { direction: Ingress, bytes: 6 bytes }
+                c1 Some(10) Gap { direction: Ingress, bytes: Some(4096) }
+                c1 Some(10) Gap { direction: Ingress, bytes: None }
+                c1 Some(11) Close
+            "#]],
+        );
+    }
+
+    #[test]
+    fn an_open_may_lack_everything_but_its_name() {
+        check(
+            r#"{"type":"open","conn":"x","later":"ignored"}"#,
+            expect![[r"
+                x None Open(Open { pid: None, comm: None, exe: None, local: None, remote: None, server_name: None, tls: None, from_start: None })
+            "]],
+        );
+    }
+
+    #[test]
+    fn a_line_without_its_keys_is_named() {
+        check(
+            "\n{\"type\":\"data\",\"conn\":\"a\",\"data\":\"\"}",
+            expect![[r"
+                line 2: a `data` line needs `dir`
+            "]],
+        );
+        check(
+            r#"{"type":"data","conn":"a","dir":"egress"}"#,
+            expect![[r"
+                line 1: a `data` line needs `data`
+            "]],
+        );
+        check(
+            r#"{"type":"gap","conn":"a"}"#,
+            expect![[r"
+                line 1: a `gap` line needs `dir`
+            "]],
+        );
+        check(
+            r#"{"type":"data","dir":"egress"}"#,
+            expect![[r"
+                line 1: column 30: missing field `conn`
+            "]],
+        );
+    }
+
+    #[test]
+    fn what_is_not_the_format_is_refused_with_its_place() {
+        check(
+            r#"{"type":"pause","conn":"a"}"#,
+            expect![[r"
+                line 1: type `pause` is not one of open, data, gap, close
+            "]],
+        );
+        check(
+            r#"{"type":"data","conn":"a","dir":"up"}"#,
+            expect![[r"
+                line 1: column 36: unknown variant `up`, expected `egress` or `ingress`
+            "]],
+        );
+        check(
+            r#"{"type":"data","conn":"a","dir":"egress","data":"a*=="}"#,
+            expect![[r"
+                line 1: `data` is not base64: Invalid symbol 42, offset 1.
+            "]],
+        );
+        check(
+            r#"{"type":"open","conn":"a","remote":"example.com"}"#,
+            expect![[r"
+                line 1: `remote`: `example.com` is not an address and a port, such as 192.0.2.1:443
+            "]],
+        );
+        check(
+            r#"{"type":"open","conn":"a","pid":-1}"#,
+            expect![[r"
+                line 1: column 34: invalid value: integer `-1`, expected u32
+            "]],
+        );
+        check(
+            "\u{7f}ELF",
+            expect![[r"
+                line 1: column 1: expected value
+            "]],
+        );
+        check(
+            r#"{"type":"data","conn":"a","dir":"egress","da"#,
+            expect![[r"
+                line 1: column 44: EOF while parsing a string
+            "]],
+        );
+    }
+
+    #[test]
+    fn a_line_past_the_limit_is_refused_and_not_held() {
+        let text = format!("{}\n{}", r#"{"type":"close","conn":"a"}"#, " ".repeat(200));
+        let mut reader = Reader::new(text.as_bytes());
+        reader.line_limit = 64;
+        let rendered = read(reader);
+        expect![[r"
+            a None Close
+            line 2: is longer than 64 bytes; cut its data into several lines
+        "]]
+        .assert_eq(&rendered);
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let open = Open {
+            pid: Some(7),
+            comm: Some("curl \"x\"".to_owned()),
+            remote: Some("[2001:db8::1]:443".parse().unwrap()),
+            from_start: Some(false),
+            ..Open::default()
+        };
+        let body: Vec<u8> = (0..=255).cycle().take(WRITTEN_PIECE * 2 + 5).collect();
+        let mut writer = Writer::new(Vec::new());
+        writer.open(1, "c", &open).unwrap();
+        writer.data(2, "c", Direction::Egress, &body).unwrap();
+        writer.gap(3, "c", Direction::Ingress, None).unwrap();
+        writer.close(4, "c").unwrap();
+        assert_eq!(writer.lines(), 6);
+        let events: Vec<Event> =
+            Reader::new(writer.output.as_slice()).collect::<Result<_, _>>().unwrap();
+        let (Some(first), Some(last)) = (events.first(), events.last()) else {
+            panic!("no events")
+        };
+        assert_eq!(first.kind, Kind::Open(Box::new(open)));
+        assert_eq!(last.kind, Kind::Close);
+        let read: Vec<u8> = events
+            .iter()
+            .filter_map(|event| match &event.kind {
+                Kind::Data { direction: Direction::Egress, bytes } => Some(bytes.0.clone()),
+                Kind::Data { .. } | Kind::Open(_) | Kind::Gap { .. } | Kind::Close => None,
+            })
+            .flatten()
+            .collect();
+        assert_eq!(read, body);
+    }
+}
