@@ -271,8 +271,8 @@ impl Agent {
         crate::process::cpu_ns(self.pid())
     }
 
-    /// Asks it to end, waits, and returns how it ended and every line it wrote.
-    pub fn stop(mut self) -> anyhow::Result<(ExitStatus, Vec<String>)> {
+    /// Asks it to end, waits, and returns how it ended and every line it wrote. Its files stay until it is dropped.
+    pub fn stop(&mut self) -> anyhow::Result<(ExitStatus, Vec<String>)> {
         self.signal(Signal::TERM)?;
         let deadline = Instant::now() + STOP_PATIENCE;
         loop {

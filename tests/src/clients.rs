@@ -130,14 +130,6 @@ impl Stage {
         command.arg(script("call.py")).arg(sdk).args(arguments);
         Ok(command)
     }
-
-    /// Node's own `fetch`.
-    #[must_use]
-    pub fn node(&self, arguments: &[&str]) -> Command {
-        let mut command = self.command("node");
-        command.arg(script("call.mjs")).args(arguments);
-        command
-    }
 }
 
 /// The interpreter with the SDKs: `GENOPS_VENV`, or the one that `cargo xtask` made.

@@ -2,7 +2,10 @@
 
 pub mod agent;
 pub mod authority;
+pub mod bench;
+pub mod client;
 pub mod clients;
+pub mod demo;
 pub mod process;
 pub mod provider;
 pub mod scratch;

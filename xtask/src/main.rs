@@ -1,3 +1,83 @@
 //! Set-up, build, test and measurement commands of the workspace: `cargo xtask help`.
+//!
+//! Each command installs what it needs and nothing when all is there. It knows nothing of what the tests
+//! assert: adding a test never edits this program.
 
-fn main() {}
+mod fuzz;
+mod licences;
+mod setup;
+mod steps;
+mod test;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Build, test and measure GenOps.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+enum Command {
+    /// Install what the build and the tests need, and nothing when all is there.
+    Setup,
+    /// Build `target/release/genops-agent` with the kernel programs inside.
+    Build,
+    /// Run every test, the fast ones first; those on this kernel need root.
+    Test(test::Test),
+    /// Run what needs no kernel and no privilege: formatting, lints, unit tests, tidy, licences.
+    Ci,
+    /// Check the invariants of ARCHITECTURE.md.
+    Tidy,
+    /// Check licences, sources and who may depend on what (deny.toml).
+    Licences,
+    /// Fuzz the decoders.
+    Fuzz(fuzz::Fuzz),
+    /// Show the main job on this host: an allowed call, one blocked, one over budget, and the evidence.
+    Demo(Forwarded),
+    /// Measure latency, CPU time, memory and start-up beside their floors.
+    Bench(Forwarded),
+}
+
+/// A command of `genops-tests`, run after set-up and build.
+#[derive(Debug, clap::Args)]
+struct Forwarded {
+    /// Options of the command itself; `--help` shows them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match Command::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Setup => {
+                setup::toolchain()?;
+                setup::clients()
+            }
+            Self::Build => workspace::build_release(&setup::toolchain()?),
+            Self::Test(test) => test.run(),
+            Self::Ci => test::ci(),
+            Self::Tidy => report("tidy", &tidy::check()?),
+            Self::Licences => report("licences", &licences::check()?),
+            Self::Fuzz(fuzz) => fuzz.run(),
+            Self::Demo(Forwarded { arguments }) => workspace::run_tool("demo", &arguments),
+            Self::Bench(Forwarded { arguments }) => workspace::run_tool("bench", &arguments),
+        }
+    }
+}
+
+/// Fails with every complaint on a line of its own.
+fn report(what: &str, complaints: &[String]) -> anyhow::Result<()> {
+    anyhow::ensure!(complaints.is_empty(), "{what}:\n  {}", complaints.join("\n  "));
+    Ok(())
+}

@@ -141,7 +141,10 @@ impl Server {
         let pause = if pieces.len() > 2 { self.piece_delay } else { Duration::ZERO };
         tokio::spawn(async move {
             for piece in pieces {
-                tokio::time::sleep(pause).await;
+                // The timer's grain is a millisecond, also for no time at all.
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
                 if sender.send_data(piece).await.is_err() {
                     return; // The client has gone.
                 }

@@ -1,0 +1,286 @@
+//! Measures the agent beside its floors, in one run, and prints a table for the README.
+//!
+//! Latency and CPU time are those of one keep-alive client over TLS on loopback, in four set-ups that take
+//! turns, so that a busy machine is equally unkind to all: no agent; the same probes with empty programs;
+//! the agent observing; the agent holding each request until its verdict.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+
+use crate::agent::{Agent, Launch, free_address};
+use crate::client::{Client, quantile};
+use crate::scratch::Scratch;
+
+/// Processes on the host while the start is measured.
+const BYSTANDERS: usize = 200;
+/// Connections open while memory is measured.
+const CONNECTIONS: usize = 1_000;
+/// Enforces for every process, and allows what the benchmark asks for.
+const ENFORCING: &str = "mode: enforce\non_timeout: open\nhold_deadline_ms: 1000\npolicies:\n  \
+                         - {name: bench, allowed_models: [\"gpt-4o-mini*\"], enforcement: block}\n";
+
+/// Measure the agent beside its floors.
+#[derive(Debug, clap::Args)]
+pub struct Bench {
+    /// Requests of each set-up in each round.
+    #[arg(long, default_value_t = 3_000)]
+    requests: usize,
+    /// How often the set-ups take turns.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Run as small as it gets, to see that the benchmark itself works.
+    #[arg(long)]
+    tiny: bool,
+}
+
+/// One set-up of the comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Setup {
+    NoAgent,
+    Floor,
+    Observing,
+    Holding,
+}
+
+const SETUPS: [Setup; 4] = [Setup::NoAgent, Setup::Floor, Setup::Observing, Setup::Holding];
+
+/// What was measured in one set-up, over all rounds.
+#[derive(Debug, Default)]
+struct Sample {
+    latencies: Vec<Duration>,
+    /// Processor time for one request, a round each, in nanoseconds.
+    client_cpu_ns: Vec<u64>,
+    agent_cpu_ns: Vec<u64>,
+}
+
+impl Bench {
+    /// Runs everything and prints the tables.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let (requests, rounds) = if self.tiny { (50, 1) } else { (self.requests, self.rounds) };
+        let peer = Peer::start()?;
+        let mut out = std::io::stdout();
+        writeln!(out, "method: {}", method(requests, rounds))?;
+        let mut samples = SETUPS.map(|setup| (setup, Sample::default()));
+        for _ in 0..rounds {
+            for (setup, sample) in &mut samples {
+                sample.add(*setup, &peer.client(requests))?;
+            }
+        }
+        writeln!(out, "\n{}", latency_table(&mut samples))?;
+        writeln!(out, "{}", memory_and_start(&peer, if self.tiny { 20 } else { CONNECTIONS })?)?;
+        Ok(())
+    }
+}
+
+fn method(requests: usize, rounds: usize) -> String {
+    format!(
+        "one client (OpenSSL, HTTP/1.1 keep-alive, one connection a round) posts a chat completion of 0.4 kB to a \
+         rustls provider in another process on loopback and reads the answer of 0.9 kB; {requests} requests after \
+         {} to warm up, in each of {rounds} rounds in which the set-ups take turns; latency is from SSL_write to \
+         the answer's last byte, over all rounds; CPU time is that of the client's and the agent's threads, \
+         median of the rounds; \"floor\" attaches empty programs to the same places",
+        warm_up(requests)
+    )
+}
+
+fn warm_up(requests: usize) -> usize {
+    requests / 10 + 10
+}
+
+impl Setup {
+    fn name(self) -> &'static str {
+        match self {
+            Self::NoAgent => "no agent",
+            Self::Floor => "floor: the same probes, empty programs",
+            Self::Observing => "observing",
+            Self::Holding => "held and released",
+        }
+    }
+
+    fn agent(self) -> anyhow::Result<Option<Agent>> {
+        let agent = match self {
+            Self::NoAgent => return Ok(None),
+            Self::Floor => Agent::launch(
+                "mode: observe",
+                &Launch { arguments: vec!["--floor".into()], ..Launch::default() },
+            ),
+            Self::Observing => Agent::start("mode: observe"),
+            Self::Holding => Agent::start(ENFORCING),
+        };
+        Ok(Some(agent.context(self.name())?))
+    }
+}
+
+impl Sample {
+    fn add(&mut self, setup: Setup, client: &Client) -> anyhow::Result<()> {
+        let agent = setup.agent()?;
+        let before = agent.as_ref().map(Agent::cpu_ns).transpose()?.unwrap_or(0);
+        let measured = client.measure().context(setup.name())?;
+        let after = agent.as_ref().map(Agent::cpu_ns).transpose()?.unwrap_or(0);
+        let requests = client.requests + client.warm_up;
+        self.latencies.extend(&measured.latencies);
+        self.client_cpu_ns.push(measured.cpu_ns);
+        self.agent_cpu_ns.push((after - before) / u64::try_from(requests)?);
+        if let Some(mut agent) = agent
+            && setup != Setup::Floor
+        {
+            let mine = u64::from(std::process::id());
+            let of_mine = |awu: &serde_json::Value| {
+                awu.get("process.pid").and_then(serde_json::Value::as_u64) == Some(mine)
+            };
+            agent.wait_for(requests, Duration::from_secs(10), of_mine)?;
+            let losses = agent.losses()?;
+            ensure!(losses.is_empty(), "{}: lost {losses:?}", setup.name());
+            agent.stop()?;
+        }
+        Ok(())
+    }
+}
+
+fn latency_table(samples: &mut [(Setup, Sample)]) -> String {
+    let mut rows = vec![
+        "| set-up | p50 | p99 | added p50 | added p99 | client CPU a request | agent CPU a request |".to_owned(),
+        "| --- | --- | --- | --- | --- | --- | --- |".to_owned(),
+    ];
+    let mut base = None;
+    for (setup, sample) in samples {
+        sample.latencies.sort_unstable();
+        let [p50, p99] =
+            [0.5, 0.99].map(|share| quantile(&sample.latencies, share).as_secs_f64() * 1e6);
+        let (base_p50, base_p99) = *base.get_or_insert((p50, p99));
+        let [client, agent] =
+            [&sample.client_cpu_ns, &sample.agent_cpu_ns].map(|cpu| median_us(cpu));
+        let [added_p50, added_p99] = [p50 - base_p50, p99 - base_p99];
+        let name = setup.name();
+        rows.push(format!(
+            "| {name} | {p50:.0} µs | {p99:.0} µs | {added_p50:.0} µs | {added_p99:.0} µs \
+             | {client:.0} µs | {agent:.0} µs |"
+        ));
+    }
+    rows.join("\n") + "\n"
+}
+
+fn median_us(samples: &[u64]) -> f64 {
+    let mut sorted: Vec<_> = samples.iter().copied().map(Duration::from_nanos).collect();
+    sorted.sort_unstable();
+    quantile(&sorted, 0.5).as_secs_f64() * 1e6
+}
+
+fn memory_and_start(peer: &Peer, connections: usize) -> anyhow::Result<String> {
+    let mut agent = Agent::start("mode: observe")?;
+    let idle_kib = agent.resident_kib()?;
+    let mut client = peer.client_process(connections)?;
+    let reported = agent.wait_for(connections, Duration::from_mins(1), |_| true)?;
+    let busy_kib = agent.resident_kib()?;
+    client.kill()?;
+    client.wait()?;
+    agent.stop()?;
+    let bystanders = Bystanders::start()?;
+    let mut ready = Vec::new();
+    for _ in 0..3 {
+        ready.push(Agent::start("mode: observe")?.ready_after);
+    }
+    drop(bystanders);
+    ready.sort_unstable();
+    Ok(format!(
+        "| | measured |\n| --- | --- |\n| resident memory, idle | {:.1} MiB |\n\
+         | resident memory, {connections} open connections ({} calls reported) | {:.1} MiB |\n\
+         | start to ready, {BYSTANDERS} processes on the host (median of 3) | {:.2} s |\n",
+        mib(idle_kib),
+        reported.len(),
+        mib(busy_kib),
+        quantile(&ready, 0.5).as_secs_f64(),
+    ))
+}
+
+fn mib(kib: u64) -> f64 {
+    f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0
+}
+
+/// The provider, in a process of its own.
+struct Peer {
+    child: Child,
+    scratch: Scratch,
+    address: SocketAddr,
+}
+
+impl Peer {
+    fn start() -> anyhow::Result<Self> {
+        let scratch = Scratch::new("bench")?;
+        let address = free_address()?;
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["provider", "--listen", &address.to_string(), "--root"])
+            .arg(scratch.join("root.pem"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().context("the provider's output is a pipe")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        ensure!(line.starts_with("listening"), "the provider did not start");
+        Ok(Self { child, scratch, address })
+    }
+
+    fn client(&self, requests: usize) -> Client {
+        Client {
+            address: self.address,
+            name: "api.openai.com".to_owned(),
+            root: self.scratch.join("root.pem"),
+            requests,
+            rate: None,
+            stream_every: None,
+            warm_up: warm_up(requests),
+            connections: None,
+            model: "gpt-4o-mini".to_owned(),
+        }
+    }
+
+    fn client_process(&self, connections: usize) -> anyhow::Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["client", "--address", &self.address.to_string(), "--root"])
+            .arg(self.scratch.join("root.pem"));
+        command.args(["--connections", &connections.to_string()]);
+        Ok(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// Processes that map `libssl` and do nothing.
+struct Bystanders(Vec<Child>);
+
+impl Bystanders {
+    fn start() -> anyhow::Result<Self> {
+        let mut all = Self(Vec::new());
+        for _ in 0..BYSTANDERS {
+            let mut command = Command::new(std::env::current_exe()?);
+            let mut child =
+                command.arg("idle").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+            let stdout = child.stdout.take().context("a pipe")?;
+            all.0.push(child);
+            BufReader::new(stdout).read_line(&mut String::new())?;
+        }
+        Ok(all)
+    }
+}
+
+impl Drop for Bystanders {
+    fn drop(&mut self) {
+        self.0.iter_mut().for_each(end);
+    }
+}
+
+fn end(child: &mut Child) {
+    if let Err(error) = child.kill().and_then(|()| child.wait()) {
+        eprintln!("process {}: {error}", child.id());
+    }
+}

@@ -1,0 +1,223 @@
+//! A client for measurements: OpenSSL from the system, HTTP/1.1 keep-alive, and nothing else.
+//!
+//! The real clients spend a millisecond in their own code; differences of microseconds need one that does
+//! not. To the agent it is a program that maps `libssl.so.3`, as any other.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use openssl::ssl::{SslConnector, SslMethod, SslStream};
+use serde_json::{Value, json};
+
+use crate::process;
+
+/// Longest response head and body that is read, in bytes.
+const RESPONSE_LIMIT: usize = 1 << 20;
+
+/// What to do, and to whom.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Client {
+    /// Address of the provider.
+    #[arg(long)]
+    pub address: SocketAddr,
+    /// Name that the provider is believed to have.
+    #[arg(long, default_value = "api.openai.com")]
+    pub name: String,
+    /// Certificate to trust.
+    #[arg(long)]
+    pub root: std::path::PathBuf,
+    /// Requests on one connection.
+    #[arg(long, default_value_t = 1)]
+    pub requests: usize,
+    /// Requests a second; as fast as answers come otherwise.
+    #[arg(long)]
+    pub rate: Option<f64>,
+    /// Every n-th request asks for a stream; none otherwise.
+    #[arg(long)]
+    pub stream_every: Option<usize>,
+    /// Requests before the measurement.
+    #[arg(long, default_value_t = 0)]
+    pub warm_up: usize,
+    /// Open that many connections, make `requests` on each, and keep them until standard input ends.
+    #[arg(long)]
+    pub connections: Option<usize>,
+    /// Model to ask for.
+    #[arg(long, default_value = "gpt-4o-mini")]
+    pub model: String,
+}
+
+/// Latencies of the requests of one connection, and what they cost.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Of each request, from the call that writes it to the last byte of its answer; sorted.
+    pub latencies: Vec<Duration>,
+    /// Processor time of the client's thread for one request, in nanoseconds.
+    pub cpu_ns: u64,
+}
+
+impl Client {
+    /// Runs, and prints a JSON report.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let report = match self.connections {
+            None => self.measure()?.report(),
+            Some(count) => self.keep_open(count)?,
+        };
+        writeln!(std::io::stdout(), "{report}")?;
+        if self.connections.is_some() {
+            std::io::stdin().read_to_end(&mut Vec::new())?;
+        }
+        Ok(())
+    }
+
+    /// Makes the requests one after another.
+    pub fn measure(&self) -> anyhow::Result<Measured> {
+        let mut stream = self.connect()?;
+        let [plain, streamed] = [false, true].map(|stream| self.request(stream));
+        let mut response = Vec::new();
+        for _ in 0..self.warm_up {
+            exchange(&mut stream, &plain, &mut response)?;
+        }
+        let mut latencies = Vec::with_capacity(self.requests);
+        let begun = Instant::now();
+        let cpu_before = process::cpu_ns(std::process::id())?;
+        for index in 0..self.requests {
+            if let Some(rate) = self.rate {
+                let due = begun + Duration::from_secs(1).div_f64(rate).mul_f64(as_f64(index));
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
+            let wants_stream = self.stream_every.is_some_and(|every| index % every == 0);
+            let request = if wants_stream { &streamed } else { &plain };
+            let written = Instant::now();
+            exchange(&mut stream, request, &mut response)?;
+            latencies.push(written.elapsed());
+        }
+        let cpu_ns = process::cpu_ns(std::process::id())?.saturating_sub(cpu_before);
+        latencies.sort_unstable();
+        Ok(Measured { cpu_ns: cpu_ns / u64::try_from(self.requests.max(1))?, latencies })
+    }
+
+    fn keep_open(&self, count: usize) -> anyhow::Result<Value> {
+        let request = self.request(false);
+        let mut response = Vec::new();
+        let mut open = Vec::with_capacity(count);
+        for _ in 0..count {
+            let mut stream = self.connect()?;
+            for _ in 0..self.requests {
+                exchange(&mut stream, &request, &mut response)?;
+            }
+            open.push(stream);
+        }
+        // They live as long as the process.
+        std::mem::forget(open);
+        Ok(json!({"connections": count}))
+    }
+
+    fn connect(&self) -> anyhow::Result<SslStream<TcpStream>> {
+        let mut builder = SslConnector::builder(SslMethod::tls_client())?;
+        builder.set_ca_file(Path::new(&self.root))?;
+        let tcp = TcpStream::connect(self.address).with_context(|| format!("{}", self.address))?;
+        tcp.set_nodelay(true)?;
+        tcp.set_read_timeout(Some(Duration::from_secs(10)))?;
+        builder
+            .build()
+            .connect(&self.name, tcp)
+            .map_err(|error| anyhow::anyhow!("handshake: {error}"))
+    }
+
+    fn request(&self, stream: bool) -> Vec<u8> {
+        let mut body = json!({
+            "model": self.model, "max_tokens": 64,
+            "messages": [
+                {"role": "system", "content": "You answer in one sentence."},
+                {"role": "user", "content": "What is the capital of France?"},
+            ],
+        });
+        if stream && let Some(fields) = body.as_object_mut() {
+            fields.insert("stream".to_owned(), true.into());
+            fields.insert("stream_options".to_owned(), json!({"include_usage": true}));
+        }
+        let body = body.to_string();
+        format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer test-key\r\n\
+             Content-Type: application/json\r\nAccept: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            self.name,
+            body.len()
+        )
+        .into_bytes()
+    }
+}
+
+impl Measured {
+    /// The latency that a share of the requests did not exceed.
+    #[must_use]
+    pub fn quantile(&self, share: f64) -> Duration {
+        quantile(&self.latencies, share)
+    }
+
+    fn report(&self) -> Value {
+        let microseconds = |share| self.quantile(share).as_secs_f64() * 1e6;
+        json!({
+            "requests": self.latencies.len(), "p50_us": microseconds(0.5), "p99_us": microseconds(0.99),
+            "cpu_ns": self.cpu_ns,
+        })
+    }
+}
+
+/// The value that a share of `sorted` does not exceed; zero where there is none.
+#[must_use]
+pub fn quantile(sorted: &[Duration], share: f64) -> Duration {
+    let last = sorted.len().saturating_sub(1);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an index within the slice"
+    )]
+    let index = (as_f64(last) * share).round() as usize;
+    sorted.get(index).copied().unwrap_or_default()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts here are far below 2^52")]
+fn as_f64(count: usize) -> f64 {
+    count as f64
+}
+
+/// One request and the whole of its answer, which must be a good one.
+fn exchange(
+    stream: &mut SslStream<TcpStream>,
+    request: &[u8],
+    response: &mut Vec<u8>,
+) -> anyhow::Result<()> {
+    stream.write_all(request)?;
+    response.clear();
+    let mut buffer = [0; 16 << 10];
+    loop {
+        let read = stream.read(&mut buffer)?;
+        ensure!(read > 0, "the connection ended inside an answer");
+        response.extend(buffer.iter().take(read));
+        ensure!(response.len() <= RESPONSE_LIMIT, "an answer of more than {RESPONSE_LIMIT} bytes");
+        if is_complete(response)? {
+            return Ok(());
+        }
+    }
+}
+
+fn is_complete(response: &[u8]) -> anyhow::Result<bool> {
+    let Some(end) = response.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return Ok(false);
+    };
+    let (head, rest) = response.split_at_checked(end).context("the head is in the response")?;
+    let head = std::str::from_utf8(head)?.to_ascii_lowercase();
+    ensure!(head.starts_with("http/1.1 200"), "an answer other than 200: {head}");
+    let field =
+        |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    if let Some(length) = field("content-length") {
+        return Ok(rest.len() >= 4 + length.trim().parse::<usize>()?);
+    }
+    if field("transfer-encoding").is_none() {
+        bail!("an answer without a length: {head}");
+    }
+    Ok(rest.ends_with(b"\r\n0\r\n\r\n"))
+}

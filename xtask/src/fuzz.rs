@@ -1,0 +1,95 @@
+//! Fuzzing with cargo-fuzz, which needs a nightly compiler.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+
+use crate::{setup, steps, workspace};
+
+/// Fuzz the decoders from their committed corpus.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Fuzz {
+    /// One target; all of them otherwise.
+    target: Option<String>,
+    /// For each target.
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+}
+
+impl Fuzz {
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        if let Some(reason) = unavailable() {
+            anyhow::bail!("{reason}");
+        }
+        install()?;
+        let mut targets = targets()?;
+        if let Some(wanted) = &self.target {
+            targets.retain(|target| target.name == *wanted);
+            ensure!(!targets.is_empty(), "no fuzz target is named `{wanted}`");
+        }
+        targets.iter().try_for_each(|target| target.run(self.seconds))
+    }
+}
+
+/// One fuzz target of one crate.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// Its file's name.
+    pub(crate) name: String,
+    /// The `fuzz` directory.
+    directory: PathBuf,
+}
+
+impl Target {
+    /// Runs it, without a sanitizer: the crates forbid `unsafe`, and it is several times faster so.
+    pub(crate) fn run(&self, seconds: u32) -> anyhow::Result<()> {
+        let mut fuzz = Command::new("cargo");
+        fuzz.args(["+nightly", "fuzz", "run", "--sanitizer", "none", "--fuzz-dir"])
+            .arg(&self.directory);
+        fuzz.args([
+            &self.name,
+            "--",
+            &format!("-max_total_time={seconds}"),
+            "-timeout=10",
+            "-print_final_stats=1",
+        ]);
+        fuzz.current_dir(&self.directory).env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
+        steps::run(&format!("fuzz {} for {seconds} s", self.name), &mut fuzz)?;
+        Ok(())
+    }
+}
+
+/// Why this machine cannot fuzz, if so.
+pub(crate) fn unavailable() -> Option<String> {
+    let nightly = setup::works("rustup", &["run", "nightly", "rustc", "-V"]);
+    (!nightly)
+        .then(|| "fuzzing needs a nightly compiler: `rustup toolchain install nightly`".to_owned())
+}
+
+/// Installs cargo-fuzz where it is missing.
+pub(crate) fn install() -> anyhow::Result<()> {
+    if !setup::works("cargo", &["fuzz", "--version"]) {
+        let mut install = workspace::cargo();
+        install.args(["install", "--locked", "cargo-fuzz"]).env_remove("CARGO_TARGET_DIR");
+        steps::run("build cargo-fuzz (about a minute)", &mut install)?;
+    }
+    Ok(())
+}
+
+/// Every target of every crate with a `fuzz` directory.
+pub(crate) fn targets() -> anyhow::Result<Vec<Target>> {
+    let mut targets = Vec::new();
+    for entry in std::fs::read_dir(workspace::root())? {
+        let directory = entry?.path().join("fuzz");
+        let Ok(files) = std::fs::read_dir(directory.join("fuzz_targets")) else { continue };
+        for file in files {
+            let path = file?.path();
+            let name =
+                path.file_stem().and_then(|stem| stem.to_str()).context("a target's name")?;
+            targets.push(Target { name: name.to_owned(), directory: directory.clone() });
+        }
+    }
+    targets.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(targets)
+}

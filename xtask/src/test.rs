@@ -1,0 +1,225 @@
+//! All tests, the fast ones first, and one line at the end that says how many of each.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::ensure;
+
+use crate::steps::{self, Outcome};
+use crate::{fuzz, licences, setup, tidy, workspace};
+
+/// For all fuzz targets together, in seconds; each gets at most a minute of it.
+const FUZZ_SECONDS: u32 = 300;
+
+/// Run every test.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Test {
+    /// Leave out fuzzing.
+    #[arg(long)]
+    no_fuzz: bool,
+    /// Leave out what needs this host's kernel.
+    #[arg(long)]
+    no_host: bool,
+}
+
+impl Test {
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let toolchain = setup::toolchain()?;
+        setup::clients()?;
+        let mut tally = Tally::default();
+        fast(&mut tally);
+        if self.no_fuzz {
+            tally.skip("fuzzing", "--no-fuzz was given");
+        } else {
+            fuzz_all(&mut tally);
+        }
+        if tally.note(workspace::build_release(&toolchain)) {
+            corpus(&mut tally);
+            if self.no_host {
+                tally.skip("tests on this kernel", "--no-host was given");
+            } else {
+                host(&mut tally);
+            }
+        } else {
+            tally.skip("corpus, tests on this kernel", "there is no agent to test");
+        }
+        tally.report()
+    }
+}
+
+/// What CI runs on any machine: no kernel, no privilege, no kernel compiler.
+pub(crate) fn ci() -> anyhow::Result<()> {
+    setup::clients()?;
+    let mut tally = Tally::default();
+    fast(&mut tally);
+    tally.report()
+}
+
+fn fast(tally: &mut Tally) {
+    let mut format = workspace::cargo();
+    tally.command("formatting", format.args(["fmt", "--all", "--check"]));
+    tally.note(steps::check("tidy", tidy::check));
+    tally.note(steps::check("licences", licences::check));
+    let mut clippy = workspace::cargo();
+    clippy.env("AYA_BUILD_SKIP", "1").args([
+        "clippy",
+        "--locked",
+        "--workspace",
+        "--exclude",
+        "genops-ebpf",
+    ]);
+    tally.command("lints", clippy.args(["--all-targets", "--", "--deny", "warnings"]));
+    let mut unit = workspace::cargo();
+    unit.env("AYA_BUILD_SKIP", "1").args([
+        "test",
+        "--locked",
+        "--no-fail-fast",
+        "--",
+        "--show-output",
+    ]);
+    tally.tests("tests that need no kernel", &mut unit);
+}
+
+fn fuzz_all(tally: &mut Tally) {
+    if let Some(reason) = fuzz::unavailable() {
+        return tally.skip("fuzzing", &reason);
+    }
+    let targets = match fuzz::install().and_then(|()| fuzz::targets()) {
+        Ok(targets) => targets,
+        Err(error) => {
+            tally.note(Err(error));
+            return;
+        }
+    };
+    if targets.is_empty() {
+        return tally.skip("fuzzing", "there are no targets");
+    }
+    let each = FUZZ_SECONDS / u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
+    for target in &targets {
+        tally.note(target.run(each.clamp(5, 60)));
+    }
+}
+
+/// Real exchanges with labels lie beside the repository on some machines.
+fn corpus(tally: &mut Tally) {
+    let corpus = workspace::root().join("../shared/corpus");
+    if !corpus.exists() {
+        return tally.skip("corpus", "../shared/corpus is not there");
+    }
+    tally.note(score(&corpus, "http1"));
+}
+
+fn score(corpus: &Path, name: &str) -> anyhow::Result<()> {
+    let units = workspace::cache().join(format!("{name}.awus.jsonl"));
+    let mut replay = Command::new(workspace::agent());
+    replay.arg("replay").arg(corpus.join(format!("{name}.jsonl"))).args(["--output", "json"]);
+    std::fs::write(&units, steps::run(&format!("replay the corpus ({name})"), &mut replay)?)?;
+    let mut score = Command::new("python3");
+    score.arg(corpus.join("score.py")).arg(corpus.join(format!("{name}.labels.jsonl"))).arg(&units);
+    for line in steps::run(&format!("score of {name}"), &mut score)?.lines() {
+        eprintln!("        {line}");
+    }
+    Ok(())
+}
+
+fn host(tally: &mut Tally) {
+    if !workspace::is_root() {
+        return tally.skip("tests on this kernel", "they need root");
+    }
+    let mut host = workspace::cargo();
+    host.env("GENOPS_AGENT", workspace::agent()).env("GENOPS_VENV", setup::venv());
+    host.args(["test", "--locked", "--package", "genops-tests", "--no-fail-fast"]);
+    // One kernel: a test at a time.
+    tally.tests("tests on this kernel", host.args(["--", "--test-threads=1", "--show-output"]));
+}
+
+/// How many of each.
+#[derive(Debug, Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Tally {
+    /// Counts a step that is one test.
+    fn note(&mut self, result: anyhow::Result<()>) -> bool {
+        let good = result.is_ok();
+        *(if good { &mut self.passed } else { &mut self.failed }) += 1;
+        if let Err(error) = result {
+            eprintln!("    {error:#}");
+        }
+        good
+    }
+
+    fn command(&mut self, what: &str, command: &mut Command) -> bool {
+        let result = steps::run(what, command).map(drop);
+        self.note(result)
+    }
+
+    fn skip(&mut self, what: &str, reason: &str) {
+        steps::skip(what, reason);
+        self.skipped += 1;
+    }
+
+    /// Counts the tests of a `cargo test`. One that prints `skipped: REASON` is not counted as passed.
+    fn tests(&mut self, what: &str, command: &mut Command) {
+        let Outcome { succeeded, output } = match steps::attempt(what, command) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.note(Err(error));
+                return;
+            }
+        };
+        let results = output.lines().filter_map(|line| line.strip_prefix("test result: "));
+        let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+        for result in results {
+            passed += count(result, " passed");
+            failed += count(result, " failed");
+            skipped += count(result, " ignored");
+        }
+        for reason in output.lines().filter_map(|line| line.strip_prefix("skipped: ")) {
+            steps::skip(what, reason);
+            passed = usize::saturating_sub(passed, 1);
+            skipped += 1;
+        }
+        if !succeeded && failed == 0 {
+            failed = 1; // It did not compile, or died.
+        }
+        eprintln!("        {passed} passed, {failed} failed, {skipped} skipped");
+        self.passed += passed;
+        self.failed += failed;
+        self.skipped += skipped;
+    }
+
+    /// The last line; fails when a test did.
+    #[expect(clippy::print_stdout, reason = "the result of the command")]
+    fn report(&self) -> anyhow::Result<()> {
+        let Self { passed, failed, skipped } = self;
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        ensure!(*failed == 0, "not all tests passed");
+        ensure!(*passed > 0, "no test was run");
+        Ok(())
+    }
+}
+
+/// The number before `unit` in `12 passed; 0 failed; ..`.
+fn count(result: &str, unit: &str) -> usize {
+    let before = result.split(unit).next().filter(|before| before.len() < result.len());
+    before.and_then(|before| before.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::count;
+
+    #[test]
+    fn counts_are_read_from_a_result_line() {
+        let line =
+            "ok. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        assert_eq!(
+            [" passed", " failed", " ignored", " exploded"].map(|unit| count(line, unit)),
+            [12, 3, 1, 0]
+        );
+    }
+}
