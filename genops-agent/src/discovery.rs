@@ -1,0 +1,295 @@
+//! Which files get probes: TLS libraries that processes map, and those that they would map.
+//!
+//! A probe belongs to a file, so a library that is attached once is attached for every process that
+//! will ever map it. What remains is to hear of new files soon: the standard library directories are
+//! attached at start; each program that starts is looked at a few times, as its libraries are mapped
+//! a moment after it starts; and everything is looked at again from time to time (`dlopen`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    kernel::{Probes, attach::FileId},
+    runtimes::{Runtime, runtime_of},
+};
+
+/// When a program that has started is looked at, counted from its start.
+const LOOKS: [Duration; 5] = [
+    Duration::from_millis(1),
+    Duration::from_millis(5),
+    Duration::from_millis(25),
+    Duration::from_millis(250),
+    Duration::from_secs(2),
+];
+/// How often every process is looked at.
+const SCAN_INTERVAL: Duration = Duration::from_secs(15);
+/// How long a file keeps its probes after the last process that mapped it has gone.
+const DETACH_AFTER: Duration = Duration::from_secs(60);
+/// Most programs that wait for a look; past that, the next scan finds them.
+const WAITING_LIMIT: usize = 16_384;
+/// Longest memory map of a process that is read, in bytes.
+const MAPS_LIMIT: u64 = 8 << 20;
+
+/// Where libraries are that programs will map: attached before the first of them starts.
+const LIBRARY_DIRECTORIES: [&str; 10] = [
+    "/usr/lib/x86_64-linux-gnu",
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib64",
+    "/lib64",
+    "/usr/lib",
+    "/lib",
+    "/usr/local/lib",
+    "/usr/local/lib64",
+    "/usr/local/ssl/lib",
+    "/opt/lib",
+];
+
+/// What happened to a file.
+#[derive(Debug)]
+pub(crate) enum Finding {
+    /// It has probes now.
+    Attached { runtime: &'static str, path: PathBuf },
+    /// It should have, and can't.
+    Failed { path: PathBuf, error: String },
+    /// Everything that ran at the start has its probes.
+    Ready { processes: usize },
+}
+
+/// A mapped file that may be a TLS library.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Mapped {
+    pub(crate) file: FileId,
+    /// As the process names it, in its own mount namespace.
+    pub(crate) path: PathBuf,
+}
+
+/// Finds files and attaches probes in them, on a thread of its own.
+pub(crate) struct Discovery {
+    probes: Probes,
+    /// Files that were found to be something else, or that could not be attached.
+    refused: HashSet<FileId>,
+    /// Files with probes, and when a process was last seen to map them. Those of the standard
+    /// directories have no time: they stay.
+    used: HashMap<FileId, Option<Instant>>,
+    /// Programs to look at, by the time of the look.
+    waiting: BTreeMap<(Instant, u32), usize>,
+}
+
+impl Discovery {
+    pub(crate) fn new(probes: Probes) -> Self {
+        Self {
+            probes,
+            refused: HashSet::new(),
+            used: HashMap::new(),
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    /// Attaches what is there already; then follows the programs that start, until the sender of
+    /// `started` is gone.
+    pub(crate) fn run(mut self, started: &Receiver<u32>, mut tell: impl FnMut(Finding)) {
+        self.library_directories(&mut tell);
+        let processes = self.scan(&mut tell);
+        tell(Finding::Ready { processes });
+        let mut next_scan = Instant::now() + SCAN_INTERVAL;
+        loop {
+            let wake = self.waiting.keys().next().map_or(next_scan, |&(at, _)| at.min(next_scan));
+            match started.recv_timeout(wake.saturating_duration_since(Instant::now())) {
+                Ok(pid) => self.expect(pid, 0, Instant::now()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.look(&mut tell);
+            if Instant::now() >= next_scan {
+                self.scan(&mut tell);
+                self.detach_unused();
+                next_scan = Instant::now() + SCAN_INTERVAL;
+            }
+        }
+    }
+
+    fn expect(&mut self, pid: u32, look: usize, started: Instant) {
+        if let Some(&after) = LOOKS.get(look)
+            && self.waiting.len() < WAITING_LIMIT
+        {
+            self.waiting.insert((started + after, pid), look);
+        }
+    }
+
+    /// Looks at the programs whose time has come.
+    fn look(&mut self, tell: &mut impl FnMut(Finding)) {
+        let now = Instant::now();
+        while let Some(entry) = self.waiting.first_entry()
+            && entry.key().0 <= now
+        {
+            let ((at, pid), look) = entry.remove_entry();
+            if !Path::new(&format!("/proc/{pid}")).exists() {
+                continue;
+            }
+            self.process(pid, tell);
+            let started = at - LOOKS.get(look).copied().unwrap_or_default();
+            self.expect(pid, look + 1, started);
+        }
+    }
+
+    /// Looks at every process; says how many there were.
+    fn scan(&mut self, tell: &mut impl FnMut(Finding)) -> usize {
+        let mut count = 0;
+        for pid in pids() {
+            self.process(pid, tell);
+            count += 1;
+        }
+        count
+    }
+
+    fn process(&mut self, pid: u32, tell: &mut impl FnMut(Finding)) {
+        for Mapped { file, path } in mapped_runtimes(pid) {
+            let inside = format!("/proc/{pid}/root{}", path.display());
+            self.file(file, Path::new(&inside), path, Some(Instant::now()), tell);
+        }
+    }
+
+    fn library_directories(&mut self, tell: &mut impl FnMut(Finding)) {
+        for directory in LIBRARY_DIRECTORIES {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if runtime_of(&path).is_none() {
+                    continue;
+                }
+                if let Ok(metadata) = fs::metadata(&path) {
+                    let file = FileId { device: metadata.dev(), inode: metadata.ino() };
+                    self.file(file, &path, path.clone(), None, tell);
+                }
+            }
+        }
+    }
+
+    /// Attaches the probes of one file, once. `path` is how we reach it, `shown` how it is called.
+    fn file(
+        &mut self,
+        file: FileId,
+        path: &Path,
+        shown: PathBuf,
+        seen: Option<Instant>,
+        tell: &mut impl FnMut(Finding),
+    ) {
+        if let Some(used) = self.used.get_mut(&file) {
+            if used.is_some() {
+                *used = seen;
+            }
+            return;
+        }
+        if self.refused.contains(&file) {
+            return;
+        }
+        let Some(runtime) = runtime_of(&shown) else { return };
+        match self.attach(runtime, file, path) {
+            Ok(()) => {
+                self.used.insert(file, seen);
+                tell(Finding::Attached { runtime: runtime.name, path: shown });
+            }
+            Err(error) => {
+                self.refused.insert(file);
+                tell(Finding::Failed { path: shown, error });
+            }
+        }
+    }
+
+    fn attach(&mut self, runtime: &Runtime, file: FileId, path: &Path) -> Result<(), String> {
+        let points = (runtime.probe_points)(path).map_err(|error| error.to_string())?;
+        self.probes.attach(file, path, &points).map_err(|error| error.to_string())
+    }
+
+    fn detach_unused(&mut self) {
+        let unused: Vec<FileId> = self
+            .used
+            .iter()
+            .filter(|(_, seen)| seen.is_some_and(|at| at.elapsed() > DETACH_AFTER))
+            .map(|(&file, _)| file)
+            .collect();
+        for file in unused {
+            self.probes.detach(file);
+            self.used.remove(&file);
+        }
+    }
+}
+
+/// Every process of the host, but not ourselves.
+pub(crate) fn pids() -> impl Iterator<Item = u32> {
+    let own = std::process::id();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(move |&pid| pid != own)
+}
+
+/// The files that a process maps and that may be TLS libraries.
+pub(crate) fn mapped_runtimes(pid: u32) -> BTreeSet<Mapped> {
+    let path = format!("/proc/{pid}/maps");
+    let Ok(file) = fs::File::open(path) else { return BTreeSet::new() };
+    let mut text = String::new();
+    // A map that is not text, or ends while it is read, gives what was read so far.
+    let _partial = std::io::Read::read_to_string(
+        &mut std::io::Read::take(file, MAPS_LIMIT),
+        &mut text,
+    );
+    text.lines().filter_map(mapped_runtime).collect()
+}
+
+/// One line of `/proc/PID/maps` (proc_pid_maps(5)):
+/// `7f2c...-7f2c... r-xp 00016000 fe:00 1835 /usr/lib/x86_64-linux-gnu/libssl.so.3`.
+fn mapped_runtime(line: &str) -> Option<Mapped> {
+    // Cheap first: most lines are not TLS libraries.
+    let at = line.find('/')?;
+    let (fields, path) = line.split_at_checked(at)?;
+    let path = Path::new(path.strip_suffix(" (deleted)").unwrap_or(path));
+    runtime_of(path)?;
+    let mut fields = fields.split_ascii_whitespace();
+    let (major, minor) = fields.nth(3)?.split_once(':')?;
+    let number = |text| u32::from_str_radix(text, 16).ok();
+    let file = FileId {
+        device: rustix::fs::makedev(number(major)?, number(minor)?),
+        inode: fields.next()?.parse().ok()?,
+    };
+    Some(Mapped { file, path: path.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_map_names_the_file() {
+        let line = "7f2c8a000000-7f2c8a016000 r-xp 00016000 fe:00 1835       /usr/lib/x86_64-linux-gnu/libssl.so.3";
+        let mapped = mapped_runtime(line).expect("a libssl");
+        assert_eq!(mapped.path, Path::new("/usr/lib/x86_64-linux-gnu/libssl.so.3"));
+        assert_eq!(mapped.file.inode, 1835);
+        assert_eq!(mapped.file.device, rustix::fs::makedev(0xfe, 0));
+    }
+
+    #[test]
+    fn other_mappings_are_passed_over() {
+        for line in [
+            "7ffd1c000000-7ffd1c021000 rw-p 00000000 00:00 0                          [stack]",
+            "7f2c8a000000-7f2c8a016000 r-xp 00000000 fe:00 9 /usr/lib/x86_64-linux-gnu/libcrypto.so.3",
+            "55d0c0000000-55d0c0001000 r--p 00000000 fe:00 7 /usr/bin/curl",
+            "garbage",
+            "",
+        ] {
+            assert_eq!(mapped_runtime(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_library_that_was_replaced_while_mapped_keeps_its_name() {
+        let line = "7f00-7f01 r-xp 00000000 fe:00 5 /opt/venv/lib/libssl.so.3 (deleted)";
+        let mapped = mapped_runtime(line).expect("a libssl");
+        assert_eq!(mapped.path, Path::new("/opt/venv/lib/libssl.so.3"));
+    }
+}

@@ -1,0 +1,250 @@
+//! Who a process is: facts from `/proc`, as long as it lives.
+//!
+//! The kernel's own facts first: `/proc/PID/cgroup` is written by the kernel, `mountinfo` and labels
+//! are not and count for nothing. What can't be read is absent.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use genops_governance::{Ancestor, ProcessFacts, ProcessKey};
+use procfs::process::{Process, Stat};
+
+/// Most ancestors that are reported.
+const ANCESTRY_LIMIT: usize = 16;
+/// Longest `/etc/passwd` that is read, in bytes.
+const PASSWD_LIMIT: u64 = 4 << 20;
+
+/// Turns process ids into facts.
+#[derive(Debug)]
+pub(crate) struct Identities {
+    /// Names of users by number, from the host's `/etc/passwd`.
+    users: HashMap<u32, String>,
+    ns_per_tick: u64,
+}
+
+impl Identities {
+    pub(crate) fn new() -> Self {
+        Self {
+            users: users(Path::new("/etc/passwd")),
+            ns_per_tick: 1_000_000_000 / procfs::ticks_per_second().max(1),
+        }
+    }
+
+    /// Facts about a living process.
+    pub(crate) fn of(&self, pid: u32) -> Option<ProcessFacts> {
+        let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+        let stat = process.stat().ok()?;
+        let uid = process.status().ok().map(|status| status.ruid);
+        let cgroup = cgroup_of(&process);
+        let place = cgroup.as_deref().map(Place::of).unwrap_or_default();
+        Some(ProcessFacts {
+            key: self.key(pid, &stat),
+            parent: self.parent(&stat),
+            comm: stat.comm.clone(),
+            exe: exe_of(&process),
+            uid,
+            user: uid.and_then(|uid| self.users.get(&uid).cloned()),
+            systemd_unit: place.systemd_unit,
+            container_id: place.container_id,
+            pod_uid: place.pod_uid,
+            cgroup,
+            namespace: None,
+            service_account: None,
+            ancestry: ancestry(&stat),
+        })
+    }
+
+    /// Facts of a process that has gone before it could be looked at: what the kernel program saw.
+    pub(crate) fn of_gone(&self, pid: u32, start_ns: u64, uid: u32, comm: &str) -> ProcessFacts {
+        let mut facts = ProcessFacts::bare(ProcessKey { pid, start_ns }, comm);
+        facts.uid = Some(uid);
+        facts.user = self.users.get(&uid).cloned();
+        facts
+    }
+
+    fn key(&self, pid: u32, stat: &Stat) -> ProcessKey {
+        ProcessKey { pid, start_ns: stat.starttime.saturating_mul(self.ns_per_tick) }
+    }
+
+    fn parent(&self, stat: &Stat) -> Option<ProcessKey> {
+        let pid = u32::try_from(stat.ppid).ok().filter(|&pid| pid != 0)?;
+        let parent = Process::new(stat.ppid).ok()?.stat().ok()?;
+        Some(self.key(pid, &parent))
+    }
+}
+
+/// Path of the executable; without the mark of a file that was deleted meanwhile.
+fn exe_of(process: &Process) -> Option<String> {
+    let path = process.exe().ok()?.to_string_lossy().into_owned();
+    Some(path.strip_suffix(" (deleted)").map_or(path.clone(), str::to_owned))
+}
+
+/// The processes above, nearest first.
+fn ancestry(stat: &Stat) -> Vec<Ancestor> {
+    let mut above = Vec::new();
+    let mut parent = stat.ppid;
+    while parent > 0 && above.len() < ANCESTRY_LIMIT {
+        let Ok(process) = Process::new(parent) else { break };
+        let Ok(stat) = process.stat() else { break };
+        above.push(Ancestor {
+            pid: parent.unsigned_abs(),
+            comm: stat.comm.clone(),
+            exe: exe_of(&process),
+        });
+        parent = stat.ppid;
+    }
+    above
+}
+
+/// Path in the unified hierarchy; where that says nothing (hybrid layout), systemd's own.
+fn cgroup_of(process: &Process) -> Option<String> {
+    let groups = process.cgroups().ok()?;
+    let path_of = |wanted: &dyn Fn(&procfs::ProcessCGroup) -> bool| {
+        groups.0.iter().find(|it| wanted(it)).map(|it| it.pathname.clone())
+    };
+    let unified = path_of(&|it| it.hierarchy == 0);
+    let systemd = path_of(&|it| it.controllers.iter().any(|name| name == "name=systemd"));
+    match (unified, systemd) {
+        (Some(unified), Some(systemd)) if unified == "/" => Some(systemd),
+        (unified, systemd) => unified.or(systemd),
+    }
+}
+
+/// What a cgroup's path says about where a process runs.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Place {
+    systemd_unit: Option<String>,
+    container_id: Option<String>,
+    pod_uid: Option<String>,
+}
+
+impl Place {
+    fn of(cgroup: &str) -> Self {
+        let mut place = Self::default();
+        let mut in_pods = false;
+        for part in cgroup.split('/') {
+            in_pods |= part.starts_with("kubepods");
+            // The outermost pod counts: a container may name a group below its own as it likes.
+            if in_pods && place.pod_uid.is_none() {
+                place.pod_uid = pod_uid(part);
+            }
+            if place.container_id.is_none() {
+                place.container_id = container_id(part);
+            }
+            if is_unit(part) {
+                place.systemd_unit = Some(part.to_owned());
+            }
+        }
+        if place.container_id.is_some() {
+            // The unit of a container's scope says nothing beyond the container's id.
+            place.systemd_unit = None;
+        }
+        place
+    }
+}
+
+/// A service or a scope; slices only group.
+fn is_unit(part: &str) -> bool {
+    [".service", ".scope"].iter().any(|kind| part.ends_with(kind))
+}
+
+/// 64 hex digits, bare (`cgroupfs` driver) or as `docker-ID.scope`, `cri-containerd-ID.scope`.
+fn container_id(part: &str) -> Option<String> {
+    let part = part.strip_suffix(".scope").unwrap_or(part);
+    let id = part.rsplit('-').next()?;
+    let is_id = id.len() == 64 && id.bytes().all(|it| it.is_ascii_hexdigit());
+    is_id.then(|| id.to_owned())
+}
+
+/// `pod2c48913c-b29f-...` (`cgroupfs` driver) or `kubepods-burstable-pod2c48913c_b29f_....slice`.
+fn pod_uid(part: &str) -> Option<String> {
+    let part = part.strip_suffix(".slice").unwrap_or(part);
+    let at = part.rfind("pod")?;
+    let uid = part.get(at + 3..)?.replace('_', "-");
+    let is_uid = uid.len() == 36 && uid.bytes().all(|it| it.is_ascii_hexdigit() || it == b'-');
+    is_uid.then_some(uid)
+}
+
+/// `name:password:uid:...` (passwd(5)).
+fn users(passwd: &Path) -> HashMap<u32, String> {
+    let fits = fs::metadata(passwd).is_ok_and(|it| it.len() <= PASSWD_LIMIT);
+    let text = if fits { fs::read_to_string(passwd).unwrap_or_default() } else { String::new() };
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            let uid = fields.nth(1)?.parse().ok()?;
+            Some((uid, name.to_owned()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "9bca8d63f1a04b6c8f0f3f5b8f4f6c0e9bca8d63f1a04b6c8f0f3f5b8f4f6c0e";
+    const UID: &str = "2c48913c-b29f-4f5e-9c0a-1d2e3f405162";
+
+    fn place(unit: Option<&str>, container: Option<&str>, pod: Option<&str>) -> Place {
+        Place {
+            systemd_unit: unit.map(str::to_owned),
+            container_id: container.map(str::to_owned),
+            pod_uid: pod.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_service_is_a_unit_and_a_slice_is_not() {
+        assert_eq!(
+            Place::of("/system.slice/refund-worker.service"),
+            place(Some("refund-worker.service"), None, None)
+        );
+        assert_eq!(
+            Place::of("/user.slice/user-1000.slice/user@1000.service/app.slice/ide.scope"),
+            place(Some("ide.scope"), None, None)
+        );
+        assert_eq!(Place::of("/user.slice"), Place::default());
+        assert_eq!(Place::of("/"), Place::default());
+    }
+
+    #[test]
+    fn containers_of_each_driver() {
+        assert_eq!(Place::of(&format!("/docker/{ID}")), place(None, Some(ID), None));
+        assert_eq!(
+            Place::of(&format!("/system.slice/docker-{ID}.scope")),
+            place(None, Some(ID), None)
+        );
+    }
+
+    #[test]
+    fn pods_of_each_driver() {
+        let expected = place(None, Some(ID), Some(UID));
+        assert_eq!(Place::of(&format!("/kubepods/burstable/pod{UID}/{ID}")), expected);
+        let escaped = UID.replace('-', "_");
+        let systemd = format!(
+            "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{escaped}.slice/cri-containerd-{ID}.scope"
+        );
+        assert_eq!(Place::of(&systemd), expected);
+    }
+
+    #[test]
+    fn a_group_that_a_container_makes_below_its_own_changes_nothing() {
+        let other = "ffffffff-ffff-4fff-8fff-ffffffffffff";
+        let forged = format!("/kubepods/pod{UID}/{ID}/kubepods/pod{other}/{}", ID.replace('9', "8"));
+        assert_eq!(Place::of(&forged), place(None, Some(ID), Some(UID)));
+    }
+
+    #[test]
+    fn this_process_is_known() {
+        let facts = Identities::new().of(std::process::id()).expect("alive");
+        assert!(facts.exe.is_some_and(|exe| exe.contains("genops")));
+        assert!(facts.key.start_ns > 0);
+        assert!(!facts.ancestry.is_empty());
+        assert!(facts.parent.is_some());
+    }
+
+    #[test]
+    fn a_process_that_never_was_is_not() {
+        assert!(Identities::new().of(u32::MAX).is_none());
+    }
+}

@@ -1,0 +1,3 @@
+//! `genops-agent`: governs the AI calls of a host's unmodified programs.
+
+fn main() {}

@@ -1,0 +1,40 @@
+//! TLS runtimes: which files they are, and where their probes belong.
+//!
+//! To add one: write a module here with a [`Runtime`] and add it to [`RUNTIMES`]; a kernel program only
+//! if its calling convention is new. Nothing else in the agent knows that OpenSSL exists.
+
+mod elf;
+mod openssl;
+
+use std::path::Path;
+
+pub(crate) use elf::ElfError;
+
+/// One place in a file where a probe belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProbePoint {
+    /// Name of the program in `genops-ebpf`.
+    pub(crate) program: &'static str,
+    /// Offset in the file, in bytes: what the kernel wants, and what survives stripping.
+    pub(crate) file_offset: u64,
+}
+
+/// A TLS implementation.
+#[derive(Debug)]
+pub(crate) struct Runtime {
+    /// As `doctor` shows it.
+    pub(crate) name: &'static str,
+    /// Whether a mapped file of this name may be one; cheap, asked for each mapping of each process.
+    pub(crate) may_be: fn(file_name: &str) -> bool,
+    /// The places in the file; none where it is something else after all.
+    pub(crate) probe_points: fn(file: &Path) -> Result<Vec<ProbePoint>, ElfError>,
+}
+
+/// Every runtime.
+pub(crate) const RUNTIMES: &[Runtime] = &[openssl::SHARED];
+
+/// The first runtime that a file of this path may belong to.
+pub(crate) fn runtime_of(path: &Path) -> Option<&'static Runtime> {
+    let name = path.file_name()?.to_str()?;
+    RUNTIMES.iter().find(|runtime| (runtime.may_be)(name))
+}

@@ -1,0 +1,164 @@
+//! Functions of an ELF file and the RET instructions that end them, as offsets in the file.
+//!
+//! Reads files that any user may have made: every number in them is checked, and a file is never
+//! mapped or read whole.
+
+use std::{collections::BTreeSet, fs::File, path::Path};
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use object::{
+    Object as _, ObjectSegment as _, ObjectSymbol as _,
+    read::{ReadCache, ReadRef as _, elf::ElfFile64},
+};
+
+/// Most bytes of one function that are decoded.
+const FUNCTION_LIMIT: u64 = 64 << 10;
+/// Most instructions that are decoded for one function, jumps out of it included.
+const INSTRUCTION_LIMIT: usize = 20_000;
+/// Most RET instructions of one function that get a probe.
+const RETURN_LIMIT: usize = 64;
+
+/// Why a file gives no probe points.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ElfError {
+    #[error("cannot be opened: {0}")]
+    Open(#[from] std::io::Error),
+    #[error("not a 64-bit ELF file: {0}")]
+    Malformed(#[from] object::Error),
+    #[error("machine is not x86-64, the only one whose RET instructions are decoded")]
+    Machine,
+    #[error("has no symbol `{symbol}`")]
+    NoSymbol { symbol: &'static str },
+    #[error("no RET instruction found in `{symbol}`")]
+    NoReturn { symbol: &'static str },
+    #[error("a function at address {address:#x} lies outside the file")]
+    OutsideFile { address: u64 },
+}
+
+/// A function's place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Function {
+    pub(crate) address: u64,
+    pub(crate) size: u64,
+    pub(crate) file_offset: u64,
+}
+
+/// The functions asked for, and the code to look into.
+pub(crate) struct Elf {
+    cache: ReadCache<File>,
+    segments: Vec<Segment>,
+    functions: Vec<(String, Function)>,
+}
+
+/// A loaded part of the file.
+struct Segment {
+    address: u64,
+    file_offset: u64,
+    file_size: u64,
+}
+
+impl Elf {
+    /// Looks up `names` in the dynamic symbols, then in the symbol table.
+    pub(crate) fn open(path: &Path, names: &[&str]) -> Result<Self, ElfError> {
+        let cache = ReadCache::new(File::open(path)?);
+        let (segments, functions) = {
+            let elf: ElfFile64<'_, object::Endianness, _> = ElfFile64::parse(&cache)?;
+            if elf.architecture() != object::Architecture::X86_64 {
+                return Err(ElfError::Machine);
+            }
+            let segments: Vec<Segment> = elf
+                .segments()
+                .map(|it| {
+                    let (file_offset, file_size) = it.file_range();
+                    Segment { address: it.address(), file_offset, file_size }
+                })
+                .collect();
+            let mut functions: Vec<(String, Function)> = Vec::new();
+            for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
+                let Ok(name) = symbol.name() else { continue };
+                if !symbol.is_definition()
+                    || !names.contains(&name)
+                    || functions.iter().any(|(known, _)| known == name)
+                {
+                    continue;
+                }
+                let address = symbol.address();
+                let file_offset = file_offset(&segments, address)
+                    .ok_or(ElfError::OutsideFile { address })?;
+                let function = Function { address, size: symbol.size(), file_offset };
+                functions.push((name.to_owned(), function));
+            }
+            (segments, functions)
+        };
+        Ok(Self { cache, segments, functions })
+    }
+
+    /// A function that was asked for, if the file has it.
+    pub(crate) fn function(&self, name: &str) -> Option<Function> {
+        self.functions.iter().find(|(known, _)| known == name).map(|&(_, function)| function)
+    }
+
+    /// File offsets of the RET instructions that end `function`, found by following its jumps.
+    ///
+    /// Jumps out of the function are followed too: they lead to its cold part, or to a function that
+    /// it ends with, whose RET returns to the same caller. A probe that is hit for another reason
+    /// sees another stack pointer and does nothing.
+    pub(crate) fn returns_of(&self, function: Function) -> Result<Vec<u64>, ElfError> {
+        let mut returns = BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        let mut todo = vec![function.address];
+        while let Some(start) = todo.pop() {
+            let inside = function.address..function.address.saturating_add(function.size);
+            let room = if inside.contains(&start) { inside.end - start } else { 4096 };
+            let Some(code) = self.code(start, room.clamp(16, FUNCTION_LIMIT)) else { continue };
+            let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
+            while decoder.can_decode() {
+                let instruction = decoder.decode();
+                if instruction.is_invalid()
+                    || seen.len() >= INSTRUCTION_LIMIT
+                    || returns.len() >= RETURN_LIMIT
+                    || !seen.insert(instruction.ip())
+                {
+                    break;
+                }
+                match instruction.flow_control() {
+                    FlowControl::Return => {
+                        returns.extend(file_offset(&self.segments, instruction.ip()));
+                        break;
+                    }
+                    FlowControl::UnconditionalBranch => {
+                        todo.push(instruction.near_branch_target());
+                        break;
+                    }
+                    FlowControl::ConditionalBranch => todo.push(instruction.near_branch_target()),
+                    FlowControl::IndirectBranch
+                    | FlowControl::Interrupt
+                    | FlowControl::Exception => break,
+                    FlowControl::Next
+                    | FlowControl::Call
+                    | FlowControl::IndirectCall
+                    | FlowControl::XbeginXabortXend => {}
+                }
+            }
+        }
+        Ok(returns.into_iter().collect())
+    }
+
+    fn code(&self, address: u64, len: u64) -> Option<&[u8]> {
+        let segment = self.segments.iter().find(|it| it.contains(address))?;
+        let within = address - segment.address;
+        let len = len.min(segment.file_size - within);
+        (&self.cache).read_bytes_at(segment.file_offset + within, len).ok()
+    }
+}
+
+impl Segment {
+    fn contains(&self, address: u64) -> bool {
+        address.checked_sub(self.address).is_some_and(|within| within < self.file_size)
+    }
+}
+
+fn file_offset(segments: &[Segment], address: u64) -> Option<u64> {
+    let segment = segments.iter().find(|it| it.contains(address))?;
+    segment.file_offset.checked_add(address - segment.address)
+}

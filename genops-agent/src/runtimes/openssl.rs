@@ -1,0 +1,108 @@
+//! OpenSSL 1.1 and 3 as a shared library.
+//!
+//! Probes sit at the entry of each function and at each of its RET instructions: a return probe would
+//! use a system call that seccomp filters of existing containers kill (Linux 6.11 and later).
+
+use std::path::Path;
+
+use super::{
+    ProbePoint, Runtime,
+    elf::{Elf, ElfError},
+};
+
+/// `libssl.so.1.1`, `libssl.so.3`, and the copies that Python wheels and others bring along, such as
+/// `libssl-1b2e3c4d.so.3`.
+pub(super) const SHARED: Runtime =
+    Runtime { name: "openssl", may_be: is_libssl, probe_points };
+
+fn is_libssl(file_name: &str) -> bool {
+    file_name.starts_with("libssl") && file_name.contains(".so")
+}
+
+/// A function, the program at its entry, and the program at its RET instructions.
+struct Function {
+    symbol: &'static str,
+    entry: &'static str,
+    ret: Option<&'static str>,
+    /// Without it, the file is not an OpenSSL that we can read. The others came later (`_ex` with 1.1.1).
+    required: bool,
+}
+
+const FUNCTIONS: &[Function] = &[
+    Function { symbol: "SSL_write", entry: "ssl_write", ret: Some("ssl_write_ret"), required: true },
+    Function { symbol: "SSL_read", entry: "ssl_read", ret: Some("ssl_read_ret"), required: true },
+    Function {
+        symbol: "SSL_write_ex",
+        entry: "ssl_write_ex",
+        ret: Some("ssl_write_ret"),
+        required: false,
+    },
+    Function {
+        symbol: "SSL_read_ex",
+        entry: "ssl_read_ex",
+        ret: Some("ssl_read_ret"),
+        required: false,
+    },
+    Function { symbol: "SSL_ctrl", entry: "ssl_ctrl", ret: None, required: false },
+    Function { symbol: "SSL_do_handshake", entry: "ssl_handshake", ret: None, required: false },
+    Function { symbol: "SSL_connect", entry: "ssl_handshake", ret: None, required: false },
+    Function { symbol: "SSL_free", entry: "ssl_free", ret: None, required: false },
+];
+
+fn probe_points(file: &Path) -> Result<Vec<ProbePoint>, ElfError> {
+    let names: Vec<&str> = FUNCTIONS.iter().map(|it| it.symbol).collect();
+    let elf = Elf::open(file, &names)?;
+    let mut points = Vec::new();
+    for function in FUNCTIONS {
+        let Some(symbol) = elf.function(function.symbol) else {
+            if function.required {
+                return Err(ElfError::NoSymbol { symbol: function.symbol });
+            }
+            continue;
+        };
+        points.push(ProbePoint { program: function.entry, file_offset: symbol.file_offset });
+        if let Some(program) = function.ret {
+            let returns = elf.returns_of(symbol)?;
+            if returns.is_empty() {
+                return Err(ElfError::NoReturn { symbol: function.symbol });
+            }
+            points
+                .extend(returns.into_iter().map(|file_offset| ProbePoint { program, file_offset }));
+        }
+    }
+    Ok(points)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_libssl_in_the_wild() {
+        for name in ["libssl.so.3", "libssl.so.1.1", "libssl-1b2e3c4d.so.3", "libssl.so"] {
+            assert!(is_libssl(name), "{name}");
+        }
+        for name in ["libcrypto.so.3", "libnss_ssl.so", "libssl3-notes.txt"] {
+            assert!(!is_libssl(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_systems_libssl_has_an_entry_and_a_ret_for_each_function() {
+        let Some(libssl) = ["/usr/lib/x86_64-linux-gnu/libssl.so.3", "/usr/lib64/libssl.so.3"]
+            .iter()
+            .map(Path::new)
+            .find(|it| it.exists())
+        else {
+            println!("skipped: no libssl.so.3 of the system");
+            return;
+        };
+        let points = probe_points(libssl).expect("an OpenSSL");
+        for function in FUNCTIONS {
+            assert!(points.iter().any(|it| it.program == function.entry), "{}", function.entry);
+            if let Some(program) = function.ret {
+                assert!(points.iter().filter(|it| it.program == program).count() >= 2);
+            }
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! What the kernel programs and the agent say to each other: the records of the ring buffer, and the
+//! keys and values of the maps.
+//!
+//! Every type is `repr(C)` without padding, which the zerocopy derives prove. Records are read by
+//! [`Record::parse`] alone; it is total, and tested without a kernel.
+#![no_std]
+
+use core::mem::size_of;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Length of `task_struct.comm` (`include/linux/sched.h`, `TASK_COMM_LEN`), with its final NUL.
+pub const COMM_LEN: usize = 16;
+
+/// Most bytes of a host name or of a path's end that the kernel programs compare.
+pub const NAME_LEN: usize = 128;
+
+/// Payload capacities of the [`Data`] records, ascending. The ring buffer reserves fixed sizes, so a
+/// record takes the smallest class that its payload fits in.
+pub const DATA_CLASSES: [usize; 4] = [256, 1024, 4096, PIECE_LEN];
+
+/// Largest payload of one [`Data`] record: a TLS record's limit (RFC 8446 §5.1).
+pub const PIECE_LEN: usize = 16_384;
+
+/// Most bytes of one TLS library call that are captured, whatever the configuration says: bounds the
+/// program's loop.
+pub const CALL_LIMIT_MAX: u64 = 16 << 20;
+
+/// Identifies what a record is; the first four bytes of each.
+pub mod kind {
+    /// A [`crate::Data`] record.
+    pub const DATA: u32 = 1;
+    /// A [`crate::Open`] record.
+    pub const OPEN: u32 = 2;
+    /// A [`crate::Join`] record.
+    pub const JOIN: u32 = 3;
+    /// A [`crate::Close`] record.
+    pub const CLOSE: u32 = 4;
+    /// A [`crate::TimedOut`] record.
+    pub const TIMED_OUT: u32 = 5;
+    /// A [`crate::Process`] record that says that a process began to run a program.
+    pub const EXEC: u32 = 6;
+    /// A [`crate::Process`] record that says that a process ended.
+    pub const EXIT: u32 = 7;
+}
+
+/// [`Data::direction`]: what the program sent.
+pub const EGRESS: u8 = 0;
+/// [`Data::direction`]: what the program received.
+pub const INGRESS: u8 = 1;
+
+/// [`Data::flags`]: the kernel holds the socket until a verdict for these bytes.
+pub const DATA_HELD: u8 = 1;
+/// [`Data::flags`]: bytes before this record were left out because the call exceeded the limit.
+pub const DATA_CUT: u8 = 2;
+
+/// Plaintext that went into or came out of a TLS library; `captured_len` bytes of payload follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Data {
+    /// [`kind::DATA`].
+    pub kind: u32,
+    /// [`EGRESS`] or [`INGRESS`].
+    pub direction: u8,
+    /// [`DATA_HELD`], [`DATA_CUT`].
+    pub flags: u8,
+    /// Zero.
+    pub reserved: u16,
+    /// `bpf_ktime_get_ns`: nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_mono_ns: u64,
+    /// The connection: [`Conn::id`].
+    pub conn: u64,
+    /// Position of the first byte within its direction of the stream.
+    pub offset: u64,
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Bytes of payload that follow.
+    pub captured_len: u32,
+}
+
+/// What made the programs take a connection for AI traffic.
+pub mod origin {
+    /// The server name that the program gave to its TLS library.
+    pub const SERVER_NAME: u32 = 0;
+    /// The host or the path of an HTTP/1 request.
+    pub const REQUEST: u32 = 1;
+    /// Everything is captured.
+    pub const CAPTURE_ALL: u32 = 2;
+}
+
+/// A TLS object that speaks to an AI provider was seen for the first time.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Open {
+    /// [`kind::OPEN`].
+    pub kind: u32,
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_mono_ns: u64,
+    /// The connection: [`Conn::id`].
+    pub conn: u64,
+    /// `bpf_get_current_cgroup_id`: inode of the cgroup v2 directory.
+    pub cgroup_id: u64,
+    /// Real user id.
+    pub uid: u32,
+    /// One of [`origin`].
+    pub origin: u32,
+    /// Name of the thread.
+    pub comm: [u8; COMM_LEN],
+    /// Bytes of `name` in use.
+    pub name_len: u32,
+    /// 1 where the kernel will hold this process's requests.
+    pub held: u32,
+    /// Server name, where the program gave one.
+    pub name: [u8; NAME_LEN],
+}
+
+/// The socket of a connection is known.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Join {
+    /// [`kind::JOIN`].
+    pub kind: u32,
+    /// 4 or 6.
+    pub ip_version: u32,
+    /// The connection: [`Conn::id`].
+    pub conn: u64,
+    /// Socket cookie (`SO_COOKIE`).
+    pub cookie: u64,
+    /// Network byte order; the first four bytes for IPv4.
+    pub local: [u8; 16],
+    /// Network byte order; the first four bytes for IPv4.
+    pub remote: [u8; 16],
+    /// Host byte order.
+    pub local_port: u16,
+    /// Host byte order.
+    pub remote_port: u16,
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+}
+
+/// The program freed its TLS object.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Close {
+    /// [`kind::CLOSE`].
+    pub kind: u32,
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+    /// The connection: [`Conn::id`].
+    pub conn: u64,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_mono_ns: u64,
+}
+
+/// No verdict came before the deadline, so the kernel applied `on_timeout`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TimedOut {
+    /// [`kind::TIMED_OUT`].
+    pub kind: u32,
+    /// 1: the bytes pass; 0: they stay dropped.
+    pub passed: u32,
+    /// The connection: [`Conn::id`].
+    pub conn: u64,
+    /// Position after the last byte that this concerns.
+    pub to: u64,
+}
+
+/// A process began to run a program, or ended.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Process {
+    /// [`kind::EXEC`] or [`kind::EXIT`].
+    pub kind: u32,
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_mono_ns: u64,
+    /// Inode of the cgroup v2 directory.
+    pub cgroup_id: u64,
+    /// Real user id.
+    pub uid: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Name of the thread.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// A record of the ring buffer.
+#[derive(Clone, Copy, Debug)]
+pub enum Record<'a> {
+    /// Plaintext, with its payload.
+    Data(Data, Payload<'a>),
+    /// A connection began.
+    Open(Open),
+    /// Its socket is known.
+    Join(Join),
+    /// It ended.
+    Close(Close),
+    /// The kernel decided in the agent's place.
+    TimedOut(TimedOut),
+    /// [`kind::EXEC`].
+    Exec(Process),
+    /// [`kind::EXIT`].
+    Exit(Process),
+}
+
+/// Captured plaintext. `Debug` shows its length only.
+#[derive(Clone, Copy)]
+pub struct Payload<'a>(pub &'a [u8]);
+
+impl core::fmt::Debug for Payload<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+/// A record that no kernel program of this version writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed {
+    /// Bytes in the record.
+    pub len: usize,
+}
+
+impl<'a> Record<'a> {
+    /// Reads one record of the ring buffer.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] where the kind is unknown or the record is too short for what it announces.
+    pub fn parse(record: &'a [u8]) -> Result<Self, Malformed> {
+        let malformed = Malformed { len: record.len() };
+        let (kind, _) = u32::read_from_prefix(record).map_err(|_| malformed)?;
+        match kind {
+            kind::DATA => {
+                let (data, rest) = Data::read_from_prefix(record).map_err(|_| malformed)?;
+                let payload = usize::try_from(data.captured_len)
+                    .ok()
+                    .and_then(|len| rest.get(..len))
+                    .ok_or(malformed)?;
+                Ok(Self::Data(data, Payload(payload)))
+            }
+            kind::OPEN => read(record).map(Self::Open),
+            kind::JOIN => read(record).map(Self::Join),
+            kind::CLOSE => read(record).map(Self::Close),
+            kind::TIMED_OUT => read(record).map(Self::TimedOut),
+            kind::EXEC => read(record).map(Self::Exec),
+            kind::EXIT => read(record).map(Self::Exit),
+            _ => Err(malformed),
+        }
+    }
+}
+
+fn read<T: FromBytes>(record: &[u8]) -> Result<T, Malformed> {
+    T::read_from_prefix(record).map(|(it, _)| it).map_err(|_| Malformed { len: record.len() })
+}
+
+/// Key of the map of connections: a TLS object in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ConnKey {
+    /// Address of the TLS object.
+    pub ssl: u64,
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A connection, as its TLS object. Only the kernel programs write it.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Conn {
+    /// Unique while the host runs: time of birth, shifted, with the CPU.
+    pub id: u64,
+    /// Socket cookie; 0 while the socket is not known.
+    pub cookie: u64,
+    /// Position after the last byte that the TLS library took.
+    pub egress_offset: u64,
+    /// Position after the last byte that the program received.
+    pub ingress_offset: u64,
+}
+
+/// What waits for a verdict on a connection, by [`Conn::id`]. The kernel programs write it; the agent
+/// deletes it when the connection has ended and everything on it is decided.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Hold {
+    /// Nothing before this position leaves without a verdict: end of the last write.
+    pub armed_to: u64,
+    /// When the oldest write that waits was made, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub armed_at_mono_ns: u64,
+    /// Position up to which the deadline has let bytes pass.
+    pub passed_to: u64,
+    /// Position up to which an expired deadline was reported.
+    pub reported_to: u64,
+    /// Packets with payload that came by since the hold was armed. Not exact (no atomic addition on
+    /// this target), so nothing depends on it.
+    pub packets: u64,
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Hold {
+    /// Whether bytes wait, given what was released.
+    #[must_use]
+    pub const fn is_waiting(&self, released_to: u64) -> bool {
+        released_to < self.armed_to && self.passed_to < self.armed_to
+    }
+}
+
+/// What the agent decided about a connection. Only the agent writes it.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Verdict {
+    /// Position up to which bytes may leave.
+    pub released_to: u64,
+    /// 1: nothing more may leave.
+    pub denied: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What the agent told the programs about a process.
+pub mod process_mode {
+    /// Never hold.
+    pub const OBSERVE: u32 = 1;
+    /// Hold each request for a verdict.
+    pub const ENFORCE: u32 = 2;
+}
+
+/// One element of settings that may change while the programs run.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Settings {
+    /// How long a request waits for a verdict.
+    pub hold_deadline_ns: u64,
+    /// Bytes of one TLS library call that are captured, at most [`CALL_LIMIT_MAX`].
+    pub call_limit: u64,
+    /// 1: requests of a process that the agent has said nothing about are held.
+    pub hold_unknown: u32,
+    /// 1: after the deadline, bytes stay dropped; 0: they pass.
+    pub closed: u32,
+    /// 1: every TLS connection is captured, not only those to AI providers.
+    pub capture_all: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Key of the tries of host names and path ends: the name reversed, in lower case.
+pub type NameKey = [u8; NAME_LEN];
+
+/// Value of the trie of host names: the name must also begin with `prefix`.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NameRule {
+    /// Lower case.
+    pub prefix: [u8; 28],
+    /// Bytes of `prefix` in use; 0: any name.
+    pub prefix_len: u32,
+}
+
+/// Why bytes, events or probes were lost: an index into the array of counters.
+pub mod loss {
+    /// The ring buffer was full: bytes of plaintext.
+    pub const RING_FULL_BYTES: u32 = 0;
+    /// The ring buffer was full: records of any kind.
+    pub const RING_FULL_RECORDS: u32 = 1;
+    /// The program's memory could not be read at that moment: bytes.
+    pub const FAULT_BYTES: u32 = 2;
+    /// The call was larger than the limit: bytes left out on purpose.
+    pub const LIMIT_BYTES: u32 = 3;
+    /// The map of connections was full: connections not seen.
+    pub const CONNECTIONS_FULL: u32 = 4;
+    /// The map of running calls was full: calls whose result was not seen.
+    pub const CALLS_FULL: u32 = 5;
+    /// How many there are.
+    pub const COUNT: u32 = 6;
+}
+
+macro_rules! layout {
+    ($($type:ty = $size:expr),+ $(,)?) => {
+        $(const _: () = assert!(size_of::<$type>() == $size);)+
+        $(
+            // SAFETY: `repr(C)` without padding and valid for every bit pattern, which the zerocopy
+            // derives on the type (`IntoBytes`, `FromBytes`) have proved.
+            #[cfg(feature = "user")]
+            #[expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
+            unsafe impl aya::Pod for $type {}
+        )+
+    };
+}
+
+layout! {
+    Data = 40,
+    Open = 192,
+    Join = 64,
+    Close = 24,
+    TimedOut = 24,
+    Process = 48,
+    ConnKey = 16,
+    Conn = 32,
+    Hold = 48,
+    Verdict = 16,
+    Settings = 32,
+    NameRule = 32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(captured_len: u32) -> [u8; 44] {
+        let header = Data {
+            kind: kind::DATA,
+            direction: EGRESS,
+            flags: 0,
+            reserved: 0,
+            at_mono_ns: 1,
+            conn: 2,
+            offset: 3,
+            tgid: 4,
+            captured_len,
+        };
+        let mut record = [7; 44];
+        header.write_to_prefix(&mut record).expect("44 bytes hold 40");
+        record
+    }
+
+    #[test]
+    fn a_record_cut_anywhere_is_malformed_and_nothing_worse() {
+        let whole = data(4);
+        for end in 0..whole.len() {
+            let cut = whole.get(..end).expect("within the record");
+            assert_eq!(Record::parse(cut).err(), Some(Malformed { len: end }));
+        }
+        assert!(matches!(Record::parse(&whole), Ok(Record::Data(_, Payload([7, 7, 7, 7])))));
+    }
+
+    #[test]
+    fn payload_beyond_its_length_is_not_read() {
+        assert!(matches!(Record::parse(&data(1)), Ok(Record::Data(_, Payload([7])))));
+        assert_eq!(Record::parse(&data(u32::MAX)).err(), Some(Malformed { len: 44 }));
+    }
+
+    #[test]
+    fn an_unknown_kind_is_malformed() {
+        assert_eq!(Record::parse(&[9; 64]).err(), Some(Malformed { len: 64 }));
+    }
+
+    #[test]
+    fn debug_shows_no_plaintext() {
+        extern crate std;
+        let shown = std::format!("{:?}", Record::parse(&data(4)));
+        assert!(shown.contains("4 bytes") && !shown.contains("7, 7"), "{shown}");
+    }
+}

@@ -1,0 +1,217 @@
+//! Is this AI traffic? Answered in the kernel, so that nothing else on the host is copied or held.
+//!
+//! A connection is, if the server name that the program gave its TLS library is a provider's, or if
+//! an HTTP/1 request on it names a provider's host or an AI API's path. The names are compared from
+//! their end, as a longest-prefix match on the reversed name.
+
+use core::ptr;
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_user},
+    maps::{LpmTrie, lpm_trie::Key},
+};
+use genops_ebpf_common::{NAME_LEN, NameKey, NameRule};
+
+use crate::maps::{EMPTY_SCRATCH, HOSTS, PATHS, SCRATCH, Scratch, WINDOW};
+
+const NAME_MASK: u32 = NAME_LEN as u32 - 1;
+const BYTES_MASK: u32 = 2 * WINDOW as u32 - 1;
+
+/// This thread's room to work in.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<*mut Scratch> {
+    let thread = bpf_get_current_pid_tgid();
+    if let Some(found) = SCRATCH.get_ptr_mut(thread) {
+        return Some(found);
+    }
+    SCRATCH.insert(thread, EMPTY_SCRATCH.get(0)?, 0).ok()?;
+    SCRATCH.get_ptr_mut(thread)
+}
+
+/// Whether the name in the first `len` of `bytes` is a provider's.
+#[inline(always)]
+pub(crate) fn is_provider_name(scratch: *mut Scratch, len: u32) -> bool {
+    // SAFETY: `scratch` is this thread's own map element.
+    unsafe {
+        (*scratch).start = 0;
+        (*scratch).end = len;
+    }
+    matches(scratch, &HOSTS)
+}
+
+/// 1 where `len` bytes at `address` begin an HTTP/1 request to an AI API, otherwise 0.
+///
+/// A function of its own, with numbers only: the verifier then checks its loops once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn is_ai_request(address: u64, len: u64) -> u64 {
+    u64::from(looks_like_ai(address, len))
+}
+
+#[inline(always)]
+fn looks_like_ai(address: u64, len: u64) -> bool {
+    if len < 16 {
+        return false;
+    }
+    let mut method = [0u8; 8];
+    // SAFETY: eight bytes onto the stack; the address is the program's own buffer of 16 or more.
+    if unsafe { bpf_probe_read_user(method.as_mut_ptr().cast(), 8, address as *const _) } != 0 {
+        return false;
+    }
+    if !is_method(&method) {
+        return false;
+    }
+    let Some(scratch) = scratch() else { return false };
+    let window = if len < WINDOW as u64 { len as u32 } else { WINDOW as u32 };
+    // SAFETY: `bytes` has twice WINDOW.
+    let failed = unsafe {
+        bpf_probe_read_user((&raw mut (*scratch).bytes).cast(), window, address as *const _)
+    };
+    if failed != 0 {
+        return false;
+    }
+    find_path(scratch, window);
+    if matches(scratch, &PATHS) {
+        return true;
+    }
+    find_host(scratch, window);
+    matches(scratch, &HOSTS)
+}
+
+/// The methods that AI APIs are called with, and GET for an upgrade to WebSocket.
+#[inline(always)]
+fn is_method(bytes: &[u8; 8]) -> bool {
+    let post = bytes[0] == b'P'
+        && bytes[1] == b'O'
+        && bytes[2] == b'S'
+        && bytes[3] == b'T'
+        && bytes[4] == b' ';
+    let get = bytes[0] == b'G' && bytes[1] == b'E' && bytes[2] == b'T' && bytes[3] == b' ';
+    post || get
+}
+
+/// Byte `at` of the window; beyond it, some byte of the room behind it.
+#[inline(always)]
+fn byte(scratch: *mut Scratch, at: u32) -> u8 {
+    // SAFETY: the mask keeps the index within `bytes`.
+    unsafe { *(&raw const (*scratch).bytes).cast::<u8>().add((at & BYTES_MASK) as usize) }
+}
+
+/// Puts the borders of the request's path (without query) into `start` and `end`.
+#[inline(always)]
+fn find_path(scratch: *mut Scratch, window: u32) {
+    let start = if byte(scratch, 0) == b'P' { 5 } else { 4 };
+    // Through memory, and not in registers: the verifier then sees one state behind each loop.
+    // SAFETY: this thread's own map element.
+    unsafe {
+        (*scratch).start = start;
+        (*scratch).end = start;
+    }
+    let mut at = start;
+    while at < WINDOW as u32 {
+        let it = byte(scratch, at);
+        if at >= window || it == b' ' || it == b'?' {
+            // SAFETY: as above.
+            unsafe { (*scratch).end = at };
+            break;
+        }
+        at += 1;
+    }
+}
+
+/// Puts the borders of the `Host` header's name (without port) into `start` and `end`.
+#[inline(always)]
+fn find_host(scratch: *mut Scratch, window: u32) {
+    // SAFETY: this thread's own map element, here and below.
+    unsafe {
+        (*scratch).start = 0;
+        (*scratch).end = 0;
+    }
+    let mut at = 4;
+    while at < WINDOW as u32 - 8 {
+        if at >= window {
+            break;
+        }
+        if byte(scratch, at) == b'\n' && is_host_header(scratch, at + 1) {
+            unsafe { (*scratch).start = at + 6 };
+            break;
+        }
+        at += 1;
+    }
+    let mut start = unsafe { ptr::read_volatile(&raw const (*scratch).start) };
+    if start == 0 {
+        return;
+    }
+    if byte(scratch, start) == b' ' {
+        start += 1;
+        unsafe { (*scratch).start = start };
+    }
+    let mut length = 0;
+    while length < NAME_LEN as u32 {
+        let it = byte(scratch, start + length);
+        if it == b'\r' || it == b'\n' || it == b':' || it == b' ' {
+            unsafe { (*scratch).end = start + length };
+            break;
+        }
+        length += 1;
+    }
+}
+
+#[inline(always)]
+fn is_host_header(scratch: *mut Scratch, at: u32) -> bool {
+    (byte(scratch, at) | 0x20) == b'h'
+        && (byte(scratch, at + 1) | 0x20) == b'o'
+        && (byte(scratch, at + 2) | 0x20) == b's'
+        && (byte(scratch, at + 3) | 0x20) == b't'
+        && byte(scratch, at + 4) == b':'
+}
+
+/// Whether the name between `start` and `end` is in the trie.
+#[inline(always)]
+fn matches(scratch: *mut Scratch, trie: &LpmTrie<NameKey, NameRule>) -> bool {
+    // SAFETY: this thread's own map element; indices are masked to the arrays' sizes.
+    unsafe {
+        let start = ptr::read_volatile(&raw const (*scratch).start);
+        let end = ptr::read_volatile(&raw const (*scratch).end);
+        if end <= start {
+            return false;
+        }
+        let name = (&raw mut (*scratch).name).cast::<u8>();
+        let mut at = 0;
+        while at < NAME_LEN as u32 {
+            // Behind the name's first character comes a NUL: an exact rule ends with it.
+            let it = if at < end - start { lower(byte(scratch, end - 1 - at)) } else { 0 };
+            *name.add((at & NAME_MASK) as usize) = it;
+            at += 1;
+        }
+        (*scratch).prefix_len = NAME_LEN as u32 * 8;
+        let key = scratch.cast::<Key<NameKey>>();
+        match trie.get(&*key) {
+            None => false,
+            Some(rule) => has_prefix(scratch, start, end - start, rule),
+        }
+    }
+}
+
+#[inline(always)]
+fn has_prefix(scratch: *mut Scratch, start: u32, len: u32, rule: &NameRule) -> bool {
+    if rule.prefix_len > len {
+        return false;
+    }
+    let mut at = 0;
+    for expected in &rule.prefix {
+        if at >= rule.prefix_len {
+            break;
+        }
+        if lower(byte(scratch, start + at)) != *expected {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+#[inline(always)]
+fn lower(it: u8) -> u8 {
+    if it >= b'A' && it <= b'Z' { it | 0x20 } else { it }
+}

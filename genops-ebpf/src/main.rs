@@ -1,0 +1,33 @@
+//! The kernel programs: they read what TLS libraries are given and give, learn which socket carries
+//! it, and hold a request back until the agent has decided.
+//!
+//! - `tls`: entry and RET probes on the TLS library's functions;
+//! - `classify`: is this an AI provider? (host name, or path of the request);
+//! - `emit`: plaintext into the ring buffer;
+//! - `egress`: the packets of a socket: join, hold, deadline;
+//! - `process`: exec and exit.
+//!
+//! They decide nothing but that: policies live in the agent. Nothing here writes to a workload's
+//! memory, uses a return probe, or keeps state per CPU (uprobe programs can be preempted).
+#![no_std]
+#![no_main]
+#![allow(unsafe_code, reason = "kernel boundary: helpers, maps and user memory are raw pointers")]
+#![allow(missing_docs, reason = "a binary: the programs are documented where they are defined")]
+
+mod classify;
+mod egress;
+mod emit;
+mod maps;
+mod process;
+mod tls;
+
+/// GPL-compatible: the kernel refuses `bpf_probe_read_user` to other programs.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

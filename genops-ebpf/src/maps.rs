@@ -1,0 +1,118 @@
+//! The maps, each with its one writer.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+};
+use genops_ebpf_common::{Conn, ConnKey, Hold, NameKey, NameRule, Settings, Verdict, loss};
+
+/// Everything the agent reads. The agent sets the size before loading.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// Written by the agent: one element.
+#[map]
+pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// TLS objects that speak to AI providers, and nothing else. Written by the programs.
+#[map]
+pub(crate) static CONNS: HashMap<ConnKey, Conn> = HashMap::with_max_entries(16_384, 0);
+
+/// Which connection ([`Conn::id`]) a socket (by cookie) carries. Written by the programs.
+#[map]
+pub(crate) static COOKIES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(32_768, 0);
+
+/// What waits, by [`Conn::id`]. Written by the programs, deleted by the agent.
+#[map]
+pub(crate) static HOLDS: HashMap<u64, Hold> = HashMap::with_max_entries(16_384, 0);
+
+/// Verdicts by [`Conn::id`]. Written by the agent.
+#[map]
+pub(crate) static VERDICTS: HashMap<u64, Verdict> = HashMap::with_max_entries(16_384, 0);
+
+/// `process_mode` by thread-group id. Written by the agent.
+#[map]
+pub(crate) static PROCESSES: LruHashMap<u32, u32> = LruHashMap::with_max_entries(65_536, 0);
+
+/// Host names of providers, reversed. Written by the agent.
+#[map]
+pub(crate) static HOSTS: LpmTrie<NameKey, NameRule> = LpmTrie::with_max_entries(4_096, 0);
+
+/// Ends of the paths of AI APIs, reversed. Written by the agent.
+#[map]
+pub(crate) static PATHS: LpmTrie<NameKey, NameRule> = LpmTrie::with_max_entries(512, 0);
+
+/// Library calls that have begun, by thread.
+#[map]
+pub(crate) static CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Threads that are about to send for a connection whose socket is not known.
+#[map]
+pub(crate) static MARKS: LruHashMap<u64, Mark> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Room to work in, by thread: the stack is 512 bytes, and nothing per CPU is safe here.
+#[map]
+pub(crate) static SCRATCH: LruHashMap<u64, Scratch> = LruHashMap::with_max_entries(2_048, 0);
+
+/// A zeroed [`Scratch`] to insert, since it does not fit on the stack.
+#[map]
+pub(crate) static EMPTY_SCRATCH: Array<Scratch> = Array::with_max_entries(1, 0);
+
+/// Losses by cause: see `loss`.
+#[map]
+pub(crate) static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(loss::COUNT, 0);
+
+/// A call of a TLS library that has begun and not returned.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Call {
+    /// Stack pointer at the entry: at the RET instruction that ends this very call it is the same.
+    pub(crate) stack_pointer: u64,
+    pub(crate) ssl: u64,
+    pub(crate) buffer: u64,
+    /// Where the library puts the number of bytes; 0 where it returns it.
+    pub(crate) count_at: u64,
+}
+
+/// A thread will send for `conn` next.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Mark {
+    pub(crate) conn: ConnKey,
+    pub(crate) at_mono_ns: u64,
+    /// TLS content type of the record that will be sent (RFC 8446 §5.1): 22 handshake, 23 data.
+    pub(crate) content_type: u8,
+    pub(crate) reserved: [u8; 3],
+    /// Bytes of plaintext that the first record carries.
+    pub(crate) record_len: u32,
+}
+
+/// Bytes of a request that are looked at to find its host and path.
+pub(crate) const WINDOW: usize = 512;
+
+/// Where a name is looked for and its key is built.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub(crate) prefix_len: u32,
+    pub(crate) name: NameKey,
+    pub(crate) start: u32,
+    pub(crate) end: u32,
+    /// The window, with room for masked reads a few bytes beyond it.
+    pub(crate) bytes: [u8; 2 * WINDOW],
+}
+
+/// Adds to a loss counter.
+#[inline(always)]
+pub(crate) fn count_loss(cause: u32, amount: u64) {
+    if let Some(counter) = LOSSES.get_ptr_mut(cause) {
+        // SAFETY: a valid element of this CPU's array; a preempted addition costs accuracy only.
+        unsafe { *counter += amount };
+    }
+}
+
+/// The settings, or `None` before the agent has written them (impossible: an array has them all).
+#[inline(always)]
+pub(crate) fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}

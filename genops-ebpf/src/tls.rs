@@ -1,0 +1,394 @@
+//! Plaintext in and out of OpenSSL: entry and RET probes, one program per calling convention.
+//!
+//! A write is reported at its entry, before anything is encrypted, at the position where the last
+//! successful write ended. A write that fails and is repeated is reported again at the same position,
+//! as OpenSSL wants the same bytes again (SSL_write(3), "WARNINGS"); the reader drops the overlap.
+
+use aya_ebpf::{
+    helpers::{
+        bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_smp_processor_id, bpf_ktime_get_ns,
+            bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str,
+        },
+    },
+    macros::uprobe,
+    programs::ProbeContext,
+};
+use genops_ebpf_common::{
+    Close, Conn, ConnKey, DATA_HELD, EGRESS, Hold, INGRESS, NAME_LEN, Open, kind, loss, origin,
+    process_mode,
+};
+
+use crate::{
+    classify,
+    emit::emit_call,
+    maps::{
+        CALLS, CONNS, Call, EMPTY_SCRATCH, EVENTS, HOLDS, MARKS, Mark, PROCESSES, Scratch,
+        VERDICTS, count_loss, settings,
+    },
+};
+
+/// `SSL_CTRL_SET_TLSEXT_HOSTNAME` (`openssl/ssl.h`).
+const SET_SERVER_NAME: i32 = 55;
+/// TLS content types (RFC 8446 §5.1).
+const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
+/// Longest plaintext of one TLS record (RFC 8446 §5.1).
+const RECORD_LEN: u64 = 16_384;
+
+/// `long SSL_ctrl(SSL *ssl, int cmd, long larg, void *parg)`: the server name, before the handshake.
+#[uprobe]
+pub(crate) fn ssl_ctrl(ctx: ProbeContext) -> u32 {
+    if ctx.arg::<i32>(1) == Some(SET_SERVER_NAME)
+        && let (Some(ssl), Some(name)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(3))
+    {
+        server_name(ssl, name);
+    }
+    0
+}
+
+/// `int SSL_do_handshake(SSL *ssl)`, `int SSL_connect(SSL *ssl)`: the next record of this thread is
+/// the ClientHello.
+#[uprobe]
+pub(crate) fn ssl_handshake(ctx: ProbeContext) -> u32 {
+    if let Some(ssl) = ctx.arg::<u64>(0) {
+        let key = conn_key(ssl);
+        if let Some(conn) = CONNS.get_ptr_mut(key)
+            // SAFETY: an element of the map, alive while this program runs.
+            && unsafe { (*conn).cookie } == 0
+        {
+            mark(key, HANDSHAKE, 0);
+        }
+    }
+    0
+}
+
+/// `int SSL_write(SSL *ssl, const void *buf, int num)`.
+#[uprobe]
+pub(crate) fn ssl_write(ctx: ProbeContext) -> u32 {
+    if let (Some(ssl), Some(buffer), Some(len)) =
+        (ctx.arg::<u64>(0), ctx.arg::<u64>(1), ctx.arg::<i32>(2))
+        && len > 0
+    {
+        write_begins(&ctx, ssl, buffer, len as u64, 0);
+    }
+    0
+}
+
+/// `int SSL_write_ex(SSL *s, const void *buf, size_t num, size_t *written)`.
+#[uprobe]
+pub(crate) fn ssl_write_ex(ctx: ProbeContext) -> u32 {
+    if let (Some(ssl), Some(buffer), Some(len), Some(count_at)) =
+        (ctx.arg::<u64>(0), ctx.arg::<u64>(1), ctx.arg::<u64>(2), ctx.arg::<u64>(3))
+        && len > 0
+    {
+        write_begins(&ctx, ssl, buffer, len, count_at);
+    }
+    0
+}
+
+/// A RET instruction of `SSL_write` or `SSL_write_ex`.
+#[uprobe]
+pub(crate) fn ssl_write_ret(ctx: ProbeContext) -> u32 {
+    if let Some((call, count)) = call_returns(&ctx)
+        && let Some(conn) = CONNS.get_ptr_mut(conn_key(call.ssl))
+    {
+        // SAFETY: an element of the map, alive while this program runs; a TLS object is used by one
+        // thread at a time (openssl-threads(7)).
+        unsafe { (*conn).egress_offset += count };
+    }
+    0
+}
+
+/// `int SSL_read(SSL *ssl, void *buf, int num)`.
+#[uprobe]
+pub(crate) fn ssl_read(ctx: ProbeContext) -> u32 {
+    if let (Some(ssl), Some(buffer)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1)) {
+        read_begins(&ctx, ssl, buffer, 0);
+    }
+    0
+}
+
+/// `int SSL_read_ex(SSL *ssl, void *buf, size_t num, size_t *readbytes)`.
+#[uprobe]
+pub(crate) fn ssl_read_ex(ctx: ProbeContext) -> u32 {
+    if let (Some(ssl), Some(buffer), Some(count_at)) =
+        (ctx.arg::<u64>(0), ctx.arg::<u64>(1), ctx.arg::<u64>(3))
+    {
+        read_begins(&ctx, ssl, buffer, count_at);
+    }
+    0
+}
+
+/// A RET instruction of `SSL_read` or `SSL_read_ex`.
+#[uprobe]
+pub(crate) fn ssl_read_ret(ctx: ProbeContext) -> u32 {
+    if let Some((call, count)) = call_returns(&ctx)
+        && count > 0
+        && let Some(conn) = CONNS.get_ptr_mut(conn_key(call.ssl))
+    {
+        // SAFETY: as in `ssl_write_ret`.
+        let (id, offset) = unsafe {
+            let offset = (*conn).ingress_offset;
+            (*conn).ingress_offset = offset + count;
+            ((*conn).id, offset)
+        };
+        emit_call(id, u64::from(INGRESS), call.buffer, offset, count);
+    }
+    0
+}
+
+/// `void SSL_free(SSL *ssl)`.
+#[uprobe]
+pub(crate) fn ssl_free(ctx: ProbeContext) -> u32 {
+    if let Some(ssl) = ctx.arg::<u64>(0) {
+        let key = conn_key(ssl);
+        if let Some(conn) = CONNS.get_ptr_mut(key) {
+            // SAFETY: an element of the map, alive while this program runs.
+            let id = unsafe { (*conn).id };
+            // Already gone is as good.
+            let _gone = CONNS.remove(key);
+            report_close(id);
+        }
+    }
+    0
+}
+
+/// Does nothing: the floor that the benchmarks measure against.
+#[uprobe]
+pub(crate) fn empty(_: ProbeContext) -> u32 {
+    0
+}
+
+#[inline(always)]
+fn tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+#[inline(always)]
+fn conn_key(ssl: u64) -> ConnKey {
+    ConnKey { ssl, tgid: tgid(), reserved: 0 }
+}
+
+#[inline(always)]
+fn stack_pointer(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the registers that this program was entered with.
+    unsafe { (*ctx.regs).rsp }
+}
+
+/// Remembers a provider's name; other names leave no trace.
+#[inline(always)]
+fn server_name(ssl: u64, name: u64) {
+    let Some(scratch) = classify::scratch() else { return };
+    // SAFETY: `bytes` is larger than NAME_LEN; the name is the program's own string.
+    let len = unsafe {
+        bpf_probe_read_user_str(
+            (&raw mut (*scratch).bytes).cast(),
+            NAME_LEN as u32,
+            name as *const _,
+        )
+    };
+    if len < 2 || len > NAME_LEN as i64 {
+        return;
+    }
+    let len = len as u32 - 1;
+    if classify::is_provider_name(scratch, len) {
+        open(conn_key(ssl), origin::SERVER_NAME, Some((scratch, len)));
+    }
+}
+
+#[inline(always)]
+fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u64) {
+    let Some(settings) = settings() else { return };
+    let key = conn_key(ssl);
+    if CONNS.get_ptr_mut(key).is_none() {
+        if settings.capture_all != 0 {
+            open(key, origin::CAPTURE_ALL, None);
+        } else if classify::is_ai_request(buffer, len) != 0 {
+            open(key, origin::REQUEST, None);
+        } else {
+            return;
+        }
+    }
+    let Some(conn) = CONNS.get_ptr_mut(key) else { return };
+    call_begins(ctx, ssl, buffer, count_at);
+    // SAFETY: an element of the map, alive while this program runs.
+    let Conn { id, cookie, egress_offset: offset, .. } = unsafe { *conn };
+    let mut flags = 0;
+    if is_held(key.tgid, settings.hold_unknown) && arm(id, key.tgid, offset + len) {
+        flags = DATA_HELD;
+    }
+    if cookie == 0 {
+        mark(key, APPLICATION_DATA, if len < RECORD_LEN { len } else { RECORD_LEN });
+    }
+    emit_call(id, u64::from(EGRESS) | u64::from(flags) << 8, buffer, offset, len);
+}
+
+#[inline(always)]
+fn read_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, count_at: u64) {
+    let key = conn_key(ssl);
+    if CONNS.get_ptr_mut(key).is_none() {
+        let Some(settings) = settings() else { return };
+        if settings.capture_all == 0 {
+            return;
+        }
+        open(key, origin::CAPTURE_ALL, None);
+    }
+    call_begins(ctx, ssl, buffer, count_at);
+}
+
+#[inline(always)]
+fn call_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, count_at: u64) {
+    let call = Call { stack_pointer: stack_pointer(ctx), ssl, buffer, count_at };
+    if CALLS.insert(bpf_get_current_pid_tgid(), call, 0).is_err() {
+        count_loss(loss::CALLS_FULL, 1);
+    }
+}
+
+/// The call that ends at this RET instruction, and how many bytes it moved.
+#[inline(always)]
+fn call_returns(ctx: &ProbeContext) -> Option<(Call, u64)> {
+    let thread = bpf_get_current_pid_tgid();
+    // SAFETY: copied at once; only this thread writes its element.
+    let call = unsafe { *CALLS.get(thread)? };
+    if call.stack_pointer != stack_pointer(ctx) {
+        return None; // a RET of another function, or of a call within this one
+    }
+    let _gone = CALLS.remove(thread);
+    // SAFETY: the registers that this program was entered with.
+    let returned = unsafe { (*ctx.regs).rax } as i32;
+    if returned <= 0 {
+        return Some((call, 0));
+    }
+    if call.count_at == 0 {
+        return Some((call, returned as u64));
+    }
+    let mut count = 0u64;
+    // SAFETY: eight bytes onto the stack; the address is the program's own variable.
+    let failed =
+        unsafe { bpf_probe_read_user((&raw mut count).cast(), 8, call.count_at as *const _) };
+    if failed != 0 {
+        count_loss(loss::FAULT_BYTES, 1);
+        return Some((call, 0));
+    }
+    Some((call, count))
+}
+
+/// Whether requests of this process wait for a verdict.
+#[inline(always)]
+fn is_held(tgid: u32, hold_unknown: u32) -> bool {
+    // SAFETY: copied at once.
+    match unsafe { PROCESSES.get(tgid) } {
+        Some(mode) => *mode == process_mode::ENFORCE,
+        None => hold_unknown != 0,
+    }
+}
+
+/// From now on nothing before `to` leaves without a verdict. False where there is no room to say so.
+#[inline(always)]
+fn arm(id: u64, tgid: u32, to: u64) -> bool {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(hold) = HOLDS.get_ptr_mut(id) else {
+        let hold = Hold {
+            armed_to: to,
+            armed_at_mono_ns: now,
+            passed_to: 0,
+            reported_to: 0,
+            packets: 0,
+            tgid,
+            reserved: 0,
+        };
+        let armed = HOLDS.insert(id, hold, 0).is_ok();
+        if !armed {
+            count_loss(loss::CONNECTIONS_FULL, 1);
+        }
+        return armed;
+    };
+    // SAFETY: copied at once; and `hold` is an element of the map, alive while this program runs.
+    unsafe {
+        let released_to = VERDICTS.get(id).map_or(0, |verdict| verdict.released_to);
+        if !(*hold).is_waiting(released_to) {
+            (*hold).armed_at_mono_ns = now;
+            (*hold).packets = 0;
+        }
+        (*hold).armed_to = to;
+    }
+    true
+}
+
+#[inline(always)]
+fn mark(conn: ConnKey, content_type: u8, record_len: u64) {
+    let mark = Mark {
+        conn,
+        // SAFETY: a helper without arguments.
+        at_mono_ns: unsafe { bpf_ktime_get_ns() },
+        content_type,
+        reserved: [0; 3],
+        record_len: record_len as u32,
+    };
+    // Without a mark the socket stays unknown, and the agent says so.
+    let _full = MARKS.insert(bpf_get_current_pid_tgid(), mark, 0);
+}
+
+/// Begins a connection and tells the agent.
+#[inline(always)]
+fn open(key: ConnKey, origin: u32, name: Option<(*mut Scratch, u32)>) {
+    // SAFETY: helpers without arguments.
+    let (now, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
+    let id = now << 8 | u64::from(cpu & 0xff);
+    let conn = Conn { id, cookie: 0, egress_offset: 0, ingress_offset: 0 };
+    if CONNS.insert(key, conn, 0).is_err() {
+        count_loss(loss::CONNECTIONS_FULL, 1);
+        return;
+    }
+    let Some(mut entry) = EVENTS.reserve::<Open>(0) else {
+        count_loss(loss::RING_FULL_RECORDS, 1);
+        return;
+    };
+    let held = match settings() {
+        Some(settings) => u32::from(is_held(key.tgid, settings.hold_unknown)),
+        None => 0,
+    };
+    let record: *mut Open = entry.as_mut_ptr();
+    let (name, name_len) = match name {
+        Some((scratch, len)) => (scratch.cast_const(), len),
+        None => match EMPTY_SCRATCH.get_ptr(0) {
+            Some(empty) => (empty, 0),
+            None => {
+                entry.discard(0);
+                return;
+            }
+        },
+    };
+    // Field by field: the record does not fit on the stack beside the rest.
+    // SAFETY: `record` is reserved ring buffer of its type; `bytes` is longer than the name.
+    unsafe {
+        (&raw mut (*record).kind).write(kind::OPEN);
+        (&raw mut (*record).tgid).write(key.tgid);
+        (&raw mut (*record).at_mono_ns).write(now);
+        (&raw mut (*record).conn).write(id);
+        (&raw mut (*record).cgroup_id).write(bpf_get_current_cgroup_id());
+        (&raw mut (*record).uid).write(bpf_get_current_uid_gid() as u32);
+        (&raw mut (*record).origin).write(origin);
+        (&raw mut (*record).comm).write(bpf_get_current_comm().unwrap_or_default());
+        (&raw mut (*record).name_len).write(name_len);
+        (&raw mut (*record).held).write(held);
+        let bytes = (&raw const (*name).bytes).cast();
+        bpf_probe_read_kernel((&raw mut (*record).name).cast(), NAME_LEN as u32, bytes);
+    }
+    entry.submit(0);
+}
+
+#[inline(always)]
+fn report_close(id: u64) {
+    let Some(mut entry) = EVENTS.reserve::<Close>(0) else {
+        count_loss(loss::RING_FULL_RECORDS, 1);
+        return;
+    };
+    // SAFETY: a helper without arguments.
+    let at_mono_ns = unsafe { bpf_ktime_get_ns() };
+    entry.write(Close { kind: kind::CLOSE, tgid: tgid(), conn: id, at_mono_ns });
+    entry.submit(0);
+}
