@@ -24,12 +24,14 @@ pub const TILE: &str = "tile";
 pub const WAL: &str = "wal";
 /// Names the write-ahead segments that are in use.
 pub const SEGMENTS: &str = "wal/segments";
-/// Held while the log is open.
-pub const LOCK: &str = "lock";
 /// Folder of secrets.
 pub const KEYS: &str = "keys";
 /// The secret key of the log.
 pub const KEY: &str = "keys/log.key";
+/// The next secret key, while it is being introduced.
+pub const NEXT_KEY: &str = "keys/next.key";
+/// Says that the secret key is given from outside; empty.
+pub const EXTERNAL: &str = "keys/external";
 /// Folder of files being written.
 pub const TMP: &str = "tmp";
 

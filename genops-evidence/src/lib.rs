@@ -20,7 +20,7 @@
 //! pruned                  signed: the first record whose bytes are still kept; absent: all are
 //! wal/segments            which write-ahead segments are in use; empty after a clean stop
 //! wal/<first index>       records that may not be in `tile/entries` yet
-//! lock                    held while the log is open; empty
+//! tmp/                    files being written
 //! keys/                   secrets, for the owner only; not part of what an auditor is given
 //! ```
 //!
@@ -36,9 +36,12 @@ pub mod log;
 pub mod note;
 mod publish;
 pub mod read;
+pub mod secret;
 pub mod tree;
+pub mod verify;
 pub mod wal;
 
 pub use log::{AppendError, CommitError, Log, OpenError, Options, PublishError, Recovery};
 pub use note::{Checkpoint, TreeHead};
 pub use read::{Directory, ReadError};
+pub use verify::{Problem, Report, Verify};

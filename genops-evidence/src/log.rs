@@ -362,7 +362,7 @@ impl Log {
         let key = SecretKey::generate(&name, KeyType::Note).map_err(|error| failed(&error))?;
         let public = key.public().clone();
         // The new secret is kept beside the old one until the statement about it is durable.
-        let next = self.directory.join(files::KEYS).join("next.key");
+        let next = self.directory.join(files::NEXT_KEY);
         write_secret(&next, &key.to_text()).map_err(|error| failed(&error))?;
         let (done, answer) = sync_channel(1);
         let ended = || PublishError(CommitError::Ended.to_string());
@@ -441,18 +441,11 @@ fn prepare(directory: &Path) -> Result<File, OpenError> {
         let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&path);
         made.map_err(failed(&path))?;
     }
-    let path = directory.join(files::LOCK);
-    let lock = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o640)
-        .open(&path)
-        .map_err(failed(&path))?;
+    let lock = File::open(directory).map_err(failed(directory))?;
     match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::InUse(directory.to_owned())),
-        Err(errno) => return Err(failed(&path)(errno.into())),
+        Err(errno) => return Err(failed(directory)(errno.into())),
     }
     let tmp = directory.join(files::TMP);
     for entry in fs::read_dir(&tmp).map_err(failed(&tmp))? {
@@ -478,6 +471,9 @@ fn is_empty_log(dir: &Directory) -> Result<bool, OpenError> {
 fn create(directory: &Path, options: &Options) -> Result<(), OpenError> {
     let path = directory.join(files::KEY);
     let failed = |source| OpenError::Io { path: directory.to_owned(), source };
+    if options.key_file.is_some() {
+        File::create(directory.join(files::EXTERNAL)).map_err(failed)?;
+    }
     if options.key_file.is_none() && !path.exists() {
         let key = SecretKey::generate(&options.origin, KeyType::Note)
             .map_err(|source| OpenError::Key { path: path.clone(), source })?;
@@ -518,7 +514,7 @@ fn load_key(
 ) -> Result<(SecretKey, PathBuf), OpenError> {
     let own = directory.join(files::KEY);
     // A rotation that a crash interrupted: the statement is there, the rename is not.
-    let next = directory.join(files::KEYS).join("next.key");
+    let next = directory.join(files::NEXT_KEY);
     let path = options.key_file.clone().unwrap_or(own);
     let mut found = read_key(&path)?;
     if let Some(expected) = expected

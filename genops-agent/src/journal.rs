@@ -1,0 +1,597 @@
+//! What the engine decided -> evidence records -> the log.
+//!
+//! [`Journal`] owns the [`Log`]. It numbers the records (densely, and densely for each principal),
+//! and keeps out what does not belong into evidence: texts are cut to a stated length, humans are
+//! digested with a key that can be destroyed. It knows nothing of how a decision was made.
+//!
+//! The caller appends what a batch produced, calls [`Journal::commit`] once, and only then lets
+//! requests go.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use genops_evidence::{
+    AppendError, Checkpoint, CommitError, Directory, Log, OpenError, Options, PublishError,
+    ReadError, Recovery,
+};
+use genops_governance::{Now, Record, RecordKind, Unit};
+
+mod digest;
+pub(crate) mod entry;
+
+use self::digest::Digester;
+use self::entry::{Accounted, Decided, Entry, Head, Heads, Inputs, Kind, Text, VERSION, What, Who};
+
+/// Longest text in a record, in bytes.
+const TEXT_LIMIT: usize = 1024;
+
+/// Most items of a list in a record.
+const LIST_LIMIT: usize = 24;
+
+/// Most principals that are numbered.
+const PRINCIPAL_LIMIT: usize = 16_384;
+
+/// Records between two lists of principals: what is read again at a start, at most twice.
+const HEADS_EVERY: u64 = 16_384;
+
+/// Bytes of principals in one record.
+const HEADS_BYTES: usize = 32 << 10;
+
+/// The journal could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JournalError {
+    /// The log.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A record in it.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The first record could not be written.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The key for digests.
+    #[error("{path}: {source}")]
+    Digest { path: PathBuf, source: io::Error },
+}
+
+/// How a journal is opened.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Opening {
+    /// Identity of a new log; `None`: made from the host's name and machine id.
+    pub(crate) origin: Option<String>,
+    /// Secret key given from outside.
+    pub(crate) key_file: Option<PathBuf>,
+    /// What the first record says about this start: version, mode, configuration hash.
+    pub(crate) detail: Vec<(&'static str, String)>,
+}
+
+/// Writes evidence.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    log: Log,
+    boot: String,
+    digester: Digester,
+    heads: HashMap<String, (u64, u64)>,
+    /// Index behind the last list of principals.
+    listed: u64,
+    kernel: Option<(u64, u64)>,
+    /// Records that could not be taken since the last that was.
+    lost: u64,
+    buffer: Vec<u8>,
+}
+
+impl Journal {
+    /// Opens the log in `directory`, or makes one, and writes down the start durably.
+    pub(crate) fn open(
+        directory: &Path,
+        opening: Opening,
+        now: Now,
+    ) -> Result<(Self, Recovery), JournalError> {
+        let Opening { origin, key_file, detail } = opening;
+        let mut options = Options::new(&origin.unwrap_or_else(host_origin));
+        options.key_file = key_file;
+        let (log, recovery) = Log::open(directory, options)?;
+        let digester = Digester::new(directory);
+        let mut journal = Self {
+            log,
+            boot: boot_id(),
+            digester,
+            heads: HashMap::new(),
+            listed: 0,
+            kernel: None,
+            lost: 0,
+            buffer: Vec::with_capacity(1024),
+        };
+        journal.read_heads(recovery.size)?;
+        let mut detail = detail;
+        detail.push(("end", if recovery.clean { "clean" } else { "unclean" }.to_owned()));
+        detail.push(("recovered", (recovery.size - recovery.published).to_string()));
+        detail.push(("last_durable", recovery.size.to_string()));
+        for (file, offset) in &recovery.torn {
+            detail.push(("torn", format!("{file} at byte {offset}")));
+        }
+        journal.event(now, Kind::AgentStart, &detail)?;
+        journal.commit()?;
+        Ok((journal, recovery))
+    }
+
+    /// What the kernel has counted: verdicts and events made, and those lost on the way. Every
+    /// record from here on carries it.
+    pub(crate) fn set_kernel_counters(&mut self, made: u64, lost: u64) {
+        self.kernel = Some((made, lost));
+    }
+
+    /// Takes a record of the engine; returns its index.
+    pub(crate) fn record(&mut self, record: &Record) -> Result<u64, AppendError> {
+        let Record { at, kind, awu, who, what, inputs, decision, accounts, detail } = record;
+        let mut cut = Cut(false);
+        let awu_text = awu.map(|awu| awu.to_string());
+        let human = who.as_ref().and_then(|who| who.attribution.accountable.as_deref());
+        let human = human.map(|human| self.digester.digest("h", human, at.unix_ns));
+        let mut entry = self.blank(*at, (*kind).into());
+        entry.awu = awu_text.map(Text::from);
+        entry.who = who.as_ref().map(|who| convert_who(who, human, &mut cut));
+        entry.what = what.as_ref().map(|what| convert_what(what, &mut cut));
+        entry.inputs = inputs.as_ref().map(|inputs| convert_inputs(inputs, &mut cut));
+        entry.dec = decision.as_ref().map(|decided| convert_decided(decided, &mut cut));
+        entry.bud =
+            cut.list(accounts).iter().map(|account| convert_account(account, &mut cut)).collect();
+        entry.det = convert_detail(detail, &mut cut);
+        entry.cut = cut.0;
+        self.append(entry)
+    }
+
+    /// Takes a record about the agent itself; returns its index.
+    pub(crate) fn event(
+        &mut self,
+        now: Now,
+        kind: Kind,
+        detail: &[(&'static str, String)],
+    ) -> Result<u64, AppendError> {
+        let mut cut = Cut(false);
+        let mut entry = self.blank(now, kind);
+        entry.det = convert_detail(detail, &mut cut);
+        entry.cut = cut.0;
+        self.append(entry)
+    }
+
+    /// Takes a text of any length, such as a policy file, in as many records as it needs. The texts
+    /// of all parts in order, put together, have the SHA-256 that `hash` says.
+    pub(crate) fn text(
+        &mut self,
+        now: Now,
+        kind: Kind,
+        name: &str,
+        hash: &str,
+        text: &str,
+    ) -> Result<(), AppendError> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            // Escaped, a byte can need six; the record must stay below its limit.
+            let (part, after) = rest.split_at(rest.floor_char_boundary(8 << 10));
+            parts.push(part);
+            rest = after;
+        }
+        let of = parts.len().to_string();
+        for (number, part) in (1_usize..).zip(&parts) {
+            let mut entry = self.blank(now, kind);
+            let number = number.to_string();
+            let pairs = [("name", name), ("hash", hash), ("of", &of), ("part", &number), ("text", part)];
+            entry.det = pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+            self.append(entry)?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable that was taken.
+    pub(crate) fn commit(&mut self) -> Result<(), CommitError> {
+        self.log.commit()
+    }
+
+    /// Lets checkpoints keep pace; to be called at least each second. Never waits for the disk.
+    pub(crate) fn tick(&mut self, now: Now) -> Result<Option<Checkpoint>, PublishError> {
+        if self.log.next_index() - self.listed >= HEADS_EVERY {
+            // Where it cannot be taken now it is tried at the next tick.
+            if self.write_heads(now).is_ok() {
+                self.listed = self.log.next_index();
+            }
+        }
+        self.log.tick(now.unix_ns / 1_000_000)
+    }
+
+    /// Writes down the stop and ends the log properly.
+    pub(crate) fn close(mut self, now: Now) -> Result<Checkpoint, PublishError> {
+        let failed = |error: AppendError| PublishError(error.to_string());
+        self.write_heads(now).map_err(failed)?;
+        self.event(now, Kind::AgentStop, &[]).map_err(failed)?;
+        self.log.close()
+    }
+
+    /// Signs with a new key from here on, and writes it down.
+    pub(crate) fn rotate_key(&mut self, now: Now) -> Result<(), PublishError> {
+        let key = self.log.rotate_key()?;
+        self.event(now, Kind::KeyRotated, &[("key", key.to_string())])
+            .map_err(|error| PublishError(error.to_string()))?;
+        Ok(())
+    }
+
+    /// Where the evidence is.
+    pub(crate) fn directory(&self) -> &Path {
+        self.log.directory()
+    }
+
+    /// Records in the log, durable or not.
+    pub(crate) fn len(&self) -> u64 {
+        self.log.next_index()
+    }
+
+    fn blank(&self, at: Now, kind: Kind) -> Entry<'static> {
+        Entry {
+            v: VERSION,
+            seq: 0,
+            kseq: self.kernel.map(|(made, _)| made),
+            drops: self.kernel.map(|(_, lost)| lost),
+            t: at.unix_ns,
+            mono: at.mono_ns,
+            boot: Text::from(self.boot.clone()),
+            kind,
+            awu: None,
+            who: None,
+            what: None,
+            inputs: None,
+            dec: None,
+            bud: Vec::new(),
+            heads: None,
+            det: BTreeMap::new(),
+            cut: false,
+        }
+    }
+
+    /// Numbers the record and appends it; says before it what was lost.
+    fn append(&mut self, entry: Entry<'_>) -> Result<u64, AppendError> {
+        if self.lost > 0 {
+            let mut gap = self.blank(Now { mono_ns: entry.mono, unix_ns: entry.t }, Kind::Gap);
+            let lost = self.lost.to_string();
+            gap.det.insert("records".into(), lost.into());
+            gap.det.insert("why".into(), "the disk did not take evidence".into());
+            if self.number_and_append(gap).is_ok() {
+                self.lost = 0;
+            }
+        }
+        let result = self.number_and_append(entry);
+        self.lost += u64::from(result.is_err());
+        result
+    }
+
+    fn number_and_append(&mut self, mut entry: Entry<'_>) -> Result<u64, AppendError> {
+        let seq = self.log.next_index();
+        entry.seq = seq;
+        let mut number = None;
+        if let Some(who) = &mut entry.who {
+            let known = self.heads.get(who.prin.as_str()).copied();
+            if known.is_some() || self.heads.len() < PRINCIPAL_LIMIT {
+                let next = known.map_or(1, |(count, _)| count + 1);
+                who.pseq = Some(next);
+                who.pprev = known.map(|(_, last)| last);
+                number = Some((who.prin.as_str().to_owned(), next));
+            }
+        }
+        self.buffer.clear();
+        if serde_json::to_writer(&mut self.buffer, &entry).is_err() {
+            return Err(AppendError::Length(0));
+        }
+        let index = self.log.append(&self.buffer)?;
+        if let Some((principal, count)) = number {
+            self.heads.insert(principal, (count, index));
+        }
+        Ok(index)
+    }
+
+    /// Writes the newest record of every principal, so that a start need not read the whole log.
+    fn write_heads(&mut self, now: Now) -> Result<(), AppendError> {
+        let mut parts: Vec<Vec<Head<'static>>> = Vec::new();
+        let mut bytes = usize::MAX;
+        for (name, (count, index)) in &self.heads {
+            if bytes > HEADS_BYTES {
+                parts.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += name.len() + 48;
+            if let Some(part) = parts.last_mut() {
+                part.push(Head(name.clone().into(), *count, *index));
+            }
+        }
+        let of = parts.len() as u64;
+        for (number, list) in (0..).zip(parts) {
+            let mut entry = self.blank(now, Kind::Heads);
+            entry.heads = Some(Heads { part: number, parts: of, list });
+            self.append(entry)?;
+        }
+        Ok(())
+    }
+
+    /// Finds the newest record of every principal in a log of `size` records.
+    fn read_heads(&mut self, size: u64) -> Result<(), ReadError> {
+        let directory = Directory::new(self.log.directory());
+        let mut from = size;
+        // Backwards, a bundle at a time, to the last complete list of principals.
+        while from > 0 && size - from < 4 * HEADS_EVERY {
+            let to = from;
+            from = from.saturating_sub(256) / 256 * 256;
+            let mut parts: Vec<(u64, u64, u64)> = Vec::new();
+            directory.records(from, to.max(from), |index, record| {
+                if let Ok(Entry { heads: Some(Heads { part, parts: of, .. }), .. }) =
+                    serde_json::from_slice(record)
+                {
+                    parts.push((index, part, of));
+                }
+            })?;
+            if let Some((index, _, _)) = parts.iter().rfind(|(_, part, _)| *part == 0) {
+                from = *index;
+                if self.follow(&directory, from, size)? {
+                    return Ok(());
+                }
+                from -= 1;
+            }
+        }
+        self.heads.clear();
+        self.follow(&directory, 0, size).map(|_| ())
+    }
+
+    /// Reads the records from `from` on. True where a complete list of principals is the first thing.
+    fn follow(&mut self, directory: &Directory, from: u64, size: u64) -> Result<bool, ReadError> {
+        self.heads.clear();
+        let mut complete = None;
+        let mut in_list = true;
+        let (heads, listed) = (&mut self.heads, &mut self.listed);
+        directory.records(from, size, |index, record| {
+            let Ok(entry) = serde_json::from_slice::<Entry<'_>>(record) else { return };
+            if let Some(Heads { part, parts, list }) = entry.heads {
+                if in_list {
+                    let whole = part == index - from;
+                    complete = Some(whole && part + 1 == parts);
+                }
+                *listed = index + 1;
+                for Head(name, count, last) in list {
+                    heads.insert(name.as_str().to_owned(), (count, last));
+                }
+            } else {
+                in_list = false;
+            }
+            if let Some(Who { prin, pseq: Some(pseq), .. }) = entry.who {
+                heads.insert(prin.as_str().to_owned(), (pseq, index));
+            }
+        })?;
+        Ok(complete == Some(true))
+    }
+}
+
+/// Remembers that something had to be cut.
+struct Cut(bool);
+
+impl Cut {
+    fn text<'a>(&mut self, text: &'a str) -> Text<'a> {
+        let kept = text.get(..text.floor_char_boundary(TEXT_LIMIT)).unwrap_or(text);
+        self.0 |= kept.len() < text.len();
+        kept.into()
+    }
+
+    fn maybe<'a>(&mut self, text: Option<&'a String>) -> Option<Text<'a>> {
+        text.map(|text| self.text(text))
+    }
+
+    fn list<'a, T>(&mut self, list: &'a [T]) -> &'a [T] {
+        self.0 |= list.len() > LIST_LIMIT;
+        list.get(..LIST_LIMIT).unwrap_or(list)
+    }
+
+    fn texts<'a>(&mut self, list: &'a [String]) -> Vec<Text<'a>> {
+        self.list(list).iter().map(|text| self.text(text)).collect()
+    }
+}
+
+impl From<RecordKind> for Kind {
+    fn from(kind: RecordKind) -> Self {
+        match kind {
+            RecordKind::Decision => Self::Decision,
+            RecordKind::Reservation => Self::Reservation,
+            RecordKind::Reconciliation => Self::Reconciliation,
+            RecordKind::Release => Self::Release,
+            RecordKind::PolicyLoaded => Self::PolicyLoaded,
+            RecordKind::PriceLoaded => Self::PriceLoaded,
+            RecordKind::ModeChange => Self::ModeChange,
+            RecordKind::Gap => Self::Gap,
+            RecordKind::Approval => Self::Approval,
+            RecordKind::Override => Self::Override,
+        }
+    }
+}
+
+fn convert_who<'a>(
+    who: &'a genops_governance::Who,
+    human: Option<String>,
+    cut: &mut Cut,
+) -> Who<'a> {
+    let genops_governance::Who {
+        attribution,
+        process,
+        pid,
+        exe,
+        user,
+        systemd_unit,
+        container_id,
+        pod_uid,
+        namespace,
+        cgroup,
+    } = who;
+    let genops_governance::Attribution {
+        principal,
+        mapped,
+        team,
+        project,
+        environment,
+        cost_center,
+        customer_id,
+        feature,
+        chain,
+        accountable: _, // digested above
+    } = attribution;
+    Who {
+        prin: cut.text(principal),
+        pseq: None,
+        pprev: None,
+        mapped: *mapped,
+        team: cut.maybe(team.as_ref()),
+        proj: cut.maybe(project.as_ref()),
+        env: cut.maybe(environment.as_ref()),
+        cc: cut.maybe(cost_center.as_ref()),
+        cust: cut.maybe(customer_id.as_ref()),
+        feat: cut.maybe(feature.as_ref()),
+        chain: cut.texts(chain),
+        human: human.map(Text::from),
+        pid: process.map(|process| process.pid).or(*pid),
+        start: process.map(|process| process.start_ns),
+        exe: cut.maybe(exe.as_ref()),
+        user: cut.maybe(user.as_ref()),
+        unit: cut.maybe(systemd_unit.as_ref()),
+        ctr: cut.maybe(container_id.as_ref()),
+        pod: cut.maybe(pod_uid.as_ref()),
+        ns: cut.maybe(namespace.as_ref()),
+        cg: cut.maybe(cgroup.as_ref()),
+    }
+}
+
+fn convert_what<'a>(what: &'a genops_governance::What, cut: &mut Cut) -> What<'a> {
+    let genops_governance::What {
+        operation,
+        operation_type,
+        provider,
+        model,
+        region,
+        server,
+        api,
+        capture,
+        rung,
+    } = what;
+    What {
+        op: cut.maybe(operation.as_ref()),
+        kind: (*operation_type).into(),
+        prov: cut.maybe(provider.as_ref()),
+        model: cut.maybe(model.as_ref()),
+        region: cut.maybe(region.as_ref()),
+        server: cut.maybe(server.as_ref()),
+        api: api.map(Text::from),
+        conf: capture.as_str().into(),
+        rung: rung.as_str().into(),
+    }
+}
+
+fn convert_inputs<'a>(inputs: &'a genops_governance::Inputs, cut: &mut Cut) -> Inputs<'a> {
+    let genops_governance::Inputs {
+        input_tokens,
+        output_tokens,
+        nano_usd,
+        request_bytes,
+        complete,
+        content,
+        approval,
+        bytes_before_decision,
+    } = inputs;
+    Inputs {
+        tok_in: *input_tokens,
+        tok_out: *output_tokens,
+        cost: *nano_usd,
+        bytes: *request_bytes,
+        whole: *complete,
+        content: cut.texts(content),
+        appr: cut.maybe(approval.as_ref()),
+        left: *bytes_before_decision,
+    }
+}
+
+fn convert_decided<'a>(decided: &'a genops_governance::Decided, cut: &mut Cut) -> Decided<'a> {
+    let genops_governance::Decided { result, reason, policy, matched, policy_hash, epoch, prevented } =
+        decided;
+    Decided {
+        result: result.as_str().into(),
+        code: reason.as_ref().map(|reason| reason.as_str().into()),
+        policy: cut.maybe(policy.as_ref()),
+        matched: cut.texts(matched),
+        bundle: sha256_text(policy_hash).into(),
+        epoch: *epoch,
+        prevented: *prevented,
+    }
+}
+
+fn convert_account<'a>(account: &'a genops_governance::Accounted, cut: &mut Cut) -> Accounted<'a> {
+    let genops_governance::Accounted {
+        budget,
+        period,
+        unit,
+        reserved,
+        actual,
+        remaining,
+        incomplete,
+        price_hash,
+        ledger_sequence,
+    } = account;
+    Accounted {
+        name: cut.maybe(budget.as_ref()),
+        period: cut.maybe(period.as_ref()),
+        unit: match unit {
+            Unit::Usd => "nUSD",
+            Unit::Tokens => "tokens",
+        }
+        .into(),
+        res: *reserved,
+        act: *actual,
+        rem: *remaining,
+        inc: *incomplete,
+        price: sha256_text(price_hash).into(),
+        led: *ledger_sequence,
+    }
+}
+
+fn convert_detail<'a>(
+    detail: &'a [(&'static str, String)],
+    cut: &mut Cut,
+) -> BTreeMap<Text<'a>, Text<'a>> {
+    cut.list(detail).iter().map(|(key, value)| ((*key).into(), cut.text(value))).collect()
+}
+
+/// `sha256:` and 64 hexadecimal digits.
+pub(crate) fn sha256_text(hash: &[u8; 32]) -> String {
+    format!("sha256:{}", digest::hex(hash))
+}
+
+/// Which boot of the host this is: 16 hexadecimal digits of the kernel's boot id.
+fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.chars().filter(char::is_ascii_hexdigit).take(16).collect()
+}
+
+/// Identity of a log where the configuration gives none: the host's name, and digits made from its
+/// machine id, which is not shown.
+fn host_origin() -> String {
+    use sha2::Digest as _;
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '-' })
+        .collect();
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let digest = sha2::Sha256::new()
+        .chain_update("genops evidence origin\n")
+        .chain_update(machine.trim())
+        .chain_update(&name)
+        .finalize();
+    let digits: String = digest::hex(&digest).chars().take(16).collect();
+    format!("genops.local/{name}/{digits}")
+}
+
+#[cfg(test)]
+mod tests;

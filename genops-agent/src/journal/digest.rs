@@ -1,0 +1,60 @@
+//! Keyed digests of what identifies a human: HMAC-SHA-256 with a key of the day.
+//!
+//! The key of a day lies in the evidence directory's `keys` folder, for its owner only. Whoever
+//! destroys it makes that day's digests meaningless, without touching the log. A bare hash would not
+//! do: names can be guessed.
+
+use std::fmt::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use genops_evidence::secret::{self, Secret};
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
+
+const DAY_NS: u64 = 86_400_000_000_000;
+
+/// Digests with the key of the day.
+pub(super) struct Digester {
+    folder: PathBuf,
+    /// Day since 1970, and its key; `None` where it could not be made.
+    key: Option<(u64, Secret)>,
+}
+
+impl fmt::Debug for Digester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Digester").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl Digester {
+    pub(super) fn new(evidence: &Path) -> Self {
+        Self { folder: evidence.join("keys"), key: None }
+    }
+
+    /// `<prefix>:<day>:<hex>`, or `<prefix>:unavailable` where there is no key: never the text.
+    pub(super) fn digest(&mut self, prefix: &str, text: &str, unix_ns: u64) -> String {
+        let day = unix_ns / DAY_NS;
+        if self.key.as_ref().is_none_or(|(known, _)| *known != day) {
+            let path = self.folder.join(format!("digest-{day}.key"));
+            self.key = secret::load_or_make(&path).ok().map(|key| (day, key));
+        }
+        let mac = self.key.as_ref().and_then(|(_, key)| Hmac::<Sha256>::new_from_slice(&key[..]).ok());
+        match mac {
+            Some(mac) => {
+                let digest = mac.chain_update(text).finalize().into_bytes();
+                format!("{prefix}:{day}:{}", hex(&digest))
+            }
+            None => format!("{prefix}:unavailable"),
+        }
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        write!(text, "{byte:02x}").unwrap_or_default();
+    }
+    text
+}

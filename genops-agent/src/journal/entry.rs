@@ -1,0 +1,381 @@
+//! The evidence record: compact JSON with a fixed order of keys, integers and strings only.
+//!
+//! Written once; whoever verifies hashes the stored bytes, so nothing is ever made canonical again.
+//! Amounts are nano-USD or tokens. No text of a request or response is in it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// Version of this format.
+pub(crate) const VERSION: u8 = 1;
+
+/// What sort of record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    /// A unit was decided.
+    Decision,
+    /// Amounts were set aside before it ran.
+    Reservation,
+    /// A unit that ran ended; the accounts were settled.
+    Reconciliation,
+    /// A unit never ran; what was set aside is free again.
+    Release,
+    /// A set of policies came into force.
+    PolicyLoaded,
+    /// Part of the text of a set of policies.
+    PolicyText,
+    /// A price table came into force.
+    PriceLoaded,
+    /// A principal is now observed or enforced.
+    ModeChange,
+    /// Something is missing from here on back: bytes, kernel events or records.
+    Gap,
+    /// An authority grant came into force.
+    Grant,
+    /// An authority grant was withdrawn.
+    Revoke,
+    /// A human approved a request.
+    Approval,
+    /// Somebody set a rule aside by hand.
+    Override,
+    /// The agent started; says how the log had ended before.
+    AgentStart,
+    /// The agent stopped in good order.
+    AgentStop,
+    /// The log signs with another key from here on.
+    KeyRotated,
+    /// What could be observed and enforced.
+    Capability,
+    /// A witness cosigned a checkpoint.
+    Witnessed,
+    /// No witness could be reached.
+    WitnessUnreachable,
+    /// Entries below a record are no longer kept.
+    Retention,
+    /// Evidence was handed out.
+    Export,
+    /// The newest record of each principal: where a reader may begin.
+    Heads,
+}
+
+impl Kind {
+    /// The kind as records spell it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Decision => "decision",
+            Self::Reservation => "reservation",
+            Self::Reconciliation => "reconciliation",
+            Self::Release => "release",
+            Self::PolicyLoaded => "policy_loaded",
+            Self::PolicyText => "policy_text",
+            Self::PriceLoaded => "price_loaded",
+            Self::ModeChange => "mode_change",
+            Self::Gap => "gap",
+            Self::Grant => "grant",
+            Self::Revoke => "revoke",
+            Self::Approval => "approval",
+            Self::Override => "override",
+            Self::AgentStart => "agent_start",
+            Self::AgentStop => "agent_stop",
+            Self::KeyRotated => "key_rotated",
+            Self::Capability => "capability",
+            Self::Witnessed => "witnessed",
+            Self::WitnessUnreachable => "witness_unreachable",
+            Self::Retention => "retention",
+            Self::Export => "export",
+            Self::Heads => "heads",
+        }
+    }
+}
+
+/// A text, borrowed from the record where it has no escapes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
+
+impl Text<'_> {
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The same text, of its own.
+    pub(crate) fn into_static(self) -> Text<'static> {
+        Text(Cow::Owned(self.0.into_owned()))
+    }
+}
+
+impl<'a> From<&'a str> for Text<'a> {
+    fn from(text: &'a str) -> Self {
+        Self(Cow::Borrowed(text))
+    }
+}
+
+impl From<String> for Text<'_> {
+    fn from(text: String) -> Self {
+        Self(Cow::Owned(text))
+    }
+}
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry<'a> {
+    /// [`VERSION`].
+    pub(crate) v: u8,
+    /// Its index in the log.
+    pub(crate) seq: u64,
+    /// Verdicts and events that the kernel had counted, and those that were lost on the way; absent
+    /// where the kernel was not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kseq: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) drops: Option<u64>,
+    /// Nanoseconds since 1970.
+    pub(crate) t: u64,
+    /// Nanoseconds of the clock that never steps.
+    pub(crate) mono: u64,
+    /// Which boot of the host.
+    #[serde(borrow)]
+    pub(crate) boot: Text<'a>,
+    #[serde(rename = "type")]
+    pub(crate) kind: Kind,
+    /// The unit: trace and span id.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) awu: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) who: Option<Who<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) what: Option<What<'a>>,
+    #[serde(default, borrow, rename = "in", skip_serializing_if = "Option::is_none")]
+    pub(crate) inputs: Option<Inputs<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) dec: Option<Decided<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) bud: Vec<Accounted<'a>>,
+    /// Heads of the principals; see [`Kind::Heads`].
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) heads: Option<Heads<'a>>,
+    /// Anything else.
+    #[serde(default, borrow, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) det: BTreeMap<Text<'a>, Text<'a>>,
+    /// A text or list was too long for a record and was cut.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) cut: bool,
+}
+
+/// Who asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Who<'a> {
+    /// Principal.
+    #[serde(borrow)]
+    pub(crate) prin: Text<'a>,
+    /// Number of this record among those of the principal, from 1, and the index of the one before
+    /// it: what makes an export of one principal provably complete. Absent where too many principals
+    /// were seen to number them all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pseq: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pprev: Option<u64>,
+    /// A configured principal, not one derived from the process.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) mapped: bool,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) team: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) proj: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) env: Option<Text<'a>>,
+    /// Cost centre.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) cc: Option<Text<'a>>,
+    /// Customer.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) cust: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) feat: Option<Text<'a>>,
+    /// The grants it acted under, from its own to the root.
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) chain: Vec<Text<'a>>,
+    /// The human who answers for it: `h:` and a keyed digest (HMAC-SHA-256).
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) human: Option<Text<'a>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pid: Option<u32>,
+    /// When the process started, in nanoseconds since boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) start: Option<u64>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) exe: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) unit: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) ctr: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) pod: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) ns: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) cg: Option<Text<'a>>,
+}
+
+/// What was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct What<'a> {
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) op: Option<Text<'a>>,
+    #[serde(rename = "type", borrow)]
+    pub(crate) kind: Text<'a>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) prov: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) region: Option<Text<'a>>,
+    /// Name or address of the server.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) server: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) api: Option<Text<'a>>,
+    /// How much was read when this was written: `full`, `partial`, `metadata`.
+    #[serde(borrow)]
+    pub(crate) conf: Text<'a>,
+    /// How the request was held: `lsm`, `egress_hold`, `connect`, `none`.
+    #[serde(borrow)]
+    pub(crate) rung: Text<'a>,
+}
+
+/// What the decision was made from, beside who and what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Inputs<'a> {
+    /// Most input tokens the request can be.
+    pub(crate) tok_in: u64,
+    /// Most output tokens it can cause.
+    pub(crate) tok_out: u64,
+    /// Most it can cost, in nano-USD; absent where no price is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cost: Option<i64>,
+    /// Bytes of the request.
+    pub(crate) bytes: u64,
+    /// The request was read to its end.
+    pub(crate) whole: bool,
+    /// Names of the content rules that matched.
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) content: Vec<Text<'a>>,
+    /// The approval that was used.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) appr: Option<Text<'a>>,
+    /// Bytes of the request that had left before the decision.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) left: u64,
+}
+
+/// A decision, and what it rests on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Decided<'a> {
+    /// `ALLOWED`, `BLOCKED`, `WARNING`, `RATE_LIMITED`.
+    #[serde(borrow)]
+    pub(crate) result: Text<'a>,
+    /// The reason, unless allowed.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<Text<'a>>,
+    /// The policy, grant, budget or limit that decided.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) policy: Option<Text<'a>>,
+    /// Every policy that matched.
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) matched: Vec<Text<'a>>,
+    /// `sha256:` of the policies in force.
+    #[serde(borrow)]
+    pub(crate) bundle: Text<'a>,
+    /// How often policies were loaded since the start.
+    pub(crate) epoch: u64,
+    /// The refusal kept the request from leaving.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) prevented: bool,
+}
+
+/// One account of one unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Accounted<'a> {
+    /// The budget; absent where none applies.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<Text<'a>>,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) period: Option<Text<'a>>,
+    /// `nUSD` or `tokens`.
+    #[serde(borrow)]
+    pub(crate) unit: Text<'a>,
+    /// Set aside before.
+    pub(crate) res: i64,
+    /// Used; absent while it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) act: Option<i64>,
+    /// What the budget has left after this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rem: Option<i64>,
+    /// The actual never became known: what was reserved is charged.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) inc: bool,
+    /// `sha256:` of the price table.
+    #[serde(borrow)]
+    pub(crate) price: Text<'a>,
+    /// Number of the ledger's change.
+    pub(crate) led: u64,
+}
+
+/// A part of the list of principals.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Heads<'a> {
+    /// Which part, from 0, of how many.
+    pub(crate) part: u64,
+    pub(crate) parts: u64,
+    #[serde(borrow)]
+    pub(crate) list: Vec<Head<'a>>,
+}
+
+/// The newest record of a principal: its name, its number, its index.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Head<'a>(#[serde(borrow)] pub(crate) Text<'a>, pub(crate) u64, pub(crate) u64);
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}

@@ -1,0 +1,591 @@
+//! Verifies an evidence directory, file by file and byte by byte, without the agent.
+//!
+//! Every file has to be one that a log of that size has, and to hold what the signed root commits
+//! to: the tree is built again from the records, and each tile, bundle and kept checkpoint is
+//! compared with it. What the records say is not looked at; they are handed to the caller.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use crate::files::{self, KEPT_EVERY, TileKind};
+use crate::note::{Checkpoint, NoteError, PublicKey, SecretKey, TreeHead};
+use crate::publish;
+use crate::read::{self, Directory, ReadError};
+use crate::tree::{Edge, FullTile, Hash, TILE_WIDTH, leaf_hash};
+use crate::wal;
+
+/// Most problems that are described; further ones are only counted.
+const PROBLEM_LIMIT: usize = 1_000;
+
+/// One thing that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Relative to the evidence directory.
+    pub file: String,
+    /// What is wrong, and where in the file.
+    pub what: String,
+}
+
+/// What a verification found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The newest signed tree head, if it could be read.
+    pub head: Option<TreeHead>,
+    /// Keys of the log, oldest first.
+    pub keys: Vec<PublicKey>,
+    /// Index of the first record whose bytes are kept.
+    pub first: u64,
+    /// Records that were read and hashed.
+    pub records: u64,
+    /// Of them: in the write-ahead log only, not yet covered by the checkpoint.
+    pub unpublished: u64,
+    /// Checkpoints that were checked, the newest one included.
+    pub checkpoints: u64,
+    /// The log was not closed: it is in use, or a crash ended it.
+    pub open: bool,
+    /// Worth knowing, and not wrong.
+    pub notes: Vec<String>,
+    /// What is wrong; at most a thousand are described.
+    pub problems: Vec<Problem>,
+    /// How many problems there are.
+    pub problem_count: usize,
+}
+
+impl Report {
+    /// Adds a problem.
+    pub fn problem(&mut self, file: &str, what: impl Into<String>) {
+        self.problem_count += 1;
+        if self.problems.len() < PROBLEM_LIMIT {
+            self.problems.push(Problem { file: file.to_owned(), what: what.into() });
+        }
+    }
+
+    fn fault(&mut self, error: &ReadError) {
+        self.problem(error.file(), error.what());
+    }
+}
+
+/// A verification to be done.
+pub struct Verify<'a> {
+    /// The evidence directory.
+    pub directory: &'a Path,
+    /// Key that the auditor got from elsewhere; it has to be one of the log's.
+    pub key: Option<PublicKey>,
+    /// Gets every record whose bytes are kept, in order.
+    pub each: &'a mut dyn FnMut(u64, &[u8]),
+    /// Is told now and then how many records of how many are done.
+    pub progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl std::fmt::Debug for Verify<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Verify").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+impl Verify<'_> {
+    /// Verifies.
+    #[must_use]
+    pub fn run(self) -> Report {
+        let mut report = Report::default();
+        let dir = Directory::new(self.directory);
+        let Some((keys, checkpoint)) = read_identity(&dir, self.key.as_ref(), &mut report) else {
+            return report;
+        };
+        let size = checkpoint.head.size;
+        report.head = Some(checkpoint.head.clone());
+        report.checkpoints = 1;
+        match dir.pruned(&keys) {
+            Ok(first) if first <= size && first.is_multiple_of(TILE_WIDTH as u64) => {
+                report.first = first;
+            }
+            Ok(first) => report.problem(
+                files::PRUNED,
+                format!("says that entries below {first} are gone, which no log of {size} can say"),
+            ),
+            Err(error) => report.fault(&error),
+        }
+        let ahead = read_ahead(&dir, size, &mut report);
+        let mut walk = Walk {
+            dir: &dir,
+            keys: &keys,
+            size,
+            ahead,
+            edge: Edge::default(),
+            beyond: Vec::new(),
+            report,
+            each: self.each,
+        };
+        walk.bundles(self.progress);
+        walk.finish(&checkpoint);
+        let listed = walk.unpublished();
+        walk.files(&listed);
+        let Walk { mut report, .. } = walk;
+        check_keys(&dir, &keys, &mut report);
+        report.keys = keys;
+        report
+    }
+}
+
+/// Keys and checkpoint; nothing more can be said without them.
+fn read_identity(
+    dir: &Directory,
+    pinned: Option<&PublicKey>,
+    report: &mut Report,
+) -> Option<(Vec<PublicKey>, Checkpoint)> {
+    let keys = dir.keys().map_err(|error| report.fault(&error)).ok()?;
+    if let Some(pinned) = pinned.filter(|pinned| !keys.contains(pinned)) {
+        report.problem(files::VKEY, format!("not the log of the key `{pinned}`"));
+    }
+    let checkpoint = dir.checkpoint().map_err(|error| report.fault(&error)).ok()?;
+    if let Err(error) = read::verify_checkpoint(&checkpoint, &keys) {
+        report.problem(files::CHECKPOINT, error.to_string());
+        return None;
+    }
+    Some((keys, checkpoint))
+}
+
+/// What the write-ahead log holds.
+#[derive(Default)]
+struct Ahead {
+    /// Index of the first record in it.
+    first: u64,
+    /// Hash of each record from there on, and the segment it is in.
+    hashes: Vec<(Hash, usize)>,
+    /// Records that no checkpoint covers.
+    unpublished: Vec<Vec<u8>>,
+    segments: Vec<String>,
+}
+
+fn read_ahead(dir: &Directory, size: u64, report: &mut Report) -> Ahead {
+    let mut ahead = Ahead::default();
+    let list = match dir.segments() {
+        Ok(list) => list,
+        Err(error) => {
+            report.fault(&error);
+            return ahead;
+        }
+    };
+    report.open = !list.is_empty();
+    for (number, first) in list.into_iter().enumerate() {
+        let segment = match dir.segment(first) {
+            Ok(segment) => segment,
+            Err(error) => {
+                report.fault(&error);
+                continue;
+            }
+        };
+        ahead.segments.push(segment.name.clone());
+        match wal::scan(&segment.bytes) {
+            Ok(scan) if scan.first == first => {
+                if let wal::Tail::Torn(at) = scan.tail {
+                    let name = &segment.name;
+                    report.notes.push(format!(
+                        "{name}: byte {at}: a write that a crash cut short; no checkpoint covers it"
+                    ));
+                }
+                if number == 0 {
+                    ahead.first = first;
+                }
+                take(&mut ahead, &scan, size, report);
+            }
+            Ok(_) => report.problem(&segment.name, "not the segment of its name"),
+            Err(error) => report.problem(&segment.name, error.to_string()),
+        }
+    }
+    ahead
+}
+
+/// Adds a segment's records to those of the segments before it.
+fn take(ahead: &mut Ahead, scan: &wal::Scan<'_>, size: u64, report: &mut Report) {
+    let number = ahead.segments.len() - 1;
+    let name = ahead.segments.last().cloned().unwrap_or_default();
+    let next = ahead.first + ahead.hashes.len() as u64;
+    if scan.first > next {
+        report.problem(&name, format!("records {next} to {} are missing", scan.first - 1));
+        return;
+    }
+    for (index, record) in (scan.first..).zip(&scan.records) {
+        let hash = leaf_hash(record);
+        let at = usize::try_from(index - ahead.first).unwrap_or(usize::MAX);
+        match ahead.hashes.get(at) {
+            Some((known, _)) if *known != hash => {
+                report.problem(&name, format!("record {index} is not what it was before"));
+            }
+            Some(_) => {}
+            None => {
+                ahead.hashes.push((hash, number));
+                if index >= size {
+                    ahead.unpublished.push(record.to_vec());
+                }
+            }
+        }
+    }
+}
+
+struct Walk<'w> {
+    dir: &'w Directory,
+    keys: &'w [PublicKey],
+    size: u64,
+    ahead: Ahead,
+    edge: Edge,
+    /// Full tiles beyond the checkpoint.
+    beyond: Vec<FullTile>,
+    report: Report,
+    each: &'w mut dyn FnMut(u64, &[u8]),
+}
+
+impl Walk<'_> {
+    /// Builds the tree from the records and compares every tile with it.
+    fn bundles(&mut self, progress: &mut dyn FnMut(u64, u64)) {
+        let bundles = self.size.div_ceil(TILE_WIDTH as u64);
+        for bundle in 0..bundles {
+            self.bundle(bundle);
+            if bundle.is_multiple_of(64) {
+                progress(bundle * TILE_WIDTH as u64, self.size);
+            }
+        }
+        progress(self.size, self.size);
+    }
+
+    fn bundle(&mut self, bundle: u64) {
+        let width = read::width_at(bundle, self.size);
+        let from = bundle * TILE_WIDTH as u64;
+        let tile = self.dir.tile(TileKind::Hashes(0), bundle, width);
+        let tile = tile.map_err(|error| self.report.fault(&error)).unwrap_or_default();
+        let hashes = tile.as_chunks::<32>().0;
+        let name = files::tile(TileKind::Entries, bundle, width);
+        if from < self.report.first {
+            // Its records are gone; the tile stands for them.
+            for hash in hashes {
+                self.push(*hash);
+            }
+            return;
+        }
+        let bytes = match self.dir.tile(TileKind::Entries, bundle, width) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.report.fault(&error);
+                hashes.iter().for_each(|hash| self.push(*hash));
+                return;
+            }
+        };
+        let records = files::split_bundle(&bytes).unwrap_or_else(|at| {
+            self.report.problem(&name, format!("byte {at}: cut in the middle of a record"));
+            Vec::new()
+        });
+        if records.len() != width {
+            let what = format!("{} records, where {width} belong", records.len());
+            self.report.problem(&name, what);
+        }
+        let mut offset = 0;
+        for (index, record) in (from..from + width as u64).zip(records) {
+            let hash = leaf_hash(record);
+            let at = usize::try_from(index - from).unwrap_or(0);
+            if hashes.get(at).is_some_and(|expected| *expected != hash) {
+                let tile = files::tile(TileKind::Hashes(0), bundle, width);
+                let what = format!(
+                    "byte {offset}: record {index} does not have the hash that {tile} says"
+                );
+                self.report.problem(&name, what);
+            }
+            self.push(hash);
+            (self.each)(index, record);
+            self.report.records += 1;
+            offset += 2 + record.len();
+        }
+    }
+
+    /// Adds a record's hash to the tree, and compares what that completes.
+    fn push(&mut self, hash: Hash) {
+        let index = self.edge.size();
+        let covered = index >= self.ahead.first;
+        let at = usize::try_from(index.saturating_sub(self.ahead.first)).unwrap_or(usize::MAX);
+        if let Some((written, segment)) = self.ahead.hashes.get(at).filter(|_| covered)
+            && *written != hash
+        {
+            let name = self.ahead.segments.get(*segment).cloned().unwrap_or_default();
+            self.report.problem(&name, format!("record {index} is not the one that was published"));
+        }
+        let mut full = Vec::new();
+        self.edge.push(hash, |tile| full.push(tile));
+        for tile in full {
+            if tile.level > 0 || self.edge.size() <= self.report.first {
+                self.compare(tile.level, tile.index, &tile.hashes);
+            }
+        }
+        if self.edge.size().is_multiple_of(KEPT_EVERY) {
+            self.kept();
+        }
+    }
+
+    fn compare(&mut self, level: u8, index: u64, hashes: &[Hash]) {
+        let kind = TileKind::Hashes(level);
+        match self.dir.tile(kind, index, hashes.len()) {
+            Ok(bytes) => {
+                let found = bytes.as_chunks::<32>().0;
+                if let Some(at) = hashes.iter().zip(found).position(|(one, other)| one != other) {
+                    let name = files::tile(kind, index, hashes.len());
+                    let what = format!("byte {}: not the hash of what lies below it", at * 32);
+                    self.report.problem(&name, what);
+                }
+            }
+            Err(error) => self.report.fault(&error),
+        }
+    }
+
+    /// Checks the checkpoint kept at the present size.
+    fn kept(&mut self) {
+        let name = files::kept_checkpoint(self.edge.size());
+        let why = "a checkpoint is kept at every multiple of 1,024 records";
+        let checked = self.dir.checkpoint_in(&name, why).and_then(|kept| {
+            read::verify_checkpoint(&kept, self.keys).map_err(ReadError::note(&name))?;
+            Ok(kept)
+        });
+        match checked {
+            Ok(kept) => self.compare_head(&name, &kept.head),
+            Err(error) => self.report.fault(&error),
+        }
+    }
+
+    fn compare_head(&mut self, name: &str, head: &TreeHead) {
+        self.report.checkpoints += 1;
+        if head.size != self.edge.size() {
+            let what = format!("covers {} records, not {}", head.size, self.edge.size());
+            self.report.problem(name, what);
+        } else if head.root != self.edge.root() {
+            let what = "the records do not have the root that was signed";
+            self.report.problem(name, what);
+        }
+    }
+
+    /// Compares the right edge and the newest checkpoint.
+    fn finish(&mut self, checkpoint: &Checkpoint) {
+        self.report.checkpoints -= 1;
+        self.compare_head(files::CHECKPOINT, &checkpoint.head);
+        let partial = self.edge.partial_tiles().to_vec();
+        for (level, hashes) in (0_u8..).zip(partial) {
+            // Level 0 was compared record by record.
+            if !hashes.is_empty() && level > 0 {
+                self.compare(level, publish::tile_index(self.size, level), &hashes);
+            }
+        }
+    }
+
+    /// Adds the records that no checkpoint covers; returns the tiles that may stand beside the
+    /// published ones because a crash came between writing and signing.
+    fn unpublished(&mut self) -> BTreeMap<(TileKind, u64), Vec<Hash>> {
+        let mut beyond: BTreeMap<(TileKind, u64), Vec<Hash>> = BTreeMap::new();
+        for record in std::mem::take(&mut self.ahead.unpublished) {
+            let index = self.edge.size();
+            self.edge.push(leaf_hash(&record), |tile| self.beyond.push(tile));
+            (self.each)(index, &record);
+            self.report.records += 1;
+            self.report.unpublished += 1;
+        }
+        for tile in std::mem::take(&mut self.beyond) {
+            beyond.insert((TileKind::Hashes(tile.level), tile.index), tile.hashes);
+        }
+        for (level, hashes) in (0_u8..).zip(self.edge.partial_tiles()) {
+            let index = publish::tile_index(self.edge.size(), level);
+            beyond.insert((TileKind::Hashes(level), index), hashes.clone());
+        }
+        beyond
+    }
+
+    /// Looks for files that do not belong here.
+    fn files(&mut self, beyond: &BTreeMap<(TileKind, u64), Vec<Hash>>) {
+        let mut names = Vec::new();
+        if let Err(error) = list(self.dir.path(), "", &mut names) {
+            self.report.problem(".", error.to_string());
+        }
+        names.sort();
+        for name in names {
+            if !self.belongs(&name, beyond) {
+                self.report.problem(&name, "does not belong to this log");
+            }
+        }
+    }
+
+    fn belongs(&mut self, name: &str, beyond: &BTreeMap<(TileKind, u64), Vec<Hash>>) -> bool {
+        let top = name.split('/').next().unwrap_or_default();
+        match top {
+            files::CHECKPOINT | files::VKEY | files::PRUNED => name == top,
+            files::TMP => {
+                self.report.notes.push(format!("{name}: left by a write that did not end"));
+                true
+            }
+            files::KEYS => true,
+            files::ROTATIONS => (1..self.keys.len()).any(|n| files::rotation(n) == name),
+            files::WAL => name == files::SEGMENTS || self.segment_belongs(name),
+            files::CHECKPOINTS => self.kept_belongs(name),
+            files::TILE => self.tile_belongs(name, beyond),
+            _ => false,
+        }
+    }
+
+    fn segment_belongs(&mut self, name: &str) -> bool {
+        if self.ahead.segments.iter().any(|known| known == name) {
+            return true;
+        }
+        // A crash between writing a segment and the list, or the list and removing it.
+        let first = name.rsplit('/').next().and_then(|digits| digits.parse().ok());
+        let Some(first) = first.filter(|first| files::segment(*first) == name) else {
+            return false;
+        };
+        let left = self.dir.segment(first).ok().is_some_and(|segment| {
+            let published = |(index, record): (u64, &&[u8])| {
+                index < self.size && self.dir.record(index, self.size).ok().as_deref() == Some(*record)
+            };
+            wal::scan(&segment.bytes)
+                .is_ok_and(|scan| (scan.first..).zip(&scan.records).all(published))
+        });
+        if left {
+            self.report.notes.push(format!("{name}: left by a crash; holds nothing of its own"));
+        }
+        left
+    }
+
+    fn kept_belongs(&mut self, name: &str) -> bool {
+        let size = name.rsplit('/').next().and_then(|digits| digits.parse::<u64>().ok());
+        let Some(size) = size.filter(|size| files::kept_checkpoint(*size) == name) else {
+            return false;
+        };
+        if size <= self.size {
+            return size.is_multiple_of(KEPT_EVERY) && size > 0;
+        }
+        // Signed just before a crash: its records are in the write-ahead log.
+        let kept = self.dir.checkpoint_in(name, "it was listed");
+        let signed = kept.is_ok_and(|kept| {
+            kept.head.size == size && read::verify_checkpoint(&kept, self.keys).is_ok()
+        });
+        signed && self.report.open && size <= self.edge.size()
+    }
+
+    fn tile_belongs(
+        &mut self,
+        name: &str,
+        beyond: &BTreeMap<(TileKind, u64), Vec<Hash>>,
+    ) -> bool {
+        let Some((kind, index, width)) = files::parse_tile(name) else { return false };
+        let level = match kind {
+            TileKind::Entries => 0,
+            TileKind::Hashes(level) => level,
+        };
+        let covered = self.size.checked_shr(8 * u32::from(level)).unwrap_or(0);
+        if read::width_at(index, covered) == width {
+            return kind != TileKind::Entries
+                || (index + 1) * TILE_WIDTH as u64 > self.report.first
+                || self.pruned_bundle(name, index);
+        }
+        // An incomplete tile of an older or newer size, which a crash left behind.
+        let known = match beyond.get(&(TileKind::Hashes(level), index)) {
+            Some(hashes) => hashes.clone(),
+            None => match self.dir.tile(TileKind::Hashes(level), index, TILE_WIDTH) {
+                Ok(bytes) => bytes.as_chunks::<32>().0.to_vec(),
+                Err(_) => return false,
+            },
+        };
+        let known = known.get(..width);
+        let found = self.hashes_of(name, kind);
+        let left = self.report.open && known.is_some() && found.as_deref() == known;
+        if left {
+            self.report.notes.push(format!("{name}: left by a crash; holds nothing of its own"));
+        }
+        left
+    }
+
+    /// A bundle below the first kept record, which a crash kept from being removed.
+    fn pruned_bundle(&mut self, name: &str, index: u64) -> bool {
+        let known = self.dir.tile(TileKind::Hashes(0), index, TILE_WIDTH);
+        let known = known.map(|bytes| bytes.as_chunks::<32>().0.to_vec()).ok();
+        let found = self.hashes_of(name, TileKind::Entries);
+        if known.is_some() && found == known {
+            self.report.notes.push(format!("{name}: pruned, and not removed yet"));
+            return true;
+        }
+        false
+    }
+
+    fn hashes_of(&self, name: &str, kind: TileKind) -> Option<Vec<Hash>> {
+        let bytes = self.dir.read(name, files::BUNDLE_LIMIT).ok()??;
+        match kind {
+            TileKind::Entries => {
+                Some(files::split_bundle(&bytes).ok()?.into_iter().map(leaf_hash).collect())
+            }
+            TileKind::Hashes(_) => {
+                let (hashes, rest) = bytes.as_chunks::<32>();
+                rest.is_empty().then(|| hashes.to_vec())
+            }
+        }
+    }
+}
+
+/// Every file below `folder`, relative to the evidence directory.
+fn list(root: &Path, folder: &str, names: &mut Vec<String>) -> std::io::Result<()> {
+    for entry in fs::read_dir(root.join(folder))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let name = if folder.is_empty() { name.into_owned() } else { format!("{folder}/{name}") };
+        if entry.file_type()?.is_dir() {
+            list(root, &name, names)?;
+        } else {
+            names.push(name);
+        }
+    }
+    Ok(())
+}
+
+/// Checks the secrets, where they are: an auditor's copy has none.
+fn check_keys(dir: &Directory, keys: &[PublicKey], report: &mut Report) {
+    let mut names = Vec::new();
+    let folder = dir.path().join(files::KEYS);
+    if !folder.is_dir() {
+        return;
+    }
+    if let Err(error) = list(dir.path(), files::KEYS, &mut names) {
+        // Not readable for an auditor: not his business either.
+        report.notes.push(format!("{}: not looked at: {error}", files::KEYS));
+        return;
+    }
+    let external = names.iter().any(|name| name == files::EXTERNAL);
+    if !external && !names.iter().any(|name| name == files::KEY) {
+        report.problem(files::KEY, "missing, though the folder of the secrets is there");
+    }
+    for name in names {
+        let bytes = match dir.read(&name, 1 << 16) {
+            Ok(bytes) => zeroize::Zeroizing::new(bytes.unwrap_or_default()),
+            Err(error) => {
+                report.notes.push(format!("{name}: not looked at: {}", error.what()));
+                continue;
+            }
+        };
+        if let Err(what) = check_secret(&name, &bytes, keys) {
+            report.problem(&name, what);
+        }
+    }
+}
+
+fn check_secret(name: &str, bytes: &[u8], keys: &[PublicKey]) -> Result<(), String> {
+    if name == files::EXTERNAL {
+        return if bytes.is_empty() { Ok(()) } else { Err("not empty".to_owned()) };
+    }
+    if name == files::KEY || name == files::NEXT_KEY {
+        let key = str::from_utf8(bytes)
+            .map_err(|_| NoteError::Key("not UTF-8"))
+            .and_then(SecretKey::parse)
+            .map_err(|error| error.to_string())?;
+        if key.to_text().as_bytes() != bytes {
+            return Err("not written as it should be".to_owned());
+        }
+        // A rotation that a crash interrupted leaves a next key that nobody vouched for.
+        let known = keys.contains(key.public()) || name == files::NEXT_KEY;
+        return if known { Ok(()) } else { Err("not a key of this log".to_owned()) };
+    }
+    if name.ends_with(".new") {
+        return Ok(());
+    }
+    crate::secret::parse(bytes).map(|_| ()).map_err(|what| what.to_owned())
+}
