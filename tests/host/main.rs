@@ -1,1 +1,13 @@
-//! Host tests.
+//! Tests on this host's kernel: the agent as a process, real clients, a real TLS provider.
+//!
+//! They need root. Where it is missing each says so and is counted as skipped. They run one at a time
+//! (`--test-threads=1`): there is one kernel.
+
+mod calls;
+mod death;
+mod denial;
+mod elsewhere;
+mod hostile;
+mod load;
+mod privilege;
+mod support;

@@ -1,0 +1,116 @@
+//! `libssl` wherever it is: another root, another version, a program that ran before the agent.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use genops_tests::agent::Agent;
+use genops_tests::clients::{Stage, finish, python, run, script};
+use genops_tests::scratch::Scratch;
+use serde_json::{Value, json};
+
+use crate::support::{assert_says, can_run, int, text, which};
+
+/// Copies a program with every library it needs below `root`, at the same paths.
+fn copy_program(program: &Path, root: &Path) -> anyhow::Result<()> {
+    let output = Command::new("ldd").arg(program).output()?;
+    let listed = String::from_utf8(output.stdout)?;
+    let libraries = listed.split_whitespace().filter(|word| word.starts_with('/'));
+    let mut copy = Command::new("cp");
+    copy.args(["--dereference", "--parents"]).arg(program).args(libraries).arg(root);
+    ensure!(copy.status()?.success(), "cannot copy {}", program.display());
+    Ok(())
+}
+
+#[test]
+fn curl_in_a_root_of_its_own_is_captured() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let agent = Agent::start("mode: observe")?;
+    let root = Scratch::new("root")?;
+    let curl = which("curl")?;
+    copy_program(&curl, root.path())?;
+    std::fs::create_dir_all(root.join("etc"))?;
+    std::fs::copy(stage.hosts(), root.join("etc/hosts"))?;
+    std::fs::copy(stage.root(), root.join("root.pem"))?;
+    std::fs::write(root.join("etc/nsswitch.conf"), "hosts: files\n")?;
+    let body = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]});
+    let mut chroot = stage.command("chroot");
+    chroot.arg(root.path()).arg(&curl).args(["--silent", "--show-error", "--fail-with-body"]);
+    chroot.args(["--data-binary", &body.to_string(), "https://api.openai.com/v1/chat/completions"]);
+    chroot.env("CURL_CA_BUNDLE", "/root.pem").env("SSL_CERT_FILE", "/root.pem");
+    let finished = run(&mut chroot)?.succeeded()?;
+    let awu = agent.only_awu_of(finished.pid)?;
+    assert_says(
+        &awu,
+        &[("gen_ai.request.model", "gpt-4o-mini".into()), ("gen_ai.usage.output_tokens", 7.into())],
+    );
+    let exe = text(&awu, "process.executable.path").context("an executable")?;
+    ensure!(exe.ends_with(curl.to_str().context("a path")?), "{exe}");
+    Ok(())
+}
+
+#[test]
+fn openssl_1_1_is_captured() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let agent = Agent::start("mode: observe")?;
+    let finished = run(stage.command(python()?).arg(script("openssl11.py")))?.succeeded()?;
+    ensure!(finished.report()?.get("ok") == Some(&Value::Bool(true)), "{}", finished.report()?);
+    let awu = agent.only_awu_of(finished.pid)?;
+    assert_says(
+        &awu,
+        &[("gen_ai.request.model", "gpt-4o-mini".into()), ("gen_ai.usage.output_tokens", 7.into())],
+    );
+    Ok(())
+}
+
+#[test]
+fn a_program_that_ran_before_the_agent_is_captured() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let client = stage.python("requests", &["--repeat", "2", "--pause", "4"])?.spawn()?;
+    ensure!(
+        stage.provider.log.wait_for_connections(1, Duration::from_secs(10)),
+        "the client did not start"
+    );
+    std::thread::sleep(Duration::from_millis(300));
+    let agent = Agent::start("mode: observe")?;
+    let finished = finish(client)?.succeeded()?;
+    ensure!(stage.provider.log.connections().len() == 1, "the client did not keep its connection");
+    let awu = agent.only_awu_of(finished.pid)?;
+    ensure!(int(&awu, "gen_ai.usage.output_tokens") == Some(7), "{awu:#}");
+    assert_says(
+        &awu,
+        &[
+            ("gen_ai.provider.name", "openai".into()),
+            ("gen_ai.request.model", "gpt-4o-mini".into()),
+        ],
+    );
+    Ok(())
+}
+
+#[test]
+fn a_crowd_of_short_lived_curls_is_attributed() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let agent = Agent::start("mode: observe")?;
+    let body = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]});
+    let exe = which("curl")?;
+    for _ in 0..20 {
+        let curl = run(&mut stage.curl("https://api.openai.com/v1/chat/completions", &body))?
+            .succeeded()?;
+        let awu = agent.only_awu_of(curl.pid)?;
+        assert_says(&awu, &[("process.executable.path", exe.to_str().context("a path")?.into())]);
+    }
+    Ok(())
+}

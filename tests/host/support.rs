@@ -1,0 +1,81 @@
+//! What every test of this directory uses.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use genops_tests::clients::Finished;
+use genops_tests::provider::Request;
+use serde_json::Value;
+
+/// Whether tests of the kernel can run; otherwise the reason is printed.
+#[expect(clippy::print_stdout, reason = "the test runner counts what is skipped by this line")]
+pub(crate) fn can_run() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("skipped: tests on this kernel need root");
+    }
+    root
+}
+
+/// A text attribute of a unit.
+pub(crate) fn text<'a>(awu: &'a Value, key: &str) -> Option<&'a str> {
+    awu.get(key).and_then(Value::as_str)
+}
+
+/// An integer attribute of a unit.
+pub(crate) fn int(awu: &Value, key: &str) -> Option<u64> {
+    awu.get(key).and_then(Value::as_u64)
+}
+
+/// Fails unless the unit says exactly these things.
+#[track_caller]
+pub(crate) fn assert_says(awu: &Value, expected: &[(&str, Value)]) {
+    let wrong: Vec<_> =
+        expected.iter().filter(|(key, value)| awu.get(*key) != Some(value)).collect();
+    assert!(wrong.is_empty(), "expected {wrong:?} of {awu:#}");
+}
+
+/// What a unit must say about a call that the provider answered.
+pub(crate) fn as_answered(
+    request: &Request,
+    finished: &Finished,
+    exe: &Path,
+) -> anyhow::Result<Vec<(&'static str, Value)>> {
+    let provider = if request.host == "api.anthropic.com" { "anthropic" } else { "openai" };
+    let mut expected = vec![
+        ("gen_ai.provider.name", provider.into()),
+        ("server.address", request.host.clone().into()),
+        ("gen_ai.request.model", request.model.clone().context("a model")?.into()),
+        ("http.response.status_code", 200.into()),
+        ("process.pid", finished.pid.into()),
+        ("process.executable.path", exe.to_str().context("a path")?.into()),
+        ("genops.policy.result", "ALLOWED".into()),
+        ("genops.capture.level", "full".into()),
+    ];
+    let tokens = [
+        ("gen_ai.usage.input_tokens", request.input_tokens),
+        ("gen_ai.usage.output_tokens", request.output_tokens),
+    ];
+    expected.extend(tokens.into_iter().filter_map(|(key, count)| Some((key, count?.into()))));
+    if request.stream {
+        expected.push(("gen_ai.request.stream", true.into()));
+    }
+    Ok(expected)
+}
+
+/// The file that a program on `PATH` is.
+pub(crate) fn which(program: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::var_os("PATH").context("PATH")?;
+    let found =
+        std::env::split_paths(&path).map(|place| place.join(program)).find(|path| path.is_file());
+    Ok(found.with_context(|| format!("{program} is not installed"))?.canonicalize()?)
+}
+
+/// The only request of a provider.
+pub(crate) fn only(requests: Vec<Request>) -> anyhow::Result<Request> {
+    ensure!(requests.len() == 1, "one request was made, the provider saw {requests:#?}");
+    requests.into_iter().next().context("one request")
+}
+
+/// Key under which a unit names its principal.
+pub(crate) const PRINCIPAL: &str = "genops.principal.name";
