@@ -191,6 +191,11 @@ impl Config {
         self.settings.clone()
     }
 
+    /// Somebody's refusals are carried out.
+    pub(crate) fn enforces(&self) -> bool {
+        enforces(&self.sections)
+    }
+
     /// The sections that decide, as the file has them.
     pub(crate) fn sections(&self) -> &Sections {
         &self.sections
@@ -203,7 +208,8 @@ impl Config {
             0 => LoadError::Invalid(format!("{place}: {message}")),
             line => LoadError::Invalid(format!("{place}:{line}: {message}")),
         };
-        let file: File = explain::parse(text).map_err(|fault| invalid(fault.line, fault.message))?;
+        let file: File =
+            explain::parse(text).map_err(|fault| invalid(fault.line, fault.message))?;
         let lines = file.lines();
         let File {
             environment,
@@ -253,9 +259,8 @@ impl Config {
             sla: values(sla),
             prices: prices.unwrap_or_default(),
         };
-        let settings = Settings::compile(&sections).map_err(|error| {
-            LoadError::Invalid(lines.place(&place, text, &error.faults))
-        })?;
+        let settings = Settings::compile(&sections)
+            .map_err(|error| LoadError::Invalid(lines.place(&place, text, &error.faults)))?;
         warnings.extend(oddities(&sections, on_timeout));
         let evidence = evidence.settle();
         Ok(Self {
@@ -549,17 +554,23 @@ fn hash(text: &str, policies: &[PolicyText]) -> [u8; 32] {
     hasher.finalize().into()
 }
 
+fn enforces(sections: &Sections) -> bool {
+    sections.mode == Mode::Enforce
+        || sections.principals.iter().any(|it| it.mode == Some(Mode::Enforce))
+}
+
 /// What is valid and still probably not meant.
 fn oddities(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
     let mut found = Vec::new();
-    let enforcing = sections.mode == Mode::Enforce
-        || sections.principals.iter().any(|it| it.mode == Some(Mode::Enforce));
+    let enforcing = enforces(sections);
     let deciding = !sections.policies.is_empty()
         || !sections.policy_files.is_empty()
         || !sections.budgets.is_empty()
         || !sections.rate_limits.is_empty();
     if enforcing && !deciding && !sections.default_deny {
-        found.push("mode is enforce, but no policy, budget or rate limit says what to refuse".to_owned());
+        found.push(
+            "mode is enforce, but no policy, budget or rate limit says what to refuse".to_owned(),
+        );
     }
     if !enforcing && on_timeout == OnTimeout::Closed {
         found.push("on_timeout: closed has no effect while mode is observe".to_owned());

@@ -121,8 +121,10 @@ fn attach_egress(ebpf: &mut Ebpf) -> Result<()> {
         .context("the kernel object has no program `egress_hold`")?
         .try_into()?;
     program.load().context("program `egress_hold`")?;
+    // `Single` is no flag; a link is beside others in any case, and refuses the flag that says so
+    // (`kernel/bpf/cgroup.c`, `cgroup_bpf_link_attach`).
     program
-        .attach(directory, CgroupSkbAttachType::Egress, CgroupAttachMode::AllowMultiple)
+        .attach(directory, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
         .with_context(|| format!("cgroup {}", root.display()))?;
     Ok(())
 }

@@ -15,7 +15,8 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use genops_governance::{Ancestor, HoldLevel, ProcessFacts, ProcessKey, Rung};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Longest line accepted, in bytes: the base64 of a body of 190 MiB. One line is held at a time.
 pub(crate) const LINE_LIMIT: usize = 256 << 20;
@@ -67,26 +68,215 @@ pub(crate) enum Kind {
     Close,
 }
 
-/// Facts about a connection; each is absent where it is not known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Facts about a connection and its process; each is absent where it is not known.
+///
+/// The published format ends with `tls`. What follows are additions: with them a replay knows the
+/// process as the run did, and decides the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
 pub(crate) struct Open {
     /// Process id.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pid: Option<u32>,
     /// Name of the process (`/proc/PID/comm`).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) comm: Option<String>,
     /// Path of its executable.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) exe: Option<String>,
     /// The client's end.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "address")]
     pub(crate) local: Option<SocketAddr>,
     /// The server's end.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "address")]
     pub(crate) remote: Option<SocketAddr>,
     /// The name that the client asked for (TLS SNI).
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_empty")]
     pub(crate) server_name: Option<String>,
     /// Whether the bytes were under TLS on the wire.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls: Option<bool>,
-    /// Whether the stream was seen from its first byte. An addition to the published format; a
-    /// recording without it leaves the question to the decoder.
+    /// Whether the stream was seen from its first byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) from_start: Option<bool>,
+    /// How egress was held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hold: Option<Hold>,
+    /// When the process started, in nanoseconds since boot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) start_ns: Option<u64>,
+    /// The process that started it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) parent: Option<Parent>,
+    /// Numeric user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) uid: Option<u32>,
+    /// Name of the user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<String>,
+    /// Path in the cgroup tree.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cgroup: Option<String>,
+    /// Innermost systemd unit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) systemd_unit: Option<String>,
+    /// Container id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) container_id: Option<String>,
+    /// Kubernetes pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pod_uid: Option<String>,
+    /// Kubernetes namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) namespace: Option<String>,
+    /// Kubernetes service account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) service_account: Option<String>,
+    /// The processes above, nearest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ancestry: Vec<Above>,
+}
+
+/// A process, also after its number was given to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Parent {
+    /// Process id.
+    pub(crate) pid: u32,
+    /// When it started, in nanoseconds since boot.
+    pub(crate) start_ns: u64,
+}
+
+/// A process above another.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Above {
+    /// Process id.
+    pub(crate) pid: u32,
+    /// Its name.
+    pub(crate) comm: String,
+    /// Path of its executable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) exe: Option<String>,
+}
+
+/// How egress was held, as `genops.enforcement.rung` spells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Hold {
+    /// By a security hook that fails the send call.
+    Lsm,
+    /// In the send queue.
+    #[serde(rename = "egress_hold")]
+    Egress,
+    /// The connection itself was refused.
+    Connect,
+    /// Not at all.
+    None,
+}
+
+impl Hold {
+    /// As the engine has it.
+    pub(crate) fn level(self) -> HoldLevel {
+        match self {
+            Self::Lsm => HoldLevel::Held(Rung::Lsm),
+            Self::Egress => HoldLevel::Held(Rung::EgressHold),
+            Self::Connect => HoldLevel::Held(Rung::Connect),
+            Self::None => HoldLevel::None,
+        }
+    }
+}
+
+impl From<HoldLevel> for Hold {
+    fn from(level: HoldLevel) -> Self {
+        match level {
+            HoldLevel::Held(Rung::Lsm) => Self::Lsm,
+            HoldLevel::Held(Rung::EgressHold) => Self::Egress,
+            HoldLevel::Held(Rung::Connect) => Self::Connect,
+            HoldLevel::Held(Rung::None) | HoldLevel::None => Self::None,
+        }
+    }
+}
+
+impl Open {
+    /// The process, as the engine has it; `None` where not even its number is known.
+    pub(crate) fn facts(&self) -> Option<ProcessFacts> {
+        let key = ProcessKey { pid: self.pid?, start_ns: self.start_ns.unwrap_or(0) };
+        let ancestor =
+            |it: &Above| Ancestor { pid: it.pid, comm: it.comm.clone(), exe: it.exe.clone() };
+        Some(ProcessFacts {
+            key,
+            parent: self.parent.map(|it| ProcessKey { pid: it.pid, start_ns: it.start_ns }),
+            comm: self.comm.clone().unwrap_or_default(),
+            exe: self.exe.clone(),
+            uid: self.uid,
+            user: self.user.clone(),
+            cgroup: self.cgroup.clone(),
+            systemd_unit: self.systemd_unit.clone(),
+            container_id: self.container_id.clone(),
+            pod_uid: self.pod_uid.clone(),
+            namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
+            ancestry: self.ancestry.iter().map(ancestor).collect(),
+        })
+    }
+
+    /// The same facts, as a recording has them.
+    pub(crate) fn of(facts: &ProcessFacts) -> Self {
+        let ProcessFacts {
+            key,
+            parent,
+            comm,
+            exe,
+            uid,
+            user,
+            cgroup,
+            systemd_unit,
+            container_id,
+            pod_uid,
+            namespace,
+            service_account,
+            ancestry,
+        } = facts;
+        let above = |Ancestor { pid, comm, exe }: &Ancestor| Above {
+            pid: *pid,
+            comm: comm.clone(),
+            exe: exe.clone(),
+        };
+        Self {
+            pid: Some(key.pid),
+            start_ns: Some(key.start_ns),
+            parent: parent.map(|it| Parent { pid: it.pid, start_ns: it.start_ns }),
+            comm: Some(comm.clone()),
+            exe: exe.clone(),
+            uid: *uid,
+            user: user.clone(),
+            cgroup: cgroup.clone(),
+            systemd_unit: systemd_unit.clone(),
+            container_id: container_id.clone(),
+            pod_uid: pod_uid.clone(),
+            namespace: namespace.clone(),
+            service_account: service_account.clone(),
+            ancestry: ancestry.iter().map(above).collect(),
+            ..Self::default()
+        }
+    }
+}
+
+/// An address and a port; an empty one is as if absent.
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text: Option<Cow<'de, str>> = Option::deserialize(deserializer)?;
+    let parse = |text: Cow<'_, str>| {
+        text.parse().map_err(|_| {
+            serde::de::Error::custom(format_args!(
+                "`{text}` is not an address and a port, such as 192.0.2.1:443"
+            ))
+        })
+    };
+    text.filter(|text| !text.is_empty()).map(parse).transpose()
+}
+
+fn not_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text: Option<String> = Option::deserialize(deserializer)?;
+    Ok(text.filter(|text| !text.is_empty()))
 }
 
 /// Captured bytes: usable, and never shown.
@@ -141,20 +331,12 @@ pub(crate) enum Fault {
     /// A `type` that the format does not have.
     #[error("type `{0}` is not one of open, data, gap, close")]
     UnknownType(String),
-    /// `local` or `remote` is no address with a port.
-    #[error("`{key}`: `{value}` is not an address and a port, such as 192.0.2.1:443")]
-    Address {
-        /// The key.
-        key: &'static str,
-        /// What it holds.
-        value: String,
-    },
     /// `data` is not base64.
     #[error("`data` is not base64: {0}")]
     Base64(base64::DecodeError),
 }
 
-/// A line, key for key. Unknown keys are left alone: the format may grow.
+/// A line, but for what [`Open`] has. Unknown keys are left alone: the format may grow.
 #[derive(Deserialize)]
 struct Line<'a> {
     #[serde(rename = "type", borrow)]
@@ -166,14 +348,6 @@ struct Line<'a> {
     #[serde(borrow)]
     data: Option<Cow<'a, str>>,
     bytes: Option<u64>,
-    pid: Option<u32>,
-    comm: Option<String>,
-    exe: Option<String>,
-    local: Option<String>,
-    remote: Option<String>,
-    server_name: Option<String>,
-    tls: Option<bool>,
-    from_start: Option<bool>,
 }
 
 /// Reads a recording, one event at a time.
@@ -250,34 +424,11 @@ impl<R: BufRead> Iterator for Reader<R> {
 
 /// One line to one event.
 fn parse(line: &[u8]) -> Result<Event, Fault> {
-    let Line {
-        kind,
-        conn,
-        time_ns,
-        dir,
-        data,
-        bytes,
-        pid,
-        comm,
-        exe,
-        local,
-        remote,
-        server_name,
-        tls,
-        from_start,
-    } = serde_json::from_slice(line).map_err(|error| json_fault(&error))?;
+    let Line { kind, conn, time_ns, dir, data, bytes } =
+        serde_json::from_slice(line).map_err(|error| json_fault(&error))?;
     let need = |key| Fault::Missing { kind: kind.clone().into_owned(), key };
     let kind = match &*kind {
-        "open" => Kind::Open(Box::new(Open {
-            pid,
-            comm,
-            exe,
-            local: address("local", local)?,
-            remote: address("remote", remote)?,
-            server_name: server_name.filter(|name| !name.is_empty()),
-            tls,
-            from_start,
-        })),
+        "open" => Kind::Open(serde_json::from_slice(line).map_err(|error| json_fault(&error))?),
         "data" => {
             let direction = dir.ok_or_else(|| need("dir"))?;
             let data = data.ok_or_else(|| need("data"))?;
@@ -298,44 +449,31 @@ fn json_fault(error: &serde_json::Error) -> Fault {
     Fault::Json { column: error.column(), message }
 }
 
-fn address(key: &'static str, value: Option<String>) -> Result<Option<SocketAddr>, Fault> {
-    value
-        .filter(|value| !value.is_empty())
-        .map(|value| value.parse().map_err(|_| Fault::Address { key, value }))
-        .transpose()
-}
-
-/// An event as it is written: only the keys that have something to say, in the format's order.
-#[derive(Default, Serialize)]
-struct Written<'a> {
+/// A line as it is written: only the keys that have something to say.
+#[derive(Serialize)]
+struct Written<'a, T> {
     #[serde(rename = "type")]
     kind: &'static str,
     conn: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     dir: Option<Direction>,
     time_ns: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pid: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    comm: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exe: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    local: Option<SocketAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remote: Option<SocketAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    server_name: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tls: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    from_start: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data: Option<&'a str>,
-    /// The outer option: whether this line has the key; the inner: whether the number is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bytes: Option<Option<u64>>,
+    #[serde(flatten)]
+    rest: T,
 }
+
+#[derive(Serialize)]
+struct WrittenData<'a> {
+    data: &'a str,
+}
+
+#[derive(Serialize)]
+struct WrittenGap {
+    bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct WrittenNothing {}
 
 /// Writes a recording. Times are nanoseconds since the Unix epoch, so that a replay sees the
 /// same day and hour as the run did.
@@ -369,21 +507,7 @@ impl<W: Write> Writer<W> {
 
     /// A connection began, or its facts became known.
     pub(crate) fn open(&mut self, time_ns: u64, conn: &str, open: &Open) -> io::Result<()> {
-        let Open { pid, comm, exe, local, remote, server_name, tls, from_start } = open;
-        self.line(&Written {
-            kind: "open",
-            conn,
-            time_ns,
-            pid: *pid,
-            comm: comm.as_deref(),
-            exe: exe.as_deref(),
-            local: *local,
-            remote: *remote,
-            server_name: server_name.as_deref(),
-            tls: *tls,
-            from_start: *from_start,
-            ..Written::default()
-        })
+        self.line(&Written { kind: "open", conn, dir: None, time_ns, rest: open })
     }
 
     /// Bytes in stream order.
@@ -398,14 +522,9 @@ impl<W: Write> Writer<W> {
             let mut encoded = std::mem::take(&mut self.encoded);
             encoded.clear();
             STANDARD.encode_string(piece, &mut encoded);
-            let written = self.line(&Written {
-                kind: "data",
-                conn,
-                dir: Some(direction),
-                time_ns,
-                data: Some(&encoded),
-                ..Written::default()
-            });
+            let rest = WrittenData { data: &encoded };
+            let line = Written { kind: "data", conn, dir: Some(direction), time_ns, rest };
+            let written = self.line(&line);
             self.encoded = encoded;
             written?;
         }
@@ -420,20 +539,13 @@ impl<W: Write> Writer<W> {
         direction: Direction,
         bytes: Option<u64>,
     ) -> io::Result<()> {
-        let dir = Some(direction);
-        self.line(&Written {
-            kind: "gap",
-            conn,
-            dir,
-            time_ns,
-            bytes: Some(bytes),
-            ..Written::default()
-        })
+        let rest = WrittenGap { bytes };
+        self.line(&Written { kind: "gap", conn, dir: Some(direction), time_ns, rest })
     }
 
     /// Nothing more comes on this connection.
     pub(crate) fn close(&mut self, time_ns: u64, conn: &str) -> io::Result<()> {
-        self.line(&Written { kind: "close", conn, time_ns, ..Written::default() })
+        self.line(&Written { kind: "close", conn, dir: None, time_ns, rest: WrittenNothing {} })
     }
 
     /// Hands what is buffered to the operating system.
@@ -441,7 +553,7 @@ impl<W: Write> Writer<W> {
         self.output.flush()
     }
 
-    fn line(&mut self, line: &Written<'_>) -> io::Result<()> {
+    fn line(&mut self, line: &impl Serialize) -> io::Result<()> {
         serde_json::to_writer(&mut self.output, line)?;
         self.lines += 1;
         self.output.write_all(b"\n")
@@ -458,7 +570,7 @@ mod tests {
 
     /// Reads `text` whole and byte by byte: how the file system cuts it must not matter.
     #[track_caller]
-    fn check(text: &str, expected: Expect) {
+    fn check(text: &str, expected: &Expect) {
         let whole = read(Reader::new(text.as_bytes()));
         let trickled = read(Reader::new(BufReader::with_capacity(1, text.as_bytes())));
         assert_eq!(whole, trickled);
@@ -466,14 +578,11 @@ mod tests {
     }
 
     fn read(reader: Reader<impl BufRead>) -> String {
-        let mut rendered = String::new();
-        for event in reader {
-            rendered += &match event {
-                Ok(Event { conn, time_ns, kind }) => format!("{conn} {time_ns:?} {kind:?}\n"),
-                Err(error) => format!("{error}\n"),
-            };
-        }
-        rendered
+        let line = |event| match event {
+            Ok(Event { conn, time_ns, kind }) => format!("{conn} {time_ns:?} {kind:?}\n"),
+            Err(error) => format!("{error}\n"),
+        };
+        reader.map(line).collect()
     }
 
     #[test]
@@ -486,8 +595,8 @@ mod tests {
 {"type":"gap","conn":"c1","dir":"ingress","time_ns":10,"bytes":4096}
 {"type":"gap","conn":"c1","dir":"ingress","time_ns":10,"bytes":null}
 {"type":"close","conn":"c1","time_ns":11}"#,
-            expect![[r#"
-                c1 Some(1) Open(Open { pid: Some(4242), comm: Some("python3"), exe: Some("/usr/bin/python3"), local: Some(10.0.0.5:51324), remote: Some(104.18.6.192:443), server_name: Some("api.openai.com"), tls: Some(true), from_start: None })
+            &expect![[r#"
+                c1 Some(1) Open(Open { pid: Some(4242), comm: Some("python3"), exe: Some("/usr/bin/python3"), local: Some(10.0.0.5:51324), remote: Some(104.18.6.192:443), server_name: Some("api.openai.com"), tls: Some(true), from_start: None, hold: None, start_ns: None, parent: None, uid: None, user: None, cgroup: None, systemd_unit: None, container_id: None, pod_uid: None, namespace: None, service_account: None, ancestry: [] })
                 c1 Some(2) Data { direction: Egress, bytes: 6 bytes }
                 c1 Some(9) Data { direction: Ingress, bytes: 6 bytes }
                 c1 Some(10) Gap { direction: Ingress, bytes: Some(4096) }
@@ -501,8 +610,8 @@ mod tests {
     fn an_open_may_lack_everything_but_its_name() {
         check(
             r#"{"type":"open","conn":"x","later":"ignored"}"#,
-            expect![[r"
-                x None Open(Open { pid: None, comm: None, exe: None, local: None, remote: None, server_name: None, tls: None, from_start: None })
+            &expect![[r"
+                x None Open(Open { pid: None, comm: None, exe: None, local: None, remote: None, server_name: None, tls: None, from_start: None, hold: None, start_ns: None, parent: None, uid: None, user: None, cgroup: None, systemd_unit: None, container_id: None, pod_uid: None, namespace: None, service_account: None, ancestry: [] })
             "]],
         );
     }
@@ -511,25 +620,25 @@ mod tests {
     fn a_line_without_its_keys_is_named() {
         check(
             "\n{\"type\":\"data\",\"conn\":\"a\",\"data\":\"\"}",
-            expect![[r"
+            &expect![[r"
                 line 2: a `data` line needs `dir`
             "]],
         );
         check(
             r#"{"type":"data","conn":"a","dir":"egress"}"#,
-            expect![[r"
+            &expect![[r"
                 line 1: a `data` line needs `data`
             "]],
         );
         check(
             r#"{"type":"gap","conn":"a"}"#,
-            expect![[r"
+            &expect![[r"
                 line 1: a `gap` line needs `dir`
             "]],
         );
         check(
             r#"{"type":"data","dir":"egress"}"#,
-            expect![[r"
+            &expect![[r"
                 line 1: column 30: missing field `conn`
             "]],
         );
@@ -539,43 +648,43 @@ mod tests {
     fn what_is_not_the_format_is_refused_with_its_place() {
         check(
             r#"{"type":"pause","conn":"a"}"#,
-            expect![[r"
+            &expect![[r"
                 line 1: type `pause` is not one of open, data, gap, close
             "]],
         );
         check(
             r#"{"type":"data","conn":"a","dir":"up"}"#,
-            expect![[r"
+            &expect![[r"
                 line 1: column 36: unknown variant `up`, expected `egress` or `ingress`
             "]],
         );
         check(
             r#"{"type":"data","conn":"a","dir":"egress","data":"a*=="}"#,
-            expect![[r"
+            &expect![[r"
                 line 1: `data` is not base64: Invalid symbol 42, offset 1.
             "]],
         );
         check(
             r#"{"type":"open","conn":"a","remote":"example.com"}"#,
-            expect![[r"
-                line 1: `remote`: `example.com` is not an address and a port, such as 192.0.2.1:443
+            &expect![[r"
+                line 1: column 49: `example.com` is not an address and a port, such as 192.0.2.1:443
             "]],
         );
         check(
             r#"{"type":"open","conn":"a","pid":-1}"#,
-            expect![[r"
+            &expect![[r"
                 line 1: column 34: invalid value: integer `-1`, expected u32
             "]],
         );
         check(
             "\u{7f}ELF",
-            expect![[r"
+            &expect![[r"
                 line 1: column 1: expected value
             "]],
         );
         check(
             r#"{"type":"data","conn":"a","dir":"egress","da"#,
-            expect![[r"
+            &expect![[r"
                 line 1: column 44: EOF while parsing a string
             "]],
         );

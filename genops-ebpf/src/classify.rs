@@ -15,6 +15,10 @@ use genops_ebpf_common::{NAME_LEN, NameKey, NameRule};
 use crate::maps::{EMPTY_SCRATCH, HOSTS, PATHS, SCRATCH, Scratch, WINDOW};
 
 const NAME_MASK: u32 = NAME_LEN as u32 - 1;
+/// Stands in front of a name: the blank of the request line and, by custom, of the header.
+const BORDER: u8 = b' ';
+/// Stands behind the bytes that were read; a head has no NUL (RFC 9110 §5.5).
+const END: u8 = 0;
 const BYTES_MASK: u32 = 2 * WINDOW as u32 - 1;
 
 /// This thread's room to work in.
@@ -28,13 +32,14 @@ pub(crate) fn scratch() -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(thread)
 }
 
-/// Whether the name in the first `len` of `bytes` is a provider's.
+/// Whether the name of `len` bytes behind the first of `bytes` is a provider's.
 #[inline(always)]
 pub(crate) fn is_provider_name(scratch: *mut Scratch, len: u32) -> bool {
     // SAFETY: `scratch` is this thread's own map element.
     unsafe {
-        (*scratch).start = 0;
-        (*scratch).end = len;
+        *(&raw mut (*scratch).bytes).cast::<u8>() = BORDER;
+        (*scratch).start = 1;
+        (*scratch).end = 1 + len;
     }
     matches(scratch, &HOSTS)
 }
@@ -70,11 +75,16 @@ fn looks_like_ai(address: u64, len: u64) -> bool {
     if failed != 0 {
         return false;
     }
-    find_path(scratch, window);
+    // The end is a byte and not a number to compare with: the verifier would follow each length.
+    // SAFETY: the mask keeps the index within `bytes`.
+    unsafe {
+        *(&raw mut (*scratch).bytes).cast::<u8>().add((window & BYTES_MASK) as usize) = END;
+    }
+    find_path(scratch);
     if matches(scratch, &PATHS) {
         return true;
     }
-    find_host(scratch, window);
+    find_host(scratch);
     matches(scratch, &HOSTS)
 }
 
@@ -99,7 +109,7 @@ fn byte(scratch: *mut Scratch, at: u32) -> u8 {
 
 /// Puts the borders of the request's path (without query) into `start` and `end`.
 #[inline(always)]
-fn find_path(scratch: *mut Scratch, window: u32) {
+fn find_path(scratch: *mut Scratch) {
     let start = if byte(scratch, 0) == b'P' { 5 } else { 4 };
     // Through memory, and not in registers: the verifier then sees one state behind each loop.
     // SAFETY: this thread's own map element.
@@ -110,7 +120,7 @@ fn find_path(scratch: *mut Scratch, window: u32) {
     let mut at = start;
     while at < WINDOW as u32 {
         let it = byte(scratch, at);
-        if at >= window || it == b' ' || it == b'?' {
+        if it == b' ' || it == b'?' || it == END {
             // SAFETY: as above.
             unsafe { (*scratch).end = at };
             break;
@@ -121,7 +131,7 @@ fn find_path(scratch: *mut Scratch, window: u32) {
 
 /// Puts the borders of the `Host` header's name (without port) into `start` and `end`.
 #[inline(always)]
-fn find_host(scratch: *mut Scratch, window: u32) {
+fn find_host(scratch: *mut Scratch) {
     // SAFETY: this thread's own map element, here and below.
     unsafe {
         (*scratch).start = 0;
@@ -129,10 +139,11 @@ fn find_host(scratch: *mut Scratch, window: u32) {
     }
     let mut at = 4;
     while at < WINDOW as u32 - 8 {
-        if at >= window {
+        let it = byte(scratch, at);
+        if it == END {
             break;
         }
-        if byte(scratch, at) == b'\n' && is_host_header(scratch, at + 1) {
+        if it == b'\n' && is_host_header(scratch, at + 1) {
             unsafe { (*scratch).start = at + 6 };
             break;
         }
@@ -145,11 +156,18 @@ fn find_host(scratch: *mut Scratch, window: u32) {
     if byte(scratch, start) == b' ' {
         start += 1;
         unsafe { (*scratch).start = start };
+    } else {
+        // `Host:name` is allowed (RFC 9112 §5): a border in place of the colon.
+        unsafe {
+            *(&raw mut (*scratch).bytes)
+                .cast::<u8>()
+                .add((start.wrapping_sub(1) & BYTES_MASK) as usize) = BORDER;
+        }
     }
     let mut length = 0;
     while length < NAME_LEN as u32 {
         let it = byte(scratch, start + length);
-        if it == b'\r' || it == b'\n' || it == b':' || it == b' ' {
+        if it == b'\r' || it == b'\n' || it == b':' || it == b' ' || it == END {
             unsafe { (*scratch).end = start + length };
             break;
         }
@@ -166,38 +184,37 @@ fn is_host_header(scratch: *mut Scratch, at: u32) -> bool {
         && byte(scratch, at + 4) == b':'
 }
 
-/// Whether the name between `start` and `end` is in the trie.
+/// Whether the name between `start` and `end` is in the trie. In front of `start` stands a border.
+///
+/// The loop ends by what it reads and not by a length, and what it finds goes through memory: the
+/// verifier then follows two states (before and behind the border) and not one for each length.
 #[inline(always)]
 fn matches(scratch: *mut Scratch, trie: &LpmTrie<NameKey, NameRule>) -> bool {
     // SAFETY: this thread's own map element; indices are masked to the arrays' sizes.
     unsafe {
         let start = ptr::read_volatile(&raw const (*scratch).start);
         let end = ptr::read_volatile(&raw const (*scratch).end);
-        if end <= start {
-            return false;
-        }
         let name = (&raw mut (*scratch).name).cast::<u8>();
+        let mut behind = false;
         let mut at = 0;
         while at < NAME_LEN as u32 {
+            let it = lower(byte(scratch, end.wrapping_sub(1 + at)));
+            behind |= it == BORDER;
             // Behind the name's first character comes a NUL: an exact rule ends with it.
-            let it = if at < end - start { lower(byte(scratch, end - 1 - at)) } else { 0 };
-            *name.add((at & NAME_MASK) as usize) = it;
+            *name.add((at & NAME_MASK) as usize) = if behind { 0 } else { it };
             at += 1;
         }
         (*scratch).prefix_len = NAME_LEN as u32 * 8;
         let key = scratch.cast::<Key<NameKey>>();
         match trie.get(&*key) {
             None => false,
-            Some(rule) => has_prefix(scratch, start, end - start, rule),
+            Some(rule) => has_prefix(scratch, start, rule),
         }
     }
 }
 
 #[inline(always)]
-fn has_prefix(scratch: *mut Scratch, start: u32, len: u32, rule: &NameRule) -> bool {
-    if rule.prefix_len > len {
-        return false;
-    }
+fn has_prefix(scratch: *mut Scratch, start: u32, rule: &NameRule) -> bool {
     let mut at = 0;
     for expected in &rule.prefix {
         if at >= rule.prefix_len {

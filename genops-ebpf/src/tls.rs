@@ -181,10 +181,11 @@ fn stack_pointer(ctx: &ProbeContext) -> u64 {
 #[inline(always)]
 fn server_name(ssl: u64, name: u64) {
     let Some(scratch) = classify::scratch() else { return };
+    // Behind one byte of room for the border.
     // SAFETY: `bytes` is larger than NAME_LEN; the name is the program's own string.
     let len = unsafe {
         bpf_probe_read_user_str(
-            (&raw mut (*scratch).bytes).cast(),
+            (&raw mut (*scratch).bytes).cast::<u8>().add(1).cast(),
             NAME_LEN as u32,
             name as *const _,
         )
@@ -375,7 +376,7 @@ fn open(key: ConnKey, origin: u32, name: Option<(*mut Scratch, u32)>) {
         (&raw mut (*record).comm).write(bpf_get_current_comm().unwrap_or_default());
         (&raw mut (*record).name_len).write(name_len);
         (&raw mut (*record).held).write(held);
-        let bytes = (&raw const (*name).bytes).cast();
+        let bytes = (&raw const (*name).bytes).cast::<u8>().add(1).cast();
         bpf_probe_read_kernel((&raw mut (*record).name).cast(), NAME_LEN as u32, bytes);
     }
     entry.submit(0);

@@ -46,7 +46,9 @@ fn explain(text: &str, error: &Error) -> Fault {
         Error::ExternallyTaggedEnumExpectedScalarOrMapping { .. } => {
             about("expected one word".to_owned())
         }
-        Error::NullIntoString { .. } => about("expected text; remove the key or give it a value".to_owned()),
+        Error::NullIntoString { .. } => {
+            about("expected text; remove the key or give it a value".to_owned())
+        }
         Error::InvalidBooleanStrict { .. } => about("expected true or false".to_owned()),
         Error::DuplicateMappingKey { key: Some(key), .. } => {
             format!("`{key}` stands here twice; remove one")
@@ -97,10 +99,9 @@ fn wanted(kind: &str) -> String {
         "sequence start" => "a list: `- ..` on lines of their own, or [..]".to_owned(),
         "mapping start" => "keys and values: `key: value`".to_owned(),
         "string scalar" | "scalar" => "one value".to_owned(),
-        other => other.strip_prefix("struct ").map_or_else(
-            || other.to_owned(),
-            |_| "keys and values: `key: value`".to_owned(),
-        ),
+        other => other
+            .strip_prefix("struct ")
+            .map_or_else(|| other.to_owned(), |_| "keys and values: `key: value`".to_owned()),
     }
 }
 
@@ -139,9 +140,8 @@ pub(super) fn line_of_key(text: &str, line: u64, next: Option<u64>, key: &str) -
         usize::try_from(next.saturating_sub(line)).unwrap_or(usize::MAX).max(1)
     });
     let has_key = |text: &str| {
-        text.match_indices(':').any(|(at, _)| {
-            text.get(..=at).and_then(last_key).is_some_and(|found| found == key)
-        })
+        text.match_indices(':')
+            .any(|(at, _)| text.get(..=at).and_then(last_key).is_some_and(|found| found == key))
     };
     let found = text.lines().skip(from).take(count).position(has_key)?;
     Some(line + found as u64)

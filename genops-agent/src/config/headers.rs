@@ -82,7 +82,7 @@ pub(super) fn settle(
                 (line, message)
             })?,
         };
-        insert(&mut headers, name, value).map_err(|message| (line, message))?;
+        insert(&mut headers, &name, value).map_err(|message| (line, message))?;
     }
     if let Some(file) = file {
         let line = file.referenced.line();
@@ -103,16 +103,18 @@ fn read_file(path: &Path, headers: &mut Headers) -> Result<(), String> {
         let place = format!("{}:{}", path.display(), index + 1);
         let (name, value) =
             line.split_once(':').ok_or_else(|| format!("{place}: expected `Name: value`"))?;
-        insert(headers, name.trim().to_owned(), value.trim().to_owned())
+        insert(headers, name.trim(), value.trim().to_owned())
             .map_err(|message| format!("{place}: {message}"))?;
     }
     Ok(())
 }
 
-fn insert(headers: &mut Headers, name: String, value: String) -> Result<(), String> {
+fn insert(headers: &mut Headers, name: &str, value: String) -> Result<(), String> {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if name.is_empty() || !name.bytes().all(token) {
-        return Err(format!("header `{name}`: the name may have letters, digits, `-`, `_` and `.`"));
+        return Err(format!(
+            "header `{name}`: the name may have letters, digits, `-`, `_` and `.`"
+        ));
     }
     if !value.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         return Err(format!("header `{name}`: the value may have printable ASCII characters only"));

@@ -9,9 +9,9 @@ use super::*;
 fn check(yaml: &str, expected: &Expect) {
     let rendered = match Config::parse(Path::new("agent.yaml"), yaml) {
         Ok(config) => {
-            let warnings: String =
-                config.warnings.iter().map(|warning| format!("\nwarning: {warning}")).collect();
-            format!("accepted{warnings}")
+            let accepted = "accepted".to_owned();
+            let warnings = config.warnings.iter().map(|warning| format!("warning: {warning}"));
+            std::iter::once(accepted).chain(warnings).collect::<Vec<_>>().join("\n")
         }
         Err(error) => error.to_string(),
     };
@@ -117,7 +117,10 @@ fn an_empty_file_and_empty_sections_are_as_if_absent() {
 
 #[test]
 fn an_unknown_key_names_the_nearest_known_one() {
-    check("mdoe: enforce\n", &expect!["agent.yaml:1: `mdoe` is not a key here; did you mean `mode`?"]);
+    check(
+        "mdoe: enforce\n",
+        &expect!["agent.yaml:1: `mdoe` is not a key here; did you mean `mode`?"],
+    );
     check(
         "mode: observe\ntelemetry:\n  otlp:\n    endpoint: http://x\n    protcol: grpc\n",
         &expect!["agent.yaml:5: `protcol` is not a key here; did you mean `protocol`?"],
@@ -128,7 +131,9 @@ fn an_unknown_key_names_the_nearest_known_one() {
     );
     check(
         "policies:\n  - {name: a, allowed_modles: [x]}\n",
-        &expect!["agent.yaml:2: `allowed_modles` is not a key here; did you mean `allowed_models`?"],
+        &expect![
+            "agent.yaml:2: `allowed_modles` is not a key here; did you mean `allowed_models`?"
+        ],
     );
     check(
         "evidence: {dir: /x}\n",
@@ -156,12 +161,22 @@ fn a_wrong_type_names_its_key_and_what_was_expected() {
         "budgets:\n  - name: b\n    limit: lots\n",
         &expect!["agent.yaml:3: `limit`: expected a number"],
     );
-    check("principals: 5\n", &expect!["agent.yaml:1: `principals`: expected a list: `- ..` on lines of their own, or [..]"]);
+    check(
+        "principals: 5\n",
+        &expect![
+            "agent.yaml:1: `principals`: expected a list: `- ..` on lines of their own, or [..]"
+        ],
+    );
     check(
         "principals:\n  name: a\n",
-        &expect!["agent.yaml:2: `principals`: expected a list: `- ..` on lines of their own, or [..]"],
+        &expect![
+            "agent.yaml:2: `principals`: expected a list: `- ..` on lines of their own, or [..]"
+        ],
     );
-    check("telemetry: yes\n", &expect!["agent.yaml:1: `telemetry`: expected keys and values: `key: value`"]);
+    check(
+        "telemetry: yes\n",
+        &expect!["agent.yaml:1: `telemetry`: expected keys and values: `key: value`"],
+    );
     check("default_deny: 7\n", &expect!["agent.yaml:1: `default_deny`: expected true or false"]);
     check("- a\n", &expect!["agent.yaml:1: expected keys and values: `key: value`"]);
 }
@@ -170,7 +185,9 @@ fn a_wrong_type_names_its_key_and_what_was_expected() {
 fn a_word_that_is_no_choice_names_the_choices() {
     check(
         "mode: enforced\n",
-        &expect!["agent.yaml:1: `mode`: `enforced` is not one of observe, enforce; did you mean `enforce`?"],
+        &expect![
+            "agent.yaml:1: `mode`: `enforced` is not one of observe, enforce; did you mean `enforce`?"
+        ],
     );
     check(
         "telemetry: {otlp: {endpoint: \"http://x\", protocol: http/json}}\n",
@@ -180,7 +197,9 @@ fn a_word_that_is_no_choice_names_the_choices() {
     );
     check(
         "policies:\n  - {name: p, enforcement: stop}\n",
-        &expect!["agent.yaml:2: `enforcement`: `stop` is not one of block, warn; did you mean `block`?"],
+        &expect![
+            "agent.yaml:2: `enforcement`: `stop` is not one of block, warn; did you mean `block`?"
+        ],
     );
 }
 
@@ -192,7 +211,9 @@ fn a_value_out_of_its_bounds_names_the_bounds() {
     );
     check(
         "capture:\n  ring_bytes: 100000\n",
-        &expect!["agent.yaml:2: `capture.ring_bytes`: 100000 is not a power of two, such as 8388608"],
+        &expect![
+            "agent.yaml:2: `capture.ring_bytes`: 100000 is not a power of two, such as 8388608"
+        ],
     );
     check(
         "telemetry:\n  metrics_listen: localhost\n",
@@ -210,15 +231,29 @@ fn a_value_out_of_its_bounds_names_the_bounds() {
 
 #[test]
 fn what_is_missing_twice_or_unfinished_is_named() {
-    check("mode: observe\nmode: enforce\n", &expect!["agent.yaml:2: `mode` stands here twice; remove one"]);
-    check("telemetry:\n  otlp: {protocol: grpc}\n", &expect!["agent.yaml:2: `endpoint` is missing here; add `endpoint: ..`"]);
-    check("budgets:\n  - {limit: 5}\n", &expect!["agent.yaml:2: `name` is missing here; add `name: ..`"]);
+    check(
+        "mode: observe\nmode: enforce\n",
+        &expect!["agent.yaml:2: `mode` stands here twice; remove one"],
+    );
+    check(
+        "telemetry:\n  otlp: {protocol: grpc}\n",
+        &expect!["agent.yaml:2: `endpoint` is missing here; add `endpoint: ..`"],
+    );
+    check(
+        "budgets:\n  - {limit: 5}\n",
+        &expect!["agent.yaml:2: `name` is missing here; add `name: ..`"],
+    );
     check(
         "---\nmode: observe\n---\nmode: enforce\n",
-        &expect!["agent.yaml:4: a second document begins here; the file must hold one, remove the `---`"],
+        &expect![
+            "agent.yaml:4: a second document begins here; the file must hold one, remove the `---`"
+        ],
     );
     check("principals: [\n", &expect!["agent.yaml:1: unclosed bracket '['"]);
-    check("mode:\n\t- x\n", &expect!["agent.yaml:2: tabs disallowed within this context (block indentation)"]);
+    check(
+        "mode:\n\t- x\n",
+        &expect!["agent.yaml:2: tabs disallowed within this context (block indentation)"],
+    );
 }
 
 #[test]
@@ -246,9 +281,7 @@ fn secrets_are_referred_to_and_never_shown() {
     );
     check(
         "telemetry:\n  otlp: {endpoint: \"http://x\", headers: {\"a b\": c}}\n",
-        &expect![
-            "agent.yaml:2: header `a b`: the name may have letters, digits, `-`, `_` and `.`"
-        ],
+        &expect!["agent.yaml:2: header `a b`: the name may have letters, digits, `-`, `_` and `.`"],
     );
 }
 
@@ -257,7 +290,8 @@ fn headers_come_from_a_file() {
     let directory = Directory::new("headers");
     let yaml = "telemetry:\n  otlp: {endpoint: \"https://x\", headers_file: secret}\n";
     let config = directory.path().join("agent.yaml");
-    std::fs::write(directory.path().join("secret"), "# key\nAuthorization: Bearer hunter2\n\n").unwrap();
+    std::fs::write(directory.path().join("secret"), "# key\nAuthorization: Bearer hunter2\n\n")
+        .unwrap();
     let settled = Config::parse(&config, yaml).unwrap().telemetry.otlp.unwrap();
     let headers: Vec<_> = settled.headers.iter().collect();
     assert_eq!(headers, [("authorization", "Bearer hunter2")]);
@@ -269,7 +303,8 @@ fn headers_come_from_a_file() {
 
 #[test]
 fn a_policy_file_that_is_not_there_is_unreadable_and_not_invalid() {
-    let refusal = Config::parse(Path::new("/etc/a.yaml"), "policy_files: [nowhere.cedar]\n").unwrap_err();
+    let refusal =
+        Config::parse(Path::new("/etc/a.yaml"), "policy_files: [nowhere.cedar]\n").unwrap_err();
     assert!(matches!(refusal, LoadError::Unreadable { .. }), "{refusal}");
     expect!["/etc/nowhere.cedar: cannot be read: No such file or directory (os error 2)"]
         .assert_eq(&refusal.to_string());
@@ -305,7 +340,8 @@ struct Directory(PathBuf);
 
 impl Directory {
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("genops-config-{name}-{}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("genops-config-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }

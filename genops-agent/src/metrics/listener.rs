@@ -160,7 +160,7 @@ mod tests {
 
     /// Sends `request` to a real listener and shows the status line and the body's first line.
     #[track_caller]
-    fn check(metrics: Metrics, request: &[u8], expected: Expect) {
+    fn check(metrics: Metrics, request: &[u8], expected: &Expect) {
         let address = start("127.0.0.1:0".parse().unwrap(), Arc::new(metrics)).unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
         stream.write_all(request).unwrap();
@@ -188,7 +188,7 @@ mod tests {
         check(
             Metrics::default(),
             b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
-            expect![[r"
+            &expect![[r"
                 HTTP/1.1 200 OK
                 # HELP genops_agent_build_info The agent's version.
             "]],
@@ -196,7 +196,7 @@ mod tests {
         check(
             Metrics::default(),
             b"GET /healthz HTTP/1.0\r\n\r\n",
-            expect![[r"
+            &expect![[r"
                 HTTP/1.1 200 OK
                 alive
             "]],
@@ -204,7 +204,7 @@ mod tests {
         check(
             Metrics::default(),
             b"GET /readyz?verbose HTTP/1.1\r\n\r\n",
-            expect![[r"
+            &expect![[r"
                 HTTP/1.1 503 Service Unavailable
                 not ready: probes: not attached yet; policy: not loaded yet
             "]],
@@ -212,7 +212,7 @@ mod tests {
         check(
             ready(),
             b"GET /readyz HTTP/1.1\r\n\r\n",
-            expect![[r"
+            &expect![[r"
                 HTTP/1.1 200 OK
                 ready
             "]],
@@ -224,7 +224,7 @@ mod tests {
         check(
             ready(),
             b"HEAD /readyz HTTP/1.1\r\n\r\n",
-            expect![[r"
+            &expect![[r"
                 HTTP/1.1 200 OK
 
             "]],
@@ -236,7 +236,7 @@ mod tests {
         check(
             ready(),
             b"POST /metrics HTTP/1.1\r\n\r\n",
-            expect![[r"
+            &expect![[r"
                 HTTP/1.1 405 Method Not Allowed
                 use GET
             "]],
@@ -244,7 +244,7 @@ mod tests {
         check(
             ready(),
             b"GET /secret HTTP/1.1\r\n\r\n",
-            expect![[r"
+            &expect![[r"
                 HTTP/1.1 404 Not Found
                 here are /metrics, /healthz and /readyz
             "]],
@@ -252,7 +252,7 @@ mod tests {
         check(
             ready(),
             b"\x16\x03\x01\xff\xff",
-            expect![[r"
+            &expect![[r"
                 HTTP/1.1 400 Bad Request
                 the request is not HTTP
             "]],
@@ -260,7 +260,7 @@ mod tests {
         check(
             ready(),
             b"",
-            expect![[r"
+            &expect![[r"
                 HTTP/1.1 400 Bad Request
                 the request is not HTTP
             "]],
@@ -268,7 +268,7 @@ mod tests {
         check(
             ready(),
             b"PRI * HTTP/2.0\r\n\r\n",
-            expect![[r"
+            &expect![[r"
                 HTTP/1.1 505 HTTP Version Not Supported
                 use HTTP/1.1
             "]],

@@ -11,12 +11,14 @@ use super::{
 };
 
 /// `libssl.so.1.1`, `libssl.so.3`, and the copies that Python wheels and others bring along, such as
-/// `libssl-1b2e3c4d.so.3`.
+/// `libssl-1b2e3c4d.so.3`. (`libssl3.so` is NSS.)
 pub(super) const SHARED: Runtime =
     Runtime { name: "openssl", may_be: is_libssl, probe_points };
 
 fn is_libssl(file_name: &str) -> bool {
-    file_name.starts_with("libssl") && file_name.contains(".so")
+    file_name
+        .strip_prefix("libssl")
+        .is_some_and(|rest| rest.starts_with(['.', '-']) && rest.contains(".so"))
 }
 
 /// A function, the program at its entry, and the program at its RET instructions.
@@ -82,7 +84,7 @@ mod tests {
         for name in ["libssl.so.3", "libssl.so.1.1", "libssl-1b2e3c4d.so.3", "libssl.so"] {
             assert!(is_libssl(name), "{name}");
         }
-        for name in ["libcrypto.so.3", "libnss_ssl.so", "libssl3-notes.txt"] {
+        for name in ["libcrypto.so.3", "libnss_ssl.so", "libssl3.so", "libssl-notes.txt"] {
             assert!(!is_libssl(name), "{name}");
         }
     }
