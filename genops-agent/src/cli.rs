@@ -1,0 +1,178 @@
+//! The command line: what can be asked for, and what the exit code says.
+//!
+//! Each subcommand is a struct that runs itself and lives beside what it does; this module only
+//! lists them, and turns their end into an exit code: 0 done; 1 the thing checked is not so;
+//! 2 wrong usage or unreadable input; 3 a run that could not start or went on.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::commands::{check, doctor, run};
+use crate::config::LoadError;
+use crate::{record, replay};
+
+/// Governs the AI calls of a host's unmodified programs.
+///
+/// Reads each call inside the kernel, knows who makes it, decides before its first byte leaves the
+/// host, and reports it as OpenTelemetry and as evidence that can be checked offline.
+#[derive(Debug, Parser)]
+#[command(name = "genops-agent", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Run),
+    Check(check::Check),
+    Doctor(doctor::Doctor),
+    Record(record::Record),
+    Replay(replay::Replay),
+}
+
+/// How a result is printed where a script may read it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For scripts.
+    Json,
+}
+
+/// `--config FILE`, as most subcommands have it.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct ConfigFile {
+    /// Configuration to use; without one, observe with the defaults.
+    #[arg(long = "config", value_name = "FILE")]
+    pub(crate) path: Option<PathBuf>,
+}
+
+/// Runs the subcommand that was asked for.
+pub(crate) fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    let done = match command {
+        Command::Run(it) => it.run(),
+        Command::Check(it) => it.run(),
+        Command::Doctor(it) => it.run(),
+        Command::Record(it) => it.run(),
+        Command::Replay(it) => it.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let said = match &failure.error {
+                Some(error) => writeln!(io::stderr(), "error: {error:#}"),
+                None => Ok(()),
+            };
+            // Without a standard error there is nobody to tell; the exit code says it.
+            said.unwrap_or_default();
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// An end other than 0.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    /// What is said on the standard error; `None`: all was said.
+    error: Option<anyhow::Error>,
+}
+
+impl Failure {
+    /// 1: the thing checked is not so, because.
+    pub(crate) fn not_so(error: impl Into<anyhow::Error>) -> Self {
+        Self { code: 1, error: Some(error.into()) }
+    }
+
+    /// 1: the thing checked is not so, and the output says why.
+    pub(crate) fn not_so_as_said() -> Self {
+        Self { code: 1, error: None }
+    }
+
+    /// 2: wrong usage, or input that cannot be read.
+    pub(crate) fn unreadable(error: impl Into<anyhow::Error>) -> Self {
+        Self { code: 2, error: Some(error.into()) }
+    }
+
+    /// 3: a run that could not start or go on.
+    pub(crate) fn run(error: impl Into<anyhow::Error>) -> Self {
+        Self { code: 3, error: Some(error.into()) }
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Unreadable { .. } => Self::unreadable(error),
+            LoadError::Invalid(_) => Self::not_so(error),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.error {
+            Some(error) => write!(f, "exit code {}: {error:#}", self.code),
+            None => write!(f, "exit code {}", self.code),
+        }
+    }
+}
+
+/// Writes to the standard output. A reader that went away (`| head`) is not a failure.
+pub(crate) fn print(
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<Printed, Failure> {
+    let mut out = io::BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Printed::All),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            // What is still buffered has no reader; writing it again at drop would fail again.
+            let (_, _) = out.into_parts();
+            Ok(Printed::ReaderGone)
+        }
+        Err(error) => Err(Failure::run(anyhow::Error::new(error).context("standard output"))),
+    }
+}
+
+/// What became of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Printed {
+    /// It was written.
+    All,
+    /// Nobody reads it any more.
+    ReaderGone,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_says_what_it_does_and_shows_an_example() {
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+                let name = sub.get_name();
+                assert!(sub.get_about().is_some(), "`{name}` does not say what it does");
+                let example = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let nested = sub.get_subcommands().next().is_some();
+                assert!(nested || example.contains("genops-agent"), "`{name}` has no example");
+                check(sub);
+            }
+        }
+        check(&Cli::command());
+    }
+}

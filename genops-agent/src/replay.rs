@@ -1,0 +1,279 @@
+//! `replay`: a recording through the same engine as `run`, with no kernel and no privilege.
+//!
+//! The recorded times are the clock and the identities come from a fixed seed, so that the same
+//! recording and configuration always give the same AWUs. What is refused here ends its
+//! connection, as in a run: what the recording has of it afterwards is not read.
+
+use std::collections::HashMap;
+use std::io::BufRead;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use genops_governance::{
+    Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, Output,
+    ProcessKey, Rung,
+};
+use genops_protocols::Direction;
+
+use crate::cli::{self, ConfigFile, Failure, Printed};
+use crate::config::Config;
+use crate::recording::{self, Event, Kind, Open, Reader, RecordingError};
+use crate::render::{self, Renderer};
+
+/// Identities in a replay come from here: the same each time, unlike any run's.
+const SEED: [u8; 32] = *b"genops-agent replay: fixed seed.";
+
+/// Run the pipeline over a recording, without a kernel and without privilege
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: genops-agent replay calls.jsonl --config agent.yaml --output json\n\n\
+    Prints one AI Workload Unit a line. The recording's times are the clock; a connection counts \
+    as held where the recording says so, or, where it says nothing, where the configuration \
+    enforces."
+)]
+pub(crate) struct Replay {
+    /// Recording to read, made by `record`; `-` is the standard input.
+    #[arg(value_name = "FILE")]
+    recording: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// How to print the AWUs.
+    #[arg(long, value_enum, default_value_t = render::Output::Table)]
+    output: render::Output,
+}
+
+impl Replay {
+    /// Runs the command.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let Self { recording, config, output } = self;
+        let config = Config::load_or_default(config.path.as_deref())?;
+        let name = recording.display().to_string();
+        let events = Reader::open(&recording).with_context(|| name.clone());
+        let events = events.map_err(Failure::unreadable)?;
+        let mut renderer = Renderer::stdout(output);
+        let mut fault = None;
+        let printed = cli::print(|out| {
+            let mut replayer = Replayer::new(&config, |awu| renderer.write(awu, out));
+            match replayer.replay(events) {
+                Ok(()) => Ok(()),
+                Err(ReplayError::Output(error)) => Err(error),
+                Err(ReplayError::Recording(error)) => {
+                    fault = Some(error);
+                    Ok(())
+                }
+            }
+        })?;
+        match fault {
+            Some(error) if printed == Printed::All => {
+                Err(Failure::unreadable(anyhow::Error::new(error).context(name)))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// Why a replay ended early.
+#[derive(Debug)]
+pub(crate) enum ReplayError {
+    /// The recording is not as it should be. What was complete before it has been reported.
+    Recording(RecordingError),
+    /// The AWUs could not be handed on.
+    Output(std::io::Error),
+}
+
+/// Feeds a recording to an engine and hands on the AWUs that come out.
+pub(crate) struct Replayer<F> {
+    engine: Engine,
+    enforces: bool,
+    /// Connections that are open, by their name in the recording.
+    open: HashMap<String, Connection>,
+    /// Connections seen so far.
+    count: u64,
+    /// The last time seen.
+    now_ns: u64,
+    sink: F,
+}
+
+struct Connection {
+    id: ConnId,
+    /// It was refused: nothing more of it is read.
+    denied: bool,
+}
+
+impl<F> std::fmt::Debug for Replayer<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replayer").field("now_ns", &self.now_ns).finish_non_exhaustive()
+    }
+}
+
+impl<F: FnMut(&Awu) -> std::io::Result<()>> Replayer<F> {
+    /// A replayer on `config`, with empty accounts.
+    pub(crate) fn new(config: &Config, sink: F) -> Self {
+        Self {
+            engine: Engine::new(config.settings(), Ledger::new(), SEED),
+            enforces: config.enforces(),
+            open: HashMap::new(),
+            count: 0,
+            now_ns: 0,
+            sink,
+        }
+    }
+
+    /// Feeds everything, in order, and closes what is still open at the end.
+    pub(crate) fn replay<R: BufRead>(&mut self, events: Reader<R>) -> Result<(), ReplayError> {
+        let mut fault = None;
+        for event in events {
+            match event {
+                Ok(event) => self.event(event)?,
+                Err(error) => fault = Some(error),
+            }
+        }
+        let now = self.now();
+        self.engine.finish(now);
+        self.drain()?;
+        fault.map_or(Ok(()), |error| Err(ReplayError::Recording(error)))
+    }
+
+    fn now(&self) -> Now {
+        Now { mono_ns: self.now_ns, unix_ns: self.now_ns }
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), ReplayError> {
+        let Event { conn, time_ns, kind } = event;
+        self.advance(time_ns.unwrap_or(self.now_ns))?;
+        let now = self.now();
+        let at_ns = now.mono_ns;
+        match kind {
+            Kind::Open(open) => self.facts(conn, *open),
+            Kind::Data { direction, bytes } => {
+                if let Some(id) = self.connection(&conn) {
+                    self.engine.data(now, id, at_ns, side(direction), &bytes.0);
+                }
+            }
+            Kind::Gap { direction, bytes } => {
+                if let Some(id) = self.connection(&conn) {
+                    self.engine.gap(now, id, at_ns, side(direction), bytes);
+                }
+            }
+            Kind::Close => {
+                if let Some(Connection { id, denied: false }) = self.open.remove(&conn) {
+                    self.engine.close(now, id, at_ns);
+                }
+            }
+        }
+        self.drain()
+    }
+
+    /// Time goes on to `until`; what is due before then happens at its own time.
+    fn advance(&mut self, until_ns: u64) -> Result<(), ReplayError> {
+        while let Some(due_ns) = self.engine.next_deadline().filter(|due| *due <= until_ns) {
+            self.now_ns = self.now_ns.max(due_ns);
+            let now = self.now();
+            self.engine.tick(now);
+            self.drain()?;
+            if self.engine.next_deadline().is_some_and(|next_ns| next_ns <= due_ns) {
+                break;
+            }
+        }
+        self.now_ns = self.now_ns.max(until_ns);
+        Ok(())
+    }
+
+    /// The connection of that name, joined midway where it was not opened; `None`: refused before.
+    fn connection(&mut self, name: &str) -> Option<ConnId> {
+        if !self.open.contains_key(name) {
+            let nothing_known = Open { from_start: Some(false), ..Open::default() };
+            self.facts(name.to_owned(), nothing_known);
+        }
+        self.open.get(name).filter(|connection| !connection.denied).map(|it| it.id)
+    }
+
+    /// What is known of a connection: it begins with that, or learns it.
+    fn facts(&mut self, name: String, open: Open) {
+        let now = self.now();
+        let process = open.facts();
+        let key = process.as_ref().map(|facts| facts.key);
+        if let Some(facts) = process {
+            self.engine.process(now, facts);
+        }
+        let Open { pid, comm, exe, local, remote, server_name, from_start, hold, .. } = open;
+        if let Some(Connection { id, denied }) = self.open.get(&name) {
+            let update = ConnectionUpdate { process: key, server_name, local, remote, hold: None };
+            if !denied {
+                self.engine.learn(now, *id, update);
+            }
+            return;
+        }
+        let id = ConnId(self.count);
+        self.count += 1;
+        let hold = hold.map_or_else(|| self.hold(key), recording::Hold::level);
+        let from_start = from_start.unwrap_or(true);
+        let opened = ConnectionOpen {
+            name: name.clone(),
+            process: key,
+            pid,
+            comm,
+            exe,
+            server_name,
+            local,
+            remote,
+            from_start,
+            hold,
+        };
+        self.engine.open(now, id, opened);
+        self.open.insert(name, Connection { id, denied: false });
+    }
+
+    /// Where the recording does not say whether it was held: as a run with this configuration
+    /// would, on a kernel that can.
+    fn hold(&self, process: Option<ProcessKey>) -> HoldLevel {
+        let enforced =
+            process.map_or(self.enforces, |key| self.engine.principal_mode(key) == Mode::Enforce);
+        if enforced { HoldLevel::Held(Rung::EgressHold) } else { HoldLevel::None }
+    }
+
+    /// Hands on what is finished, and ends what was refused.
+    fn drain(&mut self) -> Result<(), ReplayError> {
+        let mut denied = Vec::new();
+        for output in self.engine.outputs() {
+            match output {
+                Output::Awu(awu) => (self.sink)(&awu).map_err(ReplayError::Output)?,
+                Output::Deny { conn, .. } => denied.push(conn),
+                Output::Release { .. } | Output::Ledger(_) | Output::Record(_) => {}
+            }
+        }
+        if denied.is_empty() {
+            return Ok(());
+        }
+        let now = self.now();
+        for id in denied {
+            let mut refused = self.open.values_mut().filter(|connection| connection.id == id);
+            if let Some(connection) = refused.next()
+                && !std::mem::replace(&mut connection.denied, true)
+            {
+                self.engine.close(now, id, now.mono_ns);
+            }
+        }
+        self.drain()
+    }
+}
+
+fn side(direction: recording::Direction) -> Direction {
+    match direction {
+        recording::Direction::Egress => Direction::Egress,
+        recording::Direction::Ingress => Direction::Ingress,
+    }
+}
+
+/// The AWUs of a recording as JSON lines.
+#[cfg(test)]
+pub(crate) fn json_lines(config: &Config, recording: &str) -> String {
+    let mut lines = String::new();
+    let mut replayer = Replayer::new(config, |awu| {
+        render::json(awu, &mut lines);
+        Ok(())
+    });
+    replayer.replay(Reader::new(recording.as_bytes())).expect("the recording is well-formed");
+    drop(replayer);
+    lines
+}
