@@ -17,6 +17,7 @@ use genops_evidence::{
 };
 use genops_governance::{Now, Record, RecordKind, Unit};
 
+pub(crate) mod check;
 mod digest;
 pub(crate) mod entry;
 
@@ -180,7 +181,8 @@ impl Journal {
         for (number, part) in (1_usize..).zip(&parts) {
             let mut entry = self.blank(now, kind);
             let number = number.to_string();
-            let pairs = [("name", name), ("hash", hash), ("of", &of), ("part", &number), ("text", part)];
+            let pairs =
+                [("name", name), ("hash", hash), ("of", &of), ("part", &number), ("text", part)];
             entry.det = pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
             self.append(entry)?;
         }
@@ -514,8 +516,15 @@ fn convert_inputs<'a>(inputs: &'a genops_governance::Inputs, cut: &mut Cut) -> I
 }
 
 fn convert_decided<'a>(decided: &'a genops_governance::Decided, cut: &mut Cut) -> Decided<'a> {
-    let genops_governance::Decided { result, reason, policy, matched, policy_hash, epoch, prevented } =
-        decided;
+    let genops_governance::Decided {
+        result,
+        reason,
+        policy,
+        matched,
+        policy_hash,
+        epoch,
+        prevented,
+    } = decided;
     Decided {
         result: result.as_str().into(),
         code: reason.as_ref().map(|reason| reason.as_str().into()),

@@ -342,8 +342,8 @@ impl Log {
         Ok(checkpoint)
     }
 
-    /// Makes a new key, signed for by the present one; checkpoints carry both signatures until the
-    /// log is opened the next time. Returns the new public key.
+    /// Makes a new key, signed for by the present one, and signs with it from now on. What goes to
+    /// witnesses carries both signatures until the next start. Returns the new public key.
     ///
     /// # Errors
     ///

@@ -99,11 +99,17 @@ impl Publisher {
             size: self.edge.size(),
             root: self.edge.root(),
         };
-        Checkpoint::sign(head, &self.keys)
+        Checkpoint::sign(head, self.keys.first())
+    }
+
+    /// The checkpoint for witnesses, who may know only the key before the last change.
+    fn sign_for_witnesses(&self, checkpoint: &Checkpoint) -> Checkpoint {
+        Checkpoint::sign(checkpoint.head.clone(), &self.keys)
     }
 
     /// Writes tiles and bundles, then the checkpoint that commits to them, durably and in that
-    /// order. After an error the next call goes on where this one stopped.
+    /// order; what is returned carries the signature of the key before the last change as well. After
+    /// an error the next call goes on where this one stopped.
     pub(crate) fn publish(&mut self) -> io::Result<Checkpoint> {
         while let Some(file) = self.pending.first() {
             self.writer.write(&file.name, &file.bytes)?;
@@ -135,10 +141,10 @@ impl Publisher {
         }
         self.partial = partial;
         self.published = size;
-        Ok(checkpoint)
+        Ok(self.sign_for_witnesses(&checkpoint))
     }
 
-    /// Signs with `key` from now on, and with the one before it as well.
+    /// Signs with `key` from now on.
     pub(crate) fn rotate(&mut self, key: SecretKey, number: usize) -> io::Result<()> {
         let Some(old) = self.keys.first() else { return Ok(()) };
         let text = rotation_text(&self.origin, old, &key);

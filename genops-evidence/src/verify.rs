@@ -436,7 +436,8 @@ impl Walk<'_> {
         };
         let left = self.dir.segment(first).ok().is_some_and(|segment| {
             let published = |(index, record): (u64, &&[u8])| {
-                index < self.size && self.dir.record(index, self.size).ok().as_deref() == Some(*record)
+                index < self.size
+                    && self.dir.record(index, self.size).ok().as_deref() == Some(*record)
             };
             wal::scan(&segment.bytes)
                 .is_ok_and(|scan| (scan.first..).zip(&scan.records).all(published))
@@ -463,11 +464,7 @@ impl Walk<'_> {
         signed && self.report.open && size <= self.edge.size()
     }
 
-    fn tile_belongs(
-        &mut self,
-        name: &str,
-        beyond: &BTreeMap<(TileKind, u64), Vec<Hash>>,
-    ) -> bool {
+    fn tile_belongs(&mut self, name: &str, beyond: &BTreeMap<(TileKind, u64), Vec<Hash>>) -> bool {
         let Some((kind, index, width)) = files::parse_tile(name) else { return false };
         let level = match kind {
             TileKind::Entries => 0,

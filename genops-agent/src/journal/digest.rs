@@ -38,7 +38,8 @@ impl Digester {
             let path = self.folder.join(format!("digest-{day}.key"));
             self.key = secret::load_or_make(&path).ok().map(|key| (day, key));
         }
-        let mac = self.key.as_ref().and_then(|(_, key)| Hmac::<Sha256>::new_from_slice(&key[..]).ok());
+        let mac =
+            self.key.as_ref().and_then(|(_, key)| Hmac::<Sha256>::new_from_slice(&key[..]).ok());
         match mac {
             Some(mac) => {
                 let digest = mac.chain_update(text).finalize().into_bytes();

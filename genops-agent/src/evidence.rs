@@ -1,0 +1,148 @@
+//! `genops-agent evidence ..`: what an auditor does with an evidence directory, offline, without
+//! the agent running. Nothing here writes into the directory.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use clap::{Args, Subcommand, ValueEnum};
+use genops_evidence::note::PublicKey;
+use genops_evidence::{Directory, TreeHead};
+
+mod export;
+mod filter;
+mod prove;
+mod show;
+mod verify;
+
+/// Where evidence is kept if nothing else is said.
+const DIRECTORY: &str = "/var/lib/genops/evidence";
+
+/// Verify, read and hand out evidence, offline.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check that evidence is whole and true to its signatures.
+    Verify(verify::Verify),
+    /// List records.
+    Show(show::Show),
+    /// Write a proof that one record is in the log.
+    Prove(prove::Prove),
+    /// Hand out records, with proofs and a signed statement.
+    Export(export::Export),
+}
+
+impl Command {
+    /// Runs the command.
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Verify(command) => command.run(),
+            Self::Show(command) => command.run(),
+            Self::Prove(command) => command.run(),
+            Self::Export(command) => command.run(),
+        }
+    }
+}
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// The evidence directory.
+#[derive(Clone, Debug, Args)]
+struct At {
+    /// Evidence directory.
+    #[arg(value_name = "DIRECTORY", default_value = DIRECTORY)]
+    directory: PathBuf,
+}
+
+impl At {
+    /// The directory, which has to exist.
+    fn open(&self) -> anyhow::Result<Directory> {
+        let path = self.directory.display();
+        ensure!(self.directory.is_dir(), "{path}: no such directory");
+        Ok(Directory::new(&self.directory))
+    }
+}
+
+/// A public key: as itself, or the name of a file that holds it.
+fn read_key(text: &str) -> anyhow::Result<PublicKey> {
+    if let Ok(key) = text.parse() {
+        return Ok(key);
+    }
+    let held = std::fs::read_to_string(text)
+        .with_context(|| format!("`{text}` is neither a verifier key nor a readable file"))?;
+    held.parse().with_context(|| text.to_owned())
+}
+
+/// The newest checkpoint's head, where the signature on it is good.
+fn trusted_head(directory: &Directory) -> anyhow::Result<TreeHead> {
+    let place = directory.path().display();
+    let checkpoint = directory.checkpoint().with_context(|| format!("{place}"))?;
+    let keys = directory.keys().with_context(|| format!("{place}"))?;
+    let signed = keys.iter().any(|key| checkpoint.note.verify(key).is_ok());
+    ensure!(signed, "{place}/checkpoint: not signed by a key of this log");
+    Ok(checkpoint.head)
+}
+
+/// Shows on a terminal how far a long run is, from the second second on.
+struct Progress {
+    started: Instant,
+    shown: Option<Instant>,
+    what: &'static str,
+    wanted: bool,
+}
+
+impl Progress {
+    fn new(what: &'static str) -> Self {
+        let wanted = io::stderr().is_terminal();
+        Self { started: Instant::now(), shown: None, what, wanted }
+    }
+
+    fn at(&mut self, done: u64, of: u64) {
+        let now = Instant::now();
+        let late = now.duration_since(self.started) > Duration::from_secs(2);
+        let due = self.shown.is_none_or(|at| now.duration_since(at) > Duration::from_millis(200));
+        if self.wanted && late && due {
+            let share = done.saturating_mul(100) / of.max(1);
+            // Whoever closed standard error does not want to know.
+            write!(io::stderr(), "\r{}: {done} of {of} records ({share} %)", self.what)
+                .unwrap_or_default();
+            self.shown = Some(now);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown.is_some() {
+            write!(io::stderr(), "\r\x1b[K").unwrap_or_default();
+        }
+    }
+}
+
+/// Writes a line to standard output; false where nobody reads on.
+fn line(out: &mut impl io::Write, text: &str) -> anyhow::Result<bool> {
+    match writeln!(out, "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        other => other.map(|()| true).context("standard output"),
+    }
+}
+
+/// `YYYY-MM-DDTHH:MM:SS.mmmZ` of nanoseconds since 1970.
+fn time_text(unix_ns: u64) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(unix_ns))
+        .map_or_else(|_| unix_ns.to_string(), |time| format!("{time:.3}"))
+}
+
+/// A path below the evidence directory, as messages name it.
+fn place(directory: &Path, file: &str) -> String {
+    directory.join(file).display().to_string()
+}

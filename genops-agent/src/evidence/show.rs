@@ -1,0 +1,115 @@
+//! `evidence show`: lists records. It does not verify them.
+
+use std::io;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::filter::Filter;
+use super::{At, Output, line, time_text};
+use crate::journal::entry::{Accounted, Entry};
+
+/// List records. They are not verified; `evidence verify` does that.
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    #[command(flatten)]
+    at: At,
+    #[command(flatten)]
+    filter: Filter,
+    /// Only the last N of them.
+    #[arg(long, value_name = "N")]
+    last: Option<usize>,
+    /// How to write them; `json` gives the stored bytes, a record a line.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+impl Show {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let directory = self.at.open()?;
+        let place = directory.path().display();
+        let head = super::trusted_head(&directory)?;
+        let out = &mut io::stdout().lock();
+        let mut kept = std::collections::VecDeque::new();
+        let mut failed = Ok(true);
+        let mut each = |index: u64, record: &[u8]| {
+            let Some(text) = self.render(index, record) else { return };
+            match self.last {
+                Some(last) => {
+                    kept.push_back(text);
+                    if kept.len() > last {
+                        kept.pop_front();
+                    }
+                }
+                None if matches!(failed, Ok(true)) => failed = line(out, &text),
+                None => {}
+            }
+        };
+        directory.records(0, head.size, &mut each).with_context(|| format!("{place}"))?;
+        directory.unpublished(head.size, &mut each).with_context(|| format!("{place}"))?;
+        let mut going = failed?;
+        for text in kept {
+            going = going && line(out, &text)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn render(&self, index: u64, record: &[u8]) -> Option<String> {
+        let parsed = serde_json::from_slice::<Entry<'_>>(record);
+        match (parsed, self.output) {
+            (Ok(entry), _) if !self.filter.takes(&entry) => None,
+            (Ok(_), Output::Json) => Some(String::from_utf8_lossy(record).into_owned()),
+            (Ok(entry), Output::Text) => Some(describe(index, &entry)),
+            (Err(error), _) => Some(format!("{index:>8}  cannot be read: {error}")),
+        }
+    }
+}
+
+/// One line for people.
+fn describe(index: u64, entry: &Entry<'_>) -> String {
+    let mut text = format!("{index:>8}  {}  {:<14}", time_text(entry.t), entry.kind.as_str());
+    let mut add = |label: &str, value: Option<&str>| {
+        if let Some(value) = value {
+            text.push_str("  ");
+            text.push_str(label);
+            text.push_str(value);
+        }
+    };
+    if let Some(dec) = &entry.dec {
+        add("", Some(dec.result.as_str()));
+        add("", dec.code.as_ref().map(|code| code.as_str()));
+        add("by ", dec.policy.as_ref().map(|policy| policy.as_str()));
+    }
+    if let Some(who) = &entry.who {
+        add("", Some(who.prin.as_str()));
+        add("team=", who.team.as_ref().map(|team| team.as_str()));
+        add("pid=", who.pid.map(|pid| pid.to_string()).as_deref());
+    }
+    if let Some(what) = &entry.what {
+        add("", what.prov.as_ref().map(|provider| provider.as_str()));
+        add("", what.model.as_ref().map(|model| model.as_str()));
+    }
+    for account in &entry.bud {
+        let Accounted { name, unit, res, act, rem, .. } = account;
+        add("budget=", name.as_ref().map(|name| name.as_str()));
+        add("reserved=", Some(&amount(*res, unit.as_str())));
+        add("actual=", act.map(|act| amount(act, unit.as_str())).as_deref());
+        add("left=", rem.map(|rem| amount(rem, unit.as_str())).as_deref());
+    }
+    for (key, value) in &entry.det {
+        let value: String = value.as_str().chars().take(80).collect();
+        add("", Some(&format!("{key}={}", value.escape_debug())));
+    }
+    text
+}
+
+/// Nano-USD as USD, exactly; tokens as they are.
+fn amount(value: i64, unit: &str) -> String {
+    if unit != "nUSD" {
+        return format!("{value} {unit}");
+    }
+    let (sign, value) = (if value < 0 { "-" } else { "" }, value.unsigned_abs());
+    let text = format!("{sign}{}.{:09}", value / 1_000_000_000, value % 1_000_000_000);
+    format!("${}", text.trim_end_matches('0').trim_end_matches('.'))
+}

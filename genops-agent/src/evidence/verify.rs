@@ -1,0 +1,272 @@
+//! `evidence verify`: is the evidence whole, and true to its signatures?
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use genops_evidence::note::{Checkpoint, NoteError, PublicKey};
+use genops_evidence::tree::range_root;
+use genops_evidence::{Directory, Report};
+use serde_json::json;
+
+use super::{At, Output, Progress, line, read_key};
+use crate::journal::check::{Checker, Counts};
+
+/// How often a log that is being written is read again before it is called broken.
+const TRIES: u32 = 10;
+
+/// Check that evidence is whole and true to its signatures.
+///
+/// Ends with 0 where everything holds, with 1 where something does not, and names the place.
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    #[command(flatten)]
+    at: At,
+    /// Public key of the log, or a file with it, got from somewhere else than this directory.
+    #[arg(long, value_name = "VKEY")]
+    key: Option<String>,
+    /// Public key of a witness, or a file with it; checkpoints that are given have to be cosigned
+    /// by all of them.
+    #[arg(long, value_name = "VKEY")]
+    witness: Vec<String>,
+    /// A checkpoint of this log got from elsewhere, such as from a witness: the log has to hold
+    /// everything that it covers.
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Vec<PathBuf>,
+    /// How to write the result.
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Everything that a verification found.
+struct Found {
+    report: Report,
+    counts: Counts,
+    findings: usize,
+}
+
+impl Verify {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let directory = self.at.open()?;
+        let key = self.key.as_deref().map(read_key).transpose()?;
+        let witnesses =
+            self.witness.iter().map(|key| read_key(key)).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut given = Vec::new();
+        for path in &self.checkpoint {
+            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+            let checkpoint =
+                Checkpoint::parse(&bytes).with_context(|| path.display().to_string())?;
+            given.push((path.display().to_string(), checkpoint));
+        }
+        let mut found = self.once(&directory, key.as_ref(), &given, &witnesses);
+        // A log that is being written changes under the reader's hands.
+        for _ in 1..TRIES {
+            if found.report.problems.is_empty() || !in_use(directory.path()) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(300));
+            found = self.once(&directory, key.as_ref(), &given, &witnesses);
+        }
+        self.tell(&found)?;
+        let good = found.report.problem_count == 0;
+        Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    }
+
+    fn once(
+        &self,
+        directory: &Directory,
+        key: Option<&PublicKey>,
+        given: &[(String, Checkpoint)],
+        witnesses: &[PublicKey],
+    ) -> Found {
+        let mut checker = Checker::default();
+        let mut progress = Progress::new("verifying");
+        let mut report = genops_evidence::Verify {
+            directory: directory.path(),
+            key: key.cloned(),
+            each: &mut |index, record| checker.record(index, record),
+            progress: &mut |done, of| progress.at(done, of),
+        }
+        .run();
+        drop(progress);
+        checker.finish();
+        for finding in &checker.findings {
+            let file = holder(&report, finding.seq);
+            report.problem(&file, format!("record {}: {}", finding.seq, finding.what));
+        }
+        report.problem_count += checker.finding_count - checker.findings.len();
+        for (name, checkpoint) in given {
+            if let Err(what) = compare(directory, &report, checkpoint, witnesses) {
+                report.problem(name, what);
+            }
+        }
+        for witnessed in &checker.witnessed {
+            let checked = Checkpoint::parse(witnessed.note.as_bytes())
+                .map_err(|error| error.to_string())
+                .and_then(|it| compare(directory, &report, &it, &[]));
+            if let Err(what) = checked {
+                let file = holder(&report, witnessed.seq);
+                report.problem(&file, format!("record {}: {what}", witnessed.seq));
+            }
+        }
+        Found { report, counts: checker.counts, findings: checker.finding_count }
+    }
+
+    fn tell(&self, found: &Found) -> anyhow::Result<()> {
+        let text = match self.output {
+            Output::Json => self.json(found),
+            Output::Text => self.text(found),
+        };
+        line(&mut io::stdout().lock(), &text)?;
+        Ok(())
+    }
+
+    fn json(&self, found: &Found) -> String {
+        let Found { report, counts, findings } = found;
+        let problems: Vec<_> = report
+            .problems
+            .iter()
+            .map(|problem| json!({"file": problem.file, "what": problem.what}))
+            .collect();
+        json!({
+            "directory": self.at.directory.display().to_string(),
+            "ok": report.problem_count == 0,
+            "origin": report.head.as_ref().map(|head| &head.origin),
+            "size": report.head.as_ref().map(|head| head.size),
+            "root": report.head.as_ref().map(|head| genops_evidence::note::format_hash(&head.root)),
+            "key": report.keys.last().map(ToString::to_string),
+            "key_pinned": self.key.is_some(),
+            "first": report.first,
+            "records": report.records,
+            "unpublished": report.unpublished,
+            "checkpoints": report.checkpoints,
+            "open": report.open,
+            "units": counts.units,
+            "decisions": counts.decisions,
+            "blocked": counts.blocked,
+            "principals": counts.principals,
+            "starts": counts.starts,
+            "unclean_stops": counts.unclean,
+            "interrupted_units": counts.interrupted,
+            "gaps": counts.gaps,
+            "kernel_events_lost": counts.dropped,
+            "record_findings": findings,
+            "problem_count": report.problem_count,
+            "problems": problems,
+            "notes": report.notes,
+        })
+        .to_string()
+    }
+
+    fn text(&self, found: &Found) -> String {
+        let Found { report, counts, .. } = found;
+        let mut text = String::new();
+        let mut add = |line: String| {
+            text.push_str(&line);
+            text.push('\n');
+        };
+        if let Some(head) = &report.head {
+            add(format!("log        {}", head.origin));
+            let kept = match report.first {
+                0 => String::new(),
+                first => format!(", records below {first} pruned"),
+            };
+            add(format!(
+                "signed     {} records, {} checkpoints{kept}",
+                head.size, report.checkpoints
+            ));
+        }
+        add(format!(
+            "read       {} records of {} units: {} decisions, {} refused, {} principals",
+            report.records, counts.units, counts.decisions, counts.blocked, counts.principals
+        ));
+        if report.unpublished > 0 {
+            add(format!(
+                "unsigned   {} records, durable but newer than the checkpoint",
+                report.unpublished
+            ));
+        }
+        if counts.unclean + counts.gaps + counts.dropped + counts.interrupted > 0 {
+            add(format!(
+                "admitted   {} unclean stops, {} units interrupted by one, {} gaps, {} kernel events lost",
+                counts.unclean, counts.interrupted, counts.gaps, counts.dropped
+            ));
+        }
+        if let Some(key) = report.keys.last() {
+            let pinned =
+                if self.key.is_some() { "as given" } else { "found in the directory itself" };
+            add(format!("key        {key} ({pinned})"));
+        }
+        for note in &report.notes {
+            add(format!("note       {note}"));
+        }
+        for problem in &report.problems {
+            let file = super::place(&self.at.directory, &problem.file);
+            add(format!("PROBLEM    {file}: {}", problem.what));
+        }
+        let shown = report.problems.len();
+        if report.problem_count > shown {
+            add(format!("PROBLEM    and {} more", report.problem_count - shown));
+        }
+        text.push_str(match report.problem_count {
+            0 => "verified",
+            _ => "NOT VERIFIED",
+        });
+        text
+    }
+}
+
+/// The file that holds a record.
+fn holder(report: &Report, index: u64) -> String {
+    use genops_evidence::files::{TileKind, tile};
+    let size = report.head.as_ref().map_or(0, |head| head.size);
+    if index >= size {
+        return genops_evidence::files::WAL.to_owned();
+    }
+    let bundle = index / 256;
+    let width = usize::try_from(size - bundle * 256).unwrap_or(256).min(256);
+    tile(TileKind::Entries, bundle, width)
+}
+
+/// Whether the log holds everything that a checkpoint from elsewhere covers.
+fn compare(
+    directory: &Directory,
+    report: &Report,
+    checkpoint: &Checkpoint,
+    witnesses: &[PublicKey],
+) -> Result<(), String> {
+    let Some(head) = &report.head else { return Ok(()) };
+    let promised = &checkpoint.head;
+    if promised.origin != head.origin {
+        return Err(format!("of another log, `{}`", promised.origin));
+    }
+    let signed = report.keys.iter().any(|key| checkpoint.note.verify(key).is_ok());
+    if !signed {
+        return Err(NoteError::NotSigned(head.origin.clone()).to_string());
+    }
+    for witness in witnesses {
+        checkpoint.note.verify(witness).map_err(|error| error.to_string())?;
+    }
+    if promised.size > head.size {
+        return Err(format!(
+            "covers {} records, the log has {}: it was cut or rolled back",
+            promised.size, head.size
+        ));
+    }
+    let root = range_root(&mut directory.tiles(head.size), 0, promised.size);
+    match root {
+        Ok(root) if root == promised.root => Ok(()),
+        Ok(_) => Err(format!("the first {} records were others when it was signed", promised.size)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Whether a process has the log open.
+fn in_use(directory: &Path) -> bool {
+    use rustix::fs::{FlockOperation, flock};
+    let Ok(file) = std::fs::File::open(directory) else { return false };
+    flock(&file, FlockOperation::NonBlockingLockShared).is_err()
+}

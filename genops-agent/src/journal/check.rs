@@ -1,0 +1,437 @@
+//! What the records of a log have to fulfil among themselves: no gap in any counter, every unit with
+//! the records that its phase demands, budgets whose arithmetic holds, decisions whose policies are
+//! known.
+//!
+//! Records in, problems out. That the records are those that were signed is checked elsewhere, by
+//! `genops_evidence::verify`. Memory grows with units, principals and budgets, not with records.
+
+use std::collections::{HashMap, HashSet};
+
+use genops_governance::ReasonCode;
+
+use super::entry::{Accounted, Entry, Kind, VERSION};
+
+/// Something that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    /// Index of the record.
+    pub(crate) seq: u64,
+    /// What is wrong with it.
+    pub(crate) what: String,
+}
+
+/// What a unit went through so far.
+#[derive(Clone, Debug, Default)]
+struct Unit {
+    result: Option<String>,
+    prevented: bool,
+    /// Budget, unit, amount.
+    reserved: Option<Vec<(Option<String>, i64)>>,
+    /// Record in which it began.
+    since: u64,
+}
+
+/// What the log said last about one period of one budget.
+#[derive(Clone, Copy, Debug)]
+struct Balance {
+    left: i64,
+    ledger: u64,
+}
+
+/// A cosigned checkpoint that the log holds.
+#[derive(Clone, Debug)]
+pub(crate) struct Witnessed {
+    /// Index of the record.
+    pub(crate) seq: u64,
+    /// The note.
+    pub(crate) note: String,
+}
+
+/// Counts of what was seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) decisions: u64,
+    pub(crate) blocked: u64,
+    pub(crate) units: u64,
+    pub(crate) starts: u64,
+    pub(crate) unclean: u64,
+    pub(crate) gaps: u64,
+    /// Units that an unclean stop left open.
+    pub(crate) interrupted: u64,
+    pub(crate) principals: u64,
+    pub(crate) unnumbered: u64,
+    /// Kernel events lost, as the kernel counted them.
+    pub(crate) dropped: u64,
+}
+
+/// Most findings that are described; further ones are only counted.
+const FINDING_LIMIT: usize = 1_000;
+
+/// Checks records in order.
+#[derive(Debug, Default)]
+pub(crate) struct Checker {
+    /// Index of the first record; what lies before it cannot be looked up.
+    first: Option<u64>,
+    last: Option<(u64, Kind)>,
+    principals: HashMap<String, (u64, u64)>,
+    open: HashMap<String, Unit>,
+    /// Units that are done, by a digest of their identity.
+    done: HashSet<u64>,
+    balances: HashMap<(String, String, String), Balance>,
+    policies: HashSet<String>,
+    prices: HashSet<String>,
+    kernel: HashMap<String, (u64, u64)>,
+    pub(crate) counts: Counts,
+    pub(crate) witnessed: Vec<Witnessed>,
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) finding_count: usize,
+}
+
+impl Checker {
+    /// Looks at the record with this index.
+    pub(crate) fn record(&mut self, index: u64, bytes: &[u8]) {
+        let entry: Entry<'_> = match serde_json::from_slice(bytes) {
+            Ok(entry) => entry,
+            Err(error) => return self.find(index, format!("not a record: {error}")),
+        };
+        self.first.get_or_insert(index);
+        if entry.v != VERSION {
+            self.find(index, format!("version {} is not known", entry.v));
+        }
+        if entry.seq != index {
+            self.find(index, format!("says that it is number {}", entry.seq));
+        }
+        self.order(&entry);
+        self.principal(&entry);
+        self.kernel(&entry);
+        self.content(&entry);
+        if entry.awu.is_some() {
+            self.unit(&entry);
+        }
+        self.last = Some((index, entry.kind));
+    }
+
+    /// Says what is still missing at the end.
+    pub(crate) fn finish(&mut self) {
+        self.counts.principals = self.principals.len() as u64;
+        self.counts.dropped = self.kernel.values().map(|(_, lost)| lost).sum();
+        if self.last.is_some_and(|(_, kind)| kind == Kind::AgentStop) {
+            self.unfinished("though the agent stopped in good order");
+        }
+    }
+
+    fn find(&mut self, seq: u64, what: String) {
+        self.finding_count += 1;
+        if self.findings.len() < FINDING_LIMIT {
+            self.findings.push(Finding { seq, what });
+        }
+    }
+
+    /// Starts and stops.
+    fn order(&mut self, entry: &Entry<'_>) {
+        let stopped = self.last.is_none_or(|(_, kind)| kind == Kind::AgentStop);
+        let pruned = self.last.is_none() && entry.seq > 0;
+        if entry.kind == Kind::AgentStart {
+            self.counts.starts += 1;
+            let said = entry.det.iter().find(|(key, _)| key.as_str() == "end");
+            let clean = said.is_some_and(|(_, end)| end.as_str() == "clean");
+            if clean && !stopped {
+                self.find(entry.seq, "says that the stop before it was clean; it was not".into());
+            }
+            if !stopped {
+                self.counts.unclean += 1;
+            }
+            self.interrupted();
+            // What is left of a budget is read from the ledger at a start.
+            self.balances.clear();
+        } else if stopped && !pruned {
+            self.find(entry.seq, "follows a stop, but is not a start".into());
+        }
+    }
+
+    /// Units that were open when the agent ended: they may be settled later, or never.
+    fn interrupted(&mut self) {
+        self.counts.interrupted += self.open.len() as u64;
+    }
+
+    fn unfinished(&mut self, why: &str) {
+        let mut open: Vec<(u64, String)> = self
+            .open
+            .iter()
+            .filter(|(_, unit)| unit.reserved.is_some())
+            .map(|(awu, unit)| (unit.since, awu.clone()))
+            .collect();
+        open.sort();
+        for (since, awu) in open {
+            self.find(since, format!("unit {awu} was neither reconciled nor released, {why}"));
+        }
+    }
+
+    fn principal(&mut self, entry: &Entry<'_>) {
+        let Some(who) = &entry.who else { return };
+        let Some(number) = who.pseq else {
+            self.counts.unnumbered += 1;
+            return;
+        };
+        let before = self.principals.insert(who.prin.as_str().to_owned(), (number, entry.seq));
+        let pruned = self.first.is_some_and(|first| first > 0);
+        let fits = match (before, who.pprev) {
+            (Some((count, index)), Some(said)) => number == count + 1 && said == index,
+            (None, None) => number == 1,
+            (None, Some(said)) => pruned && self.first.is_some_and(|first| said < first),
+            (Some(_), None) => false,
+        };
+        if !fits {
+            let (count, index) = before.map_or((0, None), |(count, index)| (count, Some(index)));
+            self.find(
+                entry.seq,
+                format!(
+                    "principal `{}`: number {number} after record {:?}; {} after record {index:?} \
+                     was to be expected",
+                    who.prin,
+                    who.pprev,
+                    count + 1
+                ),
+            );
+        }
+    }
+
+    /// The kernel's counters never go back during one boot.
+    fn kernel(&mut self, entry: &Entry<'_>) {
+        let (Some(made), Some(lost)) = (entry.kseq, entry.drops) else { return };
+        let before = self.kernel.get(entry.boot.as_str()).copied().unwrap_or_default();
+        if made < before.0 || lost < before.1 {
+            self.find(
+                entry.seq,
+                format!("the kernel's counters went back from {before:?} to ({made}, {lost})"),
+            );
+        }
+        self.kernel.insert(entry.boot.as_str().to_owned(), (made, lost));
+    }
+
+    /// What does not concern a single unit.
+    fn content(&mut self, entry: &Entry<'_>) {
+        let hashes = entry.det.values().filter(|value| value.as_str().starts_with("sha256:"));
+        let known = |value: &super::entry::Text<'_>| value.as_str().to_owned();
+        match entry.kind {
+            Kind::PolicyLoaded => {
+                self.policies.extend(hashes.map(known));
+                self.policies.extend(entry.dec.iter().map(|dec| dec.bundle.as_str().to_owned()));
+                // Limits may have changed.
+                self.balances.clear();
+            }
+            Kind::PriceLoaded => self.prices.extend(hashes.map(known)),
+            Kind::Override | Kind::ModeChange => self.balances.clear(),
+            Kind::Gap => {
+                self.counts.gaps += 1;
+                if entry.det.iter().any(|(key, _)| key.as_str() == "records") {
+                    self.balances.clear();
+                }
+            }
+            Kind::Witnessed => {
+                let note = entry.det.iter().find(|(key, _)| key.as_str() == "note");
+                if let Some((_, note)) = note {
+                    let note = note.as_str().to_owned();
+                    self.witnessed.push(Witnessed { seq: entry.seq, note });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn unit(&mut self, entry: &Entry<'_>) {
+        let Some(awu) = &entry.awu else { return };
+        let awu = awu.as_str();
+        if self.done.contains(&digest(awu)) {
+            return self.find(entry.seq, format!("unit {awu} was already done"));
+        }
+        let mut unit = self.open.remove(awu).unwrap_or_else(|| {
+            self.counts.units += 1;
+            Unit { since: entry.seq, ..Unit::default() }
+        });
+        let done = match entry.kind {
+            Kind::Decision => self.decision(entry, &mut unit),
+            Kind::Reservation => self.reservation(entry, &mut unit),
+            Kind::Reconciliation => self.reconciliation(entry, &mut unit),
+            Kind::Release => self.release(entry, &mut unit),
+            // A gap or an approval may name the unit that it concerns.
+            _ => false,
+        };
+        if done {
+            self.done.insert(digest(awu));
+        } else {
+            self.open.insert(awu.to_owned(), unit);
+        }
+    }
+
+    fn decision(&mut self, entry: &Entry<'_>, unit: &mut Unit) -> bool {
+        let Some(decided) = &entry.dec else {
+            self.find(entry.seq, "a decision without its result".into());
+            return false;
+        };
+        self.counts.decisions += 1;
+        let result = decided.result.as_str();
+        if unit.result.is_some() {
+            self.find(entry.seq, "the unit was decided before; a decision is final".into());
+        }
+        let stopped = match result {
+            "ALLOWED" | "WARNING" => false,
+            "BLOCKED" | "RATE_LIMITED" => true,
+            other => {
+                self.find(entry.seq, format!("`{other}` is no result"));
+                false
+            }
+        };
+        match &decided.code {
+            Some(_) if result == "ALLOWED" => {
+                self.find(entry.seq, "an allowed unit has a reason".into());
+            }
+            Some(code) if ReasonCode::parse(code.as_str()).is_none() => {
+                self.find(entry.seq, format!("`{code}` is no reason code"));
+            }
+            None if result != "ALLOWED" => {
+                self.find(entry.seq, format!("{result} without a reason"));
+            }
+            _ => {}
+        }
+        let whole = self.first == Some(0);
+        if whole && !self.policies.contains(decided.bundle.as_str()) {
+            let what = format!("the policies {} were never loaded", decided.bundle);
+            self.find(entry.seq, what);
+        }
+        self.counts.blocked += u64::from(stopped);
+        unit.result = Some(result.to_owned());
+        unit.prevented = stopped;
+        // Stopped before anything was reserved: nothing more is to come.
+        stopped && unit.reserved.is_none()
+    }
+
+    fn reservation(&mut self, entry: &Entry<'_>, unit: &mut Unit) -> bool {
+        if unit.reserved.is_some() {
+            self.find(entry.seq, "the unit was reserved for before".into());
+        }
+        unit.reserved = Some(amounts(&entry.bud));
+        for account in by_budget(&entry.bud) {
+            if account.res < 0 {
+                self.find(entry.seq, format!("{} reserved", account.res));
+            }
+            let price = account.price.as_str();
+            if self.first == Some(0) && !self.prices.is_empty() && !self.prices.contains(price) {
+                self.find(entry.seq, format!("the prices {price} were never loaded"));
+            }
+            let left = |before: i64| (before.saturating_sub(account.res).max(0), false);
+            self.balance(entry.seq, &account, left);
+        }
+        false
+    }
+
+    fn reconciliation(&mut self, entry: &Entry<'_>, unit: &mut Unit) -> bool {
+        self.closing(entry, unit);
+        if unit.prevented {
+            self.find(entry.seq, "a stopped unit was reconciled".into());
+        }
+        for account in by_budget(&entry.bud) {
+            if account.act.is_none() && !account.inc {
+                self.find(entry.seq, "neither an actual amount nor marked as incomplete".into());
+            }
+            let back = account.act.map_or(0, |used| account.res.saturating_sub(used));
+            self.balance(entry.seq, &account, |before| back_to(before, back));
+        }
+        true
+    }
+
+    fn release(&mut self, entry: &Entry<'_>, unit: &mut Unit) -> bool {
+        self.closing(entry, unit);
+        for account in by_budget(&entry.bud) {
+            let back = account.res;
+            self.balance(entry.seq, &account, |before| back_to(before, back));
+        }
+        true
+    }
+
+    /// What holds for both ends of a reservation.
+    fn closing(&mut self, entry: &Entry<'_>, unit: &Unit) {
+        let whole = self.first == Some(0);
+        match &unit.reserved {
+            None if whole => self.find(entry.seq, "nothing was reserved for the unit".into()),
+            Some(reserved) if *reserved != amounts(&entry.bud) => {
+                let what = "other amounts than were reserved".to_owned();
+                self.find(entry.seq, what);
+            }
+            _ => {}
+        }
+        if whole && unit.result.is_none() {
+            self.find(entry.seq, "the unit was never decided".into());
+        }
+    }
+
+    /// Compares what is left with what was left before. `expected` gives, for what was left, what has
+    /// to be left now, and whether less is right too: an overdrawn budget shows zero.
+    fn balance(
+        &mut self,
+        seq: u64,
+        account: &Accounted<'_>,
+        expected: impl FnOnce(i64) -> (i64, bool),
+    ) {
+        let (Some(name), Some(left)) = (&account.name, account.rem) else { return };
+        let period = account.period.as_ref().map_or("", |period| period.as_str());
+        let key = (name.as_str().to_owned(), period.to_owned(), account.unit.as_str().to_owned());
+        let now = Balance { left, ledger: account.led };
+        if let Some(before) = self.balances.insert(key, now) {
+            if account.led <= before.ledger {
+                let what = format!("budget `{name}`: ledger change {} again", account.led);
+                self.find(seq, what);
+            }
+            let (expected, or_less) = expected(before.left);
+            if left != expected && !(or_less && (0..=expected).contains(&left)) {
+                let what = format!(
+                    "budget `{name}`: {left} left, but {} before makes it {expected}",
+                    before.left
+                );
+                self.find(seq, what);
+            }
+        }
+    }
+}
+
+/// What is left after `back` came back (or, negative, more was used than reserved).
+fn back_to(before: i64, back: i64) -> (i64, bool) {
+    (before.saturating_add(back).max(0), before == 0)
+}
+
+fn amounts(accounts: &[Accounted<'_>]) -> Vec<(Option<String>, i64)> {
+    let name = |account: &Accounted<'_>| account.name.as_ref().map(|it| it.as_str().to_owned());
+    let mut amounts: Vec<_> = accounts.iter().map(|account| (name(account), account.res)).collect();
+    amounts.sort();
+    amounts
+}
+
+/// The accounts with those of the same budget and period put together.
+fn by_budget<'a>(accounts: &[Accounted<'a>]) -> Vec<Accounted<'a>> {
+    let mut merged: Vec<Accounted<'a>> = Vec::with_capacity(accounts.len());
+    for account in accounts {
+        let same = |other: &&mut Accounted<'_>| {
+            (&other.name, &other.period, &other.unit)
+                == (&account.name, &account.period, &account.unit)
+        };
+        match merged.iter_mut().find(same) {
+            Some(known) => {
+                known.res = known.res.saturating_add(account.res);
+                known.act = match (known.act, account.act) {
+                    (Some(one), Some(other)) => Some(one.saturating_add(other)),
+                    _ => None,
+                };
+                known.rem = account.rem;
+                known.inc |= account.inc;
+            }
+            None => merged.push(account.clone()),
+        }
+    }
+    merged
+}
+
+/// 64 bits of a unit's identity; two of a million units share them once in 37 million logs.
+fn digest(awu: &str) -> u64 {
+    use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+    BuildHasherDefault::<DefaultHasher>::new().hash_one(awu)
+}

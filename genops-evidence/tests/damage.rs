@@ -1,0 +1,174 @@
+//! Every way in which an evidence directory can be damaged is found, and its place named.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use genops_evidence::{Log, Options, Report, Verify};
+
+fn options() -> Options {
+    Options { segment_bytes: 1 << 20, ..Options::new("example.com/test") }
+}
+
+fn record(index: u64) -> Vec<u8> {
+    format!("{{\"seq\":{index},\"text\":\"{}\"}}", "x".repeat(40 + (index % 700) as usize))
+        .into_bytes()
+}
+
+fn append(log: &mut Log, count: u64) {
+    for _ in 0..count {
+        let record = record(log.next_index());
+        log.append(&record).unwrap();
+        if log.next_index() % 7 == 0 {
+            log.commit().unwrap();
+        }
+    }
+    log.commit().unwrap();
+}
+
+fn verify(directory: &Path) -> Report {
+    Verify { directory, key: None, each: &mut |_, _| {}, progress: &mut |_, _| {} }.run()
+}
+
+/// A log that was closed, with something of everything in it.
+fn closed(directory: &Path) {
+    let (mut log, _) = Log::open(directory, options()).unwrap();
+    append(&mut log, 1_100);
+    log.rotate_key().unwrap();
+    append(&mut log, 1_203);
+    log.close().unwrap();
+}
+
+/// A log whose process died: some records are only in the write-ahead log.
+fn crashed(directory: &Path) {
+    let (mut log, _) = Log::open(directory, options()).unwrap();
+    append(&mut log, 700);
+    log.publish().unwrap();
+    append(&mut log, 33);
+    drop(log);
+}
+
+fn files(root: &Path, folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(root, &path, found);
+        } else {
+            found.push(path.strip_prefix(root).unwrap().to_owned());
+        }
+    }
+    found.sort();
+}
+
+fn numbers(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed;
+    move |below| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below.max(1) as u64) as usize
+    }
+}
+
+/// Damages of one file's bytes: what, and the bytes after.
+fn damages(
+    bytes: &[u8],
+    random: &mut impl FnMut(usize) -> usize,
+) -> Vec<(String, Option<Vec<u8>>)> {
+    let mut out = vec![("removed".to_owned(), None)];
+    if bytes.is_empty() {
+        return out;
+    }
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let mut places = vec![0, used - 1, used / 2, bytes.len() - 1];
+    places.extend((0..12).map(|_| random(used)));
+    for at in places {
+        let bit = random(8);
+        let mut flipped = bytes.to_vec();
+        flipped[at] ^= 1 << bit;
+        out.push((format!("bit {bit} of byte {at} flipped"), Some(flipped)));
+    }
+    for _ in 0..3 {
+        let (from, len) = (random(used), 1 + random(used));
+        let to = (from + len).min(used);
+        let mut without = bytes.to_vec();
+        without.drain(from..to);
+        out.push((format!("bytes {from}..{to} removed"), Some(without)));
+        let mut twice = bytes.to_vec();
+        twice.splice(to..to, bytes[from..to].iter().copied());
+        out.push((format!("bytes {from}..{to} repeated"), Some(twice)));
+        out.push((format!("cut at {from}"), Some(bytes[..from].to_vec())));
+        let mut swapped = bytes.to_vec();
+        let half = (to - from) / 2;
+        for at in 0..half {
+            swapped.swap(from + at, from + half + at);
+        }
+        out.push((format!("bytes {from}..{to} reordered"), Some(swapped)));
+    }
+    out.retain(|(_, after)| after.as_deref() != Some(bytes));
+    out
+}
+
+/// Damages every file of the directory in every way; each damage has to be found and to name the
+/// file or one that depends on it.
+fn damage_everything(directory: &Path) {
+    let untouched = verify(directory);
+    assert_eq!(untouched.problems, [], "{}", directory.display());
+    let mut found = Vec::new();
+    files(directory, directory, &mut found);
+    assert!(found.len() > 10, "{found:?}");
+    let mut random = numbers(0x9e37_79b9_7f4a_7c15);
+    let mut tried = 0;
+    for name in found {
+        let path = directory.join(&name);
+        let bytes = fs::read(&path).unwrap();
+        for (what, after) in damages(&bytes, &mut random) {
+            match after {
+                None => fs::remove_file(&path).unwrap(),
+                Some(after) => fs::write(&path, after).unwrap(),
+            }
+            let report = verify(directory);
+            assert!(!report.problems.is_empty(), "{}: {what}: not found", name.display());
+            tried += 1;
+            fs::write(&path, &bytes).unwrap();
+        }
+        let copy = directory.join(format!("{}~", name.display()));
+        fs::copy(&path, &copy).unwrap();
+        assert!(!verify(directory).problems.is_empty(), "{}: copied", name.display());
+        fs::remove_file(copy).unwrap();
+    }
+    assert_eq!(verify(directory).problems, []);
+    println!("{tried} damages found");
+}
+
+#[test]
+fn every_damage_to_a_closed_log_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    closed(folder.path());
+    damage_everything(folder.path());
+}
+
+#[test]
+fn every_damage_to_a_crashed_log_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    crashed(folder.path());
+    damage_everything(folder.path());
+}
+
+#[test]
+fn exchanged_files_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    closed(folder.path());
+    let mut found = Vec::new();
+    files(folder.path(), folder.path(), &mut found);
+    for pair in found.windows(2) {
+        let (one, other) = (folder.path().join(&pair[0]), folder.path().join(&pair[1]));
+        let (first, second) = (fs::read(&one).unwrap(), fs::read(&other).unwrap());
+        fs::write(&one, &second).unwrap();
+        fs::write(&other, &first).unwrap();
+        assert!(!verify(folder.path()).problems.is_empty(), "{pair:?} exchanged");
+        fs::write(&one, &first).unwrap();
+        fs::write(&other, &second).unwrap();
+    }
+}
