@@ -1,1 +1,398 @@
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
 
+use std::fs;
+
+use expect_test::{Expect, expect};
+use genops_governance as governance;
+use genops_governance::{
+    Attribution, AwuId, CaptureLevel, PolicyResult, ProcessKey, ReasonCode, Rung,
+};
+
+use super::check::Checker;
+use super::*;
+
+fn now(ms: u64) -> Now {
+    Now { mono_ns: ms * 1_000_000, unix_ns: (1_795_378_193_000 + ms) * 1_000_000 }
+}
+
+fn blank(ms: u64, kind: RecordKind) -> Record {
+    Record {
+        at: now(ms),
+        kind,
+        awu: None,
+        who: None,
+        what: None,
+        inputs: None,
+        decision: None,
+        accounts: Vec::new(),
+        detail: Vec::new(),
+    }
+}
+
+fn who(principal: &str) -> governance::Who {
+    governance::Who {
+        attribution: Attribution {
+            principal: principal.to_owned(),
+            mapped: true,
+            team: Some("payments".to_owned()),
+            project: Some("refunds".to_owned()),
+            environment: Some("production".to_owned()),
+            accountable: Some("alice@example.com".to_owned()),
+            ..Attribution::default()
+        },
+        process: Some(ProcessKey { pid: 4321, start_ns: 991_231 }),
+        pid: Some(4321),
+        exe: Some("/usr/bin/python3.11".to_owned()),
+        user: Some("svc-refund".to_owned()),
+        systemd_unit: Some("refund.service".to_owned()),
+        container_id: None,
+        pod_uid: None,
+        namespace: None,
+        cgroup: Some("/system.slice/refund.service".to_owned()),
+    }
+}
+
+fn awu(number: u64) -> AwuId {
+    let mut id = AwuId { trace: [0x01; 16], span: number.to_be_bytes() };
+    id.trace[8..].copy_from_slice(&number.to_be_bytes());
+    id
+}
+
+/// Writes units as the engine would, with budgets that add up.
+struct Story {
+    journal: Journal,
+    ms: u64,
+    units: u64,
+    left: i64,
+    ledger: u64,
+}
+
+const POLICY: [u8; 32] = [0xaa; 32];
+const PRICES: [u8; 32] = [0xcc; 32];
+
+impl Story {
+    fn open(directory: &Path) -> Self {
+        let opening =
+            Opening { origin: Some("example.com/genops/test".to_owned()), ..Opening::default() };
+        let (journal, _) = Journal::open(directory, opening, now(0)).unwrap();
+        let units = journal.len() * 1000;
+        let mut story = Self { journal, ms: 1, units, left: 50_000_000_000, ledger: units };
+        for (kind, hash) in [(RecordKind::PolicyLoaded, POLICY), (RecordKind::PriceLoaded, PRICES)]
+        {
+            let detail = vec![("hash", sha256_text(&hash))];
+            story.put(Record { detail, ..blank(story.ms, kind) });
+        }
+        story
+    }
+
+    fn put(&mut self, record: Record) {
+        self.ms += 1;
+        self.journal.record(&record).unwrap();
+    }
+
+    fn account(&mut self, reserved: i64, actual: Option<i64>) -> governance::Accounted {
+        self.ledger += 1;
+        governance::Accounted {
+            budget: Some("payments-daily".to_owned()),
+            period: Some("day".to_owned()),
+            unit: Unit::Usd,
+            reserved,
+            actual,
+            remaining: Some(self.left),
+            incomplete: false,
+            price_hash: PRICES,
+            ledger_sequence: self.ledger,
+        }
+    }
+
+    fn decide(&mut self, principal: &str, reason: Option<ReasonCode>) -> AwuId {
+        self.units += 1;
+        let id = awu(self.units);
+        let result = if reason.is_some() { PolicyResult::Blocked } else { PolicyResult::Allowed };
+        let decision = governance::Decided {
+            result,
+            reason,
+            policy: Some("refund-models".to_owned()),
+            matched: vec!["refund-models".to_owned()],
+            policy_hash: POLICY,
+            epoch: 1,
+            prevented: result == PolicyResult::Blocked,
+        };
+        let what = governance::What {
+            operation: Some("chat".to_owned()),
+            operation_type: "inference",
+            provider: Some("openai".to_owned()),
+            model: Some("gpt-4o-mini".to_owned()),
+            region: None,
+            server: Some("api.openai.com".to_owned()),
+            api: Some("openai.chat"),
+            capture: CaptureLevel::Full,
+            rung: Rung::EgressHold,
+        };
+        let record = Record {
+            awu: Some(id),
+            who: Some(who(principal)),
+            what: Some(what),
+            inputs: Some(governance::Inputs { input_tokens: 1820, ..Default::default() }),
+            decision: Some(decision),
+            ..blank(self.ms, RecordKind::Decision)
+        };
+        self.put(record);
+        id
+    }
+
+    fn allowed(&mut self, principal: &str) {
+        let id = self.decide(principal, None);
+        self.left -= 12_000_000;
+        let accounts = vec![self.account(12_000_000, None)];
+        let at = self.ms;
+        let part = |kind, accounts| Record {
+            awu: Some(id),
+            who: Some(who(principal)),
+            accounts,
+            ..blank(at, kind)
+        };
+        self.put(part(RecordKind::Reservation, accounts));
+        self.left += 12_000_000 - 3_000_000;
+        let accounts = vec![self.account(12_000_000, Some(3_000_000))];
+        self.put(part(RecordKind::Reconciliation, accounts));
+    }
+
+    fn blocked(&mut self, principal: &str) {
+        self.decide(principal, Some(ReasonCode::PolicyDenyModel));
+    }
+
+    fn run(&mut self, units: u64) {
+        for unit in 0..units {
+            let principal = ["refund-bot", "chat", "search"][(unit % 3) as usize];
+            if unit % 5 == 4 {
+                self.blocked(principal)
+            } else {
+                self.allowed(principal)
+            }
+            if unit % 4 == 0 {
+                self.journal.commit().unwrap();
+            }
+        }
+        self.journal.commit().unwrap();
+    }
+}
+
+/// Checks what the records in `directory` say among themselves.
+fn check(directory: &Path) -> Checker {
+    let mut checker = Checker::default();
+    let report = genops_evidence::Verify {
+        directory,
+        key: None,
+        each: &mut |index, record| checker.record(index, record),
+        progress: &mut |_, _| {},
+    }
+    .run();
+    assert_eq!(report.problems, []);
+    checker.finish();
+    checker
+}
+
+/// Checks the records of a run of two units after `change` was made to their text.
+#[track_caller]
+fn check_changed(change: impl Fn(u64, String) -> Option<String>, expected: Expect) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut story = Story::open(folder.path());
+    story.run(5);
+    story.journal.close(now(99)).unwrap();
+    let mut checker = Checker::default();
+    let directory = Directory::new(folder.path());
+    let size = directory.checkpoint().unwrap().head.size;
+    let mut index = 0;
+    directory
+        .records(0, size, |number, record| {
+            let text = String::from_utf8(record.to_vec()).unwrap();
+            if let Some(text) = change(number, text) {
+                checker.record(index, text.as_bytes());
+                index += 1;
+            }
+        })
+        .unwrap();
+    checker.finish();
+    let found: String = checker
+        .findings
+        .iter()
+        .map(|finding| format!("{}: {}\n", finding.seq, finding.what))
+        .collect();
+    expected.assert_eq(&found);
+}
+
+#[test]
+fn a_record_is_compact_json_in_a_fixed_order_with_integers_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut story = Story::open(folder.path());
+    story.allowed("refund-bot");
+    let boot = story.journal.boot.clone();
+    let size = story.journal.close(now(10)).unwrap().head.size;
+    let directory = Directory::new(folder.path());
+    let mut text = String::new();
+    directory
+        .records(3, size, |index, record| {
+            if index > 5 {
+                return;
+            }
+            text.push_str(&String::from_utf8_lossy(record).replace(&boot, "0"));
+            text.push('\n');
+        })
+        .unwrap();
+    // The human's digest is keyed, so it differs in every run.
+    let human = text.find("\"human\":\"").unwrap() + 9;
+    let digest = text[human..].split('"').next().unwrap().to_owned();
+    assert!(digest.starts_with("h:20779:") && digest.len() == 8 + 64, "{digest}");
+    let text = text.replace(&digest, "h:..");
+    expect![[r#"
+        {"v":1,"seq":3,"t":1795378193003000000,"mono":3000000,"boot":"0","type":"decision","awu":"010101010101010100000000000003e9-00000000000003e9","who":{"prin":"refund-bot","pseq":1,"mapped":true,"team":"payments","proj":"refunds","env":"production","human":"h:..","pid":4321,"start":991231,"exe":"/usr/bin/python3.11","user":"svc-refund","unit":"refund.service","cg":"/system.slice/refund.service"},"what":{"op":"chat","type":"inference","prov":"openai","model":"gpt-4o-mini","server":"api.openai.com","api":"openai.chat","conf":"full","rung":"egress_hold"},"in":{"tok_in":1820,"tok_out":0,"bytes":0,"whole":false},"dec":{"result":"ALLOWED","policy":"refund-models","matched":["refund-models"],"bundle":"sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","epoch":1}}
+        {"v":1,"seq":4,"t":1795378193004000000,"mono":4000000,"boot":"0","type":"reservation","awu":"010101010101010100000000000003e9-00000000000003e9","who":{"prin":"refund-bot","pseq":2,"pprev":3,"mapped":true,"team":"payments","proj":"refunds","env":"production","human":"h:..","pid":4321,"start":991231,"exe":"/usr/bin/python3.11","user":"svc-refund","unit":"refund.service","cg":"/system.slice/refund.service"},"bud":[{"name":"payments-daily","period":"day","unit":"nUSD","res":12000000,"rem":49988000000,"price":"sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc","led":1001}]}
+        {"v":1,"seq":5,"t":1795378193004000000,"mono":4000000,"boot":"0","type":"reconciliation","awu":"010101010101010100000000000003e9-00000000000003e9","who":{"prin":"refund-bot","pseq":3,"pprev":4,"mapped":true,"team":"payments","proj":"refunds","env":"production","human":"h:..","pid":4321,"start":991231,"exe":"/usr/bin/python3.11","user":"svc-refund","unit":"refund.service","cg":"/system.slice/refund.service"},"bud":[{"name":"payments-daily","period":"day","unit":"nUSD","res":12000000,"act":3000000,"rem":49997000000,"price":"sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc","led":1002}]}
+    "#]]
+    .assert_eq(&text);
+}
+
+#[test]
+fn a_run_holds_and_goes_on_after_a_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let mut story = Story::open(folder.path());
+        story.run(100);
+        story.journal.close(now(5_000)).unwrap();
+    }
+    let checker = check(folder.path());
+    assert_eq!(checker.findings, []);
+    assert_eq!(checker.counts.units, 200);
+    assert_eq!(checker.counts.blocked, 40);
+    assert_eq!(checker.counts.principals, 3);
+    assert_eq!((checker.counts.starts, checker.counts.unclean), (2, 0));
+}
+
+#[test]
+fn a_start_finds_the_principals_numbers_without_reading_the_whole_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut story = Story::open(folder.path());
+    story.run(7_000);
+    story.journal.tick(story.journal_now()).unwrap();
+    story.run(500);
+    let heads = story.journal.heads.clone();
+    story.journal.commit().unwrap();
+    drop(story);
+    let story = Story::open(folder.path());
+    assert!(story.journal.listed > 0);
+    assert_eq!(story.journal.heads, heads);
+    story.journal.close(now(9_000)).unwrap();
+    let checker = check(folder.path());
+    assert_eq!(checker.findings, []);
+    assert_eq!((checker.counts.starts, checker.counts.unclean), (2, 1));
+}
+
+impl Story {
+    fn journal_now(&self) -> Now {
+        now(self.ms)
+    }
+}
+
+#[test]
+fn a_long_text_is_cut_and_said_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut story = Story::open(folder.path());
+    let mut record = blank(5, RecordKind::Decision);
+    record.detail = vec![("name", "\u{1}é".repeat(40_000))];
+    record.who = Some(who(&"p".repeat(70_000)));
+    story.put(record);
+    let directory = Directory::new(folder.path());
+    let size = story.journal.close(now(9)).unwrap().head.size;
+    let mut found = 0;
+    directory
+        .records(0, size, |_, record| {
+            let entry: Entry<'_> = serde_json::from_slice(record).unwrap();
+            found += u64::from(entry.cut);
+        })
+        .unwrap();
+    assert_eq!(found, 1);
+}
+
+#[test]
+fn nothing_that_names_a_human_is_in_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut story = Story::open(folder.path());
+    story.run(10);
+    story.journal.close(now(9)).unwrap();
+    for bundle in fs::read_dir(folder.path().join("tile/entries/000.p")).unwrap() {
+        let bytes = fs::read(bundle.unwrap().path()).unwrap();
+        assert!(!bytes.windows(5).any(|window| window == b"alice"));
+    }
+}
+
+#[test]
+fn untouched_records_hold() {
+    check_changed(|_, text| Some(text), expect![""]);
+}
+
+#[test]
+fn a_missing_record_is_a_gap_in_three_counters() {
+    check_changed(
+        |number, text| (number != 4).then_some(text),
+        expect![[r#"
+            4: says that it is number 5
+            5: principal `refund-bot`: number 3 after record Some(4); 2 after record Some(3) was to be expected
+            5: nothing was reserved for the unit
+            5: says that it is number 6
+            6: says that it is number 7
+            7: says that it is number 8
+            8: says that it is number 9
+            9: says that it is number 10
+            10: says that it is number 11
+            11: says that it is number 12
+            12: says that it is number 13
+            13: says that it is number 14
+            14: says that it is number 15
+            15: says that it is number 16
+            16: says that it is number 17
+        "#]],
+    );
+}
+
+#[test]
+fn money_that_does_not_add_up_is_found() {
+    check_changed(
+        |_, text| Some(text.replace("\"rem\":49997000000", "\"rem\":49999000000")),
+        expect![[r#"
+            5: budget `payments-daily`: 49999000000 left, but 49988000000 before makes it 49997000000
+            7: budget `payments-daily`: 49985000000 left, but 49999000000 before makes it 49987000000
+        "#]],
+    );
+}
+
+#[test]
+fn a_decision_by_unknown_policies_is_found() {
+    check_changed(
+        |number, text| {
+            Some(if number == 3 { text.replace("sha256:aa", "sha256:ab") } else { text })
+        },
+        expect![[r#"
+            3: the policies sha256:abaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa were never loaded
+        "#]],
+    );
+}
+
+#[test]
+fn a_refusal_without_a_reason_and_an_allowance_with_one_are_found() {
+    check_changed(
+        |_, text| {
+            Some(
+                text.replace(",\"code\":\"POLICY_DENY_MODEL\"", "")
+                    .replace("\"ALLOWED\"", "\"ALLOWED\",\"code\":\"BUDGET_EXCEEDED\""),
+            )
+        },
+        expect![[r#"
+            3: an allowed unit has a reason
+            6: an allowed unit has a reason
+            9: an allowed unit has a reason
+            12: an allowed unit has a reason
+            15: BLOCKED without a reason
+        "#]],
+    );
+}
