@@ -7,6 +7,7 @@ mod calls;
 mod death;
 mod denial;
 mod elsewhere;
+mod evidence;
 mod hostile;
 mod load;
 mod privilege;

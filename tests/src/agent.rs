@@ -89,9 +89,7 @@ impl Agent {
             }
         };
         command.args(["run".as_ref(), "--config".as_ref(), config.as_os_str()]);
-        if !launch.readable {
-            command.args(["--output", "json"]);
-        }
+        command.args(["--output", if launch.readable { "table" } else { "json" }]);
         command.args(&launch.arguments).stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(File::create(scratch.join("stderr"))?);
         let started = Instant::now();

@@ -15,8 +15,14 @@ use anyhow::{Context as _, bail, ensure};
 use crate::{steps, workspace};
 
 /// Debian 12's packages for the kernel programs.
-const DEBIAN_BPF: &[&str] =
-    &["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22", "llvm-22-dev"];
+const DEBIAN_BPF: &[&str] = &[
+    "rustc-web",
+    "cargo-web",
+    "rust-web-clippy",
+    "libstd-rust-web-dev-bpf",
+    "llvm-22",
+    "llvm-22-dev",
+];
 /// Debian's packages for everything else that is compiled.
 const DEBIAN_BUILD: &[&str] = &["gcc", "g++", "libc6-dev", "make", "pkg-config"];
 /// Debian's packages for the clients and peers of the tests and the demo.

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::ensure;
 
+use crate::setup::Toolchain;
 use crate::steps::{self, Outcome};
 use crate::{fuzz, licences, setup, tidy, workspace};
 
@@ -28,6 +29,7 @@ impl Test {
         setup::clients()?;
         let mut tally = Tally::default();
         fast(&mut tally);
+        kernel_lints(&mut tally, &toolchain);
         if self.no_fuzz {
             tally.skip("fuzzing", "--no-fuzz was given");
         } else {
@@ -78,6 +80,39 @@ fn fast(tally: &mut Tally) {
         "--show-output",
     ]);
     tally.tests("tests that need no kernel", &mut unit);
+}
+
+/// Clippy on the programs that run in the kernel, for their own target.
+fn kernel_lints(tally: &mut Tally, toolchain: &Toolchain) {
+    let what = "lints of the kernel programs";
+    if !setup::works("rustup", &["run", &toolchain.name, "cargo", "clippy", "-V"]) {
+        return tally.skip(what, &format!("the toolchain `{}` has no clippy", toolchain.name));
+    }
+    let mut clippy = Command::new("rustup");
+    clippy.args([
+        "run",
+        &toolchain.name,
+        "cargo",
+        "clippy",
+        "--locked",
+        "--package",
+        "genops-ebpf",
+        "--bins",
+    ]);
+    clippy
+        .args(["--release", "--target", "bpfel-unknown-none"])
+        .arg("--target-dir")
+        .arg(workspace::target().join("bpf-lints"));
+    if toolchain.name == "nightly" {
+        clippy.args(["-Z", "build-std=core"]);
+    }
+    // The cargo that started us must not choose the compiler.
+    for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "AYA_BUILD_SKIP"] {
+        clippy.env_remove(variable);
+    }
+    let architecture = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
+    clippy.env("CARGO_ENCODED_RUSTFLAGS", architecture).current_dir(workspace::root());
+    tally.command(what, clippy.args(["--", "--deny", "warnings"]));
 }
 
 fn fuzz_all(tally: &mut Tally) {

@@ -184,7 +184,7 @@ impl Source {
                     .push(self.at(number, "`unsafe` belongs into the two kernel crates only"));
             }
         }
-        let is_tests = self.path.ends_with("/tests.rs");
+        let is_tests = self.path.ends_with("tests.rs");
         if !is_tests && !self.text.starts_with("//!") && !self.text.starts_with("#!") {
             complaints.push(self.at(0, "a module starts by saying what it does and does not"));
         }
