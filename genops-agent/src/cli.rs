@@ -13,7 +13,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::commands::{check, doctor, run};
 use crate::config::LoadError;
-use crate::{record, replay};
+use crate::{evidence, record, replay, top};
 
 /// Governs the AI calls of a host's unmodified programs.
 ///
@@ -33,6 +33,12 @@ enum Command {
     Doctor(doctor::Doctor),
     Record(record::Record),
     Replay(replay::Replay),
+    #[command(
+        subcommand,
+        after_help = "Example: genops-agent evidence verify /var/lib/genops/evidence"
+    )]
+    Evidence(evidence::Command),
+    Top(top::Top),
 }
 
 /// How a result is printed where a script may read it.
@@ -62,6 +68,11 @@ pub(crate) fn main() -> ExitCode {
         Command::Doctor(it) => it.run(),
         Command::Record(it) => it.run(),
         Command::Replay(it) => it.run(),
+        Command::Evidence(it) => match it.run() {
+            Ok(code) => return code,
+            Err(error) => Err(Failure::unreadable(error)),
+        },
+        Command::Top(it) => it.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -163,16 +174,15 @@ mod tests {
 
     #[test]
     fn every_subcommand_says_what_it_does_and_shows_an_example() {
-        fn check(command: &clap::Command) {
-            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
-                let name = sub.get_name();
-                assert!(sub.get_about().is_some(), "`{name}` does not say what it does");
-                let example = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-                let nested = sub.get_subcommands().next().is_some();
-                assert!(nested || example.contains("genops-agent"), "`{name}` has no example");
-                check(sub);
+        for sub in Cli::command().get_subcommands() {
+            let name = sub.get_name();
+            assert!(sub.get_about().is_some(), "`{name}` does not say what it does");
+            for nested in sub.get_subcommands() {
+                let under = nested.get_name();
+                assert!(nested.get_about().is_some(), "`{name} {under}` does not say what it does");
             }
+            let example = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(example.contains(&format!("genops-agent {name}")), "`{name}` has no example");
         }
-        check(&Cli::command());
     }
 }

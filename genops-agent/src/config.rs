@@ -31,6 +31,9 @@ pub(crate) use headers::Headers;
 /// Longest configuration or policy file, in bytes.
 const FILE_LIMIT: u64 = 8 << 20;
 
+/// Said where content was asked for.
+const NO_CONTENT: &str = "evidence.content: this version keeps no content, as with `none`; digests and texts are not written";
+
 /// Most Cedar files taken from `policy_files`, directories included.
 const POLICY_FILE_LIMIT: usize = 10_000;
 
@@ -107,6 +110,10 @@ pub(crate) struct Evidence {
     pub(crate) content: Content,
     /// What happens when it cannot be written.
     pub(crate) on_failure: OnFailure,
+    /// Identity of a new log; `None`: made from the host.
+    pub(crate) origin: Option<String>,
+    /// Secret key to sign with, given from outside; `None`: the log's own.
+    pub(crate) key_file: Option<PathBuf>,
 }
 
 /// How much is read from the kernel.
@@ -262,7 +269,10 @@ impl Config {
         let settings = Settings::compile(&sections)
             .map_err(|error| LoadError::Invalid(lines.place(&place, text, &error.faults)))?;
         warnings.extend(oddities(&sections, on_timeout));
-        let evidence = evidence.settle();
+        let evidence = evidence.settle(path);
+        if evidence.content != Content::None {
+            warnings.push(NO_CONTENT.to_owned());
+        }
         Ok(Self {
             environment,
             mode,
@@ -361,6 +371,8 @@ struct EvidenceFile {
     directory: Option<PathBuf>,
     content: Content,
     on_failure: OnFailure,
+    origin: Option<String>,
+    key_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -416,10 +428,11 @@ impl CaptureFile {
 }
 
 impl EvidenceFile {
-    fn settle(self) -> Evidence {
-        let Self { directory, content, on_failure } = self;
+    fn settle(self, config: &Path) -> Evidence {
+        let Self { directory, content, on_failure, origin, key_file } = self;
         let directory = directory.unwrap_or_else(|| "/var/lib/genops/evidence".into());
-        Evidence { directory, content, on_failure }
+        let key_file = key_file.map(|file| config.parent().unwrap_or(Path::new("")).join(file));
+        Evidence { directory, content, on_failure, origin, key_file }
     }
 }
 

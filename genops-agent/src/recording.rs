@@ -296,7 +296,6 @@ pub(crate) struct RecordingError {
     /// Counted from 1.
     pub(crate) line: u64,
     /// What is wrong with it.
-    #[source]
     pub(crate) fault: Fault,
 }
 

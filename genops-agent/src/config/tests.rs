@@ -96,6 +96,8 @@ fn without_a_file_everything_has_its_documented_default() {
                 directory: "/var/lib/genops/evidence",
                 content: None,
                 on_failure: Block,
+                origin: None,
+                key_file: None,
             },
             Capture {
                 message_limit_bytes: 4194304,
@@ -137,7 +139,9 @@ fn an_unknown_key_names_the_nearest_known_one() {
     );
     check(
         "evidence: {dir: /x}\n",
-        &expect!["agent.yaml:1: `dir` is not a key here; did you mean `directory`?"],
+        &expect![
+            "agent.yaml:1: `dir` is not a key here; the nearest is `origin`, known are directory, content, on_failure, origin, key_file"
+        ],
     );
     check(
         "capture: {zzzz: 1}\n",
