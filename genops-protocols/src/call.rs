@@ -179,8 +179,6 @@ pub struct Call {
     pub max_output_tokens: Option<u64>,
     /// Number of choices asked for.
     pub choices: Option<u64>,
-    /// Number of inputs of an embedding, rerank or moderation request.
-    pub inputs: Option<u64>,
     /// Further parameters of the request.
     pub params: RequestParams,
     /// Tokens used.
@@ -209,6 +207,43 @@ pub struct Call {
     pub mcp: Option<McpCall>,
 }
 
+impl Call {
+    /// Bytes of memory its strings hold.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let optional = [
+            &self.server_address,
+            &self.method,
+            &self.path,
+            &self.provider,
+            &self.operation,
+            &self.request_model,
+            &self.response_model,
+            &self.response_id,
+            &self.error_type,
+            &self.region,
+            &self.conversation_id,
+            &self.response_status,
+            &self.service_tier,
+            &self.system_fingerprint,
+            &self.params.reasoning_level,
+            &self.params.previous_response_id,
+            &self.params.service_tier,
+        ];
+        let lists = [
+            &self.finish_reasons,
+            &self.tool_calls,
+            &self.server_tool_calls,
+            &self.params.stop_sequences,
+            &self.params.encoding_formats,
+        ];
+        let strings = optional.into_iter().flatten().map(String::capacity).sum::<usize>();
+        let listed = |list: &Vec<String>| {
+            list.iter().map(|it| it.capacity() + size_of::<String>()).sum::<usize>()
+        };
+        strings + lists.into_iter().map(listed).sum::<usize>()
+    }
+}
+
 /// A finished exchange: the call with everything known.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exchange {
@@ -221,9 +256,11 @@ pub struct Exchange {
 /// The text of one request: pieces in order, bounded.
 #[derive(Clone, Default)]
 pub(crate) struct Texts {
-    text: String,
-    /// Where each finished or begun piece starts in `text`.
+    /// Every finished piece is valid UTF-8.
+    text: Vec<u8>,
+    /// Where each piece starts in `text`.
     starts: Vec<u32>,
+    open: bool,
     dropped_bytes: u64,
     limit: usize,
 }
@@ -237,27 +274,45 @@ impl Texts {
     }
 
     pub(crate) fn begin(&mut self) {
+        self.end();
+        self.open = true;
         if self.starts.len() < Self::PIECE_LIMIT {
             self.starts.push(u32::try_from(self.text.len()).unwrap_or(u32::MAX));
         }
     }
 
-    pub(crate) fn push(&mut self, piece: &str) {
+    /// Adds to the piece begun last; may be cut within a character.
+    pub(crate) fn push(&mut self, piece: &[u8]) {
         let room = self.limit.saturating_sub(self.text.len());
-        let mut keep = piece.len().min(room);
-        while !piece.is_char_boundary(keep) {
-            keep -= 1;
-        }
-        let (kept, dropped) = piece.split_at_checked(keep).unwrap_or(("", piece));
-        self.text.push_str(kept);
+        let (kept, dropped) = piece.split_at_checked(room).unwrap_or((piece, &[]));
+        self.text.extend_from_slice(kept);
         self.dropped_bytes += dropped.len() as u64;
+    }
+
+    /// Ends the piece begun last.
+    pub(crate) fn end(&mut self) {
+        if !std::mem::take(&mut self.open) {
+            return;
+        }
+        let start = self.starts.last().map_or(0, |&start| start as usize);
+        let Some(piece) = self.text.get(start..) else { return };
+        if let Err(error) = std::str::from_utf8(piece) {
+            if error.error_len().is_none() && self.dropped_bytes > 0 {
+                self.text.truncate(start + error.valid_up_to());
+                return;
+            }
+            let mended = String::from_utf8_lossy(piece).into_owned();
+            self.text.truncate(start);
+            self.text.extend_from_slice(mended.as_bytes());
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
         let ends = self.starts.iter().skip(1).copied().chain([u32::MAX]);
         self.starts.iter().zip(ends).filter_map(|(&start, end)| {
             let end = (end as usize).min(self.text.len());
-            self.text.get(start as usize..end).filter(|piece| !piece.is_empty())
+            let piece = self.text.get(start as usize..end)?;
+            std::str::from_utf8(piece).ok().filter(|piece| !piece.is_empty())
         })
     }
 
@@ -267,11 +322,6 @@ impl Texts {
 
     pub(crate) fn memory_bytes(&self) -> usize {
         self.text.capacity() + self.starts.capacity() * size_of::<u32>()
-    }
-
-    /// Frees everything: the request was decided.
-    pub(crate) fn clear(&mut self) {
-        *self = Self::new(self.limit);
     }
 }
 

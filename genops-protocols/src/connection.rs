@@ -1,11 +1,18 @@
 //! One connection: bytes of both directions in, calls out.
+//!
+//! Finds out what is spoken and hands the bytes to who reads it. A connection on which this host
+//! is the server is recognised by its first bytes and left alone.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::call::{Direction, Egress, Sink};
+use crate::call::{Call, Direction, Egress, OpenRequest, Sink};
+use crate::exchange::Context;
 use crate::hosts::Hosts;
+use crate::http1::{self, Http1, Upgrade};
+use crate::http2::{self, Http2};
+use crate::stream::Position;
 
 /// What is known of a connection when decoding starts. All may come later.
 #[derive(Clone, Debug)]
@@ -25,25 +32,69 @@ impl Default for ConnectionFacts {
     }
 }
 
+/// What the connection speaks.
+#[derive(Debug)]
+enum Protocol {
+    /// Not known yet: the first bytes of both directions.
+    Undecided {
+        egress: Vec<u8>,
+        ingress: Vec<u8>,
+    },
+    Http1(Box<Http1>),
+    Http2(Box<Http2>),
+    /// Nothing that is read here.
+    Opaque,
+}
+
 /// Decodes one connection.
 pub struct Connection {
-    facts: ConnectionFacts,
-    hosts: Arc<Hosts>,
-    egress: u64,
-    ingress: u64,
+    context: Context,
+    from_start: bool,
+    egress: Position,
+    ingress: Position,
+    protocol: Protocol,
+    /// What is known of a request of which only a part of the head was seen: nothing.
+    unknown: Call,
 }
 
 impl Connection {
+    /// Default of [`Self::with_text_limit`], in bytes.
+    pub const TEXT_LIMIT: usize = 4 << 20;
+
+    /// Most bytes of memory a connection holds, beside what is retained because it is wanted (the
+    /// calls, their texts) and the windows of decompressors.
+    pub const MEMORY_LIMIT: usize = 64 << 10;
+
+    /// First bytes looked at to find the protocol: a preface of HTTP/2, or two frame heads.
+    const SNIFF_BYTES: usize = 24;
+
     /// Begins a connection of which nothing was read yet.
     #[must_use]
     pub fn new(facts: ConnectionFacts, hosts: Arc<Hosts>) -> Self {
-        Self { facts, hosts, egress: 0, ingress: 0 }
+        let ConnectionFacts { server_name, remote, from_start } = facts;
+        Self {
+            context: Context { hosts, server_name, remote, text_limit: Self::TEXT_LIMIT },
+            from_start,
+            egress: Position::default(),
+            ingress: Position::default(),
+            protocol: Protocol::Undecided { egress: Vec::new(), ingress: Vec::new() },
+            unknown: Call { request_seen: true, ..Call::default() },
+        }
+    }
+
+    /// Sets how many bytes of text are kept for content policy, a request.
+    #[must_use]
+    pub fn with_text_limit(mut self, bytes: usize) -> Self {
+        self.context.text_limit = bytes;
+        self
     }
 
     /// Takes a server name or address that became known later.
     pub fn learn(&mut self, facts: ConnectionFacts) {
-        self.facts.server_name = facts.server_name.or(self.facts.server_name.take());
-        self.facts.remote = facts.remote.or(self.facts.remote);
+        let ConnectionFacts { server_name, remote, from_start: _ } = facts;
+        let Context { server_name: known_name, remote: known_remote, .. } = &mut self.context;
+        *known_name = server_name.or(known_name.take());
+        *known_remote = remote.or(*known_remote);
     }
 
     /// Takes bytes at a stream position: 0 is the first byte of that direction. What was seen
@@ -56,20 +107,18 @@ impl Connection {
         bytes: &[u8],
         sink: &mut dyn Sink,
     ) {
-        let position = match direction {
-            Direction::Egress => &mut self.egress,
-            Direction::Ingress => &mut self.ingress,
-        };
-        *position = (*position).max(offset.saturating_add(bytes.len() as u64));
-        let (_, _) = (at_ns, sink);
+        let piece = self.position(direction).take(offset, bytes);
+        if piece.gap > 0 {
+            self.lost(at_ns, direction, piece.start, Some(piece.gap), sink);
+        }
+        if !piece.bytes.is_empty() {
+            self.read(at_ns, direction, piece.start, piece.bytes, sink);
+        }
     }
 
     /// Takes the next bytes in order.
     pub fn data(&mut self, at_ns: u64, direction: Direction, bytes: &[u8], sink: &mut dyn Sink) {
-        let offset = match direction {
-            Direction::Egress => self.egress,
-            Direction::Ingress => self.ingress,
-        };
+        let offset = self.position(direction).next();
         self.data_at(at_ns, direction, offset, bytes, sink);
     }
 
@@ -81,29 +130,252 @@ impl Connection {
         bytes: Option<u64>,
         sink: &mut dyn Sink,
     ) {
-        let (_, _, _, _) = (at_ns, direction, bytes, sink);
+        self.position(direction).skip(bytes.unwrap_or(0));
+        let at = self.position(direction).next();
+        self.lost(at_ns, direction, at, bytes, sink);
     }
 
     /// No more bytes will come.
     pub fn close(&mut self, at_ns: u64, sink: &mut dyn Sink) {
-        let (_, _) = (at_ns, sink);
+        let at = self.egress.next();
+        match std::mem::replace(&mut self.protocol, Protocol::Opaque) {
+            Protocol::Http1(mut http1) => http1.close(at_ns, at, sink),
+            Protocol::Http2(mut http2) => http2.close(at_ns, at, sink),
+            Protocol::Undecided { .. } | Protocol::Opaque => {}
+        }
     }
 
     /// How far egress was read.
     #[must_use]
     pub fn egress(&self) -> Egress<'_> {
-        Egress { received: self.egress, open: None }
+        let partial = |start: Option<u64>, exchange: u64| {
+            start.map(|start| OpenRequest { exchange, start, call: &self.unknown, body_bytes: 0 })
+        };
+        let open = match &self.protocol {
+            Protocol::Undecided { egress, .. } if self.from_start => {
+                let start = self.egress.next() - egress.len() as u64;
+                partial((!egress.is_empty()).then_some(start), 0)
+            }
+            Protocol::Http1(http1) => {
+                http1.open().or_else(|| partial(http1.partial_head(), http1.next_exchange()))
+            }
+            Protocol::Http2(http2) => {
+                http2.open().or_else(|| partial(http2.partial_frame(), http2.next_exchange()))
+            }
+            Protocol::Undecided { .. } | Protocol::Opaque => None,
+        };
+        Egress { received: self.egress.next(), open }
     }
 
     /// Bytes of memory this connection holds.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + Arc::strong_count(&self.hosts).min(0)
+        let protocol = match &self.protocol {
+            Protocol::Undecided { egress, ingress } => egress.capacity() + ingress.capacity(),
+            Protocol::Http1(http1) => size_of::<Http1>() + http1.memory_bytes(),
+            Protocol::Http2(http2) => size_of::<Http2>() + http2.memory_bytes(),
+            Protocol::Opaque => 0,
+        };
+        size_of::<Self>() + protocol
+    }
+
+    /// Bytes of [`Self::memory_bytes`] that are retained because they are wanted: calls, texts.
+    #[must_use]
+    pub fn retained_bytes(&self) -> usize {
+        match &self.protocol {
+            Protocol::Http1(http1) => http1.retained_bytes(),
+            Protocol::Http2(http2) => http2.retained_bytes(),
+            Protocol::Undecided { .. } | Protocol::Opaque => 0,
+        }
+    }
+
+    fn position(&mut self, direction: Direction) -> &mut Position {
+        match direction {
+            Direction::Egress => &mut self.egress,
+            Direction::Ingress => &mut self.ingress,
+        }
+    }
+
+    fn read(
+        &mut self,
+        at_ns: u64,
+        direction: Direction,
+        start: u64,
+        bytes: &[u8],
+        sink: &mut dyn Sink,
+    ) {
+        let context = &self.context;
+        let used = match &mut self.protocol {
+            Protocol::Opaque => return,
+            Protocol::Undecided { .. } => return self.sniff(at_ns, direction, start, bytes, sink),
+            Protocol::Http1(http1) => http1.data(at_ns, direction, start, bytes, context, sink),
+            Protocol::Http2(http2) => {
+                if http2.data(at_ns, direction, start, bytes, context, sink) == http2::Role::Server
+                {
+                    self.protocol = Protocol::Opaque;
+                }
+                return;
+            }
+        };
+        self.upgrade();
+        if let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty()) {
+            self.read(at_ns, direction, start + used as u64, rest, sink);
+        }
+    }
+
+    fn upgrade(&mut self) {
+        let Protocol::Http1(http1) = &mut self.protocol else { return };
+        let next_exchange = http1.next_exchange();
+        self.protocol = match http1.take_upgrade() {
+            Upgrade::None => return,
+            Upgrade::Opaque => Protocol::Opaque,
+            Upgrade::WebSocket(_) => Protocol::Opaque,
+            Upgrade::Http2(transaction) => {
+                Protocol::Http2(Box::new(Http2::upgraded(*transaction, next_exchange)))
+            }
+        };
+    }
+
+    /// Gathers first bytes until they say what is spoken.
+    fn sniff(
+        &mut self,
+        at_ns: u64,
+        direction: Direction,
+        start: u64,
+        bytes: &[u8],
+        sink: &mut dyn Sink,
+    ) {
+        let Protocol::Undecided { egress, ingress } = &mut self.protocol else { return };
+        let held = match direction {
+            Direction::Egress => &mut *egress,
+            Direction::Ingress => &mut *ingress,
+        };
+        let before = held.len();
+        let room = Self::SNIFF_BYTES.saturating_sub(before);
+        held.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+        let verdict = match direction {
+            Direction::Egress => spoken_by_client(held, self.from_start),
+            Direction::Ingress => spoken_by_server(held, self.from_start),
+        };
+        let Some(verdict) = verdict else { return };
+        let (egress, ingress) = (std::mem::take(egress), std::mem::take(ingress));
+        self.protocol = match verdict {
+            Spoken::Http1 => Protocol::Http1(Box::new(Http1::new(self.from_start))),
+            Spoken::Http2 => Protocol::Http2(Box::new(Http2::new(self.from_start))),
+            Spoken::Unknown => Protocol::Opaque,
+        };
+        let (own, other) = match direction {
+            Direction::Egress => (egress, (Direction::Ingress, ingress)),
+            Direction::Ingress => (ingress, (Direction::Egress, egress)),
+        };
+        let (other_direction, other) = other;
+        if !other.is_empty() {
+            let position = self.position(other_direction).next() - other.len() as u64;
+            self.read(at_ns, other_direction, position, &other, sink);
+        }
+        let earlier = own.get(..before).unwrap_or_default();
+        if !earlier.is_empty() {
+            self.read(at_ns, direction, start - before as u64, earlier, sink);
+        }
+        self.read(at_ns, direction, start, bytes, sink);
+    }
+
+    fn lost(
+        &mut self,
+        at_ns: u64,
+        direction: Direction,
+        at: u64,
+        bytes: Option<u64>,
+        sink: &mut dyn Sink,
+    ) {
+        match &mut self.protocol {
+            Protocol::Undecided { egress, ingress } => {
+                self.from_start = false;
+                match direction {
+                    Direction::Egress => egress.clear(),
+                    Direction::Ingress => ingress.clear(),
+                }
+            }
+            Protocol::Http1(http1) => http1.gap(at_ns, direction, at, bytes, sink),
+            Protocol::Http2(http2) => {
+                http2.gap(at_ns, direction, at, bytes, &self.context, sink);
+            }
+            Protocol::Opaque => {}
+        }
     }
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("server_name", &self.context.server_name)
+            .field("remote", &self.context.remote)
+            .field("egress", &self.egress.next())
+            .field("ingress", &self.ingress.next())
+            .finish_non_exhaustive()
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spoken {
+    Http1,
+    Http2,
+    Unknown,
+}
+
+/// What the first bytes of egress say, if this host is the client. `None`: more are needed.
+fn spoken_by_client(bytes: &[u8], from_start: bool) -> Option<Spoken> {
+    // A client may send empty lines before its request.
+    let text = bytes.trim_ascii_start();
+    if http1::is_request_start(text) {
+        return Some(Spoken::Http1);
+    }
+    if bytes.starts_with(http2::PREFACE) {
+        return Some(Spoken::Http2);
+    }
+    let enough = bytes.len() >= Connection::SNIFF_BYTES;
+    if !enough && (http1::may_start_request(text) || http2::PREFACE.starts_with(bytes)) {
+        return None;
+    }
+    if from_start || bytes.starts_with(b"HTTP/1.") {
+        return Some(Spoken::Unknown); // the server's side, or no HTTP at all
+    }
+    spoken_midway(bytes)
+}
+
+/// What the first bytes of ingress say, if this host is the client.
+fn spoken_by_server(bytes: &[u8], from_start: bool) -> Option<Spoken> {
+    const STATUS: &[u8] = b"HTTP/1.";
+    if bytes.starts_with(STATUS) {
+        return Some(Spoken::Http1);
+    }
+    if http1::is_request_start(bytes) || bytes.starts_with(http2::PREFACE) {
+        return Some(Spoken::Unknown); // this host is the server
+    }
+    if STATUS.starts_with(bytes)
+        || http1::may_start_request(bytes)
+        || http2::PREFACE.starts_with(bytes)
+    {
+        return None;
+    }
+    if from_start {
+        // SETTINGS may come before the client's preface does.
+        let settings = bytes.get(3..9).map(|rest| rest == [4, 0, 0, 0, 0, 0]);
+        return match settings {
+            Some(true) => Some(Spoken::Http2),
+            Some(false) => Some(Spoken::Unknown),
+            None => None,
+        };
+    }
+    spoken_midway(bytes)
+}
+
+/// What bytes from the middle of a connection say.
+fn spoken_midway(bytes: &[u8]) -> Option<Spoken> {
+    let head = bytes.first_chunk::<9>()?;
+    if http2::plausible(head) {
+        return Some(Spoken::Http2);
+    }
+    // HTTP/1 bodies look like anything; a head will show up or not.
+    Some(Spoken::Http1)
 }

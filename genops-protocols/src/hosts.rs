@@ -340,7 +340,10 @@ mod tests {
     fn the_region_is_read_where_the_host_names_it() {
         let region = |host| region_of_host(host);
         assert_eq!(region("bedrock-runtime.eu-west-1.amazonaws.com"), Some("eu-west-1"));
-        assert_eq!(region("vpce-1.bedrock-runtime.us-east-1.vpce.amazonaws.com"), Some("us-east-1"));
+        assert_eq!(
+            region("vpce-1.bedrock-runtime.us-east-1.vpce.amazonaws.com"),
+            Some("us-east-1")
+        );
         assert_eq!(region("europe-west4-aiplatform.googleapis.com"), Some("europe-west4"));
         assert_eq!(region("us-south.ml.cloud.ibm.com"), Some("us-south"));
         assert_eq!(region("bedrock-runtime.<aws_region>.amazonaws.com"), None);

@@ -6,10 +6,21 @@
 
 #![forbid(unsafe_code)]
 
+mod body;
 mod call;
+mod coding;
 mod connection;
 mod dialect;
+mod eventstream;
+mod exchange;
+mod facts;
 pub mod hosts;
+mod http1;
+mod http2;
+mod json;
+mod multipart;
+mod sse;
+mod stream;
 
 pub use call::{
     Call, Direction, Egress, Exchange, Kind, McpCall, OpenRequest, Request, RequestParams, Sink,

@@ -1,0 +1,593 @@
+//! One body, request or response: its coding undone, its form found, its facts gathered.
+//!
+//! What a body is, its first bytes say more surely than its `Content-Type`: recorders and proxies
+//! lose the field, and errors come as JSON whatever was announced.
+
+use crate::call::{Texts, Unreadable};
+use crate::coding::{Coding, Decoder};
+use crate::facts::{Facts, Gather, Nested};
+use crate::json::tail;
+use crate::json::{Hole, Scanner, Schema, is_number};
+use crate::{eventstream, multipart, sse};
+
+/// What the head says of a body.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hints {
+    pub(crate) content_type: Option<String>,
+    /// `None`: not known, because part of the head is not.
+    pub(crate) coding: Option<Coding>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// First bytes of a body that may be coded.
+    Undecided(Vec<u8>),
+    Plain,
+    Coded(Box<Decoder>),
+    /// Nothing more can be read.
+    Failed,
+}
+
+#[derive(Debug)]
+enum Form {
+    /// First bytes of a body of unknown form.
+    Undecided(Vec<u8>),
+    Json,
+    /// JSON after a hole: its last bytes.
+    JsonTail(Vec<u8>),
+    /// JSON texts, a line each, after a hole: the rest of the line is skipped.
+    JsonLost,
+    Sse(sse::Decoder),
+    EventStream(Box<eventstream::Decoder>),
+    Multipart(Box<multipart::Decoder>),
+    /// Media, HTML, anything else.
+    Opaque,
+}
+
+/// Reads one body through pieces of any size.
+#[derive(Debug)]
+pub(crate) struct Body {
+    hints: Hints,
+    stage: Stage,
+    form: Form,
+    parser: Parser,
+    unreadable: Option<Unreadable>,
+}
+
+impl Body {
+    /// Bytes looked at to find the form.
+    const SNIFF_BYTES: usize = 16;
+
+    /// `texts`: where prose is kept.
+    pub(crate) fn new(schema: &'static Schema, hints: Hints, texts: Option<Texts>) -> Self {
+        Self {
+            stage: match hints.coding {
+                Some(Coding::Identity) => Stage::Plain,
+                _ => Stage::Undecided(Vec::new()),
+            },
+            hints,
+            form: Form::Undecided(Vec::new()),
+            parser: Parser::new(schema, texts),
+            unreadable: None,
+        }
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.parser.facts
+    }
+
+    pub(crate) fn facts_mut(&mut self) -> &mut Facts {
+        &mut self.parser.facts
+    }
+
+    pub(crate) fn texts(&self) -> Option<&Texts> {
+        self.parser.texts.as_ref()
+    }
+
+    /// Frees the prose: whoever wanted it has seen it.
+    pub(crate) fn drop_texts(&mut self) {
+        self.parser.texts = None;
+    }
+
+    pub(crate) fn unreadable(&self) -> Option<Unreadable> {
+        self.unreadable
+    }
+
+    /// Exception that an event stream carried.
+    pub(crate) fn exception(&self) -> Option<&str> {
+        self.parser.exception.as_deref()
+    }
+
+    /// The body is a stream of events or of JSON texts.
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self.form, Form::Sse(_) | Form::EventStream(_))
+            || self.parser.scanner.texts_seen() > 1
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let stage = match &self.stage {
+            Stage::Undecided(held) => held.capacity(),
+            Stage::Coded(decoder) => decoder.memory_bytes(),
+            Stage::Plain | Stage::Failed => 0,
+        };
+        let form = match &self.form {
+            Form::Undecided(held) | Form::JsonTail(held) => held.capacity(),
+            Form::EventStream(decoder) => decoder.memory_bytes(),
+            Form::Multipart(decoder) => decoder.memory_bytes(),
+            Form::Json | Form::JsonLost | Form::Sse(_) | Form::Opaque => 0,
+        };
+        size_of::<Self>() + stage + form + self.parser.memory_bytes()
+    }
+
+    /// Bytes kept because they are wanted: facts and prose.
+    pub(crate) fn retained_bytes(&self) -> usize {
+        self.parser.facts.memory_bytes() + self.texts().map_or(0, Texts::memory_bytes)
+    }
+
+    /// Takes the next bytes as they were transferred.
+    pub(crate) fn feed(&mut self, bytes: &[u8]) {
+        match &mut self.stage {
+            Stage::Plain => self.decoded(bytes),
+            Stage::Failed => {}
+            Stage::Coded(_) => self.coded(bytes),
+            Stage::Undecided(held) => {
+                held.extend_from_slice(bytes.get(..4).unwrap_or(bytes));
+                if held.len() < 4 && bytes.len() <= 4 {
+                    return;
+                }
+                let rest = bytes.get(4..).unwrap_or_default();
+                let held = std::mem::take(held);
+                self.decide_stage(&held);
+                self.feed(&held);
+                if !rest.is_empty() {
+                    self.feed(rest);
+                }
+            }
+        }
+    }
+
+    fn decide_stage(&mut self, start: &[u8]) {
+        let coding = actual_coding(self.hints.coding, start);
+        self.stage = match Decoder::new(coding) {
+            Ok(Some(decoder)) => Stage::Coded(Box::new(decoder)),
+            Ok(None) => Stage::Plain,
+            Err(reason) => self.fail(reason),
+        };
+    }
+
+    fn fail(&mut self, reason: Unreadable) -> Stage {
+        self.unreadable.get_or_insert(reason);
+        Stage::Failed
+    }
+
+    fn coded(&mut self, bytes: &[u8]) {
+        let Stage::Coded(mut decoder) = std::mem::replace(&mut self.stage, Stage::Failed) else {
+            return;
+        };
+        self.stage = match decoder.feed(bytes, |piece| self.decoded(piece)) {
+            Ok(()) => Stage::Coded(decoder),
+            Err(reason) => self.fail(reason),
+        };
+    }
+
+    /// Takes decoded bytes.
+    fn decoded(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let parser = &mut self.parser;
+        match &mut self.form {
+            Form::Json => parser.scan(bytes),
+            Form::Sse(decoder) => decoder.feed(bytes, parser),
+            Form::Opaque => {}
+            Form::JsonTail(held) => tail::keep(held, bytes),
+            Form::JsonLost => {
+                if let Some(at) = memchr::memchr(b'\n', bytes) {
+                    self.form = Form::Json;
+                    self.decoded(bytes.get(at + 1..).unwrap_or_default());
+                }
+            }
+            Form::EventStream(decoder) => decoder.feed(bytes, parser),
+            Form::Multipart(decoder) => parser.multipart(decoder, bytes),
+            Form::Undecided(held) => {
+                let room = Self::SNIFF_BYTES.saturating_sub(held.len());
+                let (taken, rest) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
+                held.extend_from_slice(taken);
+                let Some(form) = sniff(&self.hints, held, held.len() >= Self::SNIFF_BYTES) else {
+                    return;
+                };
+                let held = std::mem::replace(&mut self.form, form);
+                if let Form::Undecided(held) = held {
+                    self.decoded(&held);
+                }
+                self.decoded(rest);
+            }
+        }
+    }
+
+    /// Bytes are missing here.
+    pub(crate) fn gap(&mut self) {
+        if matches!(self.stage, Stage::Coded(_) | Stage::Undecided(_)) {
+            self.stage = self.fail(Unreadable::Gap);
+            return;
+        }
+        self.unreadable.get_or_insert(Unreadable::Gap);
+        let parser = &mut self.parser;
+        match &mut self.form {
+            Form::Json if parser.scanner.texts_seen() > 0 || self.hints.is_ndjson() => {
+                parser.scanner.reset();
+                self.form = Form::JsonLost;
+            }
+            Form::Json => self.form = Form::JsonTail(Vec::new()),
+            Form::JsonTail(held) => held.clear(),
+            Form::Sse(decoder) => {
+                decoder.gap();
+                parser.gap();
+            }
+            Form::EventStream(decoder) => decoder.gap(),
+            Form::Multipart(decoder) => parser.multipart_gap(decoder),
+            Form::Undecided(held) => {
+                self.form = match held.first() {
+                    _ if self.hints.is_sse() => {
+                        let mut decoder = sse::Decoder::default();
+                        decoder.gap();
+                        Form::Sse(decoder)
+                    }
+                    _ if self.hints.is_ndjson() => Form::JsonLost,
+                    Some(b'{' | b'[') => Form::JsonTail(Vec::new()),
+                    None if self.hints.is_json() => Form::JsonTail(Vec::new()),
+                    _ => Form::Opaque,
+                };
+            }
+            Form::JsonLost | Form::Opaque => {}
+        }
+        if let Some(texts) = &mut parser.texts {
+            texts.end();
+        }
+    }
+
+    /// The body ended, as its framing says (`complete`) or because no more will come.
+    pub(crate) fn end(&mut self, complete: bool) {
+        if let Stage::Undecided(held) = &mut self.stage {
+            let held = std::mem::take(held);
+            if !held.is_empty() {
+                self.decide_stage(&held);
+                self.feed(&held);
+            }
+        }
+        if let Form::Undecided(held) = &self.form {
+            let held = held.clone();
+            self.form = sniff(&self.hints, &held, true).unwrap_or(Form::Opaque);
+            self.decoded(&held);
+        }
+        let parser = &mut self.parser;
+        match &mut self.form {
+            Form::Sse(decoder) => decoder.finish(parser),
+            Form::Json => parser.finish_scan(),
+            Form::JsonTail(held) if complete => parser.read_tail(held),
+            _ => {}
+        }
+        if parser.corrupt {
+            self.unreadable.get_or_insert(Unreadable::Corrupt);
+        }
+        if matches!(self.form, Form::Json) && parser.scanner.is_broken() {
+            self.unreadable.get_or_insert(Unreadable::Body);
+        }
+        if let Some(texts) = &mut parser.texts {
+            texts.end();
+        }
+    }
+}
+
+impl Hints {
+    fn is(&self, part: &str) -> bool {
+        self.content_type.as_deref().is_some_and(|value| {
+            value.split(';').next().is_some_and(|kind| kind.to_ascii_lowercase().contains(part))
+        })
+    }
+
+    fn is_sse(&self) -> bool {
+        self.is("event-stream") && !self.is("vnd.amazon")
+    }
+
+    fn is_ndjson(&self) -> bool {
+        self.is("ndjson") || self.is("jsonl") || self.is("stream+json")
+    }
+
+    fn is_json(&self) -> bool {
+        self.is("json")
+    }
+}
+
+/// The coding a body has, by its field and its first bytes. The bytes are believed where they
+/// contradict the field: recorders and proxies undo codings and leave the field.
+fn actual_coding(hint: Option<Coding>, start: &[u8]) -> Coding {
+    let by_magic = match start {
+        [0x1f, 0x8b, ..] => Some(Coding::Gzip),
+        [0x28, 0xb5, 0x2f, 0xfd] => Some(Coding::Zstd),
+        _ => None,
+    };
+    let looks_plain = start.iter().all(|&byte| matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7e))
+        && start.trim_ascii().first().is_none_or(|byte| b"{[\":deir-".contains(byte));
+    match hint {
+        Some(Coding::Identity) => Coding::Identity,
+        Some(Coding::Unknown) => Coding::Unknown,
+        Some(Coding::Brotli) if !looks_plain => Coding::Brotli,
+        Some(Coding::Deflate) if !looks_plain => Coding::Deflate,
+        Some(Coding::Gzip | Coding::Zstd) if by_magic.is_some() => by_magic.unwrap_or_default(),
+        Some(_) => Coding::Identity,
+        None => match (by_magic, start) {
+            (Some(coding), _) => coding,
+            (None, [0x78, 0x01 | 0x5e | 0x9c | 0xda, ..]) => Coding::Deflate,
+            (None, [0, ..]) => Coding::Identity,
+            (None, _) if looks_plain => Coding::Identity,
+            // Nothing marks br; if it is not, it will not decode to anything we read.
+            (None, _) => Coding::Brotli,
+        },
+    }
+}
+
+/// The form a body has. `None`: more bytes are needed.
+fn sniff(hints: &Hints, start: &[u8], enough: bool) -> Option<Form> {
+    let content_type = || hints.content_type.as_deref().unwrap_or_default();
+    if hints.is("multipart/") {
+        let decoder = multipart::Decoder::from_content_type(content_type());
+        return Some(decoder.map_or(Form::Opaque, |it| Form::Multipart(Box::new(it))));
+    }
+    if hints.is("vnd.amazon.eventstream") {
+        return Some(Form::EventStream(Box::default()));
+    }
+    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    match text.first() {
+        Some(b'{' | b'[' | b'"') => return Some(Form::Json),
+        _ if hints.is_sse() => return Some(Form::Sse(sse::Decoder::default())),
+        None if !enough => return None,
+        _ => {}
+    }
+    let fields: [&[u8]; 5] = [b"data:", b"event:", b"id:", b"retry:", b":"];
+    if fields.iter().any(|field| text.starts_with(field)) {
+        return Some(Form::Sse(sse::Decoder::default()));
+    }
+    if start.first() == Some(&0) {
+        match eventstream::Decoder::recognizes(start) {
+            Some(true) => return Some(Form::EventStream(Box::default())),
+            None if !enough => return None,
+            _ => {}
+        }
+    }
+    let may_become = fields.iter().any(|field| field.starts_with(text));
+    (enough || !may_become).then_some(Form::Opaque)
+}
+
+/// Gathers the facts of one body, whatever its form.
+#[derive(Debug)]
+struct Parser {
+    schema: &'static Schema,
+    scanner: Scanner,
+    facts: Facts,
+    texts: Option<Texts>,
+    nested: Nested,
+    templates: Templates,
+    /// Data of the current event was seen.
+    in_event: bool,
+    /// The current event was recognised as a repetition: the rest of it says nothing.
+    repeated: bool,
+    exception: Option<String>,
+    corrupt: bool,
+}
+
+impl Parser {
+    fn new(schema: &'static Schema, texts: Option<Texts>) -> Self {
+        Self {
+            schema,
+            scanner: Scanner::new(schema),
+            facts: Facts::default(),
+            texts,
+            nested: Nested::new(schema),
+            templates: Templates::default(),
+            in_event: false,
+            repeated: false,
+            exception: None,
+            corrupt: false,
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.scanner.memory_bytes()
+            + self.nested.scanner.memory_bytes()
+            + self.facts.memory_bytes()
+            + self.texts.as_ref().map_or(0, Texts::memory_bytes)
+            + self.templates.memory_bytes()
+    }
+
+    fn scan(&mut self, bytes: &[u8]) {
+        let Self { scanner, facts, texts, nested, .. } = self;
+        let mut gather = Gather { facts, texts: texts.as_mut(), nested: Some(nested) };
+        scanner.feed(bytes, &mut gather);
+    }
+
+    fn finish_scan(&mut self) {
+        let Self { scanner, facts, texts, .. } = self;
+        scanner.finish(&mut Gather { facts, texts: texts.as_mut(), nested: None });
+    }
+
+    fn read_tail(&mut self, held: &[u8]) {
+        let Self { schema, facts, texts, .. } = self;
+        tail::read(held, schema, &mut Gather { facts, texts: texts.as_mut(), nested: None });
+    }
+
+    fn multipart(&mut self, decoder: &mut multipart::Decoder, bytes: &[u8]) {
+        let Self { schema, facts, texts, .. } = self;
+        decoder.feed(bytes, schema, &mut Gather { facts, texts: texts.as_mut(), nested: None });
+    }
+
+    fn multipart_gap(&mut self, decoder: &mut multipart::Decoder) {
+        let Self { facts, texts, .. } = self;
+        decoder.gap(&mut Gather { facts, texts: texts.as_mut(), nested: None });
+    }
+
+    fn gap(&mut self) {
+        self.scanner.reset();
+        self.in_event = false;
+        self.repeated = false;
+    }
+
+    /// Scans an event's data that came whole, and learns its shape.
+    fn scan_event(&mut self, line: &[u8]) {
+        self.scanner.reset();
+        let learn = line.len() <= Templates::LINE_LIMIT;
+        if learn {
+            self.scanner.record_holes();
+            self.facts.take_changed();
+            self.facts.take_appended();
+        }
+        let before = self.scanner.texts_seen();
+        self.scan(line);
+        if learn {
+            if self.facts.take_changed() {
+                self.templates.clear();
+            }
+            let whole = self.scanner.is_between_texts() && self.scanner.texts_seen() > before;
+            if whole
+                && !self.facts.take_appended()
+                && let Some(holes) = self.scanner.holes()
+            {
+                self.templates.learn(line, holes);
+            }
+        } else {
+            self.templates.clear();
+        }
+    }
+}
+
+impl sse::Handler for Parser {
+    fn line(&mut self, line: &[u8]) {
+        if self.repeated {
+            return;
+        }
+        if std::mem::replace(&mut self.in_event, true) {
+            self.templates.clear();
+            self.scan(b"\n");
+            self.scan(line);
+        } else if self.templates.matches(line) {
+            self.repeated = true;
+        } else {
+            self.scan_event(line);
+        }
+    }
+
+    fn begin(&mut self) {
+        self.templates.clear();
+        if std::mem::replace(&mut self.in_event, true) {
+            self.scan(b"\n");
+        } else {
+            self.scanner.reset();
+        }
+    }
+
+    fn piece(&mut self, piece: &[u8]) {
+        self.scan(piece);
+    }
+
+    fn end(&mut self) {}
+
+    fn dispatch(&mut self) {
+        if std::mem::take(&mut self.in_event) && !std::mem::take(&mut self.repeated) {
+            self.finish_scan();
+            self.scanner.reset();
+        }
+    }
+}
+
+impl eventstream::Handler for Parser {
+    fn begin(&mut self, _event: Option<&str>, exception: Option<&str>) {
+        self.scanner.reset();
+        if let Some(exception) = exception.filter(|name| name.len() <= Facts::TEXT_LIMIT) {
+            self.exception = Some(exception.to_owned());
+        }
+    }
+
+    fn payload(&mut self, piece: &[u8]) {
+        self.scan(piece);
+    }
+
+    fn end(&mut self) {
+        self.finish_scan();
+    }
+
+    fn corrupt(&mut self) {
+        self.corrupt = true;
+    }
+}
+
+/// Shapes of events that were scanned in full and of which a repetition would say nothing new.
+///
+/// An event is a repetition where it differs from one scanned before only inside strings and
+/// numbers that nobody wants. Facts are kept by "the last one counts", so scanning it would keep
+/// again what was kept; that holds only while no other event has changed a fact since, so a
+/// change forgets every shape. Events that append to a list never become shapes.
+#[derive(Debug, Default)]
+struct Templates {
+    known: Vec<(Vec<u8>, Vec<Hole>)>,
+    next: usize,
+}
+
+impl Templates {
+    /// Longest event learnt, in bytes.
+    const LINE_LIMIT: usize = 2 << 10;
+    const COUNT: usize = 4;
+
+    fn clear(&mut self) {
+        self.known.clear();
+        self.next = 0;
+    }
+
+    fn memory_bytes(&self) -> usize {
+        let one = |(line, holes): &(Vec<u8>, Vec<Hole>)| {
+            line.capacity() + holes.capacity() * size_of::<Hole>()
+        };
+        self.known.iter().map(one).sum()
+    }
+
+    fn learn(&mut self, line: &[u8], holes: &[Hole]) {
+        let shape = (line.to_vec(), holes.to_vec());
+        if self.known.len() < Self::COUNT {
+            self.known.push(shape);
+        } else if let Some(slot) = self.known.get_mut(self.next) {
+            *slot = shape;
+            self.next = (self.next + 1) % Self::COUNT;
+        }
+    }
+
+    fn matches(&self, line: &[u8]) -> bool {
+        self.known.iter().any(|(known, holes)| same_shape(known, holes, line).is_some())
+    }
+}
+
+fn same_shape(known: &[u8], holes: &[Hole], mut line: &[u8]) -> Option<()> {
+    let mut from = 0;
+    for hole in holes {
+        line = line.strip_prefix(known.get(from..hole.start)?)?;
+        let len = if hole.string {
+            string_len(line)?
+        } else {
+            let len = line.iter().take_while(|&&byte| is_number(byte)).count();
+            Some(len).filter(|&len| len > 0)?
+        };
+        line = line.get(len..)?;
+        from = hole.end;
+    }
+    (line == known.get(from..)?).then_some(())
+}
+
+/// Bytes up to the quote that ends a string.
+fn string_len(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        at += crate::json::string_stop(bytes.get(at..)?);
+        match bytes.get(at)? {
+            b'"' => return Some(at),
+            _ => at += 2,
+        }
+    }
+}

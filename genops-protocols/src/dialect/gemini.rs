@@ -1,0 +1,217 @@
+//! Google's API, as Gemini and as Vertex AI: generation in whole, SSE and JSON array form,
+//! embeddings, interactions.
+
+use super::{Bodies, Dialect, Endpoint, Target, percent_decode, read_answer, read_error};
+use super::{read_parameters, set};
+use crate::call::{Call, Usage};
+use crate::facts::{Facts, Field, List};
+use crate::json::schema::{Slot, Want};
+
+#[derive(Debug)]
+pub(crate) struct Gemini;
+
+impl Dialect for Gemini {
+    fn endpoint(&self, target: &Target<'_>) -> Option<Endpoint> {
+        if !matches!(target.method, "POST" | "") {
+            return None;
+        }
+        let (last, before) = target.segments.split_last()?;
+        let google = target.host_provider.is_some_and(|name| name.starts_with("gcp."));
+        if *last == "interactions" && (google || before.last() == Some(&"v1beta")) {
+            let endpoint = Endpoint::new(&Gemini, "gemini.interactions", "generate_content");
+            return Some(endpoint.of("gcp.gemini"));
+        }
+        let (model, method) = last.rsplit_once(':').or_else(|| last.rsplit_once("%3A"))?;
+        let vertex = before.contains(&"locations") || before.contains(&"publishers");
+        let (api, operation) = match method {
+            "generateContent" => ("gemini.generateContent", "generate_content"),
+            "streamGenerateContent" => ("gemini.streamGenerateContent", "generate_content"),
+            "embedContent" => ("gemini.embedContent", "embeddings"),
+            "batchEmbedContents" => ("gemini.batchEmbedContents", "embeddings"),
+            "predict" if vertex => ("vertex.predict", predicts(model)),
+            _ => return None,
+        };
+        let region = before.iter().skip_while(|name| **name != "locations").nth(1);
+        let endpoint = Endpoint::new(&Gemini, api, operation)
+            .of(if vertex { "gcp.vertex_ai" } else { "gcp.gemini" })
+            .model(Some(percent_decode(model)))
+            .streaming(method == "streamGenerateContent");
+        Some(Endpoint { region: region.map(|name| (*name).to_owned()), ..endpoint })
+    }
+
+    fn request_paths(&self) -> &'static [(&'static str, Want)] {
+        REQUEST
+    }
+
+    fn response_paths(&self) -> &'static [(&'static str, Want)] {
+        RESPONSE
+    }
+
+    fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {
+        match endpoint.api {
+            "gemini.generateContent" | "gemini.streamGenerateContent" => {
+                request.has(Field::HasContents)
+            }
+            "gemini.embedContent" => request.has(Field::HasContent),
+            "gemini.batchEmbedContents" => request.has(Field::HasRequests),
+            "gemini.interactions" => request.has(Field::HasInput) && request.has(Field::Model),
+            _ => request.has(Field::HasInstances),
+        }
+    }
+
+    fn guess(&self, Bodies { request, response }: &Bodies<'_>) -> Option<Endpoint> {
+        let endpoint = |api, operation| Some(Endpoint::new(&Gemini, api, operation));
+        let answered = response.has(Field::HasCandidates) || response.has(Field::PromptCount);
+        let generated =
+            answered && (request.has(Field::HasContents) || response.has(Field::ModelVersion));
+        let refused = request.has(Field::HasContents) && response.has(Field::ErrorStatus);
+        if generated || refused {
+            return endpoint("gemini.generateContent", "generate_content");
+        }
+        if request.has(Field::HasRequests) && response.has(Field::HasEmbeddings) {
+            return endpoint("gemini.batchEmbedContents", "embeddings");
+        }
+        let interaction = response.text(Field::Object) == Some("interaction")
+            || response.text(Field::Type).is_some_and(|name| name.starts_with("interaction."));
+        if interaction && request.has(Field::HasInput) {
+            return endpoint("gemini.interactions", "generate_content");
+        }
+        None
+    }
+
+    fn read(&self, endpoint: &Endpoint, bodies: &Bodies<'_>, call: &mut Call) {
+        let Bodies { request, response } = *bodies;
+        read_parameters(request, call);
+        read_answer(response, call);
+        let named =
+            request.text(Field::Model).map(|name| name.strip_prefix("models/").unwrap_or(name));
+        set(&mut call.request_model, endpoint.model.as_deref().or(named));
+        set(&mut call.response_model, response.text(Field::ModelVersion));
+        call.stream |= endpoint.stream;
+        call.usage = usage(endpoint, response);
+        if call.finish_reasons.is_empty()
+            && let Some(reason) = response.text(Field::BlockReason)
+        {
+            call.finish_reasons.push(reason.to_owned());
+        }
+        read_error(response, call);
+        if endpoint.api == "gemini.interactions" {
+            read_interaction(response, call);
+        } else if call.error_type.is_some() {
+            let status = response.text(Field::ErrorStatus).map(str::to_owned);
+            call.error_type = status.or(call.error_type.take());
+        }
+    }
+}
+
+fn predicts(model: &str) -> &'static str {
+    if model.contains("embedding") || model.contains("gecko") {
+        "embeddings"
+    } else if model.contains("imagen") || model.contains("image") {
+        "image_generation"
+    } else {
+        "generate_content"
+    }
+}
+
+/// Thoughts are outside of the candidates' count and belong to the output.
+fn usage(endpoint: &Endpoint, response: &Facts) -> Usage {
+    let thoughts = response.count(Field::ThoughtTokens);
+    let candidates = response.count(Field::CandidateCount);
+    let tools = response.count(Field::ToolPromptTokens);
+    let prompt = response.count(Field::PromptCount);
+    let output = match (candidates, thoughts) {
+        (None, None) => None,
+        (candidates, thoughts) => {
+            Some(candidates.unwrap_or(0).saturating_add(thoughts.unwrap_or(0)))
+        }
+    };
+    let embeds = endpoint.operation == Some("embeddings");
+    Usage {
+        input_tokens: prompt.map(|prompt| prompt.saturating_add(tools.unwrap_or(0))),
+        output_tokens: output.filter(|_| !embeds),
+        cache_read_input_tokens: response.count(Field::CachedTokens),
+        reasoning_output_tokens: thoughts,
+        total_tokens: response.count(Field::TotalTokens),
+        ..Usage::default()
+    }
+}
+
+fn read_interaction(response: &Facts, call: &mut Call) {
+    let status = response.text(Field::Status);
+    set(&mut call.response_status, status);
+    call.finish_reasons = status.map(str::to_owned).into_iter().collect();
+    for list in [List::Output, List::Announced] {
+        for item in response.items(list) {
+            if let (Some("function_call"), Some(name)) = (item.kind.as_deref(), &item.name) {
+                call.tool_calls.push(name.clone());
+            }
+        }
+    }
+}
+
+const REQUEST: &[(&str, Want)] = &[
+    ("model", Want::Keep(Field::Model)),
+    ("contents.**", Want::ProseAnd(Field::HasContents)),
+    ("content.**", Want::ProseAnd(Field::HasContent)),
+    ("systemInstruction.**", Want::ProseAnd(Field::HasSystem)),
+    ("system_instruction.**", Want::ProseAnd(Field::HasSystem)),
+    ("instances.**", Want::ProseAnd(Field::HasInstances)),
+    ("requests.**", Want::ProseAnd(Field::HasRequests)),
+    ("requests.*.model", Want::Keep(Field::Model)),
+    ("requests.*.content.**", Want::Prose),
+    ("generationConfig.temperature", Want::Keep(Field::Temperature)),
+    ("generationConfig.topP", Want::Keep(Field::TopP)),
+    ("generationConfig.topK", Want::Keep(Field::TopK)),
+    ("generationConfig.maxOutputTokens", Want::Keep(Field::MaxTokens)),
+    ("generationConfig.candidateCount", Want::Keep(Field::ChoiceCount)),
+    ("generationConfig.stopSequences.*", Want::Append(List::Stop)),
+    ("generationConfig.seed", Want::Keep(Field::Seed)),
+    ("generationConfig.frequencyPenalty", Want::Keep(Field::FrequencyPenalty)),
+    ("generationConfig.presencePenalty", Want::Keep(Field::PresencePenalty)),
+    ("generationConfig.responseMimeType", Want::Keep(Field::OutputFormat)),
+    ("generationConfig.thinkingConfig.thinkingLevel", Want::Keep(Field::ReasoningLevel)),
+    ("outputDimensionality", Want::Keep(Field::Dimensions)),
+    ("previous_interaction_id", Want::Keep(Field::PreviousResponse)),
+];
+
+const RESPONSE: &[(&str, Want)] = &[
+    ("candidates", Want::Keep(Field::HasCandidates)),
+    ("candidates.*", Want::Choice),
+    ("candidates.*.index", Want::Slot(Slot::ChoiceIndex)),
+    ("candidates.*.finishReason", Want::Slot(Slot::Reason)),
+    ("candidates.*.content.parts.*.functionCall", Want::Item(List::Tools)),
+    ("candidates.*.content.parts.*.functionCall.id", Want::Slot(Slot::Id)),
+    ("candidates.*.content.parts.*.functionCall.name", Want::Slot(Slot::Name)),
+    ("modelVersion", Want::Keep(Field::ModelVersion)),
+    ("responseId", Want::Keep(Field::Id)),
+    ("usageMetadata.promptTokenCount", Want::Keep(Field::PromptCount)),
+    ("usageMetadata.candidatesTokenCount", Want::Keep(Field::CandidateCount)),
+    ("usageMetadata.responseTokenCount", Want::Keep(Field::CandidateCount)),
+    ("usageMetadata.totalTokenCount", Want::Keep(Field::TotalTokens)),
+    ("usageMetadata.cachedContentTokenCount", Want::Keep(Field::CachedTokens)),
+    ("usageMetadata.thoughtsTokenCount", Want::Keep(Field::ThoughtTokens)),
+    ("usageMetadata.toolUsePromptTokenCount", Want::Keep(Field::ToolPromptTokens)),
+    ("promptFeedback.blockReason", Want::Keep(Field::BlockReason)),
+    ("embedding", Want::Keep(Field::HasEmbeddings)),
+    ("embeddings", Want::Keep(Field::HasEmbeddings)),
+    ("predictions.*.embeddings.statistics.token_count", Want::Keep(Field::PromptCount)),
+    ("usage.total_input_tokens", Want::Keep(Field::PromptCount)),
+    ("usage.total_output_tokens", Want::Keep(Field::CandidateCount)),
+    ("usage.total_thought_tokens", Want::Keep(Field::ThoughtTokens)),
+    ("usage.total_cached_tokens", Want::Keep(Field::CachedTokens)),
+    ("usage.total_tool_use_tokens", Want::Keep(Field::ToolPromptTokens)),
+    ("interaction.id", Want::Keep(Field::Id)),
+    ("interaction.object", Want::Keep(Field::Object)),
+    ("interaction.model", Want::Keep(Field::Model)),
+    ("interaction.status", Want::Keep(Field::Status)),
+    ("interaction.usage.total_input_tokens", Want::Keep(Field::PromptCount)),
+    ("interaction.usage.total_output_tokens", Want::Keep(Field::CandidateCount)),
+    ("interaction.usage.total_thought_tokens", Want::Keep(Field::ThoughtTokens)),
+    ("interaction.usage.total_cached_tokens", Want::Keep(Field::CachedTokens)),
+    ("interaction.usage.total_tool_use_tokens", Want::Keep(Field::ToolPromptTokens)),
+    ("outputs.*", Want::Item(List::Output)),
+    ("outputs.*.id", Want::Slot(Slot::Id)),
+    ("outputs.*.type", Want::Slot(Slot::Type)),
+    ("outputs.*.name", Want::Slot(Slot::Name)),
+];

@@ -1,0 +1,364 @@
+//! OpenAI's API, and everything compatible with it: Azure, Groq, DeepSeek, xAI, Perplexity,
+//! Together, OpenRouter, Mistral, GitHub Copilot, vLLM, llama.cpp and the many others.
+
+use super::{Bodies, Dialect, Endpoint, Target, openai_usage, read_answer, read_error};
+use super::{read_parameters, set};
+use crate::call::{Call, Kind};
+use crate::facts::{Facts, Field, List};
+use crate::json::schema::{Slot, Want};
+
+#[derive(Debug)]
+pub(crate) struct OpenAi;
+
+impl Dialect for OpenAi {
+    fn endpoint(&self, target: &Target<'_>) -> Option<Endpoint> {
+        let endpoint = |api, operation| Some(Endpoint::new(&OpenAi, api, operation));
+        match (target.method, target.segments) {
+            ("GET" | "CONNECT", [.., "realtime"]) => endpoint("openai.realtime", "chat"),
+            ("GET" | "CONNECT", [.., "responses"]) if target.host_provider.is_some() => {
+                endpoint("openai.responses", "chat")
+                    .map(|it| Endpoint { kind: Kind::Management, ..it })
+            }
+            ("POST" | "", segments) => match segments {
+                [.., "chat", "completions"] | [.., "prompts", _, "completions"] => {
+                    endpoint("openai.chat", "chat")
+                }
+                [.., "chat"] if target.host_provider == Some("writer") => {
+                    endpoint("openai.chat", "chat")
+                }
+                [.., "completions"] => endpoint("openai.completions", "text_completion"),
+                [.., "responses"] => endpoint("openai.responses", "chat"),
+                [.., "responses", "compact"] => endpoint("openai.responses.compact", "compact"),
+                [.., "embeddings"] => endpoint("openai.embeddings", "embeddings"),
+                [.., "images", "generations" | "edits" | "variations"] => {
+                    endpoint("openai.images", "image_generation")
+                }
+                [.., "audio", "speech"] => endpoint("openai.audio.speech", "text_to_speech"),
+                [.., "audio", "transcriptions"] => {
+                    endpoint("openai.audio.transcriptions", "audio_transcription")
+                }
+                [.., "audio", "translations"] => {
+                    endpoint("openai.audio.translations", "audio_translation")
+                }
+                [.., "moderations"] => endpoint("openai.moderations", "moderation"),
+                [.., "assistants"] => endpoint("openai.assistants", "create_agent"),
+                [.., "threads", _, "runs"] | [.., "threads", "runs"] => {
+                    endpoint("openai.runs", "invoke_agent")
+                }
+                [.., "vector_stores", _, "search"] => {
+                    endpoint("openai.vector_store_search", "retrieval")
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn request_paths(&self) -> &'static [(&'static str, Want)] {
+        REQUEST
+    }
+
+    fn response_paths(&self) -> &'static [(&'static str, Want)] {
+        RESPONSE
+    }
+
+    fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {
+        let has = |field| request.has(field);
+        match endpoint.api {
+            "openai.chat" => has(Field::HasMessages),
+            "openai.completions" => has(Field::HasPrompt),
+            "openai.responses" | "openai.responses.compact" => {
+                has(Field::HasInput) || has(Field::PreviousResponse) && has(Field::Model)
+            }
+            "openai.realtime" => true,
+            "openai.audio.transcriptions" | "openai.audio.translations" => {
+                has(Field::HasFile) && has(Field::Model)
+            }
+            "openai.images" => has(Field::HasPrompt) || has(Field::HasFile),
+            "openai.embeddings" | "openai.moderations" | "openai.audio.speech" => {
+                has(Field::HasInput)
+            }
+            _ => false,
+        }
+    }
+
+    fn guess(&self, Bodies { request, response }: &Bodies<'_>) -> Option<Endpoint> {
+        let endpoint = |api, operation| Some(Endpoint::new(&OpenAi, api, operation));
+        let object = response.text(Field::Object).unwrap_or_default();
+        let asked = |field| request.has(field);
+        match object {
+            "chat.completion" | "chat.completion.chunk" => endpoint("openai.chat", "chat"),
+            "text_completion" => endpoint("openai.completions", "text_completion"),
+            "response" if asked(Field::HasInput) || response.has(Field::HasOutput) => {
+                endpoint("openai.responses", "chat")
+            }
+            "list" if asked(Field::HasInput) && response.has(Field::HasData) => {
+                endpoint("openai.embeddings", "embeddings")
+            }
+            "thread.run" if asked(Field::HasAssistant) => endpoint("openai.runs", "invoke_agent"),
+            "assistant" if asked(Field::Model) => endpoint("openai.assistants", "create_agent"),
+            _ if !asked(Field::Model) => None,
+            _ if asked(Field::HasMessages) && response.has(Field::HasChoices) => {
+                endpoint("openai.chat", "chat")
+            }
+            _ if asked(Field::HasVoice) && asked(Field::HasInput) => {
+                endpoint("openai.audio.speech", "text_to_speech")
+            }
+            _ if asked(Field::HasInput)
+                && response.text(Field::Type) == Some("response.created") =>
+            {
+                endpoint("openai.responses", "chat")
+            }
+            _ if asked(Field::HasInput) && response.has(Field::HasData) => {
+                endpoint("openai.embeddings", "embeddings")
+            }
+            _ => None,
+        }
+    }
+
+    fn read(&self, endpoint: &Endpoint, bodies: &Bodies<'_>, call: &mut Call) {
+        let Bodies { request, response } = *bodies;
+        read_parameters(request, call);
+        read_answer(response, call);
+        set(&mut call.request_model, request.text(Field::Model).or(endpoint.model.as_deref()));
+        call.usage = openai_usage(response);
+        read_error(response, call);
+        match endpoint.api {
+            "openai.responses" | "openai.responses.compact" | "openai.realtime" => {
+                read_response_api(response, call);
+            }
+            "openai.runs" => set(&mut call.response_status, response.text(Field::Status)),
+            "openai.vector_store_search" | "openai.assistants" => call.usage = Default::default(),
+            _ => {}
+        }
+        if endpoint.api != "openai.runs" && call.usage.output_tokens == Some(0) && embeds(endpoint)
+        {
+            call.usage.output_tokens = None;
+        }
+        read_server(response, call);
+    }
+}
+
+fn embeds(endpoint: &Endpoint) -> bool {
+    endpoint.operation == Some("embeddings")
+}
+
+/// Items and status of the Responses API.
+fn read_response_api(response: &Facts, call: &mut Call) {
+    let list =
+        if response.items(List::Output).next().is_some() { List::Output } else { List::Announced };
+    for item in response.items(list) {
+        match (item.kind.as_deref(), &item.name) {
+            (Some("function_call" | "custom_tool_call"), Some(name)) => {
+                call.tool_calls.push(name.clone());
+            }
+            (Some(kind), name) if kind.ends_with("_call") => {
+                let name = name.clone().unwrap_or_else(|| kind.to_owned());
+                call.server_tool_calls.push(name);
+            }
+            _ => {}
+        }
+    }
+    let status = response.text(Field::Status);
+    set(&mut call.response_status, status);
+    let reason = match (status, response.text(Field::IncompleteReason)) {
+        (Some("completed"), _) => Some("stop"),
+        (Some("incomplete"), Some("max_output_tokens")) => Some("length"),
+        (Some("incomplete"), reason) => reason,
+        (Some("failed" | "cancelled"), _) => Some("error"),
+        _ => None,
+    };
+    call.finish_reasons = reason.map(str::to_owned).into_iter().collect();
+}
+
+/// A server that names itself in its answers, where the host says nothing.
+fn read_server(response: &Facts, call: &mut Call) {
+    if call.provider.is_some() {
+        return;
+    }
+    let fingerprint = response.text(Field::Fingerprint).unwrap_or_default();
+    if fingerprint == "fp_ollama" {
+        call.provider = Some("ollama".to_owned());
+    } else if response.has(Field::HasTimings) {
+        call.provider = Some("llama_cpp".to_owned());
+    }
+}
+
+const REQUEST: &[(&str, Want)] = &[
+    ("model", Want::Keep(Field::Model)),
+    ("stream", Want::Keep(Field::Stream)),
+    ("max_tokens", Want::Keep(Field::MaxTokens)),
+    ("max_completion_tokens", Want::Keep(Field::MaxCompletionTokens)),
+    ("max_output_tokens", Want::Keep(Field::MaxCompletionTokens)),
+    ("n", Want::Keep(Field::ChoiceCount)),
+    ("temperature", Want::Keep(Field::Temperature)),
+    ("top_p", Want::Keep(Field::TopP)),
+    ("top_k", Want::Keep(Field::TopK)),
+    ("frequency_penalty", Want::Keep(Field::FrequencyPenalty)),
+    ("presence_penalty", Want::Keep(Field::PresencePenalty)),
+    ("seed", Want::Keep(Field::Seed)),
+    ("random_seed", Want::Keep(Field::Seed)),
+    ("stop", Want::Append(List::Stop)),
+    ("stop.*", Want::Append(List::Stop)),
+    ("reasoning_effort", Want::Keep(Field::ReasoningLevel)),
+    ("reasoning.effort", Want::Keep(Field::ReasoningLevel)),
+    ("dimensions", Want::Keep(Field::Dimensions)),
+    ("encoding_format", Want::Append(List::EncodingFormats)),
+    ("previous_response_id", Want::Keep(Field::PreviousResponse)),
+    ("service_tier", Want::Keep(Field::ServiceTier)),
+    ("response_format", Want::Keep(Field::OutputFormat)),
+    ("response_format.type", Want::Keep(Field::OutputFormat)),
+    ("text.format.type", Want::Keep(Field::OutputFormat)),
+    ("conversation", Want::Keep(Field::Conversation)),
+    ("conversation.id", Want::Keep(Field::Conversation)),
+    ("background", Want::Keep(Field::Background)),
+    ("assistant_id", Want::Keep(Field::HasAssistant)),
+    ("voice", Want::Keep(Field::HasVoice)),
+    ("file", Want::Keep(Field::HasFile)),
+    ("messages.**", Want::ProseAnd(Field::HasMessages)),
+    ("input.**", Want::ProseAnd(Field::HasInput)),
+    ("prompt.**", Want::ProseAnd(Field::HasPrompt)),
+    ("instructions", Want::Prose),
+    ("additional_messages.**", Want::Prose),
+    ("suffix", Want::Prose),
+    ("tools.**", Want::Prose),
+    ("functions.**", Want::Prose),
+    ("session.instructions", Want::Prose),
+    ("session.model", Want::Keep(Field::Model)),
+    ("item.**", Want::Prose),
+    ("response.instructions", Want::Prose),
+    ("response.model", Want::Keep(Field::Model)),
+    ("type", Want::Keep(Field::Type)),
+];
+
+macro_rules! usage {
+    ($prefix:literal) => {
+        [
+            (concat!($prefix, "usage"), Want::Keep(Field::HasUsage)),
+            (concat!($prefix, "usage.prompt_tokens"), Want::Keep(Field::PromptTokens)),
+            (concat!($prefix, "usage.completion_tokens"), Want::Keep(Field::CompletionTokens)),
+            (concat!($prefix, "usage.input_tokens"), Want::Keep(Field::InputTokens)),
+            (concat!($prefix, "usage.output_tokens"), Want::Keep(Field::OutputTokens)),
+            (concat!($prefix, "usage.total_tokens"), Want::Keep(Field::TotalTokens)),
+            (
+                concat!($prefix, "usage.prompt_tokens_details.cached_tokens"),
+                Want::Keep(Field::CachedTokens),
+            ),
+            (
+                concat!($prefix, "usage.input_tokens_details.cached_tokens"),
+                Want::Keep(Field::CachedTokens),
+            ),
+            (concat!($prefix, "usage.prompt_cache_hit_tokens"), Want::Keep(Field::CachedTokens)),
+            (
+                concat!($prefix, "usage.completion_tokens_details.reasoning_tokens"),
+                Want::Keep(Field::ReasoningTokens),
+            ),
+            (
+                concat!($prefix, "usage.output_tokens_details.reasoning_tokens"),
+                Want::Keep(Field::ReasoningTokens),
+            ),
+            (concat!($prefix, "usage.reasoning_tokens"), Want::Keep(Field::ReasoningTokens)),
+            (
+                concat!($prefix, "usage.prompt_tokens_details.audio_tokens"),
+                Want::Keep(Field::AudioInput),
+            ),
+            (
+                concat!($prefix, "usage.input_token_details.audio_tokens"),
+                Want::Keep(Field::AudioInput),
+            ),
+            (
+                concat!($prefix, "usage.input_token_details.cached_tokens"),
+                Want::Keep(Field::CachedTokens),
+            ),
+            (
+                concat!($prefix, "usage.output_token_details.audio_tokens"),
+                Want::Keep(Field::AudioOutput),
+            ),
+            (
+                concat!($prefix, "usage.completion_tokens_details.audio_tokens"),
+                Want::Keep(Field::AudioOutput),
+            ),
+        ]
+    };
+}
+
+const USAGE: [(&str, Want); 17] = usage!("");
+const RESPONSE_USAGE: [(&str, Want); 17] = usage!("response.");
+const GROQ_USAGE: [(&str, Want); 17] = usage!("x_groq.");
+
+const OWN: &[(&str, Want)] = &[
+    ("id", Want::Keep(Field::Id)),
+    ("object", Want::Keep(Field::Object)),
+    ("type", Want::Keep(Field::Type)),
+    ("model", Want::Keep(Field::Model)),
+    ("status", Want::Keep(Field::Status)),
+    ("service_tier", Want::Keep(Field::ServiceTier)),
+    ("system_fingerprint", Want::Keep(Field::Fingerprint)),
+    ("timings", Want::Keep(Field::HasTimings)),
+    ("data", Want::Keep(Field::HasData)),
+    ("choices", Want::Keep(Field::HasChoices)),
+    ("choices.*", Want::Choice),
+    ("choices.*.index", Want::Slot(Slot::ChoiceIndex)),
+    ("choices.*.finish_reason", Want::Slot(Slot::Reason)),
+    ("choices.*.message.tool_calls.*", Want::Item(List::Tools)),
+    ("choices.*.message.tool_calls.*.id", Want::Slot(Slot::Id)),
+    ("choices.*.message.tool_calls.*.index", Want::Slot(Slot::Index)),
+    ("choices.*.message.tool_calls.*.function.name", Want::Slot(Slot::Name)),
+    ("choices.*.message.tool_calls.*.custom.name", Want::Slot(Slot::Name)),
+    ("choices.*.delta.tool_calls.*", Want::Item(List::Tools)),
+    ("choices.*.delta.tool_calls.*.id", Want::Slot(Slot::Id)),
+    ("choices.*.delta.tool_calls.*.index", Want::Slot(Slot::Index)),
+    ("choices.*.delta.tool_calls.*.function.name", Want::Slot(Slot::Name)),
+    ("choices.*.delta.tool_calls.*.custom.name", Want::Slot(Slot::Name)),
+    ("choices.*.message.function_call", Want::Item(List::Tools)),
+    ("choices.*.message.function_call.name", Want::Slot(Slot::Name)),
+    ("choices.*.delta.function_call", Want::Item(List::Tools)),
+    ("choices.*.delta.function_call.name", Want::Slot(Slot::Name)),
+    ("error", Want::Keep(Field::HasError)),
+    ("error.type", Want::Keep(Field::ErrorType)),
+    ("error.code", Want::Keep(Field::ErrorCode)),
+    ("error.status", Want::Keep(Field::ErrorStatus)),
+    ("code", Want::Keep(Field::ErrorCode)),
+    ("incomplete_details.reason", Want::Keep(Field::IncompleteReason)),
+    ("output", Want::Keep(Field::HasOutput)),
+    ("output.*", Want::Item(List::Output)),
+    ("output.*.id", Want::Slot(Slot::Id)),
+    ("output.*.type", Want::Slot(Slot::Type)),
+    ("output.*.name", Want::Slot(Slot::Name)),
+    ("item", Want::Item(List::Announced)),
+    ("item.id", Want::Slot(Slot::Id)),
+    ("item.type", Want::Slot(Slot::Type)),
+    ("item.name", Want::Slot(Slot::Name)),
+    ("response.id", Want::Keep(Field::Id)),
+    ("response.object", Want::Keep(Field::Object)),
+    ("response.model", Want::Keep(Field::Model)),
+    ("response.status", Want::Keep(Field::Status)),
+    ("response.service_tier", Want::Keep(Field::ServiceTier)),
+    ("response.incomplete_details.reason", Want::Keep(Field::IncompleteReason)),
+    ("response.error", Want::Keep(Field::HasError)),
+    ("response.error.code", Want::Keep(Field::ErrorCode)),
+    ("response.error.type", Want::Keep(Field::ErrorType)),
+    ("response.output", Want::Keep(Field::HasOutput)),
+    ("response.output.*", Want::Item(List::Output)),
+    ("response.output.*.id", Want::Slot(Slot::Id)),
+    ("response.output.*.type", Want::Slot(Slot::Type)),
+    ("response.output.*.name", Want::Slot(Slot::Name)),
+];
+
+const COUNT: usize = OWN.len() + USAGE.len() * 3;
+
+const RESPONSE: &[(&str, Want)] = &{
+    let mut all = [("", Want::Nothing); COUNT];
+    let parts: [&[(&str, Want)]; 4] = [OWN, &USAGE, &RESPONSE_USAGE, &GROQ_USAGE];
+    let (mut part, mut filled) = (0, 0);
+    while part < parts.len() {
+        let mut at = 0;
+        while at < parts[part].len() {
+            all[filled] = parts[part][at];
+            filled += 1;
+            at += 1;
+        }
+        part += 1;
+    }
+    all
+};

@@ -1,0 +1,561 @@
+//! What was found in one body: bounded facts, before any dialect has judged them.
+//!
+//! Facts are kept by what they are called, not by who said them; which of them make up a call is
+//! the dialect's business. Within one body the last value counts, as in every JSON reader that
+//! providers use.
+
+use crate::call::Texts;
+use crate::coding::base64::Base64;
+use crate::json::schema::{Slot, Want};
+use crate::json::{Reader, Scalar, Scanner, Schema};
+
+/// One thing a body may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Field {
+    AlephInput,
+    AlephOutput,
+    AnthropicVersion,
+    AudioInput,
+    AudioOutput,
+    Background,
+    BilledInput,
+    BilledOutput,
+    BlockReason,
+    CacheRead,
+    CacheWrite,
+    CachedTokens,
+    CamelCacheRead,
+    CamelCacheWrite,
+    CamelInput,
+    CamelOutput,
+    CamelReason,
+    CandidateCount,
+    ChoiceCount,
+    CompletionTokens,
+    Conversation,
+    CountedInput,
+    CountedOutput,
+    Dimensions,
+    Done,
+    ErrorCode,
+    ErrorStatus,
+    ErrorType,
+    EvalDuration,
+    EvalOutput,
+    EvalPrompt,
+    Fingerprint,
+    FinishReason,
+    FrequencyPenalty,
+    GeneratedTokens,
+    GenerationId,
+    HasAssistant,
+    HasCandidates,
+    HasChoices,
+    HasContent,
+    HasContents,
+    HasData,
+    HasDocuments,
+    HasEmbeddings,
+    HasError,
+    HasFile,
+    HasGenerated,
+    HasInput,
+    HasInputText,
+    HasInputs,
+    HasInstances,
+    HasMessage,
+    HasMessages,
+    HasNormalize,
+    HasOutput,
+    HasPrompt,
+    HasQuery,
+    HasRequests,
+    HasResult,
+    HasResults,
+    HasRetrieval,
+    HasSystem,
+    HasTexts,
+    HasTimings,
+    HasUsage,
+    HasVoice,
+    Id,
+    IncompleteReason,
+    InputTokens,
+    Jsonrpc,
+    LlamaOutput,
+    LlamaPrompt,
+    MaxCompletionTokens,
+    MaxTokens,
+    MetricCacheRead,
+    MetricCacheWrite,
+    MetricInput,
+    MetricOutput,
+    Model,
+    ModelId,
+    ModelVersion,
+    ModelVersionName,
+    Object,
+    OutputFormat,
+    OutputTokens,
+    PredictedInput,
+    PredictedOutput,
+    PresencePenalty,
+    PreviousResponse,
+    PromptCount,
+    PromptTokens,
+    ProtocolVersion,
+    ReasoningLevel,
+    ReasoningTokens,
+    ResponseId,
+    ResultReason,
+    ReturnDocuments,
+    RpcId,
+    RpcMethod,
+    RpcName,
+    RpcUri,
+    SearchUnits,
+    Seed,
+    ServiceTier,
+    Status,
+    StopReason,
+    Stream,
+    Temperature,
+    ThoughtTokens,
+    TitanInput,
+    TitanOutput,
+    ToolError,
+    ToolPromptTokens,
+    TopK,
+    TopP,
+    TotalTokens,
+    Type,
+    Version,
+    WatsonxInput,
+    WatsonxOutput,
+}
+
+/// A list a body may give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum List {
+    Stop,
+    EncodingFormats,
+    /// Tools that the model called.
+    Tools,
+    /// Blocks of a message in their final form.
+    Content,
+    /// Items of an output in their final form.
+    Output,
+    /// Items of an output as a stream announced them one by one.
+    Announced,
+    /// Methods of JSON-RPC messages.
+    Methods,
+    /// Finish reasons outside of choices.
+    Reasons,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Value {
+    Count(u64),
+    Number(f64),
+    Flag(bool),
+    Text(String),
+    Present,
+}
+
+/// One [`Want::Item`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Item {
+    pub(crate) kind: Option<String>,
+    pub(crate) name: Option<String>,
+    id: Option<String>,
+    index: Option<u64>,
+}
+
+/// The facts of one body.
+#[derive(Default)]
+pub(crate) struct Facts {
+    values: Vec<(Field, Value)>,
+    lists: Vec<(List, String)>,
+    items: Vec<(List, Item)>,
+    /// Finish reason of each choice, by index.
+    reasons: Vec<(u64, String)>,
+    /// Position of the choice being read within its array, and what it said.
+    choice: (u64, Option<u64>, Option<String>),
+    item: Item,
+    /// The string being read.
+    text: Vec<u8>,
+    /// The text scanned so far said something that doing twice would say twice.
+    appended: bool,
+    /// Something was kept since [`Self::take_changed`].
+    changed: bool,
+    /// Something was kept since [`Self::take_dirty`].
+    dirty: bool,
+}
+
+impl std::fmt::Debug for Facts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Facts").field("count", &self.values.len()).finish_non_exhaustive()
+    }
+}
+
+impl Facts {
+    /// Most bytes of one string kept; a longer one counts as not said.
+    pub(crate) const TEXT_LIMIT: usize = 512;
+    /// Most entries of each list.
+    const LIST_LIMIT: usize = 128;
+
+    fn value(&self, field: Field) -> Option<&Value> {
+        self.values.iter().find(|(known, _)| *known == field).map(|(_, value)| value)
+    }
+
+    pub(crate) fn has(&self, field: Field) -> bool {
+        self.value(field).is_some()
+    }
+
+    pub(crate) fn text(&self, field: Field) -> Option<&str> {
+        match self.value(field)? {
+            Value::Text(text) if !text.is_empty() => Some(text),
+            _ => None,
+        }
+    }
+
+    /// As a string, whether it was written as a string or as a number.
+    pub(crate) fn written(&self, field: Field) -> Option<String> {
+        match self.value(field)? {
+            Value::Text(text) => Some(text.clone()).filter(|text| !text.is_empty()),
+            Value::Count(count) => Some(count.to_string()),
+            Value::Number(number) => Some(number.to_string()),
+            Value::Flag(_) | Value::Present => None,
+        }
+    }
+
+    pub(crate) fn count(&self, field: Field) -> Option<u64> {
+        match self.value(field)? {
+            Value::Count(count) => Some(*count),
+            Value::Number(number) => whole(*number),
+            Value::Text(text) => text.parse().ok(),
+            Value::Flag(_) | Value::Present => None,
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a parameter beyond 2^53 is none")]
+    pub(crate) fn number(&self, field: Field) -> Option<f64> {
+        match self.value(field)? {
+            Value::Count(count) => Some(*count as f64),
+            Value::Number(number) => Some(*number),
+            Value::Text(text) => text.parse().ok(),
+            Value::Flag(_) | Value::Present => None,
+        }
+    }
+
+    pub(crate) fn integer(&self, field: Field) -> Option<i64> {
+        match self.value(field)? {
+            Value::Count(count) => i64::try_from(*count).ok(),
+            #[expect(clippy::cast_possible_truncation, reason = "checked to be whole and in range")]
+            Value::Number(number) => {
+                (number.fract() == 0.0 && number.abs() < 9e15).then_some(*number as i64)
+            }
+            Value::Text(text) => text.parse().ok(),
+            Value::Flag(_) | Value::Present => None,
+        }
+    }
+
+    pub(crate) fn flag(&self, field: Field) -> Option<bool> {
+        match self.value(field)? {
+            Value::Flag(flag) => Some(*flag),
+            Value::Text(text) => match text.as_str() {
+                "true" => Some(true),
+                "false" => Some(false),
+                _ => None,
+            },
+            Value::Count(_) | Value::Number(_) | Value::Present => None,
+        }
+    }
+
+    pub(crate) fn list(&self, list: List) -> impl Iterator<Item = &str> {
+        self.lists.iter().filter(move |(of, _)| *of == list).map(|(_, text)| text.as_str())
+    }
+
+    pub(crate) fn items(&self, list: List) -> impl Iterator<Item = &Item> {
+        self.items.iter().filter(move |(of, _)| *of == list).map(|(_, item)| item)
+    }
+
+    /// Finish reasons by choice.
+    pub(crate) fn reasons(&self) -> impl Iterator<Item = &str> {
+        self.reasons.iter().map(|(_, reason)| reason.as_str())
+    }
+
+    pub(crate) fn keep_text(&mut self, field: Field, text: &str) {
+        self.keep(field, Value::Text(text.to_owned()));
+    }
+
+    pub(crate) fn keep_count(&mut self, field: Field, count: u64) {
+        self.keep(field, Value::Count(count));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.values.is_empty() && self.lists.is_empty() && self.items.is_empty()
+    }
+
+    /// Whether anything was kept since the last call.
+    pub(crate) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// As [`Self::take_changed`], for whoever reads the facts.
+    pub(crate) fn take_dirty(&mut self) -> bool {
+        std::mem::take(&mut self.dirty)
+    }
+
+    fn touch(&mut self) {
+        self.changed = true;
+        self.dirty = true;
+    }
+
+    /// Whether a list grew since the last call.
+    pub(crate) fn take_appended(&mut self) -> bool {
+        std::mem::take(&mut self.appended)
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let texts = self.values.iter().map(|(_, value)| match value {
+            Value::Text(text) => text.capacity(),
+            Value::Count(_) | Value::Number(_) | Value::Flag(_) | Value::Present => 0,
+        });
+        let lists = self.lists.iter().map(|(_, text)| text.capacity());
+        let items = self.items.iter().map(|(_, item)| {
+            [&item.kind, &item.name, &item.id].into_iter().flatten().map(String::capacity).sum()
+        });
+        let reasons = self.reasons.iter().map(|(_, reason)| reason.capacity());
+        texts.chain(lists).chain(items).chain(reasons).sum::<usize>()
+            + self.values.capacity() * size_of::<(Field, Value)>()
+            + self.lists.capacity() * size_of::<(List, String)>()
+            + self.items.capacity() * size_of::<(List, Item)>()
+            + self.reasons.capacity() * size_of::<(u64, String)>()
+            + self.text.capacity()
+    }
+
+    fn keep(&mut self, field: Field, value: Value) {
+        match self.values.iter_mut().find(|(known, _)| *known == field) {
+            Some((_, old)) if *old == value => return,
+            Some((_, old)) => *old = value,
+            None => self.values.push((field, value)),
+        }
+        self.touch();
+    }
+
+    fn append(&mut self, list: List, text: &str) {
+        self.appended = true;
+        self.touch();
+        if !text.is_empty() && self.list(list).count() < Self::LIST_LIMIT {
+            self.lists.push((list, text.to_owned()));
+        }
+    }
+
+    fn slot(&mut self, slot: Slot, text: Option<String>, count: Option<u64>) {
+        match slot {
+            Slot::ChoiceIndex => self.choice.1 = count,
+            Slot::Index => self.item.index = count,
+            Slot::Reason => self.choice.2 = text,
+            Slot::Type => self.item.kind = text,
+            Slot::Name => self.item.name = text,
+            Slot::Id => self.item.id = text,
+        }
+    }
+
+    fn end_choice(&mut self) {
+        let (position, index, reason) = std::mem::take(&mut self.choice);
+        self.choice.0 = position + 1;
+        let Some(reason) = reason.filter(|reason| !reason.is_empty()) else { return };
+        let index = index.unwrap_or(position);
+        match self.reasons.binary_search_by_key(&index, |(index, _)| *index) {
+            Ok(at) => {
+                if let Some((_, old)) = self.reasons.get_mut(at) {
+                    *old = reason;
+                }
+            }
+            Err(at) if self.reasons.len() < Self::LIST_LIMIT => {
+                self.reasons.insert(at, (index, reason));
+            }
+            Err(_) => {}
+        }
+        self.touch();
+    }
+
+    fn end_item(&mut self, list: List) {
+        let item = std::mem::take(&mut self.item);
+        if item.kind.is_none() && item.name.is_none() {
+            return;
+        }
+        self.appended = true;
+        self.touch();
+        let same = |(of, old): &&mut (List, Item)| {
+            *of == list
+                && match (&item.id, &old.id) {
+                    (Some(new), Some(old)) => new == old,
+                    _ => item.index.is_some() && item.index == old.index,
+                }
+        };
+        if let Some((_, old)) = self.items.iter_mut().find(same) {
+            old.name = item.name.filter(|name| !name.is_empty()).or(old.name.take());
+            old.kind = item.kind.or(old.kind.take());
+        } else if self.items(list).count() < Self::LIST_LIMIT {
+            self.items.push((list, item));
+        }
+    }
+
+    fn end_string(&mut self) -> Option<String> {
+        let text = std::mem::take(&mut self.text);
+        (text.len() <= Self::TEXT_LIMIT).then(|| String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+fn whole(number: f64) -> Option<u64> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked to be whole and in range"
+    )]
+    (number.fract() == 0.0 && (0.0..9e15).contains(&number)).then_some(number as u64)
+}
+
+fn parse_number(text: &str) -> Option<Value> {
+    text.parse().map(Value::Count).ok().or_else(|| text.parse().map(Value::Number).ok())
+}
+
+/// Gathers facts from a scanner.
+pub(crate) struct Gather<'a> {
+    pub(crate) facts: &'a mut Facts,
+    /// Where prose goes; `None` drops it.
+    pub(crate) texts: Option<&'a mut Texts>,
+    /// Reads what [`Want::Base64`] strings hold.
+    pub(crate) nested: Option<&'a mut Nested>,
+}
+
+/// Reads JSON texts that are carried in base64 strings.
+#[derive(Debug)]
+pub(crate) struct Nested {
+    base64: Base64,
+    pub(crate) scanner: Scanner,
+}
+
+impl Nested {
+    pub(crate) fn new(schema: &'static Schema) -> Self {
+        Self { base64: Base64::default(), scanner: Scanner::new(schema) }
+    }
+}
+
+impl Reader for Gather<'_> {
+    fn text_begin(&mut self, want: Want) {
+        match want {
+            Want::Prose | Want::ProseAnd(_) => {
+                if let Want::ProseAnd(field) = want {
+                    self.facts.keep(field, Value::Present);
+                }
+                if let Some(texts) = &mut self.texts {
+                    texts.begin();
+                }
+            }
+            Want::Base64 => {
+                if let Some(nested) = &mut self.nested {
+                    nested.base64 = Base64::default();
+                    nested.scanner.reset();
+                }
+            }
+            _ => self.facts.text.clear(),
+        }
+    }
+
+    fn text(&mut self, want: Want, piece: &[u8]) {
+        match want {
+            Want::Prose | Want::ProseAnd(_) => {
+                if let Some(texts) = &mut self.texts {
+                    texts.push(piece);
+                }
+            }
+            Want::Base64 => {
+                if let Some(nested) = &mut self.nested {
+                    let mut inner = Gather {
+                        facts: self.facts,
+                        texts: self.texts.as_deref_mut(),
+                        nested: None,
+                    };
+                    let Nested { base64, scanner } = &mut **nested;
+                    base64.feed(piece, |bytes| scanner.feed(bytes, &mut inner));
+                }
+            }
+            _ => {
+                let room = (Facts::TEXT_LIMIT + 1).saturating_sub(self.facts.text.len());
+                self.facts.text.extend_from_slice(piece.get(..room).unwrap_or(piece));
+            }
+        }
+    }
+
+    fn text_end(&mut self, want: Want) {
+        match want {
+            Want::Prose | Want::ProseAnd(_) => {
+                if let Some(texts) = &mut self.texts {
+                    texts.end();
+                }
+            }
+            Want::Base64 | Want::Nothing => {}
+            Want::Keep(field) => {
+                if let Some(text) = self.facts.end_string() {
+                    self.facts.keep(field, Value::Text(text));
+                } else {
+                    self.facts.keep(field, Value::Present);
+                }
+            }
+            Want::Append(list) => {
+                if let Some(text) = self.facts.end_string() {
+                    self.facts.append(list, &text);
+                }
+            }
+            Want::Slot(slot) => {
+                let text = self.facts.end_string();
+                let count = text.as_deref().and_then(|text| text.parse().ok());
+                self.facts.slot(slot, text, count);
+            }
+            Want::Choice | Want::Item(_) => {}
+        }
+    }
+
+    fn scalar(&mut self, want: Want, scalar: Scalar<'_>) {
+        match (want, scalar) {
+            (Want::Keep(field) | Want::ProseAnd(field), Scalar::Number(text)) => {
+                if let Some(value) = parse_number(text) {
+                    self.facts.keep(field, value);
+                }
+            }
+            (Want::Keep(field) | Want::ProseAnd(field), Scalar::Bool(flag)) => {
+                self.facts.keep(field, Value::Flag(flag));
+            }
+            (Want::Append(list), Scalar::Number(text)) => self.facts.append(list, text),
+            (Want::Slot(slot), Scalar::Number(text)) => {
+                self.facts.slot(slot, Some(text.to_owned()), text.parse().ok());
+            }
+            (Want::Slot(slot), Scalar::Null) => self.facts.slot(slot, None, None),
+            _ => {}
+        }
+    }
+
+    fn enter(&mut self, want: Want) {
+        match want {
+            Want::Keep(field) | Want::ProseAnd(field) => {
+                self.facts.keep(field, Value::Present);
+                self.facts.choice.0 = 0;
+            }
+            Want::Choice => (self.facts.choice.1, self.facts.choice.2) = (None, None),
+            Want::Item(_) => self.facts.item = Item::default(),
+            Want::Nothing | Want::Prose | Want::Append(_) | Want::Slot(_) | Want::Base64 => {}
+        }
+    }
+
+    fn leave(&mut self, want: Want) {
+        match want {
+            Want::Choice => self.facts.end_choice(),
+            Want::Item(list) => self.facts.end_item(list),
+            _ => {}
+        }
+    }
+}

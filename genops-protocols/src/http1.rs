@@ -1,0 +1,743 @@
+//! HTTP/1.1 ([RFC 9112][rfc]): messages of both directions, paired in order.
+//!
+//! Keep-alive, pipelining, chunked bodies with trailers, interim responses, HEAD, bodies that the
+//! close ends, upgrades. A hole inside a body whose length is known is only a hole in the body;
+//! any other hole loses the place, and reading goes on at the next thing that can only be the
+//! start of a message.
+//!
+//! [rfc]: https://www.rfc-editor.org/rfc/rfc9112
+
+use std::collections::VecDeque;
+
+use memchr::{memchr, memmem};
+
+use crate::call::{Direction, Kind, OpenRequest, Sink, Unreadable};
+use crate::exchange::{Context, Head, Transaction};
+
+/// How the body of a message ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    Length(u64),
+    Chunked(Chunk),
+    /// With the connection.
+    Close,
+}
+
+/// Where in a chunked body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chunk {
+    /// Within the line that gives the size; digits are over after an extension began.
+    Size {
+        size: u64,
+        digits: u8,
+        extension: bool,
+    },
+    Data(u64),
+    /// The line end after the data.
+    DataEnd,
+    /// Fields after the last chunk: bytes of the line so far, but for its end.
+    Trailer {
+        line: u64,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Head,
+    Body(Framing),
+    /// The place is lost: looking for a head.
+    Lost,
+    /// No longer HTTP/1.
+    Tunnel,
+}
+
+/// One direction.
+#[derive(Debug)]
+struct Side {
+    state: State,
+    /// Head not yet whole; when lost, bytes that may begin one.
+    held: Vec<u8>,
+    /// Bytes of `held` known not to hold the end of the head.
+    searched: usize,
+    /// Position and time of the first byte of the message.
+    start: u64,
+    at_ns: u64,
+    /// Bytes of the message so far.
+    bytes: u64,
+}
+
+impl Side {
+    /// Longest head, in bytes.
+    const HEAD_LIMIT: usize = 16 << 10;
+
+    fn new(state: State) -> Self {
+        Self { state, held: Vec::new(), searched: 0, start: 0, at_ns: 0, bytes: 0 }
+    }
+
+    /// Adds to the head. Returns how many bytes were used, and whether the head is whole.
+    fn head<'a>(&'a mut self, bytes: &'a [u8]) -> (usize, Option<Result<&'a [u8], Unreadable>>) {
+        if self.held.is_empty()
+            && let Some(end) = head_end(bytes, 0)
+        {
+            return (end, Some(Ok(bytes.get(..end).unwrap_or_default())));
+        }
+        let before = self.held.len();
+        let room = Self::HEAD_LIMIT.saturating_sub(before);
+        let taken = bytes.get(..room).unwrap_or(bytes);
+        self.held.extend_from_slice(taken);
+        match head_end(&self.held, self.searched) {
+            Some(end) => {
+                self.searched = 0;
+                (end.saturating_sub(before), Some(Ok(self.held.get(..end).unwrap_or_default())))
+            }
+            None if self.held.len() >= Self::HEAD_LIMIT => {
+                (taken.len(), Some(Err(Unreadable::Head)))
+            }
+            None => {
+                self.searched = self.held.len().saturating_sub(3);
+                (taken.len(), None)
+            }
+        }
+    }
+}
+
+impl Side {
+    /// Looks at lines for one that begins a message; keeps the line that has not ended yet.
+    /// Returns how many bytes were used.
+    fn find(&mut self, at_ns: u64, at: u64, bytes: &[u8], begins: impl Fn(&[u8]) -> bool) -> usize {
+        /// Longest line of which the end is awaited: a method and a long path.
+        const LINE_LIMIT: usize = 4 << 10;
+        if self.held.is_empty() {
+            (self.start, self.at_ns) = (at, at_ns);
+        }
+        let end = memchr(b'\n', bytes).map(|end| end + 1);
+        let taken = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or(bytes);
+        if self.held.is_empty() && end.is_some() && !begins(taken) {
+            return taken.len();
+        }
+        let room = LINE_LIMIT.saturating_sub(self.held.len());
+        self.held.extend_from_slice(taken.get(..room).unwrap_or(taken));
+        if end.is_some() {
+            if begins(&self.held) {
+                self.state = State::Head;
+                self.searched = 0;
+            } else {
+                self.held.clear();
+            }
+        }
+        taken.len()
+    }
+}
+
+/// Index after the empty line that ends a head.
+fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    loop {
+        at += memchr(b'\n', bytes.get(at..)?)? + 1;
+        match bytes.get(at..)? {
+            [b'\n', ..] => return Some(at + 1),
+            [b'\r', b'\n', ..] => return Some(at + 2),
+            _ => {}
+        }
+    }
+}
+
+/// What became of the connection.
+#[derive(Debug)]
+pub(crate) enum Upgrade {
+    /// Nothing: it is HTTP/1.
+    None,
+    /// Frames of the exchange handed out follow in both directions.
+    WebSocket(Box<Transaction>),
+    /// HTTP/2 follows; the exchange goes on as its stream 1.
+    Http2(Box<Transaction>),
+    /// Something that is not read follows.
+    Opaque,
+}
+
+/// Decodes both directions of one connection.
+#[derive(Debug)]
+pub(crate) struct Http1 {
+    egress: Side,
+    ingress: Side,
+    /// Oldest first; the last one's request may still be open.
+    queue: VecDeque<Transaction>,
+    next_exchange: u64,
+    upgrade: Upgrade,
+    /// Responses of which the requests were not seen.
+    unasked: Vec<Transaction>,
+    /// The pairing is lost until a new request begins.
+    unpaired: bool,
+}
+
+impl Http1 {
+    /// Most requests without response.
+    const QUEUE_LIMIT: usize = 64;
+    /// Most responses without request kept until the connection ends.
+    const UNASKED_LIMIT: usize = 16;
+
+    pub(crate) fn new(from_start: bool) -> Self {
+        let state = if from_start { State::Head } else { State::Lost };
+        Self {
+            egress: Side::new(state),
+            ingress: Side::new(state),
+            queue: VecDeque::new(),
+            next_exchange: 0,
+            upgrade: Upgrade::None,
+            unasked: Vec::new(),
+            unpaired: !from_start,
+        }
+    }
+
+    pub(crate) fn take_upgrade(&mut self) -> Upgrade {
+        std::mem::replace(&mut self.upgrade, Upgrade::None)
+    }
+
+    pub(crate) fn next_exchange(&self) -> u64 {
+        self.next_exchange
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let transactions = self.queue.iter().chain(&self.unasked);
+        self.egress.held.capacity()
+            + self.ingress.held.capacity()
+            + transactions.map(Transaction::memory_bytes).sum::<usize>()
+    }
+
+    pub(crate) fn retained_bytes(&self) -> usize {
+        self.queue.iter().chain(&self.unasked).map(Transaction::retained_bytes).sum()
+    }
+
+    pub(crate) fn open(&self) -> Option<OpenRequest<'_>> {
+        self.queue.iter().find_map(Transaction::open)
+    }
+
+    /// Position of the first byte of a head that is not yet whole.
+    pub(crate) fn partial_head(&self) -> Option<u64> {
+        let within = self.egress.state == State::Head && !self.egress.held.is_empty();
+        within.then_some(self.egress.start)
+    }
+
+    /// Takes the next bytes of a direction. Returns how many were used: fewer than all only where
+    /// the connection was upgraded.
+    pub(crate) fn data(
+        &mut self,
+        at_ns: u64,
+        direction: Direction,
+        start: u64,
+        bytes: &[u8],
+        context: &Context,
+        sink: &mut dyn Sink,
+    ) -> usize {
+        let mut used = 0;
+        while let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty()) {
+            let at = start + used as u64;
+            let step = match direction {
+                Direction::Egress => self.egress(at_ns, at, rest, context, sink),
+                Direction::Ingress => self.ingress(at_ns, at, rest, context, sink),
+            };
+            used += step;
+            if !matches!(self.upgrade, Upgrade::None) {
+                break;
+            }
+        }
+        for transaction in &mut self.queue {
+            transaction.refresh_if_changed();
+        }
+        used
+    }
+
+    fn egress(
+        &mut self,
+        at_ns: u64,
+        at: u64,
+        bytes: &[u8],
+        context: &Context,
+        sink: &mut dyn Sink,
+    ) -> usize {
+        match self.egress.state {
+            State::Head => self.request_head(at_ns, at, bytes, context, sink),
+            State::Lost => self.find_request(at_ns, at, bytes),
+            State::Tunnel => bytes.len(),
+            State::Body(framing) => {
+                let Some(transaction) = self.queue.back_mut() else {
+                    self.egress.state = State::Lost;
+                    return 0;
+                };
+                let (used, next) = framing.take(bytes, |data| transaction.request_data(data));
+                transaction.call_mut().request_bytes += used as u64;
+                match next {
+                    Next::More(framing) => self.egress.state = State::Body(framing),
+                    Next::Ended => {
+                        self.egress.state = State::Head;
+                        transaction.end_request(at + used as u64, true, sink);
+                        self.reap();
+                    }
+                    Next::Broken => {
+                        transaction.unreadable(Unreadable::Body);
+                        transaction.end_request(at + used as u64, false, sink);
+                        self.egress.state = State::Lost;
+                    }
+                }
+                used
+            }
+        }
+    }
+
+    fn request_head(
+        &mut self,
+        at_ns: u64,
+        at: u64,
+        bytes: &[u8],
+        context: &Context,
+        sink: &mut dyn Sink,
+    ) -> usize {
+        let side = &mut self.egress;
+        if side.held.is_empty() {
+            // A client may send an empty line too many (RFC 9112 §2.2).
+            if let Some(b'\r' | b'\n') = bytes.first() {
+                return 1;
+            }
+            (side.start, side.at_ns) = (at, at_ns);
+        }
+        let start = side.start;
+        let mut transaction = Transaction::new(self.next_exchange, side.at_ns, start);
+        let (used, head) = side.head(bytes);
+        let Some(head) = head else { return used };
+        let parsed = head.and_then(|head| parse_request(head).ok_or(Unreadable::Head));
+        side.held.clear();
+        let end = at + used as u64;
+        self.next_exchange += 1;
+        self.unpaired = false;
+        self.make_room(at_ns, at, sink);
+        transaction.call_mut().request_bytes = end - start;
+        match parsed {
+            Ok((head, framing)) => {
+                transaction.request_head(&head, context);
+                match framing {
+                    Some(framing) => self.egress.state = State::Body(framing),
+                    None => transaction.end_request(end, true, sink),
+                }
+            }
+            Err(reason) => {
+                transaction.unreadable(reason);
+                transaction.end_request(end, false, sink);
+                self.egress.state = State::Lost;
+            }
+        }
+        self.queue.push_back(transaction);
+        used
+    }
+
+    /// Requests that will hardly be answered any more give way.
+    fn make_room(&mut self, at_ns: u64, at: u64, sink: &mut dyn Sink) {
+        let lost = self.ingress.state == State::Lost;
+        while self.queue.len() >= Self::QUEUE_LIMIT || lost && !self.queue.is_empty() {
+            let Some(mut oldest) = self.queue.pop_front() else { return };
+            oldest.unreadable(Unreadable::Gap);
+            oldest.end_request(at, false, sink);
+            oldest.end_response(at_ns, false, sink);
+        }
+    }
+
+    /// After a hole: the next line that can only begin a request.
+    fn find_request(&mut self, at_ns: u64, at: u64, bytes: &[u8]) -> usize {
+        self.egress.find(at_ns, at, bytes, |line| {
+            is_request_start(line) && memmem::find(line, b" HTTP/1.").is_some()
+        })
+    }
+
+    fn find_response(&mut self, at_ns: u64, at: u64, bytes: &[u8]) -> usize {
+        self.ingress.find(at_ns, at, bytes, |line| {
+            let status = line.strip_prefix(b"HTTP/1.0 ").or(line.strip_prefix(b"HTTP/1.1 "));
+            status.is_some_and(|rest| {
+                matches!(rest, [a, b, c, b' ' | b'\r', ..] if [a, b, c].iter().all(|it| it.is_ascii_digit()))
+            })
+        })
+    }
+
+    fn ingress(
+        &mut self,
+        at_ns: u64,
+        at: u64,
+        bytes: &[u8],
+        context: &Context,
+        sink: &mut dyn Sink,
+    ) -> usize {
+        match self.ingress.state {
+            State::Head => self.response_head(at_ns, bytes, context, sink),
+            State::Lost => self.find_response(at_ns, at, bytes),
+            State::Tunnel => bytes.len(),
+            State::Body(framing) => {
+                let Some(transaction) = self.queue.front_mut() else {
+                    self.ingress.state = State::Lost;
+                    return 0;
+                };
+                let (used, next) =
+                    framing.take(bytes, |data| transaction.response_data(at_ns, data));
+                transaction.call_mut().response_bytes += used as u64;
+                match next {
+                    Next::More(framing) => self.ingress.state = State::Body(framing),
+                    Next::Ended => {
+                        self.ingress.state = State::Head;
+                        transaction.end_response(at_ns, true, sink);
+                        self.reap();
+                    }
+                    Next::Broken => {
+                        transaction.unreadable(Unreadable::Body);
+                        transaction.end_response(at_ns, false, sink);
+                        self.ingress.state = State::Lost;
+                        self.reap();
+                    }
+                }
+                used
+            }
+        }
+    }
+
+    fn response_head(
+        &mut self,
+        at_ns: u64,
+        bytes: &[u8],
+        context: &Context,
+        sink: &mut dyn Sink,
+    ) -> usize {
+        let (used, head) = self.ingress.head(bytes);
+        let Some(head) = head else { return used };
+        let len = head.map_or(0, <[u8]>::len) as u64;
+        let parsed = head.and_then(|head| parse_response(head).ok_or(Unreadable::Head));
+        self.ingress.held.clear();
+        // The response of a request whose own response ended belongs to the next.
+        if self.queue.front().is_none_or(Transaction::response_ended) {
+            let mut unasked = Transaction::unasked(at_ns);
+            unasked.request_head(&Head { partial: true, ..Head::default() }, context);
+            self.queue.push_front(unasked);
+        }
+        let Some(transaction) = self.queue.front_mut() else { return used };
+        transaction.call_mut().response_bytes += len;
+        let (head, framing) = match parsed {
+            Ok(parsed) => parsed,
+            Err(reason) => {
+                transaction.unreadable(reason);
+                transaction.end_response(at_ns, false, sink);
+                self.ingress.state = State::Lost;
+                self.reap();
+                return used;
+            }
+        };
+        let status = head.status.unwrap_or(0);
+        if (100..200).contains(&status) && status != 101 {
+            return used;
+        }
+        transaction.response_head(&head, at_ns);
+        let method = transaction.call().method.clone();
+        if status == 101 || method.as_deref() == Some("CONNECT") && (200..300).contains(&status) {
+            self.upgraded(at_ns, &head, sink);
+            return used;
+        }
+        let bodiless = matches!(status, 204 | 304) || method.as_deref() == Some("HEAD");
+        match framing {
+            _ if bodiless => transaction.end_response(at_ns, true, sink),
+            Framing::Length(0) => transaction.end_response(at_ns, true, sink),
+            framing => self.ingress.state = State::Body(framing),
+        }
+        self.reap();
+        used
+    }
+
+    fn upgraded(&mut self, at_ns: u64, head: &Head, sink: &mut dyn Sink) {
+        self.ingress.state = State::Tunnel;
+        self.egress.state = State::Tunnel;
+        let Some(mut transaction) = self.queue.pop_front() else { return };
+        let protocol = head.upgrade.as_deref().unwrap_or_default().to_ascii_lowercase();
+        self.upgrade = match protocol.as_str() {
+            "websocket" => {
+                transaction.websocket_deflate = head.websocket_deflate;
+                Upgrade::WebSocket(Box::new(transaction))
+            }
+            "h2c" => Upgrade::Http2(Box::new(transaction)),
+            _ => {
+                transaction.end_response(at_ns, true, sink);
+                Upgrade::Opaque
+            }
+        };
+    }
+
+    /// Drops what is over, keeps what was never asked for.
+    fn reap(&mut self) {
+        while let Some(first) = self.queue.front() {
+            if !(first.request_ended() && first.response_ended()) {
+                return;
+            }
+            let Some(over) = self.queue.pop_front() else { return };
+            let wanted = !over.call().request_seen && over.call().kind == Kind::Inference;
+            if wanted && self.unpaired && self.unasked.len() < Self::UNASKED_LIMIT {
+                self.unasked.push(over);
+            }
+        }
+    }
+
+    /// Bytes are missing in a direction, before position `at`.
+    pub(crate) fn gap(
+        &mut self,
+        at_ns: u64,
+        direction: Direction,
+        at: u64,
+        bytes: Option<u64>,
+        sink: &mut dyn Sink,
+    ) {
+        match direction {
+            Direction::Egress => {
+                let within = self.egress.skip(bytes);
+                let begun = self.queue.back_mut().filter(|it| !it.request_ended());
+                match (within, begun) {
+                    (true, Some(transaction)) => transaction.request_gap(bytes),
+                    (_, Some(transaction)) => {
+                        transaction.missing(bytes);
+                        transaction.end_request(at, false, sink);
+                    }
+                    (_, None) => {}
+                }
+                self.end_at_gap(Direction::Egress, at_ns, at, sink);
+            }
+            Direction::Ingress => {
+                let within = self.ingress.skip(bytes);
+                if let Some(transaction) = self.queue.front_mut() {
+                    if within {
+                        transaction.response_gap(bytes);
+                    } else {
+                        transaction.missing(bytes);
+                        if transaction.response_began() {
+                            transaction.end_response(at_ns, false, sink);
+                        }
+                    }
+                }
+                self.end_at_gap(Direction::Ingress, at_ns, at, sink);
+            }
+        }
+        self.reap();
+    }
+
+    /// A hole that ends exactly where the body does ends the body.
+    fn end_at_gap(&mut self, direction: Direction, at_ns: u64, at: u64, sink: &mut dyn Sink) {
+        let ended = State::Body(Framing::Length(0));
+        if direction == Direction::Egress && self.egress.state == ended {
+            self.egress.state = State::Head;
+            if let Some(transaction) = self.queue.back_mut() {
+                transaction.end_request(at, true, sink);
+            }
+        } else if direction == Direction::Ingress && self.ingress.state == ended {
+            self.ingress.state = State::Head;
+            if let Some(transaction) = self.queue.front_mut() {
+                transaction.end_response(at_ns, true, sink);
+            }
+        }
+    }
+
+    /// The connection ended, at position `at` of egress.
+    pub(crate) fn close(&mut self, at_ns: u64, at: u64, sink: &mut dyn Sink) {
+        if self.partial_head().is_some() {
+            let mut transaction =
+                Transaction::new(self.next_exchange, self.egress.at_ns, self.egress.start);
+            self.next_exchange += 1;
+            transaction.end_request(at, false, sink);
+            self.queue.push_back(transaction);
+        }
+        let by_close = self.ingress.state == State::Body(Framing::Close);
+        for (index, transaction) in self.queue.iter_mut().enumerate() {
+            transaction.end_request(at, false, sink);
+            transaction.end_response(at_ns, by_close && index == 0, sink);
+        }
+        self.reap();
+        for mut transaction in self.unasked.drain(..) {
+            transaction.number(self.next_exchange);
+            self.next_exchange += 1;
+            transaction.report_unasked(at, sink);
+        }
+    }
+}
+
+impl Side {
+    /// Steps over missing bytes. Returns whether they were all within the body.
+    fn skip(&mut self, bytes: Option<u64>) -> bool {
+        let within = match (&mut self.state, bytes) {
+            (State::Body(Framing::Length(left)), Some(bytes)) if bytes <= *left => {
+                *left -= bytes;
+                true
+            }
+            (State::Body(Framing::Chunked(Chunk::Data(left))), Some(bytes)) if bytes < *left => {
+                *left -= bytes;
+                true
+            }
+            (State::Body(Framing::Close), _) => true,
+            (State::Tunnel, _) => return true,
+            _ => false,
+        };
+        if !within {
+            self.state = State::Lost;
+            self.held.clear();
+            self.searched = 0;
+        }
+        within
+    }
+}
+
+enum Next {
+    More(Framing),
+    Ended,
+    Broken,
+}
+
+impl Framing {
+    /// Takes bytes of the body. Returns how many were used.
+    fn take(self, bytes: &[u8], mut data: impl FnMut(&[u8])) -> (usize, Next) {
+        match self {
+            Self::Close => {
+                data(bytes);
+                (bytes.len(), Next::More(self))
+            }
+            Self::Length(left) => {
+                let len = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                data(bytes.get(..len).unwrap_or_default());
+                match left - len as u64 {
+                    0 => (len, Next::Ended),
+                    left => (len, Next::More(Self::Length(left))),
+                }
+            }
+            Self::Chunked(mut chunk) => {
+                let mut used = 0;
+                while let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty()) {
+                    let (step, next) = chunk.take(rest, &mut data);
+                    used += step;
+                    match next {
+                        Next::More(Self::Chunked(next)) => chunk = next,
+                        other => return (used, other),
+                    }
+                }
+                (used, Next::More(Self::Chunked(chunk)))
+            }
+        }
+    }
+}
+
+impl Chunk {
+    const START: Self = Self::Size { size: 0, digits: 0, extension: false };
+
+    fn take(self, bytes: &[u8], data: &mut impl FnMut(&[u8])) -> (usize, Next) {
+        let more = |chunk| Next::More(Framing::Chunked(chunk));
+        let Some(&byte) = bytes.first() else { return (0, more(self)) };
+        match self {
+            Self::Data(left) => {
+                let len = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                data(bytes.get(..len).unwrap_or_default());
+                let left = left - len as u64;
+                (len, more(if left == 0 { Self::DataEnd } else { Self::Data(left) }))
+            }
+            Self::DataEnd => match byte {
+                b'\r' => (1, more(self)),
+                b'\n' => (1, more(Self::START)),
+                _ => (0, Next::Broken),
+            },
+            Self::Size { size, digits, extension } => {
+                let digit = char::from(byte).to_digit(16).filter(|_| !extension);
+                match (digit, byte) {
+                    (Some(digit), _) if digits < 15 => {
+                        let size = size << 4 | u64::from(digit);
+                        (1, more(Self::Size { size, digits: digits + 1, extension }))
+                    }
+                    (Some(_), _) => (0, Next::Broken),
+                    (None, b'\n') if digits == 0 => (0, Next::Broken),
+                    (None, b'\n') if size == 0 => (1, more(Self::Trailer { line: 0 })),
+                    (None, b'\n') => (1, more(Self::Data(size))),
+                    (None, b'\r') => (1, more(self)),
+                    (None, b';' | b' ' | b'\t') => {
+                        (1, more(Self::Size { size, digits, extension: true }))
+                    }
+                    (None, _) if extension => (1, more(self)),
+                    (None, _) => (0, Next::Broken),
+                }
+            }
+            Self::Trailer { line } => match byte {
+                b'\n' if line == 0 => (1, Next::Ended),
+                b'\n' => (1, more(Self::Trailer { line: 0 })),
+                b'\r' => (1, more(self)),
+                _ => (1, more(Self::Trailer { line: line + 1 })),
+            },
+        }
+    }
+}
+
+/// Most fields of one head.
+const FIELD_LIMIT: usize = 128;
+
+fn parse_request(bytes: &[u8]) -> Option<(Head, Option<Framing>)> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELD_LIMIT];
+    let mut request = httparse::Request::new(&mut fields);
+    request.parse(bytes).ok().filter(httparse::Status::is_complete)?;
+    let mut head = Head {
+        method: request.method.map(str::to_owned),
+        target: request.path.map(str::to_owned),
+        ..Head::default()
+    };
+    let framing = read_fields(&mut head, request.headers)?;
+    Some((head, framing.filter(|framing| *framing != Framing::Length(0))))
+}
+
+fn parse_response(bytes: &[u8]) -> Option<(Head, Framing)> {
+    let mut fields = [httparse::EMPTY_HEADER; FIELD_LIMIT];
+    let mut response = httparse::Response::new(&mut fields);
+    httparse::ParserConfig::default()
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .parse_response(&mut response, bytes)
+        .ok()
+        .filter(httparse::Status::is_complete)?;
+    let mut head = Head { status: response.code, ..Head::default() };
+    let framing = read_fields(&mut head, response.headers)?;
+    Some((head, framing.unwrap_or(Framing::Close)))
+}
+
+/// Reads the fields; returns how the body ends, as far as they say. `None`: they contradict.
+#[expect(clippy::option_option, reason = "contradiction and silence are different things")]
+fn read_fields(head: &mut Head, fields: &[httparse::Header<'_>]) -> Option<Option<Framing>> {
+    let (mut length, mut chunked) = (None, false);
+    for field in fields {
+        head.field(field.name.as_bytes(), field.value);
+        if field.name.eq_ignore_ascii_case("content-length") {
+            let text = std::str::from_utf8(field.value).ok()?;
+            for part in text.split(',') {
+                let value: u64 = part.trim().parse().ok()?;
+                if length.replace(value).is_some_and(|other| other != value) {
+                    return None;
+                }
+            }
+        } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
+            let lower = field.value.to_ascii_lowercase();
+            chunked = memmem::find(&lower, b"chunked").is_some();
+        }
+    }
+    Some(if chunked { Some(Framing::Chunked(Chunk::START)) } else { length.map(Framing::Length) })
+}
+
+/// Methods a request may begin with.
+const METHODS: [&[u8]; 9] = [
+    b"GET ",
+    b"POST ",
+    b"PUT ",
+    b"DELETE ",
+    b"PATCH ",
+    b"HEAD ",
+    b"OPTIONS ",
+    b"CONNECT ",
+    b"TRACE ",
+];
+
+/// `bytes` begin with a method.
+pub(crate) fn is_request_start(bytes: &[u8]) -> bool {
+    METHODS.iter().any(|method| bytes.starts_with(method))
+}
+
+/// More bytes may make of `bytes` the start of a request.
+pub(crate) fn may_start_request(bytes: &[u8]) -> bool {
+    METHODS.iter().any(|method| method.starts_with(bytes))
+}

@@ -1,0 +1,596 @@
+//! JSON, read as it comes: wanted values at wanted paths, in constant memory.
+//!
+//! A body may be a gigabyte, cut anywhere, and only a handful of its values matter. [`Scanner`]
+//! walks the text byte by byte, follows a [`Schema`] of wanted paths and tells a [`Reader`] what
+//! it finds there; everything else is skipped without being kept. It does not validate: a text
+//! that is not JSON yields fewer values, never a panic. Several texts may follow each other.
+//!
+//! What it does not do: it does not judge values, and it does not join texts across a hole. For
+//! what can still be proved after a hole, see [`tail`].
+
+pub(crate) mod schema;
+pub(crate) mod tail;
+
+pub(crate) use schema::{NodeId, Schema};
+
+use schema::{DEEP, NONE, ROOT, Want};
+
+/// A value that is neither string, object nor array.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scalar<'a> {
+    /// As written; at most [`Scanner::NUMBER_LIMIT`] bytes.
+    Number(&'a str),
+    Bool(bool),
+    Null,
+}
+
+/// Receives the wanted values.
+pub(crate) trait Reader {
+    /// A string begins.
+    fn text_begin(&mut self, want: Want);
+    /// The next decoded bytes of the string; may be cut within a character.
+    fn text(&mut self, want: Want, piece: &[u8]);
+    fn text_end(&mut self, want: Want);
+    fn scalar(&mut self, want: Want, scalar: Scalar<'_>);
+    /// An object or array begins at a wanted node.
+    fn enter(&mut self, want: Want);
+    fn leave(&mut self, want: Want);
+}
+
+/// Where the unwanted scalars of one text lie: what may differ without anything changing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hole {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) string: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Before a text, or between two.
+    #[default]
+    Start,
+    Value,
+    ArrayFirst,
+    ObjectFirst,
+    ObjectKey,
+    Colon,
+    AfterValue,
+    Key,
+    Text,
+    Number,
+    Literal,
+    /// Within an unwanted object or array.
+    Skip,
+    /// Within a string inside an unwanted object or array.
+    SkipText,
+    /// Not JSON; nothing more is read until [`Scanner::reset`].
+    Broken,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Escape {
+    #[default]
+    None,
+    Backslash,
+    Unicode {
+        digits: u8,
+        value: u16,
+    },
+}
+
+/// Follows one JSON text after another through pieces of any size.
+#[derive(Debug)]
+pub(crate) struct Scanner {
+    schema: &'static Schema,
+    state: State,
+    /// Open objects and arrays, outermost first; a set bit is an object.
+    objects: [u64; Self::DEPTH_LIMIT / 64],
+    depth: usize,
+    /// Schema node of each open container; deeper ones inherit.
+    nodes: [NodeId; Self::NODE_LIMIT],
+    /// Node of the value that comes next or is being read.
+    value: NodeId,
+    escape: Escape,
+    /// First half of a surrogate pair.
+    high_surrogate: Option<u16>,
+    small: [u8; Self::KEY_LIMIT],
+    small_len: usize,
+    /// Open containers within the unwanted one, itself included.
+    skip_depth: u64,
+    texts_seen: u64,
+    holes: Vec<Hole>,
+    record_holes: bool,
+}
+
+impl Scanner {
+    /// Most levels of nesting followed; deeper texts count as broken.
+    pub(crate) const DEPTH_LIMIT: usize = 512;
+    /// Levels at which a path is followed.
+    const NODE_LIMIT: usize = 24;
+    /// Most bytes of a key or number; longer ones match nothing.
+    const KEY_LIMIT: usize = 64;
+    /// Most bytes of a number.
+    pub(crate) const NUMBER_LIMIT: usize = Self::KEY_LIMIT;
+    /// Most holes recorded of one text.
+    const HOLE_LIMIT: usize = 24;
+
+    pub(crate) fn new(schema: &'static Schema) -> Self {
+        Self {
+            schema,
+            state: State::Start,
+            objects: [0; Self::DEPTH_LIMIT / 64],
+            depth: 0,
+            nodes: [NONE; Self::NODE_LIMIT],
+            value: NONE,
+            escape: Escape::None,
+            high_surrogate: None,
+            small: [0; Self::KEY_LIMIT],
+            small_len: 0,
+            skip_depth: 0,
+            texts_seen: 0,
+            holes: Vec::new(),
+            record_holes: false,
+        }
+    }
+
+    /// Forgets the text that is being read.
+    pub(crate) fn reset(&mut self) {
+        self.state = State::Start;
+        self.depth = 0;
+        self.escape = Escape::None;
+        self.high_surrogate = None;
+        self.small_len = 0;
+        self.record_holes = false;
+    }
+
+    /// Begins in the middle of a text: the next byte belongs to the value of `node`.
+    pub(crate) fn begin_at(&mut self, node: NodeId) {
+        self.reset();
+        self.value = node;
+        self.state = State::Value;
+    }
+
+    /// Texts that ended properly so far.
+    pub(crate) fn texts_seen(&self) -> u64 {
+        self.texts_seen
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.state == State::Broken
+    }
+
+    /// Nothing of a text was seen, or the last one ended.
+    pub(crate) fn is_between_texts(&self) -> bool {
+        self.state == State::Start
+    }
+
+    /// Notes the holes of the text that the next [`Self::feed`] holds whole.
+    pub(crate) fn record_holes(&mut self) {
+        self.holes.clear();
+        self.record_holes = true;
+    }
+
+    /// The holes noted; `None` where there were too many.
+    pub(crate) fn holes(&self) -> Option<&[Hole]> {
+        (self.holes.len() < Self::HOLE_LIMIT).then_some(&self.holes)
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.holes.capacity() * size_of::<Hole>()
+    }
+
+    /// The body ended: a number that nothing followed ends too.
+    pub(crate) fn finish(&mut self, reader: &mut impl Reader) {
+        if self.state == State::Number {
+            self.end_number(reader);
+        }
+    }
+
+    /// Takes the next piece.
+    pub(crate) fn feed(&mut self, bytes: &[u8], reader: &mut impl Reader) {
+        let mut at = 0;
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            at += match self.state {
+                State::Text => self.text(rest, at, reader),
+                State::Key => self.key(rest),
+                State::Skip => self.skip(rest, at, reader),
+                State::SkipText => self.skip_text(rest, at),
+                State::Broken => return,
+                _ => self.structure(rest, at, reader),
+            };
+        }
+    }
+
+    /// One byte outside strings. Returns how many bytes were used: 0 or 1, or white space skipped.
+    fn structure(&mut self, rest: &[u8], at: usize, reader: &mut impl Reader) -> usize {
+        let Some(&byte) = rest.first() else { return 0 };
+        match self.state {
+            State::Number => return self.number(rest, at, reader),
+            State::Literal => return self.literal(byte, reader),
+            _ if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') => return 1,
+            State::Start => {
+                self.value = ROOT;
+                self.begin_value(byte, at, reader);
+            }
+            State::ArrayFirst if byte == b']' => self.close(false, reader),
+            State::Value | State::ArrayFirst => self.begin_value(byte, at, reader),
+            State::ObjectFirst if byte == b'}' => self.close(true, reader),
+            State::ObjectFirst | State::ObjectKey if byte == b'"' => {
+                self.small_len = 0;
+                self.escape = Escape::None;
+                self.state = State::Key;
+            }
+            State::Colon if byte == b':' => self.state = State::Value,
+            State::AfterValue if byte == b',' => self.after_comma(),
+            State::AfterValue if byte == b'}' => self.close(true, reader),
+            State::AfterValue if byte == b']' => self.close(false, reader),
+            _ => self.state = State::Broken,
+        }
+        1
+    }
+
+    fn begin_value(&mut self, byte: u8, at: usize, reader: &mut impl Reader) {
+        let want = self.want();
+        match byte {
+            b'"' => {
+                self.escape = Escape::None;
+                self.high_surrogate = None;
+                self.state = State::Text;
+                if want == Want::Nothing {
+                    self.open_hole(at + 1, true);
+                } else {
+                    reader.text_begin(want);
+                }
+            }
+            b'{' | b'[' if self.value == NONE && !self.record_holes => self.begin_skip(),
+            b'{' => self.open(true, want, reader),
+            b'[' => self.open(false, want, reader),
+            b't' | b'f' | b'n' => {
+                self.small_len = 0;
+                self.keep_small(byte);
+                self.state = State::Literal;
+            }
+            b'-' | b'0'..=b'9' => {
+                self.small_len = 0;
+                self.keep_small(byte);
+                self.state = State::Number;
+                if want == Want::Nothing {
+                    self.open_hole(at, false);
+                }
+            }
+            _ => self.state = State::Broken,
+        }
+    }
+
+    fn begin_skip(&mut self) {
+        self.skip_depth = 1;
+        self.state = State::Skip;
+    }
+
+    fn want(&self) -> Want {
+        self.schema.want(self.value)
+    }
+
+    fn open(&mut self, object: bool, want: Want, reader: &mut impl Reader) {
+        let Some(word) = self.objects.get_mut(self.depth / 64) else {
+            self.state = State::Broken;
+            return;
+        };
+        let bit = 1 << (self.depth % 64);
+        if object {
+            *word |= bit;
+        } else {
+            *word &= !bit;
+        }
+        if let Some(node) = self.nodes.get_mut(self.depth) {
+            *node = self.value;
+        }
+        self.depth += 1;
+        if want != Want::Nothing {
+            reader.enter(want);
+        }
+        if object {
+            self.state = State::ObjectFirst;
+        } else {
+            self.value = self.schema.element(self.value);
+            self.state = State::ArrayFirst;
+        }
+    }
+
+    /// Node of the innermost open container. Past the levels followed only prose is inherited.
+    fn container(&self) -> NodeId {
+        match self.depth.checked_sub(1).map(|at| self.nodes.get(at)) {
+            Some(Some(&node)) => node,
+            Some(None) if self.nodes.last() == Some(&DEEP) => DEEP,
+            _ => NONE,
+        }
+    }
+
+    fn in_object(&self) -> bool {
+        self.depth.checked_sub(1).is_some_and(|at| {
+            self.objects.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
+        })
+    }
+
+    fn after_comma(&mut self) {
+        if self.in_object() {
+            self.state = State::ObjectKey;
+        } else {
+            self.value = self.schema.element(self.container());
+            self.state = State::Value;
+        }
+    }
+
+    fn close(&mut self, object: bool, reader: &mut impl Reader) {
+        if self.depth == 0 || self.in_object() != object {
+            self.state = State::Broken;
+            return;
+        }
+        let want = self.schema.want(self.container());
+        self.depth -= 1;
+        if want != Want::Nothing {
+            reader.leave(want);
+        }
+        self.end_value();
+    }
+
+    fn end_value(&mut self) {
+        if self.depth == 0 {
+            self.texts_seen += 1;
+            self.state = State::Start;
+        } else {
+            self.state = State::AfterValue;
+        }
+    }
+
+    fn keep_small(&mut self, byte: u8) {
+        if let Some(slot) = self.small.get_mut(self.small_len) {
+            *slot = byte;
+        }
+        self.small_len += 1;
+    }
+
+    fn small(&self) -> Option<&[u8]> {
+        self.small.get(..self.small_len)
+    }
+
+    fn number(&mut self, rest: &[u8], at: usize, reader: &mut impl Reader) -> usize {
+        let mut used = 0;
+        for &byte in rest {
+            if !is_number(byte) {
+                self.close_hole(at + used);
+                self.end_number(reader);
+                return used;
+            }
+            self.keep_small(byte);
+            used += 1;
+        }
+        used
+    }
+
+    fn end_number(&mut self, reader: &mut impl Reader) {
+        let want = self.want();
+        if want != Want::Nothing
+            && let Some(text) = self.small().and_then(|bytes| std::str::from_utf8(bytes).ok())
+        {
+            reader.scalar(want, Scalar::Number(text));
+        }
+        self.end_value();
+    }
+
+    fn literal(&mut self, byte: u8, reader: &mut impl Reader) -> usize {
+        self.keep_small(byte);
+        let scalar = match self.small() {
+            Some(b"true") => Scalar::Bool(true),
+            Some(b"false") => Scalar::Bool(false),
+            Some(b"null") => Scalar::Null,
+            Some(start)
+                if [&b"true"[..], b"false", b"null"].iter().any(|it| it.starts_with(start)) =>
+            {
+                return 1;
+            }
+            _ => {
+                self.state = State::Broken;
+                return 1;
+            }
+        };
+        let want = self.want();
+        if want != Want::Nothing {
+            reader.scalar(want, scalar);
+        }
+        self.end_value();
+        1
+    }
+
+    fn key(&mut self, rest: &[u8]) -> usize {
+        let mut used = 0;
+        for &byte in rest {
+            used += 1;
+            match self.escape {
+                Escape::None if byte == b'"' => {
+                    self.end_key();
+                    break;
+                }
+                Escape::None if byte == b'\\' => self.escape = Escape::Backslash,
+                Escape::None => self.keep_small(byte),
+                _ => {
+                    if let Some(character) = self.unescape(byte) {
+                        let mut utf8 = [0; 4];
+                        for &byte in character.encode_utf8(&mut utf8).as_bytes() {
+                            self.keep_small(byte);
+                        }
+                    }
+                }
+            }
+        }
+        used
+    }
+
+    fn end_key(&mut self) {
+        let container = self.container();
+        self.value = match self.small() {
+            Some(key) if container != NONE => self.schema.child(container, key),
+            None if container == DEEP => DEEP,
+            _ => NONE,
+        };
+        self.state = State::Colon;
+    }
+
+    /// Takes one byte of an escape; returns the character it completes.
+    fn unescape(&mut self, byte: u8) -> Option<char> {
+        match self.escape {
+            Escape::None => None,
+            Escape::Backslash if byte == b'u' => {
+                self.escape = Escape::Unicode { digits: 0, value: 0 };
+                None
+            }
+            Escape::Backslash => {
+                self.escape = Escape::None;
+                self.high_surrogate = None;
+                Some(match byte {
+                    b'n' => '\n',
+                    b't' => '\t',
+                    b'r' => '\r',
+                    b'b' => '\u{8}',
+                    b'f' => '\u{c}',
+                    _ => char::from(byte),
+                })
+            }
+            Escape::Unicode { digits, value } => {
+                let digit = char::from(byte).to_digit(16).unwrap_or(0);
+                let value = value << 4 | u16::try_from(digit).unwrap_or(0);
+                if digits < 3 {
+                    self.escape = Escape::Unicode { digits: digits + 1, value };
+                    return None;
+                }
+                self.escape = Escape::None;
+                self.end_unicode(value)
+            }
+        }
+    }
+
+    fn end_unicode(&mut self, unit: u16) -> Option<char> {
+        let pair = self.high_surrogate.take().map(|high| [high, unit]);
+        if let Some(pair) = pair
+            && let Some(Ok(character)) = char::decode_utf16(pair).next()
+        {
+            return Some(character);
+        }
+        if (0xd800..0xdc00).contains(&unit) {
+            self.high_surrogate = Some(unit);
+            return None;
+        }
+        Some(char::from_u32(u32::from(unit)).unwrap_or(char::REPLACEMENT_CHARACTER))
+    }
+
+    fn text(&mut self, rest: &[u8], at: usize, reader: &mut impl Reader) -> usize {
+        let want = self.want();
+        if !matches!(self.escape, Escape::None) {
+            let character = rest.first().and_then(|&byte| self.unescape(byte));
+            if let Some(character) = character
+                && want != Want::Nothing
+            {
+                let mut utf8 = [0; 4];
+                reader.text(want, character.encode_utf8(&mut utf8).as_bytes());
+            }
+            return 1;
+        }
+        let end = string_stop(rest);
+        let (plain, stop) = rest.split_at_checked(end).unwrap_or((rest, &[]));
+        if want != Want::Nothing && !plain.is_empty() {
+            self.high_surrogate = None;
+            reader.text(want, plain);
+        }
+        match stop.first() {
+            Some(b'"') => {
+                self.close_hole(at + end);
+                if want != Want::Nothing {
+                    reader.text_end(want);
+                }
+                self.end_value();
+                end + 1
+            }
+            Some(_) => {
+                self.escape = Escape::Backslash;
+                end + 1
+            }
+            None => rest.len(),
+        }
+    }
+
+    fn skip(&mut self, rest: &[u8], at: usize, _reader: &mut impl Reader) -> usize {
+        let mut used = 0;
+        for &byte in rest {
+            used += 1;
+            match byte {
+                b'"' => {
+                    self.escape = Escape::None;
+                    self.state = State::SkipText;
+                    break;
+                }
+                b'{' | b'[' => self.skip_depth += 1,
+                b'}' | b']' => {
+                    self.skip_depth -= 1;
+                    if self.skip_depth == 0 {
+                        self.end_value();
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+        debug_assert!(used > 0 || rest.is_empty(), "no progress at {at}");
+        used
+    }
+
+    fn skip_text(&mut self, rest: &[u8], _at: usize) -> usize {
+        if !matches!(self.escape, Escape::None) {
+            self.escape = Escape::None;
+            return 1;
+        }
+        let end = string_stop(rest);
+        match rest.get(end) {
+            Some(b'"') => self.state = State::Skip,
+            Some(_) => self.escape = Escape::Backslash,
+            None => return rest.len(),
+        }
+        end + 1
+    }
+
+    fn open_hole(&mut self, start: usize, string: bool) {
+        if self.record_holes && self.holes.len() < Self::HOLE_LIMIT {
+            self.holes.push(Hole { start, end: usize::MAX, string });
+        }
+    }
+
+    fn close_hole(&mut self, end: usize) {
+        if self.record_holes
+            && self.value_is_unwanted()
+            && let Some(hole) = self.holes.last_mut().filter(|hole| hole.end == usize::MAX)
+        {
+            hole.end = end;
+        }
+    }
+
+    fn value_is_unwanted(&self) -> bool {
+        self.want() == Want::Nothing
+    }
+}
+
+/// Index of the first quote or backslash, or the length.
+pub(crate) fn string_stop(bytes: &[u8]) -> usize {
+    /// Strings of a stream's events are mostly shorter than this; the call below pays past it.
+    const SHORT: usize = 16;
+    let near = bytes.iter().take(SHORT).position(|&byte| matches!(byte, b'"' | b'\\'));
+    near.or_else(|| {
+        let far = bytes.get(SHORT..)?;
+        memchr::memchr2(b'"', b'\\', far).map(|at| at + SHORT)
+    })
+    .unwrap_or(bytes.len())
+}
+
+/// May be part of a JSON number.
+pub(crate) fn is_number(byte: u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E')
+}

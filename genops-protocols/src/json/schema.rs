@@ -1,0 +1,206 @@
+//! Which values of a JSON text are wanted: paths, compiled into a tree.
+//!
+//! A path is written `choices.*.delta.role`: names of keys, `*` for any element of an array. A
+//! path that ends in `.**` wants every string below as prose, but for keys that never hold any.
+
+use std::collections::HashMap;
+
+use crate::facts::{Field, List};
+
+/// What is done with the value at a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Want {
+    #[default]
+    Nothing,
+    /// Kept as a fact; the last one counts. Of an object or array, that it is there.
+    Keep(Field),
+    /// Text for content policy.
+    Prose,
+    /// Text for content policy, and a fact that it is there.
+    ProseAnd(Field),
+    /// Every string is appended to a list.
+    Append(List),
+    /// An object whose [`Want::Slot`]s belong together: a choice of the response.
+    Choice,
+    /// An object whose [`Want::Slot`]s belong together: a tool call or other item.
+    Item(List),
+    /// A value of the object that surrounds it.
+    Slot(Slot),
+    /// A string that holds base64 of a JSON text of the same schema.
+    Base64,
+}
+
+/// Values of a [`Want::Choice`] or [`Want::Item`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Slot {
+    ChoiceIndex,
+    Index,
+    Reason,
+    Type,
+    Name,
+    Id,
+}
+
+/// A node of the tree.
+pub(crate) type NodeId = u16;
+
+/// Nothing is wanted here or below.
+pub(crate) const NONE: NodeId = 0;
+/// Every string here and below is prose.
+pub(crate) const DEEP: NodeId = 1;
+/// The text itself.
+pub(crate) const ROOT: NodeId = 2;
+
+/// Keys below a prose path whose strings are no prose: identifiers, types, and coded media.
+///
+/// What a model reads as text is never under them in the APIs we know; media would only fill the
+/// limit.
+const NEVER_PROSE: &[&str] = &[
+    "b64_json",
+    "bytes",
+    "cache_control",
+    "call_id",
+    "data",
+    "detail",
+    "encrypted_content",
+    "fileUri",
+    "file_data",
+    "file_id",
+    "file_url",
+    "format",
+    "id",
+    "image_url",
+    "media_type",
+    "mimeType",
+    "mime_type",
+    "role",
+    "signature",
+    "status",
+    "thoughtSignature",
+    "thought_signature",
+    "tool_call_id",
+    "tool_use_id",
+    "toolUseId",
+    "type",
+    "url",
+];
+
+#[derive(Debug, Default)]
+struct Node {
+    want: Want,
+    /// Sorted by name.
+    keys: Vec<(&'static str, NodeId)>,
+    element: NodeId,
+    deep: bool,
+}
+
+/// Compiled paths.
+#[derive(Debug)]
+pub(crate) struct Schema {
+    nodes: Vec<Node>,
+}
+
+impl Schema {
+    /// Compiles `paths`. The elements of an outermost array count as texts of their own.
+    ///
+    /// # Panics
+    ///
+    /// Where two lines want different things of one path: a mistake in this crate's tables.
+    pub(crate) fn new(paths: impl Iterator<Item = (&'static str, Want)>) -> Self {
+        let mut nodes: Vec<Node> = (0..=ROOT).map(|_| Node::default()).collect();
+        let mut seen: HashMap<&str, Want> = HashMap::new();
+        for (path, want) in paths {
+            if let Some(other) = seen.insert(path, want) {
+                assert_eq!(other, want, "`{path}` is wanted twice");
+                continue;
+            }
+            insert(&mut nodes, path, want);
+        }
+        for node in &mut nodes {
+            node.keys.sort_unstable();
+        }
+        if let Some(root) = nodes.get_mut(usize::from(ROOT)) {
+            root.element = ROOT;
+        }
+        Self { nodes }
+    }
+
+    fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(usize::from(id))
+    }
+
+    pub(crate) fn want(&self, id: NodeId) -> Want {
+        match id {
+            NONE => Want::Nothing,
+            DEEP => Want::Prose,
+            _ => self.node(id).map_or(Want::Nothing, |node| node.want),
+        }
+    }
+
+    pub(crate) fn element(&self, id: NodeId) -> NodeId {
+        match id {
+            NONE => NONE,
+            DEEP => DEEP,
+            _ => self.node(id).map_or(NONE, |node| node.below(node.element)),
+        }
+    }
+
+    pub(crate) fn child(&self, id: NodeId, key: &[u8]) -> NodeId {
+        match id {
+            NONE => NONE,
+            DEEP => prose_below(key),
+            _ => self.node(id).map_or(NONE, |node| {
+                match node.keys.binary_search_by(|(name, _)| name.as_bytes().cmp(key)) {
+                    Ok(at) => node.keys.get(at).map_or(NONE, |&(_, id)| id),
+                    Err(_) if node.deep => prose_below(key),
+                    Err(_) => NONE,
+                }
+            }),
+        }
+    }
+}
+
+impl Node {
+    fn below(&self, id: NodeId) -> NodeId {
+        if id == NONE && self.deep { DEEP } else { id }
+    }
+}
+
+fn prose_below(key: &[u8]) -> NodeId {
+    let never = NEVER_PROSE.iter().any(|name| name.as_bytes() == key);
+    if never { NONE } else { DEEP }
+}
+
+fn insert(nodes: &mut Vec<Node>, path: &'static str, want: Want) {
+    let (path, deep) = match path.strip_suffix(".**") {
+        Some(path) => (path, true),
+        None => (path, false),
+    };
+    let mut at = ROOT;
+    for name in path.split('.') {
+        let Some(node) = nodes.get(usize::from(at)) else { return };
+        let known = if name == "*" {
+            Some(node.element).filter(|&id| id != NONE)
+        } else {
+            node.keys.iter().find(|(key, _)| *key == name).map(|&(_, id)| id)
+        };
+        let id = known.unwrap_or_else(|| {
+            let id = NodeId::try_from(nodes.len()).unwrap_or(NONE);
+            nodes.push(Node::default());
+            if let Some(node) = nodes.get_mut(usize::from(at)) {
+                if name == "*" {
+                    node.element = id;
+                } else {
+                    node.keys.push((name, id));
+                }
+            }
+            id
+        });
+        at = id;
+    }
+    if let Some(node) = nodes.get_mut(usize::from(at)) {
+        assert!(node.want == Want::Nothing || node.want == want, "`{path}` is wanted twice");
+        node.want = want;
+        node.deep |= deep;
+    }
+}

@@ -1,0 +1,175 @@
+//! `multipart/form-data` request bodies ([RFC 7578][rfc]): the small fields, as they come.
+//!
+//! A file's content is skipped, not kept; that it is there is noted.
+//!
+//! [rfc]: https://www.rfc-editor.org/rfc/rfc7578
+
+use memchr::memmem;
+
+use crate::facts::Field;
+use crate::json::schema::{ROOT, Want};
+use crate::json::{Reader, Schema};
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    /// Before the first delimiter, or within a part; `None` skips it.
+    Part(Option<Want>),
+    /// After a delimiter: `--` ends the body, a line end begins the part's headers.
+    AfterDelimiter,
+    Headers,
+    End,
+}
+
+/// Splits a body into parts, through pieces of any size.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    state: State,
+    /// Line end, two dashes, boundary.
+    delimiter: Vec<u8>,
+    /// Bytes that may begin a delimiter, or headers not yet whole.
+    held: Vec<u8>,
+}
+
+impl Decoder {
+    /// Longest boundary (RFC 2046 §5.1.1).
+    const BOUNDARY_LIMIT: usize = 70;
+    /// Most bytes of one part's headers.
+    const HEADERS_LIMIT: usize = 4 << 10;
+
+    /// Reads the boundary from a `Content-Type` field value.
+    pub(crate) fn from_content_type(value: &str) -> Option<Self> {
+        let (_, after) = value.split_once("boundary=")?;
+        let boundary = match after.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next()?,
+            None => after.split([';', ' ', '\t']).next()?,
+        };
+        (!boundary.is_empty() && boundary.len() <= Self::BOUNDARY_LIMIT).then(|| Self {
+            state: State::Part(None),
+            delimiter: [b"\r\n--", boundary.as_bytes()].concat(),
+            // The first delimiter needs no line end before it.
+            held: b"\r\n".to_vec(),
+        })
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.held.capacity() + self.delimiter.capacity()
+    }
+
+    pub(crate) fn gap(&mut self, reader: &mut impl Reader) {
+        if let State::Part(Some(want)) = self.state {
+            reader.text_end(want);
+        }
+        self.state = State::Part(None);
+        self.held.clear();
+    }
+
+    pub(crate) fn feed(&mut self, mut bytes: &[u8], schema: &Schema, reader: &mut impl Reader) {
+        while !bytes.is_empty() {
+            let used = match self.state {
+                State::Part(want) => self.part(bytes, want, reader),
+                State::AfterDelimiter => self.after_delimiter(bytes),
+                State::Headers => self.headers(bytes, schema, reader),
+                State::End => return,
+            };
+            bytes = bytes.get(used..).unwrap_or_default();
+        }
+    }
+
+    /// Hands on what cannot be part of a delimiter. Returns how many bytes were used.
+    fn part(&mut self, bytes: &[u8], want: Option<Want>, reader: &mut impl Reader) -> usize {
+        if !self.held.is_empty() {
+            return self.part_across(bytes, want, reader);
+        }
+        if let Some(at) = memmem::find(bytes, &self.delimiter) {
+            emit(bytes.get(..at).unwrap_or_default(), want, reader);
+            self.end_part(want, reader);
+            return at + self.delimiter.len();
+        }
+        let keep = longest_start(bytes, &self.delimiter);
+        let (plain, held) = bytes.split_at_checked(bytes.len() - keep).unwrap_or((bytes, &[]));
+        emit(plain, want, reader);
+        self.held.extend_from_slice(held);
+        bytes.len()
+    }
+
+    /// The bytes held begin like a delimiter: takes one byte and sees.
+    fn part_across(&mut self, bytes: &[u8], want: Option<Want>, reader: &mut impl Reader) -> usize {
+        self.held.extend_from_slice(bytes.get(..1).unwrap_or_default());
+        if self.held == self.delimiter {
+            self.held.clear();
+            self.end_part(want, reader);
+        } else {
+            let keep = longest_start(&self.held, &self.delimiter);
+            let plain = self.held.len() - keep;
+            emit(self.held.get(..plain).unwrap_or_default(), want, reader);
+            self.held.drain(..plain);
+        }
+        1
+    }
+
+    fn end_part(&mut self, want: Option<Want>, reader: &mut impl Reader) {
+        if let Some(want) = want {
+            reader.text_end(want);
+        }
+        self.state = State::AfterDelimiter;
+    }
+
+    fn after_delimiter(&mut self, bytes: &[u8]) -> usize {
+        match bytes.first() {
+            Some(b'-') => self.state = State::End,
+            Some(b'\n') => self.state = State::Headers,
+            _ => {}
+        }
+        1
+    }
+
+    fn headers(&mut self, bytes: &[u8], schema: &Schema, reader: &mut impl Reader) -> usize {
+        let Some(&byte) = bytes.first() else { return 0 };
+        self.held.push(byte);
+        let whole = self.held.ends_with(b"\r\n\r\n") || self.held == b"\r\n";
+        if whole || self.held.len() >= Self::HEADERS_LIMIT {
+            let want = wanted(&self.held, schema, reader);
+            if let Some(want) = want {
+                reader.text_begin(want);
+            }
+            self.held.clear();
+            // An empty part's delimiter begins with the line end that ended its headers.
+            self.state = State::Part(want);
+        }
+        1
+    }
+}
+
+fn emit(bytes: &[u8], want: Option<Want>, reader: &mut impl Reader) {
+    if let Some(want) = want.filter(|_| !bytes.is_empty()) {
+        reader.text(want, bytes);
+    }
+}
+
+/// Length of the longest end of `bytes` that begins `delimiter` and is not all of it.
+fn longest_start(bytes: &[u8], delimiter: &[u8]) -> usize {
+    let most = bytes.len().min(delimiter.len() - 1);
+    let tail = bytes.get(bytes.len() - most..).unwrap_or_default();
+    (0..tail.len())
+        .find(|&at| tail.get(at..).is_some_and(|end| delimiter.starts_with(end)))
+        .map_or(0, |at| tail.len() - at)
+}
+
+/// What is wanted of a part with these headers.
+fn wanted(headers: &[u8], schema: &Schema, reader: &mut impl Reader) -> Option<Want> {
+    let headers = String::from_utf8_lossy(headers);
+    let disposition = headers
+        .lines()
+        .find(|line| line.to_ascii_lowercase().starts_with("content-disposition:"))?;
+    if disposition.contains("filename") {
+        reader.enter(Want::Keep(Field::HasFile));
+        return None;
+    }
+    let (_, name) = disposition.split_once(" name=")?;
+    let name = match name.strip_prefix('"') {
+        Some(quoted) => quoted.split('"').next()?,
+        None => name.split(';').next()?.trim(),
+    };
+    let want = schema.want(schema.child(ROOT, name.as_bytes()));
+    matches!(want, Want::Keep(_) | Want::Prose | Want::ProseAnd(_)).then_some(want)
+}
