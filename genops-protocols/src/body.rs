@@ -190,6 +190,8 @@ impl Body {
             Form::EventStream(decoder) => decoder.feed(bytes, parser),
             Form::Multipart(decoder) => parser.multipart(decoder, bytes),
             Form::Undecided(held) => {
+                // Servers keep a connection alive with white space until they have an answer.
+                let bytes = if held.is_empty() { bytes.trim_ascii_start() } else { bytes };
                 let room = Self::SNIFF_BYTES.saturating_sub(held.len());
                 let (taken, rest) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
                 held.extend_from_slice(taken);
@@ -304,7 +306,7 @@ impl Hints {
 fn actual_coding(hint: Option<Coding>, start: &[u8]) -> Coding {
     let by_magic = match start {
         [0x1f, 0x8b, ..] => Some(Coding::Gzip),
-        [0x28, 0xb5, 0x2f, 0xfd] => Some(Coding::Zstd),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Coding::Zstd),
         _ => None,
     };
     let looks_plain = start.iter().all(|&byte| matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7e))

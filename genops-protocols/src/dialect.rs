@@ -252,15 +252,20 @@ pub(crate) fn read_parameters(request: &Facts, call: &mut Call) {
 /// What most dialects call alike in responses.
 pub(crate) fn read_answer(response: &Facts, call: &mut Call) {
     set(&mut call.response_id, response.text(Field::Id));
+    set(&mut call.response_id, response.text(Field::FinalId));
     set(&mut call.response_model, response.text(Field::Model));
     set(&mut call.service_tier, response.text(Field::ServiceTier));
     set(&mut call.system_fingerprint, response.text(Field::Fingerprint));
     call.finish_reasons = response.reasons().map(str::to_owned).collect();
-    call.tool_calls = response
-        .items(List::Tools)
-        .filter_map(|item| item.name.clone())
-        .filter(|name| !name.is_empty())
-        .collect();
+    call.tool_calls.clear();
+    for item in response.items(List::Tools) {
+        let Some(name) = item.name.clone().filter(|name| !name.is_empty()) else { continue };
+        if item.kind.as_deref() == Some("server_tool_use") {
+            call.server_tool_calls.push(name);
+        } else {
+            call.tool_calls.push(name);
+        }
+    }
 }
 
 /// The provider's error, as most dialects spell it: its type, else its code.
@@ -304,6 +309,7 @@ pub(crate) fn anthropic_usage(response: &Facts) -> Usage {
         output_tokens: response.count(Field::OutputTokens),
         cache_read_input_tokens: read,
         cache_creation_input_tokens: written,
+        reasoning_output_tokens: response.count(Field::ReasoningTokens),
         total_tokens: response.count(Field::TotalTokens),
         ..Usage::default()
     }

@@ -268,6 +268,10 @@ impl Transaction {
             host_provider: self.host_provider,
             segments: &segments,
         };
+        // Azure AI serves both flavours under one host name.
+        if self.host_provider == Some("azure.ai.inference") && segments.first() == Some(&"openai") {
+            self.host_provider = Some("azure.ai.openai");
+        }
         self.endpoint = dialect::endpoint(&target);
         self.certain = self.host_provider.is_some();
         if let Some(model) =

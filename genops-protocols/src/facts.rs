@@ -43,6 +43,7 @@ pub(crate) enum Field {
     EvalDuration,
     EvalOutput,
     EvalPrompt,
+    FinalId,
     Fingerprint,
     FinishReason,
     FrequencyPenalty,
@@ -151,6 +152,8 @@ pub(crate) enum List {
     Methods,
     /// Finish reasons outside of choices.
     Reasons,
+    /// Second kind of finish reason that some servers give a choice.
+    ChoiceStops,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -338,6 +341,14 @@ impl Facts {
     fn keep(&mut self, field: Field, value: Value) {
         match self.values.iter_mut().find(|(known, _)| *known == field) {
             Some((_, old)) if *old == value => return,
+            // A stream names itself first; some end with an event that is named on its own.
+            Some((_, Value::Text(old))) if field == Field::Id && !old.is_empty() => return,
+            // Counted once; later events of a stream say nought.
+            Some((_, Value::Count(old)))
+                if field == Field::WatsonxInput && matches!(value, Value::Count(new) if new < *old) =>
+            {
+                return;
+            }
             Some((_, old)) => *old = value,
             None => self.values.push((field, value)),
         }

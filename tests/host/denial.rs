@@ -1,14 +1,17 @@
 //! A denied call: nothing of it arrives, the client knows at once, and nobody else notices.
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use genops_tests::agent::Agent;
-use genops_tests::clients::{Stage, finish, run};
+use genops_tests::clients::{Finished, Stage, finish, run};
+use genops_tests::scratch::Scratch;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::privilege::{confined, of_the_unit};
 use crate::support::{PRINCIPAL, assert_says, can_run};
 
 /// Nobody may use a `-pro` model, and research has a tenth of a cent a day.
@@ -179,5 +182,57 @@ fn other_traffic_is_not_held() -> anyhow::Result<()> {
     let fetched = fetched?.succeeded()?;
     ensure!(fetched.took < Duration::from_millis(1_500), "it took {:?}", fetched.took);
     ensure!(stage.provider.log.request_count() == 1, "the request did not arrive");
+    Ok(())
+}
+
+/// A container has a network namespace of its own; the agent looks at it from outside, with no more
+/// than `deploy/` grants.
+#[test]
+fn a_denied_call_in_another_network_namespace_ends_too() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let agent = Agent::launch(ENFORCING, &confined(&of_the_unit()?))?;
+    let stage = Stage::new()?;
+    let scratch = Scratch::new("namespace")?;
+    let (root, log) = (scratch.join("root.pem"), scratch.join("log"));
+    // Another provider at the same address, in a network of its own.
+    let mut provider = Command::new("unshare");
+    provider.args([
+        "--net",
+        "sh",
+        "-c",
+        "ip link set lo up && exec \"$@\"",
+        "sh",
+        env!("CARGO_BIN_EXE_genops-tests"),
+    ]);
+    provider
+        .args(["provider", "--listen", &stage.provider.address.to_string(), "--root"])
+        .arg(&root);
+    provider.arg("--log").arg(&log).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut provider = provider.spawn()?;
+    let stdout = provider.stdout.take().context("a pipe")?;
+    BufReader::new(stdout).read_line(&mut String::new())?;
+
+    let call = |model: &str| -> anyhow::Result<Finished> {
+        let inside = stage.python("openai", &["--model", model])?;
+        let mut client = Command::new("nsenter");
+        client.arg(format!("--net=/proc/{}/ns/net", provider.id())).arg("--");
+        client.arg(inside.get_program()).args(inside.get_args());
+        stage.equip(&mut client);
+        run(client.env("SSL_CERT_FILE", &root))
+    };
+    let allowed = call("gpt-4o-mini")?.succeeded()?.report()?;
+    let denied = call("o1-pro")?;
+    drop(provider.stdin.take());
+    provider.wait()?;
+    ensure!(allowed.get("ok") == Some(&Value::Bool(true)), "{allowed}");
+    let report = denied.report()?;
+    ensure!(report.get("ok") == Some(&Value::Bool(false)), "the call went through: {report}");
+    let seconds = report.get("seconds").and_then(Value::as_f64).context("seconds")?;
+    ensure!(seconds < 1.0, "the client knew only after {seconds} s");
+    let log = std::fs::read_to_string(log)?;
+    ensure!(log.contains("gpt-4o-mini") && !log.contains("o1-pro"), "{log}");
+    assert_says(&agent.only_awu_of(denied.pid)?, &[("genops.policy.result", "BLOCKED".into())]);
     Ok(())
 }

@@ -38,7 +38,8 @@ fn every_decision_is_in_the_evidence_and_a_changed_byte_is_found() -> anyhow::Re
         return Ok(());
     }
     let stage = Stage::new()?;
-    let configuration = "mode: enforce\npolicies:\n  - {name: no-pro, denied_models: [\"*-pro\"], enforcement: block}";
+    let configuration = "mode: enforce\nprincipals:\n  - {name: assistant, match: {exe: \"*/python3*\"}}\n\
+                         policies:\n  - {name: no-pro, denied_models: [\"*-pro\"], enforcement: block}";
     let mut agent = Agent::start(configuration)?;
     run(&mut stage.python("openai", &["--stream"])?)?.succeeded()?;
     run(&mut stage.python("requests", &["--model", "o1-pro"])?)?.succeeded()?;

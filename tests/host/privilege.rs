@@ -26,7 +26,8 @@ fn granted(file: &str, starts: &str, separator: char) -> anyhow::Result<BTreeSet
     Ok(names.map(|name| name.trim_start_matches("CAP_").to_ascii_lowercase()).collect())
 }
 
-fn of_the_unit() -> anyhow::Result<BTreeSet<String>> {
+/// What the systemd unit grants.
+pub(crate) fn of_the_unit() -> anyhow::Result<BTreeSet<String>> {
     granted("genops-agent.service", "CapabilityBoundingSet=", ' ')
 }
 
@@ -47,7 +48,7 @@ fn nothing_in_deploy_is_privileged() -> anyhow::Result<()> {
 }
 
 /// `setpriv` that leaves exactly these capabilities to the program it becomes.
-fn confined(capabilities: &BTreeSet<String>) -> Launch {
+pub(crate) fn confined(capabilities: &BTreeSet<String>) -> Launch {
     let list = capabilities.iter().fold("-all".to_owned(), |list, name| format!("{list},+{name}"));
     let wrapper =
         ["setpriv", "--bounding-set", &list, "--inh-caps", "-all", "--no-new-privs", "--"];

@@ -135,6 +135,8 @@ const RESPONSE: &[(&str, Want)] = &[
     ("content_block.name", Want::Slot(Slot::Name)),
     ("usage.cache_read_input_tokens", Want::Keep(Field::CacheRead)),
     ("usage.cache_creation_input_tokens", Want::Keep(Field::CacheWrite)),
+    ("usage.output_tokens_details.thinking_tokens", Want::Keep(Field::ReasoningTokens)),
+    ("message.usage.output_tokens_details.thinking_tokens", Want::Keep(Field::ReasoningTokens)),
     ("message.id", Want::Keep(Field::Id)),
     ("message.model", Want::Keep(Field::Model)),
     ("message.usage.input_tokens", Want::Keep(Field::InputTokens)),

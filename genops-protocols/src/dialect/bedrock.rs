@@ -107,7 +107,8 @@ impl Dialect for Bedrock {
         if let Some(reason) = response.text(Field::CamelReason) {
             call.finish_reasons = vec![reason.to_owned()];
         }
-        for other in [reasons, choices] {
+        let stops = response.list(List::ChoiceStops).map(str::to_owned).collect();
+        for other in [reasons, choices, stops] {
             if call.finish_reasons.is_empty() {
                 call.finish_reasons = other;
             }
@@ -215,12 +216,15 @@ const RESPONSE: &[(&str, Want)] = &[
     ("output.message.content.*.toolUse", Want::Item(List::Tools)),
     ("output.message.content.*.toolUse.toolUseId", Want::Slot(Slot::Id)),
     ("output.message.content.*.toolUse.name", Want::Slot(Slot::Name)),
+    ("output.message.content.*.toolUse.type", Want::Slot(Slot::Type)),
     ("start.toolUse", Want::Item(List::Tools)),
     ("start.toolUse.toolUseId", Want::Slot(Slot::Id)),
     ("start.toolUse.name", Want::Slot(Slot::Name)),
+    ("start.toolUse.type", Want::Slot(Slot::Type)),
     ("contentBlockStart.start.toolUse", Want::Item(List::Tools)),
     ("contentBlockStart.start.toolUse.toolUseId", Want::Slot(Slot::Id)),
     ("contentBlockStart.start.toolUse.name", Want::Slot(Slot::Name)),
+    ("contentBlockStart.start.toolUse.type", Want::Slot(Slot::Type)),
     ("amazon-bedrock-invocationMetrics.inputTokenCount", Want::Keep(Field::MetricInput)),
     ("amazon-bedrock-invocationMetrics.outputTokenCount", Want::Keep(Field::MetricOutput)),
     (
@@ -241,7 +245,7 @@ const RESPONSE: &[(&str, Want)] = &[
     ("generations.*.finish_reason", Want::Append(List::Reasons)),
     ("outputs.*.stop_reason", Want::Append(List::Reasons)),
     ("completions.*.finishReason.reason", Want::Append(List::Reasons)),
-    ("choices.*.stop_reason", Want::Slot(Slot::Reason)),
+    ("choices.*.stop_reason", Want::Append(List::ChoiceStops)),
     ("stop_reason", Want::Keep(Field::StopReason)),
     ("__type", Want::Keep(Field::ErrorType)),
 ];

@@ -2,7 +2,7 @@
 //! Together, OpenRouter, Mistral, GitHub Copilot, vLLM, llama.cpp and the many others.
 
 use super::{Bodies, Dialect, Endpoint, Target, openai_usage, read_answer, read_error};
-use super::{read_parameters, set};
+use super::{percent_decode, read_parameters, set};
 use crate::call::{Call, Kind};
 use crate::facts::{Facts, Field, List};
 use crate::json::schema::{Slot, Want};
@@ -12,7 +12,12 @@ pub(crate) struct OpenAi;
 
 impl Dialect for OpenAi {
     fn endpoint(&self, target: &Target<'_>) -> Option<Endpoint> {
-        let endpoint = |api, operation| Some(Endpoint::new(&OpenAi, api, operation));
+        // Azure's paths name the deployment, which is what the client asks for.
+        let mut after = target.segments.iter().skip_while(|name| **name != "deployments");
+        let deployment = after.nth(1).map(|name| percent_decode(name));
+        let endpoint = |api, operation| {
+            Some(Endpoint::new(&OpenAi, api, operation).model(deployment.clone()))
+        };
         match (target.method, target.segments) {
             ("GET" | "CONNECT", [.., "realtime"]) => endpoint("openai.realtime", "chat"),
             ("GET" | "CONNECT", [.., "responses"]) if target.host_provider.is_some() => {
@@ -131,16 +136,12 @@ impl Dialect for OpenAi {
             "openai.vector_store_search" | "openai.assistants" => call.usage = Default::default(),
             _ => {}
         }
-        if endpoint.api != "openai.runs" && call.usage.output_tokens == Some(0) && embeds(endpoint)
-        {
+        if endpoint.operation == Some("embeddings") {
             call.usage.output_tokens = None;
+            call.usage.input_tokens = call.usage.input_tokens.or(call.usage.total_tokens);
         }
         read_server(response, call);
     }
-}
-
-fn embeds(endpoint: &Endpoint) -> bool {
-    endpoint.operation == Some("embeddings")
 }
 
 /// Items and status of the Responses API.
@@ -249,6 +250,7 @@ macro_rules! usage {
                 Want::Keep(Field::CachedTokens),
             ),
             (concat!($prefix, "usage.prompt_cache_hit_tokens"), Want::Keep(Field::CachedTokens)),
+            (concat!($prefix, "usage.num_cached_tokens"), Want::Keep(Field::CachedTokens)),
             (
                 concat!($prefix, "usage.completion_tokens_details.reasoning_tokens"),
                 Want::Keep(Field::ReasoningTokens),
@@ -282,9 +284,9 @@ macro_rules! usage {
     };
 }
 
-const USAGE: [(&str, Want); 17] = usage!("");
-const RESPONSE_USAGE: [(&str, Want); 17] = usage!("response.");
-const GROQ_USAGE: [(&str, Want); 17] = usage!("x_groq.");
+const USAGE: [(&str, Want); 18] = usage!("");
+const RESPONSE_USAGE: [(&str, Want); 18] = usage!("response.");
+const GROQ_USAGE: [(&str, Want); 18] = usage!("x_groq.");
 
 const OWN: &[(&str, Want)] = &[
     ("id", Want::Keep(Field::Id)),
@@ -329,7 +331,7 @@ const OWN: &[(&str, Want)] = &[
     ("item.id", Want::Slot(Slot::Id)),
     ("item.type", Want::Slot(Slot::Type)),
     ("item.name", Want::Slot(Slot::Name)),
-    ("response.id", Want::Keep(Field::Id)),
+    ("response.id", Want::Keep(Field::FinalId)),
     ("response.object", Want::Keep(Field::Object)),
     ("response.model", Want::Keep(Field::Model)),
     ("response.status", Want::Keep(Field::Status)),

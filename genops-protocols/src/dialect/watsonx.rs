@@ -15,6 +15,8 @@ impl Dialect for Watsonx {
             return None;
         }
         let action = match target.segments {
+            ["ml", _, "generation", "text"] => "generation",
+            ["ml", _, "generation", "text_stream"] => "generation_stream",
             ["ml", _, "text", action] | ["ml", _, "deployments", _, "text", action] => *action,
             _ => return None,
         };
