@@ -8,26 +8,19 @@ Ends with 0 where everything holds, 1 where something does not (naming the file)
 It shows that the format needs no magic: RFC 6962 trees, C2SP tiles, signed notes, Ed25519, JSON.
 """
 import argparse, base64, hashlib, json, os, re, struct, sys
-
 # --- Ed25519 (RFC 8032 section 5.1.7), affine enough to read, slow ---------------------------------
 P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493
 D = -121665 * pow(121666, P - 2, P) % P
-
 def point_add(a, b):
-    x1, y1, z1, t1 = a; x2, y2, z2, t2 = b
-    e, f = (y1 - x1) * (y2 - x2) % P, (y1 + x1) * (y2 + x2) % P
-    g, h = 2 * t1 * t2 * D % P, 2 * z1 * z2 % P
+    (x1, y1, z1, t1), (x2, y2, z2, t2) = a, b
+    e, f, g, h = (y1 - x1) * (y2 - x2) % P, (y1 + x1) * (y2 + x2) % P, 2 * t1 * t2 * D % P, 2 * z1 * z2 % P
     i, j, k, l = f - e, h - g, h + g, f + e
     return i * j % P, k * l % P, j * k % P, i * l % P
-
 def point_mul(n, point):
     result = (0, 1, 1, 0)
-    while n:
-        if n & 1: result = point_add(result, point)
-        point, n = point_add(point, point), n >> 1
+    while n: result, point, n = point_add(result, point) if n & 1 else result, point_add(point, point), n >> 1
     return result
-
 def point_read(raw):
     y = int.from_bytes(raw, "little"); sign, y = y >> 255, y & (2**255 - 1)
     if y >= P: return None
@@ -35,11 +28,9 @@ def point_read(raw):
     x = pow(xx, (P + 3) // 8, P)
     if x * x % P != xx: x = x * pow(2, (P - 1) // 4, P) % P
     if x * x % P != xx or (x == 0 and sign): return None
-    if x & 1 != sign: x = P - x
+    x = x if x & 1 == sign else P - x
     return x, y, 1, x * y % P
-
 BASE = point_read((4 * pow(5, P - 2, P) % P).to_bytes(32, "little"))
-
 def ed25519_verify(key, message, signature):
     if len(signature) != 64: return False
     a, r, s = point_read(key), point_read(signature[:32]), int.from_bytes(signature[32:], "little")
@@ -47,38 +38,30 @@ def ed25519_verify(key, message, signature):
     h = int.from_bytes(hashlib.sha512(signature[:32] + key + message).digest(), "little") % L
     left, right = point_mul(s, BASE), point_add(r, point_mul(h, a))
     return all((left[i] * right[2] - right[i] * left[2]) % P == 0 for i in (0, 1))
-
 # --- Signed notes and checkpoints ------------------------------------------------------------------
-class Bad(Exception):
-    """file, what is wrong with it"""
-
+class Bad(Exception): """file, what is wrong with it"""
 def unbase64(text):
     raw = base64.b64decode(text, validate=True)
     if base64.b64encode(raw).decode() != text: raise ValueError("base64")
     return raw
-
 def parse_vkey(text):
     name, digits, data = text.rstrip("\n").split("+", 2)
     raw = unbase64(data); kind, key = raw[0], raw[1:]
     ident = hashlib.sha256(name.encode() + b"\n" + raw).digest()[:4]
     if kind not in (1, 4) or len(key) != 32 or not name or digits != ident.hex(): raise ValueError("vkey")
     return name, ident, kind, key
-
 def parse_note(raw):
     text = raw.decode()
     if any(c < " " and c != "\n" for c in text) or not text.endswith("\n"): raise ValueError("note")
     body, lines = text[:-1].rsplit("\n\n", 1)
     signatures = []
     for line in lines.split("\n"):
-        dash, name, data = line.split(" ")
-        blob = unbase64(data)
+        dash, name, data = line.split(" "); blob = unbase64(data)
         if dash != "\u2014" or not name or len(blob) < 5: raise ValueError("signature line")
         signatures.append((name, blob[:4], blob[4:]))
     return body + "\n", signatures
-
 def signed_by(note, vkey):
-    name, ident, kind, key = vkey
-    found = False
+    (name, ident, kind, key), found = vkey, False
     for signer, by, blob in note[1]:
         if (signer, by) != (name, ident): continue
         text = note[0].encode()
@@ -86,58 +69,43 @@ def signed_by(note, vkey):
         if not ed25519_verify(key, text, blob): raise ValueError("signature does not fit")
         found = True
     return found
-
 def parse_checkpoint(raw):
     note = parse_note(raw)
     origin, size, root = note[0][:-1].split("\n")
     if not re.fullmatch("0|[1-9][0-9]*", size) or not origin: raise ValueError("checkpoint")
-    root = unbase64(root)
-    if len(root) != 32: raise ValueError("root")
-    return note, origin, int(size), root
-
+    if len(unbase64(root)) != 32: raise ValueError("root")
+    return note, origin, int(size), unbase64(root)
 # --- Merkle tree (RFC 6962 section 2.1) and tiles ---------------------------------------------------
 def leaf(record): return hashlib.sha256(b"\0" + record).digest()
 def node(left, right): return hashlib.sha256(b"\1" + left + right).digest()
-
 def root_of(hashes):
     if not hashes: return hashlib.sha256().digest()
     while len(hashes) > 1:  # a lone last hash moves up unchanged
         up = [node(hashes[i], hashes[i + 1]) for i in range(0, len(hashes) - 1, 2)]
         hashes = up + ([hashes[-1]] if len(hashes) % 2 else [])
     return hashes[0]
-
 def tile_name(level, index, width):
-    digits = str(index); digits = digits.zfill(-(-len(digits) // 3) * 3)
-    parts = [digits[i:i + 3] for i in range(0, len(digits), 3)]
-    name = "/".join(["tile", str(level)] + ["x" + part for part in parts[:-1]] + [parts[-1]])
+    digits = str(index).zfill(-(-len(str(index)) // 3) * 3)
+    name = "tile/%s/%s" % (level, re.sub(r"(\d{3})(?=\d)", r"x\1/", digits))
     return name if width == 256 else "%s.p/%d" % (name, width)
-
 def split_bundle(raw):
     records, at = [], 0
     while at < len(raw):
-        if at + 2 > len(raw): raise ValueError("cut at byte %d" % at)
-        size = struct.unpack_from(">H", raw, at)[0]
+        size = int.from_bytes(raw[at:at + 2], "big")
         if at + 2 + size > len(raw): raise ValueError("cut at byte %d" % at)
         records.append(raw[at + 2:at + 2 + size]); at += 2 + size
     return records
-
 # --- Write-ahead segments --------------------------------------------------------------------------
-CRC = []
-for n in range(256):
-    for _ in range(8): n = n >> 1 ^ (0x82F63B78 if n & 1 else 0)
-    CRC.append(n)
-
+CRC = list(range(256))
+for _ in range(8): CRC = [n >> 1 ^ (0x82F63B78 if n & 1 else 0) for n in CRC]
 def crc32c(raw):
     crc = 0xFFFFFFFF
     for byte in raw: crc = crc >> 8 ^ CRC[(crc ^ byte) & 255]
     return crc ^ 0xFFFFFFFF
-
 def mark_at(raw, at, first):
     if at + 14 > len(raw): return None
     zero, crc, own, batch = struct.unpack_from(">HIII", raw, at)
-    good = zero == 0 and own == at and crc == crc32c(b"mark" + struct.pack(">QII", first, own, batch))
-    return batch if good else None
-
+    return batch if (zero, own, crc) == (0, at, crc32c(b"mark" + struct.pack(">QII", first, own, batch))) else None
 def scan_segment(raw):
     if len(raw) < 512 or raw[:16] != b"genops-wal 1\n\0\0\0": raise ValueError("not a segment")
     first, length, crc = struct.unpack_from(">QII", raw, 16)
@@ -150,12 +118,10 @@ def scan_segment(raw):
         record = raw[at + 6:at + 6 + size]
         if size and len(record) == size and crc == crc32c(struct.pack(">Q", first + len(records)) + record):
             records.append(record); at += 6 + size; continue
-        broken, size = True, size or 8
-        break
+        broken, size = True, size or 8; break
     used = len(raw.rstrip(b"\0"))
     if broken or used > at: torn(raw, first, at, size if broken else 0, max(used, at))
     return first, records
-
 def torn(raw, first, at, size, used):
     """A write cut by a crash leaves holes along sectors in the last batch; anything else is damage."""
     end = max(used, min(at + 6 + size, len(raw)))
@@ -174,7 +140,6 @@ def torn(raw, first, at, size, used):
             raise ValueError("damaged at byte %d" % at)
         before, start = part, stop
     if not holes: raise ValueError("damaged at byte %d" % at)
-
 # --- What the records say ----------------------------------------------------------------------------
 class Records:
     def __init__(self): self.principals, self.units, self.problems, self.policies, self.first = {}, {}, [], set(), None
@@ -205,34 +170,24 @@ class Records:
         elif kind != "reservation" and not self.first:
             if "decision" not in unit or unit.get("reservation") != unit[kind]: self.bad(index, "phases")
             if kind == "reconciliation" and unit.get("result") in ("BLOCKED", "RATE_LIMITED"): self.bad(index, "ran")
-
 # --- The directory --------------------------------------------------------------------------------------
 class Log:
     def __init__(self, root): self.root, self.problems, self.seen, self.records = root, [], set(), Records()
     def bad(self, name, what): self.problems.append((name, what))
-    def read(self, name, required=True):
+    def read(self, name):
         self.seen.add(name)
-        try:
-            with open(os.path.join(self.root, name), "rb") as file: return file.read()
-        except FileNotFoundError:
-            if required: raise Bad(name, "missing") from None
-            return None
+        try: return open(os.path.join(self.root, name), "rb").read()
+        except FileNotFoundError: raise Bad(name, "missing") from None
     def parsed(self, name, parse):
         raw = self.read(name)
         try: return parse(raw)
         except (ValueError, IndexError, TypeError, struct.error) as error: raise Bad(name, "broken: %s" % error) from None
-
     def check_note(self, name, note):
-        try:
-            if not any([signed_by(note, key) for key in self.keys]) or len(note[1]) != 1: raise ValueError("not signed")
-        except ValueError as error: raise Bad(name, str(error)) from None
-
+        if not self.parsed(name, lambda _: any(signed_by(note, key) for key in self.keys) and len(note[1]) == 1): raise Bad(name, "not signed")
     def checkpoint(self, name):
-        note, origin, size, root = self.parsed(name, parse_checkpoint)
-        self.check_note(name, note)
+        note, origin, size, root = self.parsed(name, parse_checkpoint); self.check_note(name, note)
         if origin != self.origin: raise Bad(name, "of another log")
         return size, root
-
     def identity(self, pinned):
         raw = self.parsed("log.vkey", lambda raw: raw.decode())
         self.keys = [self.parsed("log.vkey", lambda raw: parse_vkey(raw.decode()))]
@@ -240,37 +195,33 @@ class Log:
         if raw != previous + "\n": raise Bad("log.vkey", "not one line")
         while os.path.exists(os.path.join(self.root, "rotations/%d" % len(self.keys))):
             name = "rotations/%d" % len(self.keys)
-            note = self.parsed(name, parse_note)
-            lines = note[0].split("\n")
+            note = self.parsed(name, parse_note); lines = note[0].split("\n")
             new = self.parsed(name, lambda _: parse_vkey(lines[2]))
-            try: good = len(note[1]) == 2 and signed_by(note, self.keys[-1]) and signed_by(note, new)
-            except ValueError: good = False
+            good = self.parsed(name, lambda _: len(note[1]) == 2 and signed_by(note, self.keys[-1]) and signed_by(note, new))
             if not good or lines[:2] != [self.origin + "/rotation", previous] or lines[3:] != [""]: raise Bad(name, "not a rotation")
             previous = lines[2]; self.keys.append(new)
         if pinned and parse_vkey(pinned) not in self.keys: self.bad("log.vkey", "another key than was given")
-
     def verify(self, pinned=None, given=()):
         self.identity(pinned)
         size, root = self.checkpoint("checkpoint")
-        first = 0
-        if os.path.exists(os.path.join(self.root, "pruned")):
-            note = self.parsed("pruned", parse_note); self.check_note("pruned", note)
-            first = self.parsed("pruned", lambda _: int(re.fullmatch(re.escape(self.origin) + "/pruned\n([0-9]+)\n", note[0])[1]))
+        first = self.pruned() if os.path.exists(os.path.join(self.root, "pruned")) else 0
         segments = self.parsed("wal/segments", lambda raw: [int(line) for line in re.fullmatch(
             "genops-wal 1\n((?:(?:0|[1-9][0-9]*)\n)*)", raw.decode())[1].split()])
         ahead = {}
+        if sorted(set(segments)) != segments: raise Bad("wal/segments", "not in order")
         for start in segments:
             begin, records = self.parsed("wal/%020d" % start, scan_segment)
             if begin != start or ahead and begin > max(ahead) + 1 or not ahead and begin > size: self.bad("wal/%020d" % start, "records missing")
             for index, record in enumerate(records, begin):
                 if ahead.setdefault(index, record) != record: self.bad("wal/%020d" % start, "record %d differs" % index)
         leaves = []
-        for bundle in range(-(-size // 256)):
-            self.bundle(bundle, min(256, size - bundle * 256), first, leaves, ahead)
+        for bundle in range(-(-size // 256)): self.bundle(bundle, min(256, size - bundle * 256), first, leaves, ahead)
         self.tree(leaves, size, root, given)
         for index in sorted(index for index in ahead if index >= size): leaves.append(leaf(ahead[index])); self.records.add(index, ahead[index])
         self.strays(leaves, size, first, bool(segments))
-
+    def pruned(self):
+        note = self.parsed("pruned", parse_note); self.check_note("pruned", note)
+        return self.parsed("pruned", lambda _: int(re.fullmatch(re.escape(self.origin) + "/pruned\n([0-9]+)\n", note[0])[1]))
     def bundle(self, bundle, width, first, leaves, ahead):
         name = tile_name(0, bundle, width); tile = self.read(name)
         if len(tile) != 32 * width: return self.bad(name, "length")
@@ -282,7 +233,6 @@ class Log:
         for index, record in enumerate(records, bundle * 256):
             if ahead.get(index, record) != record: self.bad("wal", "record %d differs" % index)
             self.records.add(index, record)
-
     def tree(self, leaves, size, root, given):
         if root_of(leaves) != root: self.bad("checkpoint", "root differs")
         for kept in range(1024, size + 1, 1024):
@@ -299,17 +249,12 @@ class Log:
             note, origin, covers, promised = parse_checkpoint(open(path, "rb").read())
             if origin != self.origin or not any(signed_by(note, key) for key in self.keys): self.bad(path, "not of this log")
             elif covers > size or root_of(leaves[:covers]) != promised: self.bad(path, "the log was cut or rewritten")
-
     def strays(self, leaves, size, first, is_open):
         for folder, _, files in os.walk(self.root):
             for file in files:
                 name = os.path.relpath(os.path.join(folder, file), self.root)
-                if name in self.seen or name.startswith("tmp/"): continue
-                if name.startswith("keys/"): self.secret(name)
-                elif not (is_open and self.leftover(name, leaves, size)): self.bad(name, "does not belong to this log")
-        if os.path.isdir(os.path.join(self.root, "keys")) and not {"log.key", "external"} & set(os.listdir(os.path.join(self.root, "keys"))):
-            self.bad("keys/log.key", "missing")
-
+                if name in self.seen or name.startswith(("tmp/", "keys/")): continue  # secrets are not evidence
+                if not (is_open and self.leftover(name, leaves, size)): self.bad(name, "does not belong to this log")
     def leftover(self, name, leaves, size):
         """What a crash between writing and signing leaves: nothing that the records do not hold."""
         raw = self.read(name); tile = re.fullmatch(r"tile/(entries|\d+)/((?:x\d{3}/)*\d{3})(?:\.p/(\d+))?", name)
@@ -322,25 +267,6 @@ class Log:
             found = [leaf(r) for r in split_bundle(raw)] if tile[1] == "entries" else [raw[i:i + 32] for i in range(0, len(raw), 32)]
             return name == tile_name(tile[1], index, width) and len(hashes) == width and found == hashes
         except (ValueError, TypeError, Bad): return False
-
-    def secret(self, name):
-        raw = self.read(name)
-        if name == "keys/external": good = not raw
-        elif name in ("keys/log.key", "keys/next.key"):
-            match = re.fullmatch(rb"PRIVATE\+KEY\+([^+]+)\+([0-9a-f]{8})\+([A-Za-z0-9+/]{44})\n", raw); good = False
-            if match:
-                seed = base64.b64decode(match[3]); h = bytearray(hashlib.sha512(seed[1:]).digest()[:32])
-                h[0] &= 248; h[31] = h[31] & 127 | 64
-                x, y, z, _ = point_mul(int.from_bytes(h, "little"), BASE); inverse = pow(z, P - 2, P)
-                public = (y * inverse % P | (x * inverse % P & 1) << 255).to_bytes(32, "little")
-                ident = hashlib.sha256(match[1] + b"\n\1" + public).digest()[:4]
-                good = seed[0] == 1 and ident.hex().encode() == match[2] and base64.b64encode(seed) == match[3]
-                good = good and (name == "keys/next.key" or (match[1].decode(), ident, 1, public) in self.keys)
-        else:
-            match = re.fullmatch(rb"([0-9a-f]{64}) ([0-9a-f]{8})\n", raw)
-            good = bool(match) and hashlib.sha256(bytes.fromhex(match[1].decode())).digest()[:4].hex().encode() == match[2]
-        if not good and not name.endswith(".new"): self.bad(name, "damaged")
-
 def check_proof(proof, record, keys, witnesses):
     text = proof.decode(); head, note = text.split("\n\n", 1); lines = head.split("\n")
     if lines.pop(0) != "c2sp.org/tlog-proof@v1": raise ValueError("not a proof")
@@ -349,17 +275,12 @@ def check_proof(proof, record, keys, witnesses):
     parsed, _, size, root = parse_checkpoint(note.encode())
     if not any(signed_by(parsed, key) for key in keys): raise ValueError("not signed by the log")
     if not all(signed_by(parsed, key) for key in witnesses): raise ValueError("not cosigned")
-    if index >= size: raise ValueError("index")
-    fn, sn, value = index, size - 1, leaf(record)  # RFC 9162 section 2.1.3.2
-    for sibling in path:
-        if sn == 0: raise ValueError("proof too long")
-        if fn & 1 or fn == sn:
-            value = node(sibling, value)
-            while fn and not fn & 1: fn, sn = fn >> 1, sn >> 1
-        else: value = node(value, sibling)
-        fn, sn = fn >> 1, sn >> 1
-    if sn or value != root: raise ValueError("the record is not in the tree")
-
+    if index >= size or climb(index, size, leaf(record), path) != root: raise ValueError("the record is not in the tree")
+def climb(index, size, value, path):
+    if size == 1: return value if not path else b""
+    half = 1 << (size - 1).bit_length() - 1  # the largest power of two below the size
+    if index < half: return node(climb(index, half, value, path[:-1]), path[-1])
+    return node(path[-1], climb(index - half, size - half, value, path[:-1]))
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("directory", nargs="?"); parser.add_argument("--key"); parser.add_argument("--checkpoint", action="append", default=[])
@@ -367,7 +288,7 @@ def main():
     given = parser.parse_args()
     if given.proof:
         try: check_proof(open(given.proof, "rb").read(), open(given.record, "rb").read(), [parse_vkey(given.key)], list(map(parse_vkey, given.witness)))
-        except (ValueError, TypeError) as error: print("%s: %s" % (given.proof, error)); return 1
+        except (ValueError, TypeError, IndexError) as error: print("%s: %s" % (given.proof, error)); return 1
         print("verified"); return 0
     if not given.directory or not os.path.isdir(given.directory): print("no such directory", file=sys.stderr); return 2
     log = Log(given.directory)
@@ -376,5 +297,4 @@ def main():
     problems = log.problems + log.records.problems
     for name, what in problems: print("%s: %s" % (name, what))
     print("NOT VERIFIED" if problems else "verified"); return 1 if problems else 0
-
 if __name__ == "__main__": sys.exit(main())

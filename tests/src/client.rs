@@ -221,3 +221,29 @@ fn is_complete(response: &[u8]) -> anyhow::Result<bool> {
     }
     Ok(rest.ends_with(b"\r\n0\r\n\r\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::is_complete;
+
+    #[track_caller]
+    fn check(response: &str) {
+        let bytes = response.as_bytes();
+        for end in 0..bytes.len() {
+            let part = bytes.get(..end).expect("a prefix");
+            assert!(!is_complete(part).expect("a good answer"), "complete after {end} bytes");
+        }
+        assert!(is_complete(bytes).expect("a good answer"));
+    }
+
+    #[test]
+    fn an_answer_ends_with_its_length_or_its_last_chunk() {
+        check("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+        check("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+    }
+
+    #[test]
+    fn an_error_is_no_answer() {
+        assert!(is_complete(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n").is_err());
+    }
+}

@@ -330,3 +330,44 @@ fn data(json: &Value) -> Bytes {
 fn named(name: &str, json: &Value) -> Bytes {
     format!("event: {name}\ndata: {json}\n\n").into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Answer, Payload};
+
+    #[test]
+    fn a_streamed_answer_costs_what_a_plain_one_does() {
+        for path in ["/v1/chat/completions", "/v1/responses", "/v1/messages"] {
+            let ask = |stream: bool| {
+                let body = format!(
+                    r#"{{"model": "m", "stream": {stream}, "stream_options": {{"include_usage": true}}, "input": "Hello, you"}}"#
+                );
+                Answer::to("POST", path, body.as_bytes())
+            };
+            let (plain, streamed) = (ask(false), ask(true));
+            assert!(matches!(
+                (&plain.payload, &streamed.payload),
+                (Payload::Json(_), Payload::Events(_))
+            ));
+            assert_eq!(plain.output_tokens, Some(7), "{path}");
+            assert_eq!(
+                (plain.input_tokens, plain.output_tokens),
+                (streamed.input_tokens, streamed.output_tokens),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn usage_that_was_not_asked_for_is_not_said() {
+        let body = br#"{"model": "m", "stream": true}"#;
+        let Answer { input_tokens, output_tokens, .. } =
+            Answer::to("POST", "/v1/chat/completions", body);
+        assert_eq!((input_tokens, output_tokens), (None, None));
+    }
+
+    #[test]
+    fn a_request_that_is_no_json_is_refused() {
+        assert_eq!(Answer::to("POST", "/v1/messages", b"{").status, 400);
+    }
+}
