@@ -5,16 +5,13 @@ use serde::{Deserialize, Serialize};
 /// Longest time an approval may be valid, in nanoseconds: 15 minutes.
 pub const LONGEST_NS: u64 = 15 * 60 * 1_000_000_000;
 
-/// What an approval is for: a hash over principal, chain, operation, provider and model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Binding(pub [u8; 32]);
-
 /// One approval of one request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Approval {
     /// Its name, unique.
     pub id: String,
-    /// What it is for: [`Binding`] in hexadecimal, as the blocked unit's `genops.approval.request`.
+    /// What it is for, as the blocked unit's `genops.approval.request` says: a hash over principal,
+    /// chain, operation, provider and model.
     pub request: String,
     /// The human who gave it.
     pub approver: String,

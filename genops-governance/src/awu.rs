@@ -3,8 +3,13 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
+use genops_protocols::Call;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::config::{Mode, Unit};
+use crate::decision::{Decision, Permission, Refusal};
 
 /// Identity of a unit: the trace and span it is exported as. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -152,43 +157,182 @@ pub struct Attribution {
     pub accountable: Option<String>,
 }
 
+/// What was set aside for a unit before it ran (spec §3.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// What the amount is.
+    pub unit: Unit,
+    /// Nano-USD or tokens.
+    pub amount: i64,
+    /// The budget with the least left of those it draws on.
+    pub budget: Option<BudgetView>,
+    /// When.
+    pub unix_ns: u64,
+}
+
+/// A budget as one unit saw it, in the budget's own unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BudgetView {
+    /// Its name.
+    pub name: String,
+    /// Its period.
+    pub period: String,
+    /// What the amounts are.
+    pub unit: Unit,
+    /// The limit, with adjustments.
+    pub allocated: i64,
+    /// Used by calls that ended.
+    pub consumed: i64,
+    /// Neither used nor set aside.
+    pub remaining: i64,
+}
+
+/// What a unit used (spec §3.2), in its reservation's unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Actual {
+    /// Nano-USD or tokens; what was reserved, where it is not known.
+    pub amount: i64,
+    /// It never became known.
+    pub incomplete: bool,
+    /// When it was clear.
+    pub unix_ns: u64,
+}
+
+/// What became of a unit. A refused one has no accounts, and only one that ran has an actual:
+/// what the specification forbids can't be built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was stopped before it ran.
+    Refused(Refusal),
+    /// It was permitted, and its connection ended before any of it could run.
+    NotExecuted(Permission, Reservation),
+    /// It ran.
+    Executed(Permission, Reservation, Actual),
+}
+
+impl Outcome {
+    /// The decision.
+    #[must_use]
+    pub fn decision(&self) -> Decision {
+        match self {
+            Self::Refused(refusal) => Decision::Refuse(refusal.clone()),
+            Self::NotExecuted(permission, _) | Self::Executed(permission, _, _) => {
+                Decision::Permit(permission.clone())
+            }
+        }
+    }
+
+    /// What was set aside.
+    #[must_use]
+    pub fn reservation(&self) -> Option<&Reservation> {
+        match self {
+            Self::Refused(_) => None,
+            Self::NotExecuted(_, reservation) | Self::Executed(_, reservation, _) => {
+                Some(reservation)
+            }
+        }
+    }
+
+    /// What was used.
+    #[must_use]
+    pub fn actual(&self) -> Option<&Actual> {
+        match self {
+            Self::Refused(_) | Self::NotExecuted(_, _) => None,
+            Self::Executed(_, _, actual) => Some(actual),
+        }
+    }
+}
+
+/// How a decision came about, beside its result.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grounds {
+    /// The policy, grant, budget or limit that decided.
+    pub policy: Option<String>,
+    /// Why, in words for the developer.
+    pub reason: Option<String>,
+    /// Every policy that matched.
+    pub matched: Vec<String>,
+    /// When, in nanoseconds since 1970.
+    pub unix_ns: u64,
+    /// What an approval would be for, where one is asked for.
+    pub approval_request: Option<String>,
+    /// The approval that was used.
+    pub approval: Option<String>,
+    /// No price is known for the model: the dearest of its provider's was taken.
+    pub price_assumed: bool,
+    /// SHA-256 of the price table.
+    pub price_hash: [u8; 32],
+    /// SHA-256 of the policies.
+    pub policy_hash: [u8; 32],
+}
+
+/// How a decision was carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The principal's mode at the decision.
+    pub mode: Mode,
+    /// By which mechanism the request was held.
+    pub rung: Rung,
+    /// The kernel's deadline came first, and let it pass or stopped it.
+    pub timed_out: bool,
+    /// Bytes of the request that had left before the decision.
+    pub bytes_before_decision: u64,
+    /// Other exchanges that ended with the connection, for a refusal.
+    pub collateral: u64,
+}
+
+impl Held {
+    /// The decision and the reservation were made before the request could leave as a whole.
+    #[must_use]
+    pub fn before_execution(&self) -> bool {
+        self.rung != Rung::None && !self.timed_out
+    }
+}
+
+/// A latency target and how the call did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sla {
+    /// `genops.sla.tier`.
+    pub tier: String,
+    /// The target.
+    pub target_ms: u64,
+    /// What it took.
+    pub actual_ms: u64,
+}
+
 /// One finished unit: everything for its JSON line and its span.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Awu {
     /// Trace and span.
     pub id: AwuId,
+    /// The connection's name.
+    pub conn: String,
+    /// The exchange, as far as it was read.
+    pub call: Call,
+    /// The response ended as its framing says.
+    pub response_complete: bool,
     /// When the request's first byte was seen, in nanoseconds since 1970.
     pub start_unix_ns: u64,
     /// When the response's last byte was seen, or it was clear that none will come.
     pub end_unix_ns: u64,
-    name: String,
-    error: bool,
-    attributes: Vec<crate::telemetry::Attribute>,
-    events: Vec<crate::telemetry::Event>,
-}
-
-impl Awu {
-    /// Name of the span: `{operation} {model}`.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The span's status is an error.
-    #[must_use]
-    pub fn is_error(&self) -> bool {
-        self.error
-    }
-
-    /// Every attribute, in a fixed order, each name once.
-    #[must_use]
-    pub fn attributes(&self) -> Vec<crate::telemetry::Attribute> {
-        self.attributes.clone()
-    }
-
-    /// The span's events, in the order they happened.
-    #[must_use]
-    pub fn events(&self) -> Vec<crate::telemetry::Event> {
-        self.events.clone()
-    }
+    /// Whom it belongs to.
+    pub attribution: Arc<Attribution>,
+    /// Number of the process.
+    pub pid: Option<u32>,
+    /// Path of its executable.
+    pub exe: Option<String>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why.
+    pub grounds: Grounds,
+    /// How.
+    pub enforcement: Held,
+    /// How much of it was read.
+    pub capture: CaptureLevel,
+    /// Cost in nano-USD, where a price and the usage are known.
+    pub cost_nano_usd: Option<i64>,
+    /// Where the model computes, as far as known.
+    pub region: Option<String>,
+    /// The latency target, for a call that ended.
+    pub sla: Option<Sla>,
 }

@@ -63,8 +63,8 @@ extensions! {
     BUDGET_THRESHOLD = "x_budget_threshold";
     /// No decision came in time, and the configuration says to refuse then.
     DECISION_TIMEOUT = "x_decision_timeout";
-    /// The request could not be read, and a policy needs what it says.
-    UNREADABLE = "x_unreadable_request";
+    /// Another request on the same connection was refused, and nothing more of it may leave.
+    CONNECTION_DENIED = "x_connection_denied";
 }
 
 impl ReasonCode {

@@ -1,12 +1,19 @@
 //! Owns every connection; takes bytes, facts and the time, and gives [`Output`]s.
 //!
 //! No I/O: the caller applies what comes out, in its order. The same inputs give the same outputs.
+//! Here is the public face and what concerns one connection; [`core`] decides and accounts.
 
-use std::collections::{BTreeMap, VecDeque};
+mod core;
+mod decide;
+mod link;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use genops_protocols::{Connection, ConnectionFacts, Direction};
+use genops_protocols::{Connection, ConnectionFacts, Direction, Egress, Exchange, Request, Sink};
 
+use self::core::Core;
+use self::link::Link;
 use crate::approval::Approval;
 use crate::awu::{Awu, AwuId, HoldLevel};
 use crate::config::Mode;
@@ -90,49 +97,78 @@ pub enum Output {
 /// The engine.
 #[derive(Debug)]
 pub struct Engine {
-    settings: Settings,
-    ledger: Ledger,
-    entropy: [u8; 32],
-    conns: BTreeMap<ConnId, Connection>,
-    outputs: VecDeque<Output>,
+    conns: BTreeMap<ConnId, (Connection, Link)>,
+    core: Core,
+}
+
+/// One call into a decoder: what it decodes goes to the core.
+struct Turn<'a> {
+    core: &'a mut Core,
+    link: &'a mut Link,
+    now: Now,
+}
+
+impl Sink for Turn<'_> {
+    fn request(&mut self, request: &Request<'_>) {
+        self.core.request(self.now, self.link, request);
+    }
+
+    fn exchange(&mut self, exchange: Exchange) {
+        self.core.exchange(self.now, self.link, exchange);
+    }
 }
 
 impl Engine {
     /// An engine on these settings, going on from this ledger. `entropy` makes identities unique:
     /// fresh randomness for a live run, anything fixed for a replay.
+    ///
+    /// Calls that held a reservation when the ledger was written are charged in full: whether
+    /// they ran is not known.
     #[must_use]
     pub fn new(settings: Settings, ledger: Ledger, entropy: [u8; 32]) -> Self {
-        Self { settings, ledger, entropy, conns: BTreeMap::new(), outputs: VecDeque::new() }
+        Self { conns: BTreeMap::new(), core: Core::new(settings, ledger, entropy) }
     }
 
     /// Puts other settings in force, for every decision from here on.
-    pub fn reload(&mut self, _now: Now, settings: Settings) {
-        self.settings = settings;
+    pub fn reload(&mut self, now: Now, settings: Settings) {
+        self.core.reload(now, settings);
     }
 
     /// Takes facts about a process, new or better ones.
-    pub fn process(&mut self, _now: Now, _facts: ProcessFacts) {}
+    pub fn process(&mut self, now: Now, facts: ProcessFacts) {
+        self.core.start(now);
+        self.core.process(facts);
+    }
 
-    /// A process ended.
-    pub fn process_exit(&mut self, _now: Now, _key: ProcessKey) {}
+    /// A process ended. What it sent may still arrive for a while.
+    pub fn process_exit(&mut self, now: Now, key: ProcessKey) {
+        self.core.process_exit(now, key);
+    }
 
     /// What the kernel is told about a process.
     #[must_use]
-    pub fn principal_mode(&self, _key: ProcessKey) -> Mode {
-        Mode::Observe
+    pub fn principal_mode(&self, key: ProcessKey) -> Mode {
+        self.core.mode_of(key)
     }
 
     /// A connection was first seen.
-    pub fn open(&mut self, _now: Now, conn: ConnId, open: ConnectionOpen) {
-        let ConnectionOpen { server_name, remote, from_start, .. } = open;
-        let facts = ConnectionFacts { server_name, remote, from_start };
-        self.conns.insert(conn, Connection::new(facts, self.settings.hosts()));
+    pub fn open(&mut self, now: Now, conn: ConnId, open: ConnectionOpen) {
+        self.core.start(now);
+        let facts = ConnectionFacts {
+            server_name: open.server_name.clone(),
+            remote: open.remote,
+            from_start: open.from_start,
+        };
+        let connection = Connection::new(facts, self.core.hosts());
+        self.conns.insert(conn, (connection, Link::new(conn, open)));
     }
 
     /// More is known of a connection.
     pub fn learn(&mut self, _now: Now, conn: ConnId, update: ConnectionUpdate) {
-        let ConnectionUpdate { server_name, remote, .. } = update;
-        if let Some(connection) = self.conns.get_mut(&conn) {
+        let Some((connection, link)) = self.conns.get_mut(&conn) else { return };
+        let ConnectionUpdate { process, server_name, local: _, remote, hold } = update;
+        link.learn(process, hold);
+        if server_name.is_some() || remote.is_some() {
             connection.learn(ConnectionFacts { server_name, remote, from_start: true });
         }
     }
@@ -140,62 +176,68 @@ impl Engine {
     /// Bytes at a stream position, seen at `at_ns` of the monotonic clock.
     pub fn data_at(
         &mut self,
-        _now: Now,
+        now: Now,
         conn: ConnId,
         at_ns: u64,
         direction: Direction,
         offset: u64,
         bytes: &[u8],
     ) {
-        let _ = (conn, at_ns, direction, offset, bytes);
+        self.turn(now, conn, |connection, sink| {
+            connection.data_at(at_ns, direction, offset, bytes, sink);
+        });
     }
 
     /// The next bytes in order.
-    pub fn data(
-        &mut self,
-        _now: Now,
-        conn: ConnId,
-        at_ns: u64,
-        direction: Direction,
-        bytes: &[u8],
-    ) {
-        let _ = (conn, at_ns, direction, bytes);
+    pub fn data(&mut self, now: Now, conn: ConnId, at_ns: u64, direction: Direction, bytes: &[u8]) {
+        self.turn(now, conn, |connection, sink| connection.data(at_ns, direction, bytes, sink));
     }
 
     /// Bytes are missing here; `None`: nobody knows how many.
     pub fn gap(
         &mut self,
-        _now: Now,
+        now: Now,
         conn: ConnId,
         at_ns: u64,
         direction: Direction,
         bytes: Option<u64>,
     ) {
-        let _ = (conn, at_ns, direction, bytes);
+        self.core.note_gap(now, conn, direction, bytes);
+        self.turn(now, conn, |connection, sink| connection.gap(at_ns, direction, bytes, sink));
     }
 
     /// The connection ended.
-    pub fn close(&mut self, _now: Now, conn: ConnId, _at_ns: u64) {
-        self.conns.remove(&conn);
+    pub fn close(&mut self, now: Now, conn: ConnId, at_ns: u64) {
+        let Some((mut connection, mut link)) = self.conns.remove(&conn) else { return };
+        link.closing = true;
+        let mut turn = Turn { core: &mut self.core, link: &mut link, now };
+        connection.close(at_ns, &mut turn);
+        self.core.abandon(now, &mut link);
     }
 
-    /// The kernel applied the deadline by itself to the bytes up to `to`: they passed, or never will.
-    pub fn timed_out(&mut self, _now: Now, conn: ConnId, to: u64, passed: bool) {
-        let _ = (conn, to, passed);
+    /// The kernel applied the deadline by itself to the bytes up to `to`: they passed, or they
+    /// never will and the connection is dead.
+    pub fn timed_out(&mut self, now: Now, conn: ConnId, to: u64, passed: bool) {
+        let Some((connection, link)) = self.conns.get_mut(&conn) else { return };
+        self.core.timed_out(now, link, &connection.egress(), to, passed);
     }
 
-    /// Time went by.
-    pub fn tick(&mut self, _now: Now) {}
+    /// Forgets processes that ended a while ago.
+    pub fn tick(&mut self, now: Now) {
+        self.core.tick(now);
+    }
 
     /// When [`Self::tick`] has something to do, on the monotonic clock.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        None
+        self.core.next_deadline()
     }
 
     /// Closes everything, in the order of connection numbers.
-    pub fn finish(&mut self, _now: Now) {
-        self.conns.clear();
+    pub fn finish(&mut self, now: Now) {
+        while let Some(conn) = self.conns.keys().next().copied() {
+            self.close(now, conn, now.mono_ns);
+        }
     }
 
     /// Takes a human's approval of one request.
@@ -203,8 +245,8 @@ impl Engine {
     /// # Errors
     ///
     /// A sentence, where it is expired, too long, or not from a human outside the chain.
-    pub fn approve(&mut self, _now: Now, _approval: Approval) -> Result<(), String> {
-        Ok(())
+    pub fn approve(&mut self, now: Now, approval: Approval) -> Result<(), String> {
+        self.core.approve(now, approval)
     }
 
     /// Changes what a budget allocates in its present period by `delta` nano-USD or tokens.
@@ -214,29 +256,54 @@ impl Engine {
     /// A sentence, where no such budget is configured.
     pub fn adjust(
         &mut self,
-        _now: Now,
-        _budget: &str,
-        _delta: i64,
-        _by: &str,
-        _why: &str,
+        now: Now,
+        budget: &str,
+        delta: i64,
+        by: &str,
+        why: &str,
     ) -> Result<(), String> {
-        Ok(())
+        self.core.adjust(now, budget, delta, by, why)
     }
 
     /// The accounts.
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
-        &self.ledger
+        self.core.ledger()
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        self.core.settings()
     }
 
     /// Bytes held for open connections.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.conns.values().map(Connection::memory_bytes).sum()
+        self.conns.values().map(|(connection, _)| connection.memory_bytes()).sum()
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.conns.len()
     }
 
     /// Everything to do since the last call, in order.
     pub fn outputs(&mut self) -> impl Iterator<Item = Output> + '_ {
-        self.outputs.drain(..)
+        self.core.outputs.drain(..)
+    }
+
+    /// Decodes, and then says what of the egress may leave.
+    fn turn(
+        &mut self,
+        now: Now,
+        conn: ConnId,
+        decode: impl FnOnce(&mut Connection, &mut dyn Sink),
+    ) {
+        let Some((connection, link)) = self.conns.get_mut(&conn) else { return };
+        decode(connection, &mut Turn { core: &mut self.core, link, now });
+        let egress: Egress<'_> = connection.egress();
+        self.core.settle_egress(now, link, &egress);
     }
 }

@@ -8,20 +8,31 @@
 #![forbid(unsafe_code)]
 
 mod approval;
+mod authority;
 mod awu;
+mod budget;
 mod config;
 mod decision;
 mod engine;
+mod glob;
 mod ledger;
 pub mod money;
+mod policy;
+pub mod prices;
+mod principal;
 mod process;
+mod rate;
 mod record;
 mod settings;
+mod sla;
 pub mod telemetry;
 pub mod time;
 
-pub use approval::{Approval, Binding};
-pub use awu::{Attribution, Awu, AwuId, CaptureLevel, HoldLevel, NotAnId, Rung};
+pub use approval::{Approval, LONGEST_NS as APPROVAL_LONGEST_NS};
+pub use awu::{
+    Actual, Attribution, Awu, AwuId, BudgetView, CaptureLevel, Grounds, Held, HoldLevel, NotAnId,
+    Outcome, Reservation, Rung, Sla,
+};
 pub use config::{
     BudgetConfig, Enforcement, Estimate, GrantConfig, MatchConfig, Mode, OnTimeout, Per,
     PolicyConfig, PolicyText, PriceConfig, PricesConfig, PrincipalConfig, ProviderConfig,

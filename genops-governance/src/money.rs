@@ -45,3 +45,14 @@ fn scaled(value: f64, scale: f64, most: f64) -> Result<i64, String> {
     let scaled = (value * scale).round() as i64;
     Ok(scaled)
 }
+
+/// An amount of nano-USD in words: `0.0125`, `50`, `-0.000000001`.
+#[must_use]
+pub fn format_usd(nano: i64) -> String {
+    let (sign, size) = (if nano < 0 { "-" } else { "" }, nano.unsigned_abs());
+    let unit = NANO.unsigned_abs();
+    let fraction = format!("{:09}", size % unit);
+    let fraction = fraction.trim_end_matches('0');
+    let point = if fraction.is_empty() { "" } else { "." };
+    format!("{sign}{}{point}{fraction}", size / unit)
+}

@@ -1,4 +1,12 @@
 //! Attribute names and event schemas as data (spec §7 and §8, OpenTelemetry's GenAI conventions).
+//!
+//! The JSON line and the span both iterate over what [`Awu::attributes`] and [`Awu::events`] give.
+//! What is not known is absent.
+
+use genops_protocols::{Call, RequestParams, Usage};
+
+use crate::awu::{Attribution, Awu, Outcome, Rung};
+use crate::decision::{PolicyResult, ReasonCode};
 
 /// The specification's version, on every unit.
 pub const SPEC_VERSION: &str = "0.1.0";
@@ -30,4 +38,387 @@ pub struct Event {
     pub unix_ns: u64,
     /// What it says.
     pub attributes: Vec<Attribute>,
+}
+
+/// Attributes in the order in which they were put in; what is absent is not put in.
+#[derive(Default)]
+struct Attributes(Vec<Attribute>);
+
+impl Attributes {
+    fn text(&mut self, name: &'static str, value: impl Into<String>) {
+        self.0.push((name, Value::Str(value.into())));
+    }
+
+    fn text_if(&mut self, name: &'static str, value: Option<&String>) {
+        if let Some(value) = value.filter(|it| !it.is_empty()) {
+            self.text(name, value);
+        }
+    }
+
+    fn int(&mut self, name: &'static str, value: u64) {
+        self.0.push((name, Value::Int(i64::try_from(value).unwrap_or(i64::MAX))));
+    }
+
+    fn int_if(&mut self, name: &'static str, value: Option<u64>) {
+        if let Some(value) = value {
+            self.int(name, value);
+        }
+    }
+
+    fn double(&mut self, name: &'static str, value: f64) {
+        self.0.push((name, Value::Double(value)));
+    }
+
+    fn double_if(&mut self, name: &'static str, value: Option<f64>) {
+        if let Some(value) = value.filter(|it| it.is_finite()) {
+            self.double(name, value);
+        }
+    }
+
+    /// Only ever true.
+    fn flag(&mut self, name: &'static str, value: bool) {
+        if value {
+            self.0.push((name, Value::Bool(true)));
+        }
+    }
+
+    fn list(&mut self, name: &'static str, value: &[String]) {
+        if !value.is_empty() {
+            self.0.push((name, Value::StrList(value.to_vec())));
+        }
+    }
+}
+
+impl Awu {
+    /// Name of the span: `{operation} {model}`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let operation = self.call.operation.as_deref().unwrap_or("inference");
+        match &self.call.request_model {
+            Some(model) => format!("{operation} {model}"),
+            None => operation.to_owned(),
+        }
+    }
+
+    /// The span's status is an error: the provider or the connection failed, or it was refused.
+    #[must_use]
+    pub fn is_error(&self) -> bool {
+        self.error_type().is_some()
+    }
+
+    /// `full` where decision and reservation came before execution, else `partial` (spec §9).
+    #[must_use]
+    pub fn compliance(&self) -> &'static str {
+        let Attribution { team, project, environment, .. } = &*self.attribution;
+        let attributed = team.is_some() && project.is_some() && environment.is_some();
+        if attributed && self.enforcement.before_execution() { "full" } else { "partial" }
+    }
+
+    fn error_type(&self) -> Option<String> {
+        let known = self.call.error_type.clone();
+        match &self.outcome {
+            Outcome::Refused(refusal) => Some(refusal.reason().as_str().to_owned()),
+            Outcome::NotExecuted(_, _) => known.or_else(|| Some("connection_closed".to_owned())),
+            Outcome::Executed(_, _, _) if self.response_complete => known,
+            Outcome::Executed(_, _, _) => known.or_else(|| Some("connection_closed".to_owned())),
+        }
+    }
+
+    /// Every attribute, in a fixed order, each name once.
+    #[must_use]
+    pub fn attributes(&self) -> Vec<Attribute> {
+        let mut out = Attributes::default();
+        out.text("conn", &self.conn);
+        out.int("exchange", self.call.exchange);
+        out.int("time_ns", self.call.request_at_ns);
+        transport(&self.call, &mut out);
+        request(&self.call, &mut out);
+        response(&self.call, &mut out);
+        out.text_if("error.type", self.error_type().as_ref());
+        out.int_if("process.pid", self.pid.map(u64::from));
+        out.text_if("process.executable.path", self.exe.as_ref());
+        self.attribution_attributes(&mut out);
+        self.decision_attributes(&mut out);
+        self.accounting_attributes(&mut out);
+        self.usage_attributes(&mut out);
+        self.sla_attributes(&mut out);
+        self.enforcement_attributes(&mut out);
+        out.0
+    }
+
+    fn attribution_attributes(&self, out: &mut Attributes) {
+        let Attribution {
+            principal,
+            mapped: _,
+            team,
+            project,
+            environment,
+            cost_center,
+            customer_id,
+            feature,
+            chain,
+            accountable,
+        } = &*self.attribution;
+        out.text("genops.spec.version", SPEC_VERSION);
+        out.text("genops.awu.id", self.id.to_string());
+        out.text_if("genops.team", team.as_ref());
+        out.text_if("genops.project", project.as_ref());
+        out.text_if("genops.environment", environment.as_ref());
+        out.text_if("genops.cost_center", cost_center.as_ref());
+        out.text_if("genops.customer_id", customer_id.as_ref());
+        out.text_if("genops.feature", feature.as_ref());
+        out.text_if("genops.principal", Some(principal));
+        out.list("genops.delegation.chain", chain);
+        out.text_if("genops.delegation.accountable", accountable.as_ref());
+        out.text("genops.operation.name", self.name());
+        out.text("genops.operation.type", operation_type(&self.call));
+        out.text_if("genops.region", self.region.as_ref());
+    }
+
+    fn decision_attributes(&self, out: &mut Attributes) {
+        let decision = self.outcome.decision();
+        let grounds = &self.grounds;
+        out.text("genops.policy.result", decision.result().as_str());
+        if let Some(code) = decision.reason() {
+            out.text("genops.policy.reason_code", code.as_str());
+        }
+        out.text_if("genops.policy.name", grounds.policy.as_ref());
+        out.text_if("genops.policy.reason", grounds.reason.as_ref());
+        out.list("genops.policy.matched", &grounds.matched);
+        out.int("genops.policy.timestamp", grounds.unix_ns / 1_000_000);
+        out.text("genops.policy.hash", hex(&grounds.policy_hash));
+        out.text_if("genops.approval.request", grounds.approval_request.as_ref());
+        out.text_if("genops.approval.id", grounds.approval.as_ref());
+    }
+
+    fn accounting_attributes(&self, out: &mut Attributes) {
+        let Some(reservation) = self.outcome.reservation() else { return };
+        let unit = reservation.unit;
+        out.double("genops.accounting.reserved", unit.to_double(reservation.amount));
+        out.text("genops.accounting.unit", unit.as_str());
+        if let Some(actual) = self.outcome.actual() {
+            out.double("genops.accounting.actual", unit.to_double(actual.amount));
+            let delta = actual.amount.saturating_sub(reservation.amount);
+            out.double("genops.accounting.reconciliation_delta", unit.to_double(delta));
+            out.flag("genops.accounting.incomplete", actual.incomplete);
+        }
+        out.text("genops.accounting.price_hash", hex(&self.grounds.price_hash));
+        out.flag("genops.accounting.price_assumed", self.grounds.price_assumed);
+        if let Some(budget) = &reservation.budget {
+            let double = |amount| budget.unit.to_double(amount);
+            out.text("genops.budget.name", &budget.name);
+            out.text("genops.budget.period", &budget.period);
+            out.double("genops.budget.allocated", double(budget.allocated));
+            out.double("genops.budget.consumed", double(budget.consumed));
+            out.double("genops.budget.remaining", double(budget.remaining));
+        }
+    }
+
+    fn usage_attributes(&self, out: &mut Attributes) {
+        let Usage { input_tokens, output_tokens, .. } = self.call.usage;
+        if let Some(cost) = self.cost_nano_usd {
+            out.double("genops.cost.total", crate::money::to_usd(cost));
+            out.text("genops.cost.currency", "USD");
+            out.text_if("genops.cost.provider", self.call.provider.as_ref());
+            let model = self.call.response_model.as_ref().or(self.call.request_model.as_ref());
+            out.text_if("genops.cost.model", model);
+        }
+        out.int_if("genops.tokens.input", input_tokens);
+        out.int_if("genops.tokens.output", output_tokens);
+        let both = input_tokens.zip(output_tokens).map(|(a, b)| a.saturating_add(b));
+        out.int_if("genops.tokens.total", both);
+        out.list("genops.tool_calls", &self.call.tool_calls);
+    }
+
+    fn sla_attributes(&self, out: &mut Attributes) {
+        let Some(sla) = &self.sla else { return };
+        out.text("genops.sla.tier", &sla.tier);
+        out.int("genops.sla.latency_target_ms", sla.target_ms);
+        out.int("genops.sla.actual_latency_ms", sla.actual_ms);
+        let met = sla.actual_ms <= sla.target_ms;
+        out.0.push(("genops.sla.met", Value::Bool(met)));
+    }
+
+    fn enforcement_attributes(&self, out: &mut Attributes) {
+        let enforcement = &self.enforcement;
+        out.text("genops.mode", enforcement.mode.name());
+        out.text("genops.compliance", self.compliance());
+        out.text("genops.capture.level", self.capture.as_str());
+        if self.call.missing_bytes > 0 {
+            out.int("genops.capture.missing_bytes", self.call.missing_bytes);
+        }
+        out.text("genops.enforcement.rung", enforcement.rung.as_str());
+        let held = enforcement.rung != Rung::None;
+        if held && enforcement.bytes_before_decision > 0 {
+            let bytes = enforcement.bytes_before_decision;
+            out.int("genops.enforcement.bytes_before_decision", bytes);
+        }
+        out.flag("genops.enforcement.timed_out", enforcement.timed_out);
+        if enforcement.collateral > 0 {
+            out.int("genops.enforcement.collateral", enforcement.collateral);
+        }
+    }
+
+    /// The span's events, in the order they happened (spec §8).
+    #[must_use]
+    pub fn events(&self) -> Vec<Event> {
+        let mut events = vec![self.evaluated()];
+        if let Some(reservation) = self.outcome.reservation() {
+            let mut out = Attributes::default();
+            let unit = reservation.unit;
+            out.double("genops.accounting.reserved", unit.to_double(reservation.amount));
+            out.text("genops.accounting.unit", unit.as_str());
+            if let Some(budget) = &reservation.budget {
+                out.text("genops.budget.name", &budget.name);
+                let remaining = budget.unit.to_double(budget.remaining);
+                out.double("genops.budget.remaining", remaining);
+            }
+            let (name, unix_ns) = ("genops.budget.reservation", reservation.unix_ns);
+            events.push(Event { name, unix_ns, attributes: out.0 });
+        }
+        events.extend(self.alert());
+        events.extend(self.reconciled());
+        events.extend(self.cost_calculated());
+        events
+    }
+
+    fn evaluated(&self) -> Event {
+        let mut out = Attributes::default();
+        let decision = self.outcome.decision();
+        out.text("genops.policy.result", decision.result().as_str());
+        if let Some(code) = decision.reason() {
+            out.text("genops.policy.reason_code", code.as_str());
+        }
+        out.text_if("genops.policy.name", self.grounds.policy.as_ref());
+        out.text_if("genops.policy.reason", self.grounds.reason.as_ref());
+        let (name, unix_ns) = ("genops.policy.evaluated", self.grounds.unix_ns);
+        Event { name, unix_ns, attributes: out.0 }
+    }
+
+    fn reconciled(&self) -> Option<Event> {
+        let (reservation, actual) = (self.outcome.reservation()?, self.outcome.actual()?);
+        let mut out = Attributes::default();
+        let unit = reservation.unit;
+        out.double("genops.accounting.actual", unit.to_double(actual.amount));
+        out.double("genops.accounting.reserved", unit.to_double(reservation.amount));
+        out.text("genops.accounting.unit", unit.as_str());
+        let delta = actual.amount.saturating_sub(reservation.amount);
+        out.double("genops.accounting.reconciliation_delta", unit.to_double(delta));
+        out.flag("genops.accounting.incomplete", actual.incomplete);
+        out.text_if("genops.budget.name", reservation.budget.as_ref().map(|it| &it.name));
+        let (name, unix_ns) = ("genops.budget.reconciliation", actual.unix_ns);
+        Some(Event { name, unix_ns, attributes: out.0 })
+    }
+
+    fn alert(&self) -> Option<Event> {
+        let reservation = self.outcome.reservation()?;
+        let decision = self.outcome.decision();
+        let codes = [ReasonCode::BUDGET_THRESHOLD, ReasonCode::BudgetExceeded];
+        let warned = decision.result() == PolicyResult::Warning;
+        let budget = reservation
+            .budget
+            .as_ref()
+            .filter(|_| warned && decision.reason().is_some_and(|it| codes.contains(it)))?;
+        let mut out = Attributes::default();
+        out.text("genops.budget.name", &budget.name);
+        out.double("genops.budget.consumed", budget.unit.to_double(budget.consumed));
+        out.double("genops.budget.allocated", budget.unit.to_double(budget.allocated));
+        let (name, unix_ns) = ("genops.budget.alert", reservation.unix_ns);
+        Some(Event { name, unix_ns, attributes: out.0 })
+    }
+
+    fn cost_calculated(&self) -> Option<Event> {
+        let (cost, actual) = (self.cost_nano_usd?, self.outcome.actual()?);
+        let mut out = Attributes::default();
+        out.double("genops.cost.total", crate::money::to_usd(cost));
+        out.text("genops.cost.currency", "USD");
+        let (name, unix_ns) = ("genops.cost.calculated", actual.unix_ns);
+        Some(Event { name, unix_ns, attributes: out.0 })
+    }
+}
+
+/// `genops.operation.type` of a call.
+pub(crate) fn operation_type(call: &Call) -> &'static str {
+    match call.operation.as_deref() {
+        Some("embeddings") => "embedding",
+        _ => "inference",
+    }
+}
+
+fn transport(call: &Call, out: &mut Attributes) {
+    out.text_if("server.address", call.server_address.as_ref());
+    out.int_if("server.port", call.server_port.map(u64::from));
+    out.text_if("http.request.method", call.method.as_ref());
+    out.text_if("url.path", call.path.as_ref());
+    out.int_if("http.response.status_code", call.status.map(u64::from));
+}
+
+fn request(call: &Call, out: &mut Attributes) {
+    out.text_if("gen_ai.provider.name", call.provider.as_ref());
+    out.text_if("gen_ai.operation.name", call.operation.as_ref());
+    out.text_if("gen_ai.request.model", call.request_model.as_ref());
+    out.flag("gen_ai.request.stream", call.stream);
+    out.int_if("gen_ai.request.max_tokens", call.max_output_tokens);
+    out.int_if("gen_ai.request.choice.count", call.choices.filter(|it| *it != 1));
+    let RequestParams {
+        temperature,
+        top_p,
+        top_k,
+        frequency_penalty,
+        presence_penalty,
+        seed,
+        stop_sequences,
+        reasoning_level,
+        dimensions,
+        encoding_formats,
+        previous_response_id,
+        output_type,
+        service_tier,
+        ..
+    } = &call.params;
+    out.double_if("gen_ai.request.temperature", *temperature);
+    out.double_if("gen_ai.request.top_p", *top_p);
+    out.int_if("gen_ai.request.top_k", *top_k);
+    out.double_if("gen_ai.request.frequency_penalty", *frequency_penalty);
+    out.double_if("gen_ai.request.presence_penalty", *presence_penalty);
+    if let Some(seed) = seed {
+        out.0.push(("gen_ai.request.seed", Value::Int(*seed)));
+    }
+    out.list("gen_ai.request.stop_sequences", stop_sequences);
+    out.text_if("gen_ai.request.reasoning.level", reasoning_level.as_ref());
+    out.int_if("gen_ai.embeddings.dimension.count", *dimensions);
+    out.list("gen_ai.request.encoding_formats", encoding_formats);
+    out.text_if("gen_ai.request.previous_response.id", previous_response_id.as_ref());
+    out.text_if("gen_ai.output.type", output_type.map(str::to_owned).as_ref());
+    out.text_if("gen_ai.conversation.id", call.conversation_id.as_ref());
+    out.text_if("openai.request.service_tier", service_tier.as_ref());
+}
+
+fn response(call: &Call, out: &mut Attributes) {
+    out.text_if("gen_ai.response.model", call.response_model.as_ref());
+    out.text_if("gen_ai.response.id", call.response_id.as_ref());
+    out.list("gen_ai.response.finish_reasons", &call.finish_reasons);
+    let first = call.first_chunk_at_ns.filter(|_| call.stream);
+    if let Some(elapsed) = first.and_then(|at| at.checked_sub(call.request_at_ns)) {
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 104 days")]
+        let seconds = elapsed as f64 / 1e9;
+        out.double("gen_ai.response.time_to_first_chunk", seconds);
+    }
+    let usage = &call.usage;
+    out.int_if("gen_ai.usage.input_tokens", usage.input_tokens);
+    out.int_if("gen_ai.usage.output_tokens", usage.output_tokens);
+    out.int_if("gen_ai.usage.cache_read.input_tokens", usage.cache_read_input_tokens);
+    out.int_if("gen_ai.usage.cache_creation.input_tokens", usage.cache_creation_input_tokens);
+    out.int_if("gen_ai.usage.reasoning.output_tokens", usage.reasoning_output_tokens);
+    out.text_if("openai.response.service_tier", call.service_tier.as_ref());
+    out.text_if("openai.response.system_fingerprint", call.system_fingerprint.as_ref());
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
 }

@@ -1,0 +1,772 @@
+//! How a request is decided: the fixed order of steps, of which the first that fails decides.
+//!
+//! 1 identity, 2 grants, 3 policies, 4 approval, 5 rate and concurrency, 6 reservation; then the
+//! warnings. Where a refusal can't be carried out (observe mode, nothing held, or everything has
+//! left already) it is a warning with the same code, and what the call may use is still noted.
+
+use genops_protocols::{Call, OpenRequest, Request};
+use sha2::{Digest as _, Sha256};
+
+use super::core::{Core, Subject, aftermath, target_key};
+use super::link::{Link, Opened, Running};
+use crate::awu::{AwuId, BudgetView, Grounds, Held, Reservation, Rung};
+use crate::config::{Estimate, Mode, Unit, UnknownModel, Unmapped};
+use crate::decision::{Decision, Permission, ReasonCode, Refusal};
+use crate::ledger::{Demand, Shortfall};
+use crate::money;
+use crate::policy::{Facts, Matched, Opinion, Severity};
+use crate::prices::{Found, output_limit};
+use crate::rate::{Limit, Reached};
+use crate::record::{Inputs, Record, RecordKind};
+use crate::settings::Settings;
+use crate::sla;
+use crate::telemetry::{hex, operation_type};
+use crate::time::Now;
+
+/// For how long a provider's failure makes the next call to it a warning.
+const FAILURE_NS: u64 = 60 * 1_000_000_000;
+
+/// A request as far as it was read.
+struct Ask<'a> {
+    call: &'a Call,
+    /// It was read to its end, and all of its text.
+    readable: bool,
+    /// Names of the content rules that match.
+    content: Vec<String>,
+    start: u64,
+    end: u64,
+    estimate: Guess,
+    region: Option<String>,
+}
+
+/// Most that a request can use.
+#[derive(Clone, Debug, Default)]
+struct Guess {
+    input_tokens: u64,
+    output_tokens: u64,
+    nano_usd: Option<i64>,
+    price: Option<Found>,
+}
+
+impl Guess {
+    fn tokens(&self) -> u64 {
+        self.input_tokens.saturating_add(self.output_tokens)
+    }
+
+    fn in_unit(&self, unit: Unit) -> i64 {
+        match unit {
+            Unit::Usd => self.nano_usd.unwrap_or(0),
+            Unit::Tokens => i64::try_from(self.tokens()).unwrap_or(i64::MAX),
+        }
+    }
+}
+
+/// Why a request is not simply allowed.
+#[derive(Clone, Debug)]
+struct Objection {
+    severity: Severity,
+    code: ReasonCode,
+    policy: Option<String>,
+    reason: String,
+}
+
+impl Objection {
+    fn block(code: ReasonCode, policy: Option<&str>, reason: impl Into<String>) -> Self {
+        let policy = policy.map(str::to_owned);
+        Self { severity: Severity::Block, code, policy, reason: reason.into() }
+    }
+
+    fn of(matched: &Matched) -> Self {
+        let reason = matched.reason.clone().unwrap_or_else(|| "a policy forbids it".to_owned());
+        let (severity, code) = (matched.severity, matched.code.clone());
+        Self { severity, code, policy: Some(matched.id.clone()), reason }
+    }
+
+    fn refusal(&self) -> Refusal {
+        match self.severity {
+            Severity::LimitRate => Refusal::LimitRate(self.code.clone()),
+            Severity::Block | Severity::Warn => Refusal::Block(self.code.clone()),
+        }
+    }
+}
+
+/// Which mutating steps were done.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    counted: bool,
+    reserved: bool,
+}
+
+impl Core {
+    /// Opens the unit of a request and decides it.
+    pub(super) fn open_unit(&mut self, now: Now, link: &mut Link, request: &Request<'_>) {
+        self.start(now);
+        let subject = self.subject(link);
+        let texts: Vec<&str> = request.texts().collect();
+        let text_bytes = texts.iter().map(|it| it.len() as u64).sum::<u64>();
+        let text_bytes = text_bytes.saturating_add(request.texts_dropped_bytes());
+        let policies = self.settings.clone();
+        let content = policies.0.policies.content(self.slice(&subject), texts.iter().copied());
+        let call = request.call;
+        let bytes = call.request_bytes.max(text_bytes);
+        let ask = Ask {
+            call,
+            readable: is_whole(call, request.complete) && !request.texts_truncated(),
+            content,
+            start: request.start,
+            end: request.end,
+            estimate: self.estimate(now, &subject, call, bytes, None),
+            region: self.region(call),
+        };
+        self.decide(now, link, &subject, &ask, request.complete);
+    }
+
+    /// Opens a unit of which only the end was seen: nothing can be prevented any more.
+    pub(super) fn open_late(&mut self, now: Now, link: &mut Link, call: &Call) -> Running {
+        self.start(now);
+        let subject = self.subject(link);
+        let estimate = self.estimate(now, &subject, call, call.request_bytes, None);
+        let region = self.region(call);
+        let ask =
+            Ask { call, readable: false, content: vec![], start: 0, end: 0, estimate, region };
+        let id = self.issue();
+        let opinion = self.opinion(now, &subject, &ask, None);
+        let mut done = Done::default();
+        let objection = self.objection(now, id, &subject, &ask, &opinion, None, &mut done);
+        self.permit(now, id, link, &subject, &ask, &opinion, objection, None, done, false)
+    }
+
+    fn decide(
+        &mut self,
+        now: Now,
+        link: &mut Link,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        complete: bool,
+    ) {
+        let id = self.issue();
+        if let Some(code) = aftermath(link) {
+            let why = "nothing more of this connection may leave";
+            let objection = Objection::block(code, None, why);
+            let opened = self.opened(now, id, link, subject, ask, &objection, complete);
+            self.refuse(now, link, opened, objection.refusal(), ask.call, inputs(ask, 0, None));
+            return;
+        }
+        let approval = self.approval_for(now, subject, ask);
+        let opinion = self.opinion(now, subject, ask, approval.as_deref());
+        let mut done = Done::default();
+        let objection =
+            self.objection(now, id, subject, ask, &opinion, approval.as_deref(), &mut done);
+        let enforced = subject.identity.mode == Mode::Enforce && link.can_prevent(ask.end);
+        match objection {
+            Some(objection) if enforced => {
+                if done.counted {
+                    self.uncount(subject, ask);
+                }
+                let mut opened = self.opened(now, id, link, subject, ask, &objection, complete);
+                opened.grounds.matched = opinion.matched();
+                if objection.code == ReasonCode::APPROVAL_REQUIRED {
+                    let request = binding(subject, ask.call);
+                    self.await_approval(request.clone(), involved(subject, &self.settings));
+                    opened.grounds.approval_request = Some(request);
+                }
+                let left = opened.enforcement.bytes_before_decision;
+                let inputs = inputs(ask, left, None);
+                self.refuse(now, link, opened, objection.refusal(), ask.call, inputs);
+            }
+            objection => {
+                let running = self.permit(
+                    now, id, link, subject, ask, &opinion, objection, approval, done, complete,
+                );
+                link.units.insert(ask.call.exchange, running);
+            }
+        }
+    }
+
+    /// Steps 1 to 6. What was counted and reserved on the way is in `done`.
+    #[expect(clippy::too_many_arguments, reason = "each is another thing")]
+    fn objection(
+        &mut self,
+        now: Now,
+        id: AwuId,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        opinion: &Opinion,
+        approval: Option<&str>,
+        done: &mut Done,
+    ) -> Option<Objection> {
+        if let Some(objection) = self.standing(now, subject, ask, opinion, approval.is_some()) {
+            return Some(objection);
+        }
+        if let Err(reached) = self.count(now, subject, ask) {
+            return Some(rate_objection(&reached));
+        }
+        done.counted = true;
+        if let Some(objection) = self.price_objection(ask) {
+            return Some(objection);
+        }
+        let demands = self.demands(now, subject, ask);
+        let mut log = Vec::new();
+        let reserved = self.ledger.reserve(now.unix_ns, id, &demands, &mut log);
+        self.put(log, []);
+        done.reserved = reserved.is_ok();
+        reserved.err().map(|short| shortfall_objection(&short, &demands))
+    }
+
+    /// Steps 1 to 4: nothing is counted.
+    fn standing(
+        &self,
+        now: Now,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        opinion: &Opinion,
+        approved: bool,
+    ) -> Option<Objection> {
+        if subject.nameless {
+            let why = "nothing is known of the process that asks";
+            return Some(Objection::block(ReasonCode::IDENTITY_UNRESOLVED, None, why));
+        }
+        let settings = &self.settings.0;
+        let unmapped = subject.identity.principal.is_none();
+        if unmapped && settings.unmapped == Unmapped::Block && settings.mode == Mode::Enforce {
+            let why = "no configured principal matches the process";
+            return Some(Objection::block(ReasonCode::UNMAPPED_PRINCIPAL, None, why));
+        }
+        let principal = subject.identity.principal.and_then(|it| settings.roster.get(it));
+        if let Some(Err((code, link))) = principal.map(|it| it.chain.check(now.unix_ns)) {
+            let why = format!("the grant `{link}` does not hold: {}", grant_fault(&code));
+            return Some(Objection::block(code, Some(link), why));
+        }
+        if let Some((policy, error)) = &opinion.error {
+            let why = format!("the policy can't be evaluated: {error}");
+            return Some(Objection::block(ReasonCode::POLICY_ERROR, Some(policy), why));
+        }
+        if let Some(first) = opinion.refusals.first() {
+            return Some(explained(first, ask));
+        }
+        if opinion.not_permitted {
+            let why = "no policy permits it";
+            return Some(Objection::block(ReasonCode::NO_AUTHORITY, None, why));
+        }
+        opinion.approvals.first().filter(|_| !approved).map(Objection::of)
+    }
+
+    /// Opens a unit that may run: with what was reserved, or noted where nothing can stop it.
+    #[expect(clippy::too_many_arguments, reason = "each is another thing")]
+    fn permit(
+        &mut self,
+        now: Now,
+        id: AwuId,
+        link: &Link,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        opinion: &Opinion,
+        objection: Option<Objection>,
+        approval: Option<String>,
+        done: Done,
+        complete: bool,
+    ) -> Running {
+        let mut log = Vec::new();
+        if !done.counted {
+            self.count_unchecked(now, subject, ask);
+        }
+        let demands = self.demands(now, subject, ask);
+        if !done.reserved {
+            self.ledger.reserve_unchecked(now.unix_ns, id, &demands, &mut log);
+        }
+        if let Some(approval) = &approval {
+            self.ledger.use_approval(now.unix_ns, approval, &mut log);
+        }
+        let warning = objection.or_else(|| self.warning(now, subject, ask, opinion, &demands));
+        let reservation = self.reservation(now, ask, &demands);
+        let permission = match &warning {
+            None => Permission::Allow,
+            Some(it) => Permission::Warn(it.code.clone()),
+        };
+        let empty = Objection::block(ReasonCode::NO_AUTHORITY, None, "");
+        let grounds = warning.as_ref().unwrap_or(&empty);
+        let mut opened = self.opened(now, id, link, subject, ask, grounds, complete);
+        opened.grounds.matched = opinion.matched();
+        opened.grounds.approval.clone_from(&approval);
+        let inputs = inputs(ask, opened.enforcement.bytes_before_decision, approval);
+        self.write_permit(now, link, &opened, &permission, &reservation, inputs, log, ask.call);
+        let lineage = &subject.lineage;
+        let model = ask.call.request_model.as_deref();
+        Running {
+            opened,
+            permission,
+            reservation,
+            shares: demands.iter().map(|it| it.unit).collect(),
+            sent: link.rung() == Rung::None || link.passed >= ask.end,
+            price: ask.estimate.price.as_ref().map(|it| it.price.clone()),
+            limits: self.limits(subject, ask).map(|it| it.name.clone()).collect(),
+            target: sla::find(&self.settings.0.targets, lineage, model).cloned(),
+        }
+    }
+
+    /// Ledger, decision, reservation: in the order in which they must be durable.
+    #[expect(clippy::too_many_arguments, reason = "each is another thing")]
+    fn write_permit(
+        &mut self,
+        now: Now,
+        link: &Link,
+        opened: &Opened,
+        permission: &Permission,
+        reservation: &Reservation,
+        inputs: Inputs,
+        log: Vec<crate::ledger::Entry>,
+        call: &Call,
+    ) {
+        let mut decision = Record::new(now, RecordKind::Decision);
+        self.fill(&mut decision, link, opened, call);
+        decision.inputs = Some(inputs);
+        let decided = self.decided(opened, &Decision::Permit(permission.clone()));
+        decision.decision = Some(decided);
+        let mut reserved = Record::new(now, RecordKind::Reservation);
+        self.fill(&mut reserved, link, opened, call);
+        let shares = self.ledger.open().find(|(it, _)| *it == opened.id);
+        let shares = shares.map(|(_, it)| it.to_vec()).unwrap_or_default();
+        reserved.accounts = self.accounted(&shares, reservation, |_, _| None);
+        for account in &mut reserved.accounts {
+            account.incomplete = false;
+        }
+        self.put(log, [decision, reserved]);
+    }
+
+    /// What speaks for a closer look although it may run.
+    fn warning(
+        &self,
+        now: Now,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        opinion: &Opinion,
+        demands: &[Demand],
+    ) -> Option<Objection> {
+        if let Some(first) = opinion.warnings.first() {
+            return Some(explained(first, ask));
+        }
+        if subject.identity.principal.is_none() {
+            let why = "no configured principal matches the process";
+            return Some(Objection::block(ReasonCode::UNMAPPED_PRINCIPAL, None, why));
+        }
+        let settings = &self.settings.0;
+        let who = &subject.identity.attribution.principal;
+        let model = ask.call.request_model.as_deref();
+        let target = sla::find(&settings.targets, &subject.lineage, model);
+        let missed = |it: &&sla::Target| self.latencies.p95(&target_key(it, who)) == Some(1);
+        if let Some(target) = target.filter(missed) {
+            let why = format!("of the last calls, too many took over {} ms", target.target_ms);
+            return Some(Objection::block(
+                ReasonCode::SlaLatencyViolation,
+                Some(&target.tier),
+                why,
+            ));
+        }
+        let provider = ask.call.provider.clone().unwrap_or_default();
+        let failed = self.failures.get(&(who.clone(), provider));
+        if failed.is_some_and(|at| now.mono_ns.saturating_sub(*at) < FAILURE_NS) {
+            let why = "the provider failed less than a minute ago";
+            return Some(Objection::block(ReasonCode::ProviderErrorUpstream, None, why));
+        }
+        let over = demands.iter().find_map(|it| self.threshold(it));
+        over.or_else(|| {
+            let assumed = ask.estimate.price.as_ref().is_none_or(|it| it.assumed);
+            let why = "no price is known for the model";
+            assumed.then(|| Objection::block(ReasonCode::PRICE_UNKNOWN, None, why))
+        })
+    }
+
+    fn threshold(&self, demand: &Demand) -> Option<Objection> {
+        let budget = self.settings.0.budgets.iter().find(|it| it.name == demand.key.budget)?;
+        let account = self.ledger.account(&demand.key)?;
+        let allocated = account.allocated().max(1);
+        let used = i128::from(allocated - account.remaining()) * 100 / i128::from(allocated);
+        let reached = budget.thresholds.iter().rfind(|it| used >= i128::from(**it))?;
+        let why = format!("over {reached} % of the budget is used or set aside");
+        Some(Objection::block(ReasonCode::BUDGET_THRESHOLD, Some(&budget.name), why))
+    }
+
+    /// More than [`super::core::HOLD_BYTES`] of an unfinished request are there. True: it is
+    /// refused already, since nothing that is still to come could save it.
+    pub(super) fn refuse_early(
+        &mut self,
+        now: Now,
+        link: &mut Link,
+        open: &OpenRequest<'_>,
+    ) -> bool {
+        let subject = self.subject(link);
+        if link.over.contains(&open.exchange) {
+            return true;
+        }
+        if subject.identity.mode != Mode::Enforce || open.call.request_model.is_none() {
+            return false;
+        }
+        let call = open.call;
+        let ask = Ask {
+            call,
+            readable: true,
+            content: Vec::new(),
+            start: open.start,
+            end: u64::MAX,
+            estimate: self.estimate(now, &subject, call, open.body_bytes, Some(0)),
+            region: self.region(call),
+        };
+        let opinion = self.opinion(now, &subject, &ask, Some(""));
+        let Some(objection) = self.standing(now, &subject, &ask, &opinion, true) else {
+            return false;
+        };
+        let id = self.issue();
+        let mut opened = self.opened(now, id, link, &subject, &ask, &objection, false);
+        opened.grounds.matched = opinion.matched();
+        let left = opened.enforcement.bytes_before_decision;
+        self.refuse(now, link, opened, objection.refusal(), call, inputs(&ask, left, None));
+        true
+    }
+
+    /// The kernel's deadline stopped a request before it could be decided.
+    pub(super) fn refuse_stopped(
+        &mut self,
+        now: Now,
+        link: &mut Link,
+        open: &OpenRequest<'_>,
+        received: u64,
+    ) {
+        let subject = self.subject(link);
+        let call = open.call;
+        let ask = Ask {
+            call,
+            readable: false,
+            content: Vec::new(),
+            start: open.start,
+            end: received,
+            estimate: self.estimate(now, &subject, call, open.body_bytes, None),
+            region: self.region(call),
+        };
+        let why = "no decision came before the deadline, and the configuration refuses then";
+        let objection = Objection::block(ReasonCode::DECISION_TIMEOUT, None, why);
+        let id = self.issue();
+        let opened = self.opened(now, id, link, &subject, &ask, &objection, false);
+        self.refuse(now, link, opened, objection.refusal(), call, inputs(&ask, 0, None));
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "each is another thing")]
+    fn opened(
+        &self,
+        now: Now,
+        id: AwuId,
+        link: &Link,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        objection: &Objection,
+        complete: bool,
+    ) -> Opened {
+        let settings = &self.settings;
+        let said = !objection.reason.is_empty();
+        Opened {
+            id,
+            attribution: subject.identity.attribution.clone(),
+            grounds: Grounds {
+                policy: objection.policy.clone(),
+                reason: said.then(|| objection.reason.clone()),
+                matched: Vec::new(),
+                unix_ns: now.unix_ns,
+                approval_request: None,
+                approval: None,
+                price_assumed: ask.estimate.price.as_ref().is_some_and(|it| it.assumed),
+                price_hash: settings.price_hash(),
+                policy_hash: settings.policy_hash(),
+            },
+            enforcement: Held {
+                mode: subject.identity.mode,
+                rung: link.rung(),
+                timed_out: link.stopped_by_deadline || (ask.end > 0 && link.passed >= ask.end),
+                bytes_before_decision: link.left_of(ask.start, ask.end),
+                collateral: 0,
+            },
+            region: ask.region.clone(),
+            end: ask.end,
+            complete,
+        }
+    }
+
+    /// What the policies say.
+    fn opinion(
+        &self,
+        now: Now,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        approval: Option<&str>,
+    ) -> Opinion {
+        let who = &subject.identity.attribution;
+        let call = ask.call;
+        let provider = call.provider.as_deref().unwrap_or_default();
+        let model = call.request_model.as_deref().unwrap_or_default().to_lowercase();
+        let facts = Facts {
+            provider,
+            model: &model,
+            operation: call.operation.as_deref().unwrap_or_default(),
+            region: ask.region.as_deref().unwrap_or_default(),
+            server: call.server_address.as_deref().unwrap_or_default(),
+            environment: who.environment.as_deref().unwrap_or_default(),
+            est_nano_usd: ask.estimate.nano_usd,
+            est_tokens: ask.estimate.tokens(),
+            max_output_tokens: ask.estimate.output_tokens,
+            request_bytes: call.request_bytes,
+            p95_latency_ms: self.latencies.p95(&format!("provider {provider}")).unwrap_or(0),
+            stream: call.stream,
+            readable: ask.readable,
+            approved: approval.is_some(),
+            mapped: who.mapped,
+            content: &ask.content,
+            unix_s: now.unix_ns / 1_000_000_000,
+        };
+        self.settings.0.policies.evaluate(self.slice(subject), who, &subject.lineage, &facts)
+    }
+
+    /// Most that a request of so many bytes can use. `output` replaces what the call says.
+    fn estimate(
+        &self,
+        now: Now,
+        subject: &Subject,
+        call: &Call,
+        bytes: u64,
+        output: Option<u64>,
+    ) -> Guess {
+        let settings = &self.settings.0;
+        let model = call.request_model.as_deref();
+        let price = settings.prices.find(call.provider.as_deref(), model);
+        // A token is a byte at least.
+        let input_tokens = bytes;
+        let output_tokens = output.unwrap_or_else(|| {
+            if operation_type(call) == "embedding" {
+                return 0;
+            }
+            let limit = call.max_output_tokens.unwrap_or_else(|| {
+                let known = price.as_ref().map(|it| &*it.price);
+                output_limit(model, known).unwrap_or(settings.max_output_tokens)
+            });
+            limit.saturating_mul(call.choices.unwrap_or(1).max(1))
+        });
+        let unix_s = now.unix_ns / 1_000_000_000;
+        let tier = call.params.service_tier.as_deref();
+        let nano_usd = price
+            .as_ref()
+            .and_then(|it| it.price.worst_nano_usd(unix_s, tier, input_tokens, output_tokens));
+        let usual = settings.estimate == Estimate::P95 && output.is_none();
+        let nano_usd = nano_usd.map(|worst| {
+            let principal = &subject.identity.attribution.principal;
+            let key = format!("cost {principal} {}", model.unwrap_or_default());
+            let known = usual && self.latencies.is_full(&key);
+            let p95 = self.latencies.p95(&key).filter(|_| known);
+            p95.and_then(|it| i64::try_from(it).ok()).map_or(worst, |it| it.min(worst))
+        });
+        Guess { input_tokens, output_tokens, nano_usd, price }
+    }
+
+    /// Where the model computes: what host or path say, else what is configured for the host.
+    fn region(&self, call: &Call) -> Option<String> {
+        let host = call.server_address.as_deref().unwrap_or_default().to_lowercase();
+        let configured = || {
+            let regions = &self.settings.0.regions;
+            regions.iter().find(|(like, _)| crate::glob::matches(like, &host))
+        };
+        call.region.clone().or_else(|| configured().map(|(_, region)| region.clone()))
+    }
+
+    fn limits<'s>(
+        &'s self,
+        subject: &'s Subject,
+        ask: &'s Ask<'_>,
+    ) -> impl Iterator<Item = &'s Limit> {
+        let who = &subject.identity.attribution;
+        let provider = ask.call.provider.as_deref();
+        self.settings.0.limits.iter().filter(move |it| it.concerns(who, &subject.lineage, provider))
+    }
+
+    fn count(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Result<(), Reached> {
+        let settings = self.settings.clone();
+        let limits: Vec<&Limit> = concerning(&settings, subject, ask);
+        self.meters.admit(&limits, now.mono_ns)
+    }
+
+    fn count_unchecked(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>) {
+        let settings = self.settings.clone();
+        for limit in concerning(&settings, subject, ask) {
+            self.meters.count(limit, now.mono_ns);
+        }
+    }
+
+    /// A counted request does not run after all.
+    fn uncount(&mut self, subject: &Subject, ask: &Ask<'_>) {
+        let settings = self.settings.clone();
+        for limit in concerning(&settings, subject, ask) {
+            self.meters.ended(&limit.name);
+        }
+    }
+
+    fn price_objection(&self, ask: &Ask<'_>) -> Option<Objection> {
+        let refuses = self.settings.0.prices.unknown_model() == UnknownModel::Block;
+        let unknown = ask.estimate.nano_usd.is_none();
+        let why = "no price is known for the model, and the configuration refuses then";
+        (refuses && unknown).then(|| Objection::block(ReasonCode::PRICE_UNKNOWN, None, why))
+    }
+
+    /// What a request may need of each budget that it draws on.
+    fn demands(&self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Vec<Demand> {
+        let who = &subject.identity.attribution;
+        let (provider, model) = (ask.call.provider.as_deref(), ask.call.request_model.as_deref());
+        let budgets = self.settings.0.budgets.iter();
+        let own = budgets.filter(|it| it.concerns(who, &subject.lineage, provider, model));
+        let demand = |it: &crate::budget::Budget| {
+            it.demand(&self.ledger, now.unix_ns, ask.estimate.in_unit(it.unit))
+        };
+        own.map(demand).collect()
+    }
+
+    fn reservation(&self, now: Now, ask: &Ask<'_>, demands: &[Demand]) -> Reservation {
+        let unit = if ask.estimate.nano_usd.is_some() { Unit::Usd } else { Unit::Tokens };
+        let views = demands.iter().filter_map(|it| {
+            let account = self.ledger.account(&it.key)?;
+            Some(BudgetView {
+                name: it.key.budget.clone(),
+                period: account.period.clone(),
+                unit: account.unit,
+                allocated: account.allocated(),
+                consumed: account.consumed(),
+                remaining: account.remaining(),
+            })
+        });
+        let tightness = |it: &BudgetView| {
+            i128::from(it.remaining) * 1_000_000 / i128::from(it.allocated.max(1))
+        };
+        let budget = views.min_by_key(tightness);
+        Reservation { unit, amount: ask.estimate.in_unit(unit), budget, unix_ns: now.unix_ns }
+    }
+
+    /// An approval of exactly this request that is still good.
+    fn approval_for(&self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Option<String> {
+        let mut approvals = self.ledger.approvals().peekable();
+        approvals.peek()?;
+        let request = binding(subject, ask.call);
+        let cost = ask.estimate.nano_usd?;
+        let good = |it: &&crate::approval::Approval| {
+            it.request == request && it.expires_unix_ns > now.unix_ns && it.ceiling_nano_usd >= cost
+        };
+        approvals.find(good).map(|it| it.id.clone())
+    }
+}
+
+fn concerning<'s>(settings: &'s Settings, subject: &Subject, ask: &Ask<'_>) -> Vec<&'s Limit> {
+    let who = &subject.identity.attribution;
+    let provider = ask.call.provider.as_deref();
+    let limits = settings.0.limits.iter();
+    limits.filter(|it| it.concerns(who, &subject.lineage, provider)).collect()
+}
+
+/// The request was read to its end, and nothing of it was lost.
+fn is_whole(call: &Call, complete: bool) -> bool {
+    complete && call.request_seen && call.missing_bytes == 0 && call.unreadable.is_none()
+}
+
+/// What an approval of a request is bound to.
+fn binding(subject: &Subject, call: &Call) -> String {
+    let who = &subject.identity.attribution;
+    let mut hash = Sha256::new();
+    let chain = who.chain.join("\n");
+    let texts = [
+        Some(&who.principal),
+        Some(&chain),
+        call.operation.as_ref(),
+        call.provider.as_ref(),
+        call.request_model.as_ref(),
+    ];
+    for text in texts {
+        let text = text.map_or("", String::as_str);
+        hash.update((text.len() as u64).to_be_bytes());
+        hash.update(text);
+    }
+    let bytes: [u8; 32] = hash.finalize().into();
+    hex(&bytes)
+}
+
+/// Everybody who may not approve what a principal asks for.
+fn involved(subject: &Subject, settings: &Settings) -> Vec<String> {
+    let mut names = subject.lineage.clone();
+    names.extend(subject.facts.user.clone());
+    let principal = subject.identity.principal.and_then(|it| settings.0.roster.get(it));
+    names.extend(principal.into_iter().flat_map(|it| it.chain.people()));
+    names
+}
+
+fn inputs(ask: &Ask<'_>, bytes_before_decision: u64, approval: Option<String>) -> Inputs {
+    Inputs {
+        input_tokens: ask.estimate.input_tokens,
+        output_tokens: ask.estimate.output_tokens,
+        nano_usd: ask.estimate.nano_usd,
+        request_bytes: ask.call.request_bytes,
+        complete: ask.readable,
+        content: ask.content.clone(),
+        approval,
+        bytes_before_decision,
+    }
+}
+
+fn grant_fault(code: &ReasonCode) -> &'static str {
+    if *code == ReasonCode::AUTHORITY_REVOKED {
+        "it was revoked"
+    } else if *code == ReasonCode::DELEGATION_EXCEEDED {
+        "the chain below it is longer than it permits"
+    } else {
+        "it has expired, or is not valid yet"
+    }
+}
+
+/// A policy's reason, with what it was about.
+fn explained(matched: &Matched, ask: &Ask<'_>) -> Objection {
+    let mut objection = Objection::of(matched);
+    let said = |it: &Option<String>| it.clone().unwrap_or_else(|| "not known".to_owned());
+    let call = ask.call;
+    let about = if matched.code == ReasonCode::PolicyDenyRegion {
+        format!("the region is {}", said(&ask.region))
+    } else if matched.code == ReasonCode::BudgetExceeded {
+        let cost = ask.estimate.nano_usd.map(money::format_usd);
+        format!("this one may cost up to {} USD", said(&cost))
+    } else {
+        format!("it asks {} for {}", said(&call.provider), said(&call.request_model))
+    };
+    objection.reason = format!("{}; {about}", objection.reason);
+    objection
+}
+
+fn rate_objection(reached: &Reached) -> Objection {
+    let Reached { code, limit, retry_after_ns } = reached;
+    let again = retry_after_ns.map(|it| format!("; again in {} ms", it.div_ceil(1_000_000)));
+    Objection {
+        severity: Severity::LimitRate,
+        code: code.clone(),
+        policy: Some(limit.clone()),
+        reason: format!("the limit `{limit}` is reached{}", again.unwrap_or_default()),
+    }
+}
+
+fn shortfall_objection(short: &Shortfall, demands: &[Demand]) -> Objection {
+    let Shortfall { budget, remaining, allocated, wanted } = short;
+    let unit = demands.iter().find(|it| it.key.budget == *budget).map(|it| it.unit);
+    let unit = unit.unwrap_or_default();
+    let amount = |it: i64| match unit {
+        Unit::Usd => format!("{} USD", money::format_usd(it)),
+        Unit::Tokens => format!("{it} tokens"),
+    };
+    let code = if *remaining == 0 {
+        ReasonCode::BudgetExceeded
+    } else {
+        ReasonCode::BudgetReservationFailed
+    };
+    let why = format!(
+        "of {} there are {} left, and this request may need {}",
+        amount(*allocated),
+        amount(*remaining),
+        amount(*wanted)
+    );
+    Objection::block(code, Some(budget), why)
+}

@@ -1,0 +1,132 @@
+//! What the engine knows of one connection beside its decoder: whose it is, how much of it may
+//! leave, and the units that are under way on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use genops_protocols::Call;
+
+use super::{ConnId, ConnectionOpen};
+use crate::awu::{Attribution, AwuId, Grounds, Held, HoldLevel, Reservation, Rung};
+use crate::config::Unit;
+use crate::decision::{Permission, Refusal};
+use crate::prices::ModelPrice;
+use crate::process::ProcessKey;
+use crate::sla::Target;
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) id: ConnId,
+    pub(super) name: String,
+    pub(super) process: Option<ProcessKey>,
+    pub(super) pid: Option<u32>,
+    pub(super) comm: Option<String>,
+    pub(super) exe: Option<String>,
+    pub(super) hold: HoldLevel,
+    /// Egress up to here may leave.
+    pub(super) released: u64,
+    /// Egress up to here left because the kernel's deadline came.
+    pub(super) passed: u64,
+    /// Nothing more may leave.
+    pub(super) denied: bool,
+    /// The kernel's deadline came and stopped what was held.
+    pub(super) stopped_by_deadline: bool,
+    /// The end was seen: what comes now is what the decoder had left.
+    pub(super) closing: bool,
+    /// Units that were permitted, by number of the exchange.
+    pub(super) units: BTreeMap<u64, Running>,
+    /// Units that were refused, until the end of the turn says what else ends with them.
+    pub(super) refused: Vec<Refused>,
+    /// Exchanges that were refused: what their decoder says later changes nothing.
+    pub(super) over: BTreeSet<u64>,
+}
+
+/// What permitted and refused units have in common.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) id: AwuId,
+    pub(super) attribution: Arc<Attribution>,
+    pub(super) grounds: Grounds,
+    pub(super) enforcement: Held,
+    pub(super) region: Option<String>,
+    /// Stream position after the request's last byte.
+    pub(super) end: u64,
+    /// The request was read to its end.
+    pub(super) complete: bool,
+}
+
+/// A unit that may run.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) opened: Opened,
+    pub(super) permission: Permission,
+    pub(super) reservation: Reservation,
+    /// The unit of each account's share, in the ledger's order.
+    pub(super) shares: Vec<Unit>,
+    /// It may have left the host.
+    pub(super) sent: bool,
+    pub(super) price: Option<Arc<ModelPrice>>,
+    /// Limits on what runs at the same time that count it.
+    pub(super) limits: Vec<String>,
+    pub(super) target: Option<Target>,
+}
+
+/// A unit that must not run.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) opened: Opened,
+    pub(super) refusal: Refusal,
+    pub(super) call: Call,
+}
+
+impl Link {
+    pub(super) fn new(id: ConnId, open: ConnectionOpen) -> Self {
+        let ConnectionOpen { name, process, pid, comm, exe, hold, .. } = open;
+        Self {
+            id,
+            name,
+            process,
+            pid: pid.or(process.map(|it| it.pid)),
+            comm,
+            exe,
+            hold,
+            released: 0,
+            passed: 0,
+            denied: false,
+            stopped_by_deadline: false,
+            closing: false,
+            units: BTreeMap::new(),
+            refused: Vec::new(),
+            over: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn learn(&mut self, process: Option<ProcessKey>, hold: Option<HoldLevel>) {
+        if let Some(process) = process {
+            self.process = Some(process);
+            self.pid = Some(process.pid);
+        }
+        if let Some(hold) = hold {
+            self.hold = hold;
+        }
+    }
+
+    /// By which mechanism it is held.
+    pub(super) fn rung(&self) -> Rung {
+        match self.hold {
+            HoldLevel::None => Rung::None,
+            HoldLevel::Held(rung) => rung,
+        }
+    }
+
+    /// Bytes of a request that have left.
+    pub(super) fn left_of(&self, start: u64, end: u64) -> u64 {
+        self.released.max(self.passed).min(end).saturating_sub(start)
+    }
+
+    /// A refusal can still keep a request that ends at `end` from running.
+    pub(super) fn can_prevent(&self, end: u64) -> bool {
+        self.rung() != Rung::None && self.passed < end
+    }
+}

@@ -1,0 +1,609 @@
+//! Policies: loading, checking, and evaluating those that concern a principal.
+//!
+//! The short form becomes Cedar text ([`short`]); Cedar files are taken as they are. All of it is
+//! validated strictly and linted at load. At a decision, only the policies that can concern the
+//! principal are evaluated (a [`Slice`]); an evaluation error is never an allow, although Cedar
+//! itself skips a policy that errors.
+
+mod short;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use cedar_policy::{
+    Authorizer, Context, Effect, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy,
+    PolicyId, PolicySet, PrincipalConstraint, Request, RestrictedExpression, Schema,
+    ValidationMode, Validator,
+};
+use miette::Diagnostic;
+use regex::{RegexSet, RegexSetBuilder};
+use sha2::{Digest as _, Sha256};
+
+use crate::awu::Attribution;
+use crate::config::{PolicyConfig, PolicyText, Sections, TierConfig};
+use crate::decision::ReasonCode;
+use crate::settings::Faults;
+
+/// What policies may talk about.
+const SCHEMA: &str = include_str!("policy/genops.cedarschema");
+
+/// Largest amount that a policy sees: products of two of them can overflow, sums can't.
+pub(crate) const AMOUNT_LIMIT: i64 = (1 << 53) - 1;
+
+/// Bytes that one policy's content expressions may take, compiled.
+const CONTENT_BYTES: usize = 1 << 20;
+
+/// Most (principal, model) pairs whose entities are kept.
+const ENTITIES_LIMIT: usize = 512;
+
+/// What a matching `forbid` leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Severity {
+    Block,
+    LimitRate,
+    Warn,
+}
+
+/// What a policy's annotations say.
+#[derive(Clone, Debug)]
+struct Meta {
+    severity: Severity,
+    code: ReasonCode,
+    /// Larger goes first.
+    priority: i64,
+    reason: Option<String>,
+}
+
+/// A policy that matched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Matched {
+    pub(crate) severity: Severity,
+    pub(crate) code: ReasonCode,
+    priority: i64,
+    pub(crate) id: String,
+    pub(crate) reason: Option<String>,
+}
+
+impl Matched {
+    /// The order in which one is chosen of several: severity, priority, taxonomy, name.
+    fn rank(&self) -> impl Ord + '_ {
+        (self.severity, std::cmp::Reverse(self.priority), &self.code, &self.id)
+    }
+}
+
+/// What the policies say about one request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Opinion {
+    /// The refusals, the one to report first. Without those that want an approval.
+    pub(crate) refusals: Vec<Matched>,
+    /// Those that want a human's approval.
+    pub(crate) approvals: Vec<Matched>,
+    /// The warnings, the one to report first.
+    pub(crate) warnings: Vec<Matched>,
+    /// A policy that could not be evaluated, and why.
+    pub(crate) error: Option<(String, String)>,
+    /// No `permit` matched, although one is needed.
+    pub(crate) not_permitted: bool,
+}
+
+impl Opinion {
+    /// Names of all that matched.
+    pub(crate) fn matched(&self) -> Vec<String> {
+        let all = self.refusals.iter().chain(&self.approvals).chain(&self.warnings);
+        all.map(|it| it.id.clone()).collect()
+    }
+}
+
+/// What a request is like, for policies.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) provider: &'a str,
+    /// In lower case.
+    pub(crate) model: &'a str,
+    pub(crate) operation: &'a str,
+    pub(crate) region: &'a str,
+    pub(crate) server: &'a str,
+    pub(crate) environment: &'a str,
+    pub(crate) est_nano_usd: Option<i64>,
+    pub(crate) est_tokens: u64,
+    pub(crate) max_output_tokens: u64,
+    pub(crate) request_bytes: u64,
+    pub(crate) p95_latency_ms: u64,
+    pub(crate) stream: bool,
+    pub(crate) readable: bool,
+    pub(crate) approved: bool,
+    pub(crate) mapped: bool,
+    pub(crate) content: &'a [String],
+    pub(crate) unix_s: u64,
+}
+
+/// The policies of a configuration.
+pub(crate) struct Policies {
+    policies: Vec<Policy>,
+    metas: HashMap<PolicyId, Meta>,
+    content: Vec<(PolicyConfig, RegexSet)>,
+    tiers: Vec<TierConfig>,
+    texts: Vec<(String, String)>,
+    default_deny: bool,
+    hash: [u8; 32],
+    types: Types,
+    authorizer: Authorizer,
+    /// Slices by the policies in them: principals that the same policies concern share one.
+    slices: Mutex<BTreeMap<Vec<usize>, Arc<Slice>>>,
+    /// Entities by principal and model. They never change, so the lock can't change an outcome.
+    entities: Mutex<HashMap<(String, String), Entities>>,
+}
+
+impl fmt::Debug for Policies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policies").field("count", &self.policies.len()).finish_non_exhaustive()
+    }
+}
+
+/// The policies that can concern one principal.
+#[derive(Debug)]
+pub(crate) struct Slice {
+    /// Refusals, and permits where they count.
+    enforcing: PolicySet,
+    /// Warnings: evaluated apart, so that they can never grant.
+    advisory: PolicySet,
+    /// Indices of the content rules.
+    content: Vec<usize>,
+}
+
+/// The names of entity types, parsed once.
+struct Types {
+    workload: EntityTypeName,
+    model: EntityTypeName,
+    provider: EntityTypeName,
+    tier: EntityTypeName,
+    team: EntityTypeName,
+    project: EntityTypeName,
+    cost_center: EntityTypeName,
+    environment: EntityTypeName,
+    grant: EntityTypeName,
+    invoke: EntityUid,
+}
+
+impl Types {
+    fn new() -> Self {
+        let name = |it: &str| it.parse().expect("a constant that parses");
+        Self {
+            workload: name("GenOps::Workload"),
+            model: name("GenOps::Model"),
+            provider: name("GenOps::Provider"),
+            tier: name("GenOps::Tier"),
+            team: name("GenOps::Team"),
+            project: name("GenOps::Project"),
+            cost_center: name("GenOps::CostCenter"),
+            environment: name("GenOps::Environment"),
+            grant: name("GenOps::Grant"),
+            invoke: uid(&name("GenOps::Action"), "invoke"),
+        }
+    }
+}
+
+fn uid(name: &EntityTypeName, id: &str) -> EntityUid {
+    EntityUid::from_type_name_and_id(name.clone(), EntityId::new(id))
+}
+
+impl Policies {
+    pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Self {
+        let mut loader = Loader::default();
+        for short::Text { id, cedar } in short::compile(sections, faults) {
+            loader.read(&id, &cedar, faults);
+        }
+        for PolicyText { name, text } in &sections.policy_files {
+            loader.read(name, text, faults);
+        }
+        loader.validate(faults);
+        let Loader { policies, metas, texts, .. } = loader;
+        let mut hash = Sha256::new();
+        for (name, text) in &texts {
+            hash.update((name.len() as u64).to_be_bytes());
+            hash.update(name);
+            hash.update((text.len() as u64).to_be_bytes());
+            hash.update(text);
+        }
+        for policy in &sections.policies {
+            hash.update(format!("{:?}", policy.denied_content));
+        }
+        Self {
+            policies,
+            metas,
+            content: content_rules(sections, faults),
+            tiers: sections.model_tiers.clone(),
+            texts,
+            default_deny: sections.default_deny,
+            hash: hash.finalize().into(),
+            types: Types::new(),
+            authorizer: Authorizer::new(),
+            slices: Mutex::new(BTreeMap::new()),
+            entities: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// SHA-256 over the Cedar texts and content expressions.
+    pub(crate) fn hash(&self) -> [u8; 32] {
+        self.hash
+    }
+
+    /// How many policies there are.
+    pub(crate) fn len(&self) -> usize {
+        self.policies.len()
+    }
+
+    /// The Cedar texts, by file or short-form rule: what the configuration became.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+
+    /// The policies that can concern a principal. `lineage`: it, and those it is a sub-agent of.
+    pub(crate) fn slice(&self, who: &Attribution, lineage: &[String]) -> Arc<Slice> {
+        let ancestors = self.ancestors(who, lineage);
+        let concerns = |policy: &Policy| match policy.principal_constraint() {
+            PrincipalConstraint::Any => true,
+            PrincipalConstraint::Is(name) => name == self.types.workload,
+            PrincipalConstraint::In(it) => ancestors.contains(&it),
+            PrincipalConstraint::Eq(it) => it == self.own_uid(who),
+            PrincipalConstraint::IsIn(name, it) => {
+                name == self.types.workload && ancestors.contains(&it)
+            }
+        };
+        let chosen = self.policies.iter().enumerate().filter(|(_, it)| concerns(it));
+        let chosen: Vec<usize> = chosen.map(|(index, _)| index).collect();
+        let content = self.content.iter().enumerate().filter(|(_, (policy, _))| {
+            let team = policy.team.is_none() || policy.team == who.team;
+            policy.principal.as_ref().is_none_or(|it| lineage.contains(it)) && team
+        });
+        let content: Vec<usize> = content.map(|(index, _)| index).collect();
+        let mut slices = self.slices.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let slice = slices
+            .entry(chosen.clone())
+            .or_insert_with(|| Arc::new(self.build_slice(&chosen, content)));
+        Arc::clone(slice)
+    }
+
+    fn build_slice(&self, chosen: &[usize], content: Vec<usize>) -> Slice {
+        let (mut enforcing, mut advisory) = (PolicySet::new(), PolicySet::new());
+        for policy in chosen.iter().filter_map(|index| self.policies.get(*index)) {
+            let warns = self.metas.get(policy.id()).is_some_and(|it| it.severity == Severity::Warn);
+            let set = if warns { &mut advisory } else { &mut enforcing };
+            set.add(policy.clone()).expect("names are unique, and none is a template");
+        }
+        Slice { enforcing, advisory, content }
+    }
+
+    fn own_uid(&self, who: &Attribution) -> EntityUid {
+        uid(&self.types.workload, &who.principal)
+    }
+
+    /// Everything that a principal is in, itself included.
+    fn ancestors(&self, who: &Attribution, lineage: &[String]) -> HashSet<EntityUid> {
+        let Types { workload, team, project, cost_center, environment, grant, .. } = &self.types;
+        let mut all: HashSet<EntityUid> = lineage.iter().map(|it| uid(workload, it)).collect();
+        all.extend(who.chain.iter().map(|it| uid(grant, it)));
+        for (name, value) in [
+            (team, &who.team),
+            (project, &who.project),
+            (cost_center, &who.cost_center),
+            (environment, &who.environment),
+        ] {
+            all.extend(value.iter().map(|it| uid(name, it)));
+        }
+        all.insert(self.own_uid(who));
+        all
+    }
+
+    /// Names of the content rules of a slice that match one of the texts.
+    pub(crate) fn content<'t>(
+        &self,
+        slice: &Slice,
+        texts: impl Iterator<Item = &'t str> + Clone,
+    ) -> Vec<String> {
+        let rules = slice.content.iter().filter_map(|index| self.content.get(*index));
+        let matching = rules.filter(|(_, set)| texts.clone().any(|text| set.is_match(text)));
+        matching.map(|(policy, _)| short::content_rule(&policy.name)).collect()
+    }
+
+    /// What the policies of a slice say about a request.
+    pub(crate) fn evaluate(
+        &self,
+        slice: &Slice,
+        who: &Attribution,
+        lineage: &[String],
+        facts: &Facts<'_>,
+    ) -> Opinion {
+        let mut opinion = Opinion { not_permitted: self.default_deny, ..Opinion::default() };
+        let quiet = slice.enforcing.is_empty() && slice.advisory.is_empty();
+        if quiet {
+            return opinion;
+        }
+        let request = match self.request(who, facts) {
+            Ok(request) => request,
+            Err(why) => {
+                opinion.error = Some(("request".to_owned(), why));
+                return opinion;
+            }
+        };
+        let entities = self.entities(who, lineage, facts);
+        for set in [&slice.enforcing, &slice.advisory] {
+            if !set.is_empty() {
+                self.collect(&request, set, &entities, &mut opinion);
+            }
+        }
+        opinion.refusals.sort_by(|a, b| a.rank().cmp(&b.rank()));
+        opinion.approvals.sort_by(|a, b| a.rank().cmp(&b.rank()));
+        opinion.warnings.sort_by(|a, b| a.rank().cmp(&b.rank()));
+        opinion
+    }
+
+    fn collect(
+        &self,
+        request: &Request,
+        set: &PolicySet,
+        entities: &Entities,
+        opinion: &mut Opinion,
+    ) {
+        let response = self.authorizer.is_authorized(request, set, entities);
+        for error in response.diagnostics().errors() {
+            let cedar_policy::AuthorizationError::PolicyEvaluationError(error) = error;
+            let found = (error.policy_id().to_string(), error.inner().to_string());
+            if opinion.error.as_ref().is_none_or(|first| found < *first) {
+                opinion.error = Some(found);
+            }
+        }
+        for id in response.diagnostics().reason() {
+            let Some(meta) = self.metas.get(id) else {
+                // Only permits have no annotations.
+                opinion.not_permitted = false;
+                continue;
+            };
+            let Meta { severity, code, priority, reason } = meta.clone();
+            let matched = Matched { severity, code, priority, id: id.to_string(), reason };
+            match severity {
+                Severity::Warn => opinion.warnings.push(matched),
+                _ if matched.code == ReasonCode::APPROVAL_REQUIRED => {
+                    opinion.approvals.push(matched);
+                }
+                _ => opinion.refusals.push(matched),
+            }
+        }
+    }
+
+    fn request(&self, who: &Attribution, facts: &Facts<'_>) -> Result<Request, String> {
+        let resource = uid(&self.types.model, &format!("{}/{}", facts.provider, facts.model));
+        let context = Context::from_pairs(pairs(facts)).map_err(|error| error.to_string())?;
+        Request::new(self.own_uid(who), self.types.invoke.clone(), resource, context, None)
+            .map_err(|error| error.to_string())
+    }
+
+    /// The principal and the model, each with everything it is in.
+    fn entities(&self, who: &Attribution, lineage: &[String], facts: &Facts<'_>) -> Entities {
+        let model = format!("{}/{}", facts.provider, facts.model);
+        let key = (who.principal.clone(), model);
+        let mut cache = self.entities.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(found) = cache.get(&key) {
+            return found.clone();
+        }
+        let Types { model: model_type, provider, tier, .. } = &self.types;
+        let own = self.own_uid(who);
+        let mut above = self.ancestors(who, lineage);
+        above.remove(&own);
+        let mut of_model = HashSet::from([uid(provider, facts.provider)]);
+        of_model.extend(short::tiers_of(&self.tiers, facts.model).map(|it| uid(tier, it)));
+        let both = [
+            Entity::new_no_attrs(own, above),
+            Entity::new_no_attrs(uid(model_type, &key.1), of_model),
+        ];
+        let entities = Entities::from_entities(both, None).expect("two different names, no cycle");
+        if cache.len() >= ENTITIES_LIMIT {
+            cache.clear();
+        }
+        cache.insert(key, entities.clone());
+        entities
+    }
+}
+
+/// The context, name by name as the schema has it.
+fn pairs(facts: &Facts<'_>) -> Vec<(String, RestrictedExpression)> {
+    let text = |it: &str| RestrictedExpression::new_string(it.to_owned());
+    let amount = |it: u64| {
+        let bounded = i64::try_from(it).unwrap_or(AMOUNT_LIMIT).min(AMOUNT_LIMIT);
+        RestrictedExpression::new_long(bounded)
+    };
+    let flag = RestrictedExpression::new_bool;
+    let est_nano_usd = facts.est_nano_usd.unwrap_or(AMOUNT_LIMIT).unsigned_abs();
+    let days = facts.unix_s / 86_400;
+    let pairs: [(&str, RestrictedExpression); 18] = [
+        ("provider", text(facts.provider)),
+        ("model", text(facts.model)),
+        ("operation", text(facts.operation)),
+        ("region", text(facts.region)),
+        ("server", text(facts.server)),
+        ("environment", text(facts.environment)),
+        ("est_nano_usd", amount(est_nano_usd)),
+        ("est_tokens", amount(facts.est_tokens)),
+        ("max_output_tokens", amount(facts.max_output_tokens)),
+        ("request_bytes", amount(facts.request_bytes)),
+        ("p95_latency_ms", amount(facts.p95_latency_ms)),
+        ("stream", flag(facts.stream)),
+        ("readable", flag(facts.readable)),
+        ("approved", flag(facts.approved)),
+        ("mapped", flag(facts.mapped)),
+        ("content", RestrictedExpression::new_set(facts.content.iter().map(|it| text(it)))),
+        ("hour_utc", amount(facts.unix_s % 86_400 / 3_600)),
+        // 1970-01-01 was a Thursday.
+        ("weekday_utc", amount((days + 3) % 7 + 1)),
+    ];
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn content_rules(sections: &Sections, faults: &mut Faults) -> Vec<(PolicyConfig, RegexSet)> {
+    let mut rules = Vec::new();
+    for (index, policy) in sections.policies.iter().enumerate() {
+        if policy.denied_content.is_empty() {
+            continue;
+        }
+        let built = RegexSetBuilder::new(&policy.denied_content)
+            .size_limit(CONTENT_BYTES)
+            .dfa_size_limit(CONTENT_BYTES / 4)
+            .build();
+        match built {
+            Ok(set) => rules.push((policy.clone(), set)),
+            Err(error) => {
+                let place = Faults::entry("policies", index, &policy.name);
+                let why = error.to_string().replace('\n', " ");
+                faults.add(&place, "denied_content", &format!("can't be compiled: {why}"));
+            }
+        }
+    }
+    rules
+}
+
+/// Reads, validates and lints Cedar.
+#[derive(Default)]
+struct Loader {
+    policies: Vec<Policy>,
+    metas: HashMap<PolicyId, Meta>,
+    /// Name and text of everything read.
+    texts: Vec<(String, String)>,
+    /// In which text each policy is, and on which line it begins.
+    places: HashMap<PolicyId, (usize, usize)>,
+}
+
+impl Loader {
+    fn read(&mut self, name: &str, text: &str, faults: &mut Faults) {
+        let set: PolicySet = match text.parse() {
+            Ok(set) => set,
+            Err(errors) => {
+                let errors: cedar_policy::ParseErrors = errors;
+                for error in errors.iter() {
+                    let place = position(name, text, error);
+                    faults.0.push(format!("{place}: {error}"));
+                }
+                return;
+            }
+        };
+        let index = self.texts.len();
+        self.texts.push((name.to_owned(), text.to_owned()));
+        if set.templates().next().is_some() {
+            faults.0.push(format!("{name}: templates (`?principal`) have nothing to link them"));
+        }
+        // Parsing numbers the policies in the order of the file.
+        let mut found: Vec<&Policy> = set.policies().collect();
+        found.sort_by_key(|it| it.id().to_string().get(6..).and_then(|it| it.parse::<u64>().ok()));
+        let mut from = 0;
+        for policy in found {
+            let line = self.line_of(policy, text, &mut from);
+            self.take(policy, index, line, faults);
+        }
+    }
+
+    /// The line that a policy begins on: its annotations come first in its text.
+    fn line_of(&self, policy: &Policy, text: &str, from: &mut usize) -> usize {
+        let own = policy.to_string();
+        let rest = text.get(*from..).unwrap_or_default();
+        let at = rest.find(own.trim()).unwrap_or(0);
+        let start = *from + at;
+        *from = start + own.trim().len().min(rest.len() - at);
+        text.get(..start).unwrap_or_default().matches('\n').count() + 1
+    }
+
+    fn take(&mut self, policy: &Policy, index: usize, line: usize, faults: &mut Faults) {
+        let name = self.texts.get(index).map(|(name, _)| name.clone()).unwrap_or_default();
+        let place = format!("{name}:{line}");
+        let Some(id) = policy.annotation("id").filter(|it| !it.is_empty()) else {
+            faults.0.push(format!("{place}: the policy has no `@id(\"..\")`"));
+            return;
+        };
+        let id = PolicyId::new(id);
+        if self.places.contains_key(&id) {
+            faults.0.push(format!("{place}: `@id(\"{id}\")` is used by a policy before it"));
+            return;
+        }
+        match meta(policy) {
+            Ok(Some(meta)) => {
+                self.metas.insert(id.clone(), meta);
+            }
+            Ok(None) => {}
+            Err(why) => {
+                faults.0.push(format!("{place}: policy `{id}`: {why}"));
+            }
+        }
+        self.places.insert(id.clone(), (index, line));
+        self.policies.push(policy.new_id(id));
+    }
+
+    /// Strict validation of everything together; warnings count.
+    fn validate(&self, faults: &mut Faults) {
+        if self.policies.is_empty() {
+            return;
+        }
+        let (schema, _) = Schema::from_cedarschema_str(SCHEMA).expect("the schema is a constant");
+        let set = PolicySet::from_policies(self.policies.iter().cloned())
+            .expect("names are unique, and none is a template");
+        let result = Validator::new(schema).validate(&set, ValidationMode::Strict);
+        for error in result.validation_errors() {
+            faults.0.push(self.located(error.policy_id(), error));
+        }
+        for warning in result.validation_warnings() {
+            faults.0.push(self.located(warning.policy_id(), warning));
+        }
+    }
+
+    fn located(&self, id: &PolicyId, error: &(impl Diagnostic + fmt::Display)) -> String {
+        let Some((index, line)) = self.places.get(id) else { return error.to_string() };
+        let Some((name, text)) = self.texts.get(*index) else { return error.to_string() };
+        let exact = error.labels().and_then(|mut it| it.next());
+        let place = match exact {
+            Some(_) => position(name, text, error),
+            None => format!("{name}:{line}"),
+        };
+        format!("{place}: {error}")
+    }
+}
+
+/// `FILE:LINE:COLUMN` of an error in a text, as far as it says.
+fn position(name: &str, text: &str, error: &impl Diagnostic) -> String {
+    let Some(label) = error.labels().and_then(|mut it| it.next()) else { return name.to_owned() };
+    let before = text.get(..label.offset()).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("{name}:{line}:{column}")
+}
+
+/// Lints the annotations. `None` for a permit.
+fn meta(policy: &Policy) -> Result<Option<Meta>, String> {
+    let code = policy.annotation("reason_code");
+    let result = policy.annotation("genops_result");
+    if policy.effect() == Effect::Permit {
+        return match code.or(result) {
+            None => Ok(None),
+            Some(_) => Err("a permit has no `@reason_code` and no `@genops_result`".to_owned()),
+        };
+    }
+    let code = code.ok_or("a forbid needs `@reason_code(\"..\")`")?;
+    let code = ReasonCode::parse(code)
+        .ok_or_else(|| format!("`{code}` is no reason code of the specification, nor `x_..`"))?;
+    let severity = match result {
+        None | Some("BLOCKED") => Severity::Block,
+        Some("RATE_LIMITED") => Severity::LimitRate,
+        Some("WARNING") => Severity::Warn,
+        Some(other) => return Err(format!("`@genops_result(\"{other}\")` is none of the four")),
+    };
+    let extension = matches!(code, ReasonCode::Extension(_));
+    let of_rate = code == ReasonCode::RateLimited;
+    if of_rate && severity == Severity::Block
+        || severity == Severity::LimitRate && !of_rate && !extension
+    {
+        return Err(format!("result and reason code `{code}` don't go together"));
+    }
+    let priority = match policy.annotation("priority") {
+        None => 0,
+        Some(text) => text.parse().map_err(|_| format!("`@priority(\"{text}\")` is no integer"))?,
+    };
+    let reason = policy.annotation("reason").map(str::to_owned);
+    Ok(Some(Meta { severity, code, priority, reason }))
+}

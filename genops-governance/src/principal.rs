@@ -1,0 +1,230 @@
+//! Who a process acts for: which configured principal it is, or what its own identity says.
+//!
+//! Precedence of facts, not their discovery. The first principal that matches the process itself
+//! wins; else it is what its parent is; else team and project come from its user, unit,
+//! namespace and executable. Values that would be placeholders are left out.
+
+use std::sync::Arc;
+
+use crate::authority::{Chain, Grants};
+use crate::awu::Attribution;
+use crate::config::{MatchConfig, Mode, PrincipalConfig, Sections};
+use crate::glob;
+use crate::process::ProcessFacts;
+use crate::settings::Faults;
+
+/// What a process is to governance.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    /// Fixed for every unit that begins while this holds.
+    pub(crate) attribution: Arc<Attribution>,
+    /// Index of the configured principal, its own or inherited.
+    pub(crate) principal: Option<usize>,
+    /// Whether refusals are carried out.
+    pub(crate) mode: Mode,
+}
+
+/// One configured principal.
+#[derive(Clone, Debug)]
+pub(crate) struct Principal {
+    pub(crate) name: String,
+    matches: MatchConfig,
+    attribution: Arc<Attribution>,
+    mode: Mode,
+    /// The grants it acts under; those of the principals it is a sub-agent of included.
+    pub(crate) chain: Chain,
+    /// The principal that it is a sub-agent of.
+    superior: Option<usize>,
+}
+
+/// Every configured principal, and what holds for processes that none of them is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Roster {
+    principals: Vec<Principal>,
+    environment: Option<String>,
+    mode: Mode,
+}
+
+impl Roster {
+    pub(crate) fn compile(sections: &Sections, grants: &Grants, faults: &mut Faults) -> Self {
+        let environment = sections.environment.clone();
+        let mut roster = Self { principals: Vec::new(), environment, mode: sections.mode };
+        for (index, config) in sections.principals.iter().enumerate() {
+            let place = Faults::entry("principals", index, &config.name);
+            faults.name_is_new(
+                &place,
+                &config.name,
+                |it| sections.principals.iter().take(it).any(|other| other.name == config.name),
+                index,
+            );
+            let superior = roster.superior(config, &place, faults);
+            let mut chain = grants.chain_of(config, &place, faults);
+            if let Some(above) = superior.and_then(|it| roster.principals.get(it)) {
+                chain.extend(&above.chain);
+            }
+            let principal = roster.principal(sections, config, chain, superior);
+            if config.matches == MatchConfig::default() {
+                faults.add(&place, "match", "names nothing, so no process would match");
+            }
+            roster.principals.push(principal);
+        }
+        roster
+    }
+
+    /// A principal that is a sub-agent of another must come after it: then no cycle can exist.
+    fn superior(
+        &self,
+        config: &PrincipalConfig,
+        place: &str,
+        faults: &mut Faults,
+    ) -> Option<usize> {
+        let name = config.subagent_of.as_ref()?;
+        let found = self.principals.iter().position(|it| it.name == *name);
+        if found.is_none() {
+            faults.add(place, "subagent_of", &format!("no principal `{name}` stands before it"));
+        }
+        found
+    }
+
+    fn principal(
+        &self,
+        sections: &Sections,
+        config: &PrincipalConfig,
+        chain: Chain,
+        superior: Option<usize>,
+    ) -> Principal {
+        let PrincipalConfig {
+            name,
+            matches,
+            team,
+            project,
+            environment,
+            cost_center,
+            customer_id,
+            feature,
+            mode,
+            ..
+        } = config.clone();
+        let environment = environment.or_else(|| sections.environment.clone());
+        let attribution = Arc::new(Attribution {
+            team: team.or_else(|| Some(name.clone())),
+            project: project.or_else(|| Some(name.clone())),
+            environment: environment.or_else(|| Some(HOST.to_owned())),
+            principal: name.clone(),
+            mapped: true,
+            cost_center,
+            customer_id,
+            feature,
+            chain: chain.names(),
+            accountable: chain.accountable(),
+        });
+        let mode = mode.unwrap_or(self.mode);
+        Principal { name, matches, attribution, mode, chain, superior }
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<&Principal> {
+        self.principals.get(index)
+    }
+
+    /// The principal and those it is a sub-agent of, itself first.
+    pub(crate) fn lineage(&self, index: Option<usize>) -> impl Iterator<Item = &Principal> {
+        let first = index.and_then(|it| self.principals.get(it));
+        std::iter::successors(first, |it| it.superior.and_then(|at| self.principals.get(at)))
+    }
+
+    /// Resolves a process whose parent, as far as known, is `parent`.
+    pub(crate) fn identify(&self, facts: &ProcessFacts, parent: Option<usize>) -> Identity {
+        let own = self.principals.iter().position(|it| {
+            it.fits(facts) && it.superior.is_none_or(|above| self.descends(parent, above))
+        });
+        match own.or(parent).and_then(|it| Some((it, self.principals.get(it)?))) {
+            Some((index, principal)) => Identity {
+                attribution: Arc::clone(&principal.attribution),
+                principal: Some(index),
+                mode: principal.mode,
+            },
+            None => Identity {
+                attribution: Arc::new(self.derive(facts)),
+                principal: None,
+                mode: self.mode,
+            },
+        }
+    }
+
+    /// `of` is `above`, or a sub-agent of it.
+    fn descends(&self, of: Option<usize>, above: usize) -> bool {
+        let is = |it: &Principal| self.principals.get(above).is_some_and(|at| at.name == it.name);
+        self.lineage(of).any(is)
+    }
+
+    /// Attribution from the process's own identity.
+    fn derive(&self, facts: &ProcessFacts) -> Attribution {
+        let project = project_of(facts);
+        let team = team_of(facts).or_else(|| project.clone());
+        let environment = self.environment.clone().or_else(|| environment_of(facts));
+        let known = [&team, &project].into_iter().flatten().map(String::as_str);
+        let name = known.collect::<Vec<_>>().join("/");
+        Attribution { principal: name, team, project, environment, ..Attribution::default() }
+    }
+}
+
+impl Principal {
+    fn fits(&self, facts: &ProcessFacts) -> bool {
+        let MatchConfig { user, exe, systemd_unit, container, namespace, service_account } =
+            &self.matches;
+        let uid = facts.uid.map(|it| it.to_string());
+        let fits = |pattern: &Option<String>, fact: Option<&String>| match pattern {
+            None => true,
+            Some(pattern) => fact.is_some_and(|it| glob::matches(pattern, it)),
+        };
+        (fits(user, facts.user.as_ref()) || fits(user, uid.as_ref()))
+            && fits(exe, facts.exe.as_ref())
+            && fits(systemd_unit, facts.systemd_unit.as_ref())
+            && fits(container, facts.container_id.as_ref())
+            && fits(namespace, facts.namespace.as_ref())
+            && fits(service_account, facts.service_account.as_ref())
+            && self.matches != MatchConfig::default()
+    }
+}
+
+/// Environment of a process outside of any container, where nobody said a better name.
+const HOST: &str = "host";
+
+/// Whose it is: namespace, else systemd service, else user.
+fn team_of(facts: &ProcessFacts) -> Option<String> {
+    let user = || facts.user.clone().or_else(|| facts.uid.map(|it| format!("uid-{it}")));
+    let service = || facts.systemd_unit.as_deref().and_then(service_of);
+    said(facts.namespace.clone()).or_else(service).or_else(|| said(user()))
+}
+
+/// What it is: the executable's name, else the command's.
+fn project_of(facts: &ProcessFacts) -> Option<String> {
+    let exe = facts.exe.as_deref().map(|it| it.strip_suffix(" (deleted)").unwrap_or(it));
+    let file = exe.and_then(|it| it.rsplit('/').next()).map(str::to_owned);
+    said(file).or_else(|| said(Some(facts.comm.clone())))
+}
+
+/// Where it runs.
+fn environment_of(facts: &ProcessFacts) -> Option<String> {
+    let place = if facts.pod_uid.is_some() || facts.namespace.is_some() {
+        "kubernetes"
+    } else if facts.container_id.is_some() {
+        "container"
+    } else {
+        HOST
+    };
+    Some(place.to_owned())
+}
+
+/// `refund.service` and `refund@7.service` are `refund`; sessions and slices say nothing.
+fn service_of(unit: &str) -> Option<String> {
+    let name = unit.strip_suffix(".service")?;
+    let name = name.split('@').next().unwrap_or(name);
+    let generic = name == "user" || name == "session" || name == "init";
+    (!generic).then(|| said(Some(name.to_owned()))).flatten()
+}
+
+/// A value, unless it is empty.
+fn said(value: Option<String>) -> Option<String> {
+    value.filter(|it| !it.trim().is_empty())
+}
