@@ -124,13 +124,13 @@ def scan_segment(raw):
     return first, records
 def torn(raw, first, at, size, used):
     """A write cut by a crash leaves holes along sectors in the last batch; anything else is damage."""
-    end = max(used, min(at + 6 + size, len(raw)))
+    mark, end = 0, max(used, min(at + 6 + size, len(raw)))
     for place in range(at + 1, used):
         if raw[place:place + 2] == b"\0\0" and raw[place + 6:place + 10] == struct.pack(">I", place):
             batch = mark_at(raw, place, first)
             if batch is not None and batch > at: raise ValueError("damaged at byte %d" % at)
-            if batch is not None: end = place + 14
-    if end < used: raise ValueError("something behind the last batch")
+            if batch is not None: end = mark = place + 14
+    if end < used or not mark and 0 < used % 512 < 504: raise ValueError("damaged at byte %d" % at)
     holes, before, start = 0, None, at
     while start < end:
         stop = min((start // 512 + 1) * 512, end, len(raw)); part = raw[start:stop]

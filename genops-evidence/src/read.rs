@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::files::{self, TileKind};
-use crate::note::{Checkpoint, Note, NoteError, PublicKey, TreeHead};
+use crate::note::{Checkpoint, Note, NoteError, PublicKey};
 use crate::tree::{self, Hash, Subtrees, TILE_WIDTH};
 use crate::wal;
 

@@ -167,17 +167,22 @@ fn is_torn(bytes: &[u8], first: u64, at: usize, len: usize) -> Result<(), WalErr
     let damaged = |what| Err(WalError { offset: at, what });
     let used = bytes.iter().rposition(|byte| *byte != 0).map_or(at, |last| last + 1).max(at);
     let mut end = used.max((at + FRAME + len).min(bytes.len()));
+    let mut marked = false;
     for place in at + 1..used {
         match read_mark(bytes, place, first) {
             Some(batch) if batch > at => {
                 return damaged("broken, and a later batch was written after it");
             }
-            Some(_) => end = place + MARK,
+            Some(_) => (marked, end) = (true, place + MARK),
             None => {}
         }
     }
     if end < used {
         return damaged("something stands behind the last batch");
+    }
+    // Without its mark, what is left of the batch runs up to a sector's border.
+    if !marked && (1..SECTOR - 8).contains(&(used % SECTOR)) {
+        return damaged("broken, and not along a sector as a cut write would be");
     }
     let mut holes = 0_usize;
     let mut from = at;
@@ -239,7 +244,7 @@ pub(crate) fn parse_list(bytes: &[u8]) -> Option<Vec<u64>> {
     for line in lines.split_inclusive('\n') {
         list.push(crate::note::parse_decimal(line.strip_suffix('\n')?)?);
     }
-    list.is_sorted().then_some(list)
+    list.is_sorted_by(|one, next| one < next).then_some(list)
 }
 
 /// Writes the list of segments in use.
