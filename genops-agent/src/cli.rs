@@ -11,9 +11,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::commands::{check, doctor, run};
+use crate::commands::{approve, budget, check, doctor, explain, policy, run};
 use crate::config::LoadError;
-use crate::{evidence, record, replay, top};
+use crate::{evidence, guard, record, replay, top};
 
 /// Governs the AI calls of a host's unmodified programs.
 ///
@@ -39,6 +39,14 @@ enum Command {
     )]
     Evidence(evidence::Command),
     Top(top::Top),
+    #[command(subcommand, after_help = "Example: genops-agent policy show --config agent.yaml")]
+    Policy(policy::Policy),
+    Budget(budget::Budget),
+    Approve(approve::Approve),
+    Explain(explain::Explain),
+    /// Apply the hold's deadline when the agent cannot; started by the agent
+    #[command(hide = true)]
+    Guard(guard::Guard),
 }
 
 /// How a result is printed where a script may read it.
@@ -73,6 +81,11 @@ pub(crate) fn main() -> ExitCode {
             Err(error) => Err(Failure::unreadable(error)),
         },
         Command::Top(it) => it.run(),
+        Command::Policy(it) => it.run(),
+        Command::Budget(it) => it.run(),
+        Command::Approve(it) => it.run(),
+        Command::Explain(it) => it.run(),
+        Command::Guard(it) => it.run().map_err(Failure::run),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -174,7 +187,7 @@ mod tests {
 
     #[test]
     fn every_subcommand_says_what_it_does_and_shows_an_example() {
-        for sub in Cli::command().get_subcommands() {
+        for sub in Cli::command().get_subcommands().filter(|sub| !sub.is_hide_set()) {
             let name = sub.get_name();
             assert!(sub.get_about().is_some(), "`{name}` does not say what it does");
             for nested in sub.get_subcommands() {

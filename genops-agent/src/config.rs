@@ -114,6 +114,9 @@ pub(crate) struct Evidence {
     pub(crate) origin: Option<String>,
     /// Secret key to sign with, given from outside; `None`: the log's own.
     pub(crate) key_file: Option<PathBuf>,
+    /// A verdict waits until its evidence is on disk; otherwise until the next group commit, a few
+    /// milliseconds later, has no bearing on it.
+    pub(crate) durable_before_release: bool,
 }
 
 /// How much is read from the kernel.
@@ -373,6 +376,7 @@ struct EvidenceFile {
     on_failure: OnFailure,
     origin: Option<String>,
     key_file: Option<PathBuf>,
+    durable_before_release: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -429,10 +433,11 @@ impl CaptureFile {
 
 impl EvidenceFile {
     fn settle(self, config: &Path) -> Evidence {
-        let Self { directory, content, on_failure, origin, key_file } = self;
+        let Self { directory, content, on_failure, origin, key_file, durable_before_release } = self;
         let directory = directory.unwrap_or_else(|| "/var/lib/genops/evidence".into());
         let key_file = key_file.map(|file| config.parent().unwrap_or(Path::new("")).join(file));
-        Evidence { directory, content, on_failure, origin, key_file }
+        let durable_before_release = durable_before_release.unwrap_or(true);
+        Evidence { directory, content, on_failure, origin, key_file, durable_before_release }
     }
 }
 
@@ -452,7 +457,7 @@ impl TelemetryFile {
             .transpose()?;
         let otlp = otlp.map(|otlp| otlp.settle(path, warnings)).transpose()?;
         let socket = match socket {
-            None => Some(PathBuf::from("/run/genops/agent.sock")),
+            None => Some(PathBuf::from(crate::control::SOCKET)),
             Some(path) => (!path.as_os_str().is_empty()).then_some(path),
         };
         Ok(Telemetry { otlp, metrics_listen, socket })

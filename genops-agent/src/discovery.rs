@@ -55,6 +55,8 @@ const LIBRARY_DIRECTORIES: [&str; 10] = [
 pub(crate) enum Finding {
     /// It has probes now.
     Attached { runtime: &'static str, path: PathBuf },
+    /// Nobody maps it any more.
+    Detached,
     /// It should have, and can't.
     Failed { path: PathBuf, error: String },
     /// Everything that ran at the start has its probes.
@@ -108,7 +110,7 @@ impl Discovery {
             self.look(&mut tell);
             if Instant::now() >= next_scan {
                 self.scan(&mut tell);
-                self.detach_unused();
+                self.detach_unused(&mut tell);
                 next_scan = Instant::now() + SCAN_INTERVAL;
             }
         }
@@ -206,7 +208,7 @@ impl Discovery {
         self.probes.attach(file, path, &points).map_err(|error| error.to_string())
     }
 
-    fn detach_unused(&mut self) {
+    fn detach_unused(&mut self, tell: &mut impl FnMut(Finding)) {
         let unused: Vec<FileId> = self
             .used
             .iter()
@@ -216,6 +218,7 @@ impl Discovery {
         for file in unused {
             self.probes.detach(file);
             self.used.remove(&file);
+            tell(Finding::Detached);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod features;
+pub(crate) mod holds;
 pub(crate) mod sockets;
 
 use std::{fs::File, path::PathBuf};
@@ -13,19 +14,25 @@ use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{
-        Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf,
+        Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf,
         lpm_trie::Key,
     },
     programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, RawTracePoint, UProbe},
 };
-use genops_ebpf_common::{Hold, NAME_LEN, NameKey, NameRule, Settings, Verdict, loss, process_mode};
+use genops_ebpf_common::{NAME_LEN, NameKey, NameRule, Settings, loss, process_mode};
 use genops_protocols::{API_PATH_SUFFIXES, HostPattern, Hosts};
 
 pub(crate) use attach::Probes;
 use features::Features;
+pub(crate) use holds::Holds;
 
 /// The compiled kernel programs; empty where the build skipped them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/genops-ebpf"));
+
+/// Whether the build compiled the kernel programs in.
+pub(crate) fn is_built_in() -> bool {
+    !OBJECT.is_empty()
+}
 
 /// What is attached besides the probes in files.
 const TRACEPOINTS: [(&str, &str); 2] =
@@ -55,7 +62,7 @@ impl Kernel {
     /// Loads the programs and attaches those that are not in files. Settings are in force, and the
     /// names of providers known to the programs, before the first of them runs.
     pub(crate) fn load(options: Options, settings: Settings, hosts: &Hosts) -> Result<Self> {
-        if OBJECT.is_empty() {
+        if !is_built_in() {
             bail!("this agent was built without its kernel programs; build it with `cargo xtask build`");
         }
         let features = Features::probe();
@@ -91,8 +98,15 @@ impl Kernel {
     }
 }
 
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map> {
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name).with_context(|| format!("the kernel object has no map `{name}`"))
+}
+
+fn hash_map(ebpf: &mut Ebpf, name: &str) -> Result<MapData> {
+    match take(ebpf, name)? {
+        Map::HashMap(data) => Ok(data),
+        _ => bail!("map `{name}` of the kernel object is not a hash"),
+    }
 }
 
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
@@ -141,9 +155,8 @@ pub(crate) fn cgroup2_root() -> Option<PathBuf> {
 
 /// The maps that the events thread reads and writes.
 pub(crate) struct Maps {
+    pub(crate) holds: Holds,
     settings: Array<MapData, Settings>,
-    verdicts: HashMap<MapData, u64, Verdict>,
-    holds: HashMap<MapData, u64, Hold>,
     cookies: HashMap<MapData, u64, u64>,
     processes: HashMap<MapData, u32, u32>,
     losses: PerCpuArray<MapData, u64>,
@@ -154,9 +167,12 @@ pub(crate) struct Maps {
 impl Maps {
     fn take(ebpf: &mut Ebpf) -> Result<Self> {
         Ok(Self {
+            holds: Holds::from_maps([
+                hash_map(ebpf, "HOLDS")?,
+                hash_map(ebpf, "SOCKETS")?,
+                hash_map(ebpf, "VERDICTS")?,
+            ])?,
             settings: take(ebpf, "SETTINGS")?.try_into()?,
-            verdicts: take(ebpf, "VERDICTS")?.try_into()?,
-            holds: take(ebpf, "HOLDS")?.try_into()?,
             cookies: take(ebpf, "COOKIES")?.try_into()?,
             processes: take(ebpf, "PROCESSES")?.try_into()?,
             losses: take(ebpf, "LOSSES")?.try_into()?,
@@ -184,27 +200,11 @@ impl Maps {
         Ok(())
     }
 
-    /// Bytes of `conn` up to `to` may leave.
-    pub(crate) fn release(&mut self, conn: u64, to: u64) -> Result<()> {
-        Ok(self.verdicts.insert(conn, Verdict { released_to: to, denied: 0, reserved: 0 }, 0)?)
-    }
-
-    /// Nothing more of `conn` may leave.
-    pub(crate) fn deny(&mut self, conn: u64) -> Result<()> {
-        Ok(self.verdicts.insert(conn, Verdict { released_to: 0, denied: 1, reserved: 0 }, 0)?)
-    }
-
-    /// What waits on `conn`.
-    pub(crate) fn hold(&self, conn: u64) -> Option<Hold> {
-        self.holds.get(&conn, 0).ok()
-    }
-
     /// Removes every trace of a connection that has ended.
     pub(crate) fn forget(&mut self, conn: u64, cookie: Option<u64>) {
-        // What is not there needs no removal.
-        let _absent = self.holds.remove(&conn);
-        let _absent = self.verdicts.remove(&conn);
+        self.holds.forget(conn);
         if let Some(cookie) = cookie {
+            // What is not there needs no removal.
             let _absent = self.cookies.remove(&cookie);
         }
     }

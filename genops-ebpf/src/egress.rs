@@ -15,7 +15,9 @@ use aya_ebpf::{
 };
 use genops_ebpf_common::{Join, TimedOut, kind, loss};
 
-use crate::maps::{CONNS, COOKIES, EVENTS, HOLDS, MARKS, Mark, VERDICTS, count_loss, settings};
+use crate::maps::{
+    CONNS, COOKIES, EVENTS, HOLDS, MARKS, Mark, SOCKETS, VERDICTS, count_loss, settings,
+};
 
 /// Set by the agent before loading: 1 where `bpf_get_current_pid_tgid` is allowed in this program
 /// type (Linux 6.10).
@@ -201,11 +203,7 @@ fn decide(ctx: &SkBuffContext, id: u64) -> i32 {
 
 #[inline(always)]
 fn report_join(tcp: &Tcp, conn: u64, cookie: u64, tgid: u32) {
-    let Some(mut entry) = EVENTS.reserve::<Join>(0) else {
-        count_loss(loss::RING_FULL_RECORDS, 1);
-        return;
-    };
-    entry.write(Join {
+    let join = Join {
         kind: kind::JOIN,
         ip_version: tcp.ip_version,
         conn,
@@ -215,8 +213,13 @@ fn report_join(tcp: &Tcp, conn: u64, cookie: u64, tgid: u32) {
         local_port: tcp.local_port,
         remote_port: tcp.remote_port,
         tgid,
-    });
-    entry.submit(0);
+    };
+    if SOCKETS.insert(conn, join, 0).is_err() {
+        count_loss(loss::CONNECTIONS_FULL, 1);
+    }
+    if EVENTS.output::<Join>(join, 0).is_err() {
+        count_loss(loss::RING_FULL_RECORDS, 1);
+    }
 }
 
 #[inline(always)]

@@ -25,7 +25,9 @@ struct Source {
     offset: u64,
 }
 
-const MAX_PIECES: u64 = CALL_LIMIT_MAX / PIECE_LEN as u64;
+/// Pieces in a block: 1 MiB.
+const BLOCK_PIECES: u64 = 64;
+const MAX_BLOCKS: u64 = CALL_LIMIT_MAX / (BLOCK_PIECES * PIECE_LEN as u64);
 
 #[repr(C)]
 struct Piece<const N: usize> {
@@ -58,16 +60,16 @@ pub(crate) extern "C" fn emit_call(
         left = limit;
     }
     let cut = len - left;
-    let mut piece = 0;
-    while piece < MAX_PIECES {
+    let mut block = 0;
+    while block < MAX_BLOCKS {
         if left < PIECE_LEN as u64 {
             break;
         }
-        whole_piece(&source);
-        source.address += PIECE_LEN as u64;
-        source.offset += PIECE_LEN as u64;
-        left -= PIECE_LEN as u64;
-        piece += 1;
+        let sent = emit_block(conn, kind, source.address, source.offset, left);
+        source.address += sent;
+        source.offset += sent;
+        left -= sent;
+        block += 1;
     }
     if left > 0 {
         last_piece(&source, left);
@@ -81,6 +83,34 @@ pub(crate) extern "C" fn emit_call(
         whole_piece(&source);
     }
     0
+}
+
+/// Sends whole pieces of `len` bytes, at most [`BLOCK_PIECES`]; says how many bytes that were. A
+/// function of its own because the verifier's time for a loop grows with the square of its rounds.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn emit_block(
+    conn: u64,
+    kind: u64,
+    address: u64,
+    offset: u64,
+    len: u64,
+) -> u64 {
+    let mut source =
+        Source { conn, direction: kind as u8, flags: (kind >> 8) as u8, address, offset };
+    let mut left = len;
+    let mut piece = 0;
+    while piece < BLOCK_PIECES {
+        if left < PIECE_LEN as u64 {
+            break;
+        }
+        whole_piece(&source);
+        source.address += PIECE_LEN as u64;
+        source.offset += PIECE_LEN as u64;
+        left -= PIECE_LEN as u64;
+        piece += 1;
+    }
+    len - left
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
-use genops_ebpf_common::{Conn, ConnKey, Hold, NameKey, NameRule, Settings, Verdict, loss};
+use genops_ebpf_common::{Conn, ConnKey, Hold, Join, NameKey, NameRule, Settings, Verdict, loss};
 
 /// Everything the agent reads. The agent sets the size before loading.
 #[map]
@@ -25,6 +25,10 @@ pub(crate) static COOKIES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(3
 /// What waits, by [`Conn::id`]. Written by the programs, deleted by the agent.
 #[map]
 pub(crate) static HOLDS: HashMap<u64, Hold> = HashMap::with_max_entries(16_384, 0);
+
+/// The socket of a connection, by [`Conn::id`]. Written by the programs, deleted by the agent.
+#[map]
+pub(crate) static SOCKETS: HashMap<u64, Join> = HashMap::with_max_entries(16_384, 0);
 
 /// Verdicts by [`Conn::id`]. Written by the agent.
 #[map]

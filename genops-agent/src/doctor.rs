@@ -1,0 +1,213 @@
+//! What this kernel and host allow: each mechanism, and each program that would be captured.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
+
+use anyhow::Result;
+use rustix::thread::CapabilitySet;
+use serde::Serialize;
+
+use crate::{
+    cli::Format,
+    config::Config,
+    discovery::{mapped_runtimes, pids},
+    identity::Identities,
+    kernel::{self, features::Features},
+    runtimes::runtime_of,
+};
+
+/// Something that the agent builds on.
+#[derive(Debug, Serialize)]
+struct Mechanism {
+    name: &'static str,
+    available: bool,
+    /// Why not, or what it is needed for.
+    note: String,
+}
+
+/// A running program that would be captured.
+#[derive(Debug, Serialize)]
+struct Program {
+    pid: u32,
+    comm: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    executable: Option<String>,
+    runtime: &'static str,
+    library: String,
+    /// `genops.capture.level` that its calls would have.
+    level: &'static str,
+    method: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Findings {
+    kernel: String,
+    mechanisms: Vec<Mechanism>,
+    /// Best rung for a denial on this host.
+    rung: &'static str,
+    programs: Vec<Program>,
+    not_captured: BTreeMap<String, String>,
+}
+
+/// Prints what was found. False where this host can't capture, or can't enforce though `config` does.
+pub(crate) fn run(config: &Config, output: Format) -> Result<bool> {
+    let findings = examine();
+    let captures = findings.has("uprobes") && findings.has("kernel programs");
+    let fit = captures && (!config.enforces() || findings.rung != "none");
+    let mut out = io::stdout().lock();
+    match output {
+        Format::Json => writeln!(out, "{}", serde_json::to_string(&findings)?)?,
+        Format::Text => print(&findings, &mut out)?,
+    }
+    Ok(fit)
+}
+
+impl Findings {
+    fn has(&self, name: &str) -> bool {
+        self.mechanisms.iter().any(|it| it.name == name && it.available)
+    }
+}
+
+fn examine() -> Findings {
+    let mechanisms = mechanisms();
+    let has = |name: &str| mechanisms.iter().any(|it| it.name == name && it.available);
+    let holds = has("egress hold") && has("join by sending thread");
+    let (programs, not_captured) = programs();
+    let name = rustix::system::uname();
+    Findings {
+        kernel: name.release().to_string_lossy().into_owned(),
+        rung: if holds { "egress_hold" } else { "none" },
+        mechanisms,
+        programs,
+        not_captured,
+    }
+}
+
+fn mechanisms() -> Vec<Mechanism> {
+    let features = Features::probe();
+    let missing = missing_capabilities();
+    let because = |available: bool, needed: &str, why_not: &str| {
+        if available {
+            needed.to_owned()
+        } else if missing.is_empty() {
+            why_not.to_owned()
+        } else {
+            format!("{why_not}; missing capabilities: {}", missing.join(", "))
+        }
+    };
+    let mechanism = |name, available, needed: &str, why_not: &str| Mechanism {
+        name,
+        available,
+        note: because(available, needed, why_not),
+    };
+    let root = kernel::cgroup2_root();
+    vec![
+        mechanism(
+            "kernel programs",
+            kernel::is_built_in(),
+            "compiled into this agent",
+            "this agent was built without them: build it with `cargo xtask build`",
+        ),
+        mechanism(
+            "capabilities",
+            missing.is_empty(),
+            "BPF, PERFMON, NET_ADMIN, SYS_PTRACE, DAC_READ_SEARCH",
+            "run it as root, or with the capabilities that deploy/ lists",
+        ),
+        mechanism(
+            "uprobes",
+            features.uprobes,
+            "reads plaintext at the TLS library",
+            "the kernel refuses programs at user-space functions",
+        ),
+        mechanism(
+            "cgroup v2",
+            root.is_some(),
+            "sees the packets of every socket",
+            "no cgroup v2 hierarchy is mounted",
+        ),
+        mechanism(
+            "egress hold",
+            features.cgroup_skb && root.is_some(),
+            "holds a request until it is decided",
+            "the kernel refuses programs at the packets of a cgroup",
+        ),
+        mechanism(
+            "join by sending thread",
+            features.egress_current_pid_tgid,
+            "joins TLS object and socket",
+            "`bpf_get_current_pid_tgid` is not allowed in cgroup programs (Linux 6.10 has it)",
+        ),
+    ]
+}
+
+/// Capabilities that `run` needs and this process lacks.
+fn missing_capabilities() -> Vec<&'static str> {
+    let needed = [
+        ("BPF", CapabilitySet::BPF),
+        ("PERFMON", CapabilitySet::PERFMON),
+        ("NET_ADMIN", CapabilitySet::NET_ADMIN),
+        ("SYS_PTRACE", CapabilitySet::SYS_PTRACE),
+        ("DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH),
+    ];
+    let effective = rustix::thread::capabilities(None)
+        .map_or_else(|_| CapabilitySet::empty(), |sets| sets.effective);
+    needed.iter().filter(|(_, it)| !effective.contains(*it)).map(|(name, _)| *name).collect()
+}
+
+/// Running programs with a TLS library that we know, and files of such a name that we can't use.
+fn programs() -> (Vec<Program>, BTreeMap<String, String>) {
+    let identities = Identities::new();
+    let mut programs = Vec::new();
+    let mut refused = BTreeMap::new();
+    for pid in pids() {
+        for mapped in mapped_runtimes(pid) {
+            let Some(runtime) = runtime_of(&mapped.path) else { continue };
+            let library = mapped.path.display().to_string();
+            let inside = format!("/proc/{pid}/root{library}");
+            if let Err(error) = (runtime.probe_points)(inside.as_ref()) {
+                refused.insert(library, error.to_string());
+                continue;
+            }
+            let Some(facts) = identities.of(pid) else { continue };
+            programs.push(Program {
+                pid,
+                comm: facts.comm,
+                executable: facts.exe,
+                runtime: runtime.name,
+                library,
+                level: "full",
+                method: "uprobes at entry and RET",
+            });
+        }
+    }
+    (programs, refused)
+}
+
+fn print(findings: &Findings, out: &mut impl Write) -> io::Result<()> {
+    let Findings { kernel, mechanisms, rung, programs, not_captured } = findings;
+    writeln!(out, "Linux {kernel}")?;
+    for Mechanism { name, available, note } in mechanisms {
+        let answer = if *available { "yes" } else { "NO " };
+        writeln!(out, "  {answer}  {name:<24} {note}")?;
+    }
+    match *rung {
+        "none" => writeln!(out, "Requests can be observed, not held: enforce mode has no effect here.")?,
+        rung => writeln!(out, "Requests can be held and denied before a byte leaves (rung: {rung}).")?,
+    }
+    if programs.is_empty() {
+        writeln!(out, "No running program maps a TLS library that is known; programs that start later are captured.")?;
+    } else {
+        writeln!(out, "Running programs that are captured:")?;
+    }
+    for Program { pid, comm, executable, runtime, library, level, method } in programs {
+        let executable = executable.as_deref().unwrap_or("?");
+        writeln!(out, "  {pid:>8}  {comm:<16} {runtime:<8} {level:<6} {method}  {executable}  ({library})")?;
+    }
+    for (library, why) in not_captured {
+        writeln!(out, "Not captured: {library}: {why}")?;
+    }
+    Ok(())
+}

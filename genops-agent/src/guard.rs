@@ -1,0 +1,181 @@
+//! A second process that applies the deadline when the agent can't.
+//!
+//! The kernel program drops and passes packets by itself, but only TCP's own timer makes it look again,
+//! and nothing in the kernel destroys a socket. So when the agent is killed or frozen while requests
+//! are held, somebody must push or destroy those sockets in time. The guard holds duplicates of the
+//! maps and of the egress program's link, so that the hold outlives the agent for as long as it is
+//! needed: until the last deadline, and no longer.
+//!
+//! It hears from the agent through a pipe. Silence for half a deadline means frozen; its end, dead.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::{fd::{AsFd as _, OwnedFd, RawFd}, unix::process::CommandExt as _},
+    process::{Child, ChildStdin, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
+};
+
+use crate::{
+    clock,
+    kernel::{Holds, sockets::Sockets},
+};
+
+/// How the guard is started; hidden from users.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Guard {
+    /// The agent.
+    #[arg(long)]
+    agent: i32,
+    /// Descriptors of the maps in the agent.
+    #[arg(long, value_delimiter = ',')]
+    maps: Vec<RawFd>,
+    /// Descriptor of the egress program's link in the agent.
+    #[arg(long)]
+    link: Option<RawFd>,
+    #[arg(long)]
+    deadline_ms: u64,
+    #[arg(long)]
+    closed: bool,
+}
+
+impl Guard {
+    /// Guards until the agent has ended and nothing waits any more.
+    pub(crate) fn run(self) -> Result<()> {
+        let Self { agent, maps, link, deadline_ms, closed } = self;
+        // Own session and deaf to the signals that end the agent: its end is what we are here for.
+        let _leader_already = rustix::process::setsid();
+        for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+            signal_hook::flag::register(signal, std::sync::Arc::default())?;
+        }
+        let agent = Pid::from_raw(agent).context("--agent: not a process")?;
+        let process = pidfd_open(agent, PidfdFlags::empty()).context("the agent is gone")?;
+        let copy = |number| -> Result<OwnedFd> {
+            pidfd_getfd(&process, number, PidfdGetfdFlags::empty())
+                .with_context(|| format!("descriptor {number} of the agent"))
+        };
+        let maps = maps.iter().map(|&number| copy(number)).collect::<Result<Vec<_>>>()?;
+        let [holds, sockets, verdicts] =
+            <[OwnedFd; 3]>::try_from(maps).ok().context("--maps: three descriptors are needed")?;
+        let mut holds = Holds::from_descriptors([holds, sockets, verdicts])?;
+        // Nothing is done with the link; while this copy is open, the program stays attached.
+        let _link = link.map(copy).transpose()?;
+        watch(&mut holds, Duration::from_millis(deadline_ms), closed)
+    }
+}
+
+/// Reads the pipe, and acts when it falls silent or ends.
+fn watch(holds: &mut Holds, deadline: Duration, closed: bool) -> Result<()> {
+    let mut pipe = std::io::stdin();
+    let mut sockets = Sockets::default();
+    let mut beats = [0; 64];
+    let deadline_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
+    loop {
+        let heard = wait(&pipe, deadline / 4)?;
+        let ended = heard && matches!(pipe.read(&mut beats), Ok(0) | Err(_));
+        if heard && !ended {
+            continue;
+        }
+        if ended {
+            return outlive(holds, &mut sockets, deadline, closed);
+        }
+        holds.expire(&mut sockets, clock::mono_ns(), deadline_ns, closed);
+    }
+}
+
+/// The agent has ended: stays until no request waits.
+fn outlive(
+    holds: &mut Holds,
+    sockets: &mut Sockets,
+    deadline: Duration,
+    closed: bool,
+) -> Result<()> {
+    let deadline_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
+    let step = (deadline / 50).max(Duration::from_millis(1));
+    let end = clock::mono_ns().saturating_add(deadline_ns.saturating_mul(4));
+    while holds.any_waiting() && clock::mono_ns() < end {
+        if holds.expire(sockets, clock::mono_ns(), deadline_ns, closed).is_empty() {
+            std::thread::sleep(step);
+        }
+    }
+    Ok(())
+}
+
+/// Whether something came, or the other end is gone, within `patience`.
+fn wait(pipe: &std::io::Stdin, patience: Duration) -> Result<bool> {
+    let timeout = Timespec::try_from(patience).context("a deadline of years")?;
+    let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The agent's end.
+#[derive(Debug)]
+pub(crate) struct Guarded {
+    child: Child,
+    pipe: ChildStdin,
+}
+
+impl Guarded {
+    /// Starts the guard.
+    pub(crate) fn start(holds: &Holds, deadline: Duration, closed: bool) -> Result<Self> {
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0("genops-agent")
+            .arg("guard")
+            .args(["--agent", &std::process::id().to_string()])
+            .args(["--maps", &holds.descriptors().map(|it| it.to_string()).join(",")])
+            .args(["--deadline-ms", &deadline.as_millis().to_string()]);
+        if closed {
+            command.arg("--closed");
+        }
+        if let Some(link) = cgroup_link() {
+            command.args(["--link", &link.to_string()]);
+        }
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("the guard process could not be started")?;
+        let pipe = child.stdin.take().context("the guard has no pipe")?;
+        fcntl_setfl(&pipe, fcntl_getfl(&pipe)? | OFlags::NONBLOCK)?;
+        Ok(Self { child, pipe })
+    }
+
+    /// Says that the agent is at work. False once the guard has ended.
+    pub(crate) fn beat(&mut self) -> bool {
+        match self.pipe.write(&[0]) {
+            Ok(_) => true,
+            Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Lets the guard end, and waits for it.
+    pub(crate) fn finish(self) {
+        let Self { mut child, pipe } = self;
+        drop(pipe);
+        // It has ended, or never will be waited for: both are the end.
+        let _status = child.wait();
+    }
+}
+
+/// The descriptor of our link between the egress program and its cgroup: aya does not say.
+fn cgroup_link() -> Option<RawFd> {
+    let entries = fs::read_dir("/proc/self/fdinfo").ok()?.flatten();
+    entries
+        .filter(|entry| {
+            fs::read_to_string(entry.path())
+                .is_ok_and(|text| text.lines().any(|line| line == "link_type:\tcgroup"))
+        })
+        .find_map(|entry| entry.file_name().to_str()?.parse().ok())
+}

@@ -1,0 +1,144 @@
+//! Verdicts on held connections, and what happens when none comes in time.
+//!
+//! Three maps: what waits (written by the kernel programs), whose socket it is (likewise), and what was
+//! decided (written here). The agent uses them on its events thread; the guard process has the same
+//! maps and does the same when the agent can't.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
+};
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+use genops_ebpf_common::{Hold, Join, Verdict};
+
+use super::sockets::{Socket, Sockets};
+
+/// The maps of held connections, by connection number.
+pub(crate) struct Holds {
+    holds: HashMap<MapData, u64, Hold>,
+    sockets: HashMap<MapData, u64, Join>,
+    verdicts: HashMap<MapData, u64, Verdict>,
+    /// The maps' descriptors in this process, in the order of [`Self::from_maps`].
+    descriptors: [RawFd; 3],
+}
+
+/// A hold whose deadline has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Expired {
+    pub(crate) conn: u64,
+    /// Position after the last byte that waited.
+    pub(crate) to: u64,
+}
+
+impl Holds {
+    /// What waits, whose socket it is, and the verdicts.
+    pub(crate) fn from_maps(maps: [MapData; 3]) -> Result<Self, MapError> {
+        let descriptors = maps.each_ref().map(|map| map.fd().as_fd().as_raw_fd());
+        let [holds, sockets, verdicts] = maps;
+        Ok(Self {
+            holds: Map::HashMap(holds).try_into()?,
+            sockets: Map::HashMap(sockets).try_into()?,
+            verdicts: Map::HashMap(verdicts).try_into()?,
+            descriptors,
+        })
+    }
+
+    /// The maps behind [`Self::descriptors`] of another process.
+    pub(crate) fn from_descriptors(descriptors: [OwnedFd; 3]) -> Result<Self, MapError> {
+        let [holds, sockets, verdicts] = descriptors.map(MapData::from_fd);
+        Self::from_maps([holds?, sockets?, verdicts?])
+    }
+
+    /// The maps' descriptors in this process, for [`Self::from_descriptors`] in another.
+    pub(crate) fn descriptors(&self) -> [RawFd; 3] {
+        self.descriptors
+    }
+
+    /// Bytes of `conn` up to `to` may leave.
+    pub(crate) fn release(&mut self, conn: u64, to: u64) -> Result<(), MapError> {
+        self.verdicts.insert(conn, Verdict { released_to: to, denied: 0, reserved: 0 }, 0)
+    }
+
+    /// Nothing more of `conn` may leave.
+    pub(crate) fn deny(&mut self, conn: u64) -> Result<(), MapError> {
+        self.verdicts.insert(conn, Verdict { released_to: 0, denied: 1, reserved: 0 }, 0)
+    }
+
+    /// The socket of `conn`, once the kernel has seen a packet of it.
+    pub(crate) fn socket(&self, conn: u64) -> Option<Socket> {
+        self.sockets.get(&conn, 0).ok().map(|join| socket_of(&join))
+    }
+
+    pub(super) fn forget(&mut self, conn: u64) {
+        // What is not there needs no removal.
+        let _absent = self.holds.remove(&conn);
+        let _absent = self.sockets.remove(&conn);
+        let _absent = self.verdicts.remove(&conn);
+    }
+
+    /// Whether anything waits for a verdict.
+    pub(crate) fn any_waiting(&self) -> bool {
+        self.holds.iter().flatten().any(|(conn, hold)| self.waits(conn, &hold))
+    }
+
+    /// Whether `conn` was denied, by whomever.
+    pub(crate) fn is_denied(&self, conn: u64) -> bool {
+        self.verdicts.get(&conn, 0).is_ok_and(|verdict| verdict.denied != 0)
+    }
+
+    fn waits(&self, conn: u64, hold: &Hold) -> bool {
+        let verdict = self.verdicts.get(&conn, 0).unwrap_or_default();
+        verdict.denied == 0 && hold.is_waiting(verdict.released_to)
+    }
+
+    /// Ends every hold that has waited for longer than `deadline_ns`, as `closed` says: a kick, upon
+    /// which the kernel program lets the bytes pass, or the end of the socket.
+    ///
+    /// The kernel program applies the deadline by itself, but only when TCP tries to send, and TCP's
+    /// timer knows nothing of our deadline.
+    pub(crate) fn expire(
+        &mut self,
+        sockets: &mut Sockets,
+        now_mono_ns: u64,
+        deadline_ns: u64,
+        closed: bool,
+    ) -> Vec<Expired> {
+        let overdue: Vec<Expired> = self
+            .holds
+            .iter()
+            .flatten()
+            .filter(|(conn, hold)| {
+                now_mono_ns.saturating_sub(hold.armed_at_mono_ns) >= deadline_ns
+                    && self.waits(*conn, hold)
+            })
+            .map(|(conn, hold)| Expired { conn, to: hold.armed_to })
+            .collect();
+        for &Expired { conn, .. } in &overdue {
+            let socket = self.socket(conn);
+            if closed {
+                // Denied first, so that nothing leaves between the two.
+                let _unwritten = self.deny(conn);
+                let _gone = socket.map(|socket| sockets.destroy(socket));
+            } else {
+                let _gone = socket.map(|socket| sockets.kick(socket));
+            }
+        }
+        overdue
+    }
+}
+
+/// The socket that a kernel record names.
+pub(crate) fn socket_of(join: &Join) -> Socket {
+    let address = |bytes: [u8; 16], port| -> SocketAddr {
+        let [a, b, c, d, ..] = bytes;
+        let ip = if join.ip_version == 4 { IpAddr::from([a, b, c, d]) } else { bytes.into() };
+        SocketAddr::new(ip, port)
+    };
+    Socket {
+        cookie: join.cookie,
+        tgid: join.tgid,
+        local: address(join.local, join.local_port),
+        remote: address(join.remote, join.remote_port),
+    }
+}

@@ -1,0 +1,160 @@
+//! The running agent: one thread owns all state, and goes round one loop.
+//!
+//! Wait for the kernel's records, feed them to the engine, write down what it decided, make that
+//! durable, and only then write the verdicts. Printing, exporting and discovery have threads of their
+//! own and can't hold a verdict back.
+
+mod agent;
+mod capture;
+mod enforcer;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Result;
+use genops_ebpf_common::{EGRESS, Record, Settings};
+use genops_governance::{ConnId, HoldLevel, OnTimeout};
+
+use crate::{
+    clock,
+    config::Config,
+    identity::Identities,
+    kernel::holds::socket_of,
+    metrics::{self, Metrics},
+    record::{Facts, Recorder, Room},
+    recording::Direction,
+    render::Output,
+};
+use agent::Agent;
+use capture::{Capture, Woken};
+
+/// How `run` was asked for, beside the configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// How AWUs are printed.
+    pub(crate) output: Output,
+    /// Attach programs that do nothing.
+    pub(crate) floor: bool,
+    /// Read again on SIGHUP.
+    pub(crate) config_path: Option<PathBuf>,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub(crate) fn run(config: Config, options: Options) -> Result<()> {
+    let metrics = Arc::new(Metrics::default());
+    if let Some(address) = config.telemetry.metrics_listen {
+        metrics::listener::start(address, Arc::clone(&metrics))?;
+    }
+    let mut capture =
+        Capture::start(&config, kernel_settings(&config), options.floor, &metrics)?;
+    let mut agent = Agent::start(config, options, &mut capture, &metrics)?;
+    loop {
+        match capture.wait(agent.patience())? {
+            Woken::Work => {}
+            Woken::Reload => agent.reload(&mut capture.maps),
+            Woken::Stop => break,
+        }
+        while capture.drain(|maps, record| agent.handle(maps, record)) > 0 {
+            agent.settle(&mut capture.maps);
+        }
+        agent.tick(&mut capture);
+    }
+    while capture.drain(|maps, record| agent.handle(maps, record)) > 0 {
+        agent.settle(&mut capture.maps);
+    }
+    agent.finish(&mut capture);
+    Ok(())
+}
+
+/// Records until a signal, the time or the size ends it; how many lines were written.
+pub(crate) fn record(
+    config: Config,
+    mut recorder: Recorder,
+    duration: Option<Duration>,
+) -> Result<u64> {
+    let metrics = Arc::new(Metrics::default());
+    let settings = Settings { hold_unknown: 0, ..kernel_settings(&config) };
+    let mut capture = Capture::start(&config, settings, false, &metrics)?;
+    let identities = Identities::new();
+    let end = duration.map(|it| std::time::Instant::now() + it);
+    let mut outcome: std::io::Result<Room> = Ok(Room::Left);
+    while matches!(outcome, Ok(Room::Left)) {
+        let patience = end.map_or(Duration::from_secs(1), |end| {
+            end.saturating_duration_since(std::time::Instant::now()).min(Duration::from_secs(1))
+        });
+        if capture.wait(patience)? == Woken::Stop
+            || end.is_some_and(|end| std::time::Instant::now() >= end)
+        {
+            break;
+        }
+        while matches!(outcome, Ok(Room::Left))
+            && capture.drain(|_, record| {
+                if matches!(outcome, Ok(Room::Left)) {
+                    outcome = write(&mut recorder, &identities, record);
+                }
+            }) > 0
+        {}
+    }
+    outcome?;
+    Ok(recorder.finish()?)
+}
+
+/// One record of the kernel into the recording.
+fn write(
+    recorder: &mut Recorder,
+    identities: &Identities,
+    record: Record<'_>,
+) -> std::io::Result<Room> {
+    let unix_ns = clock::now().unix_ns;
+    match record {
+        Record::Data(data, payload) => {
+            let direction =
+                if data.direction == EGRESS { Direction::Egress } else { Direction::Ingress };
+            return recorder.data_at(
+                unix_ns,
+                ConnId(data.conn),
+                direction,
+                data.offset,
+                payload.0,
+            );
+        }
+        Record::Open(open) => {
+            let process = identities.of(open.tgid);
+            let facts = Facts {
+                process: process.as_ref(),
+                server_name: agent::server_name(&open),
+                local: None,
+                remote: None,
+                from_start: true,
+                hold: HoldLevel::None,
+            };
+            recorder.open(unix_ns, ConnId(open.conn), facts)?;
+        }
+        Record::Join(join) => {
+            let socket = socket_of(&join);
+            let facts = Facts {
+                process: None,
+                server_name: None,
+                local: Some(socket.local),
+                remote: Some(socket.remote),
+                from_start: true,
+                hold: HoldLevel::None,
+            };
+            recorder.open(unix_ns, ConnId(join.conn), facts)?;
+        }
+        Record::Close(close) => recorder.close(unix_ns, ConnId(close.conn))?,
+        Record::TimedOut(_) | Record::Exec(_) | Record::Exit(_) => {}
+    }
+    Ok(Room::Left)
+}
+
+/// What the kernel programs are told.
+fn kernel_settings(config: &Config) -> Settings {
+    Settings {
+        hold_deadline_ns: u64::try_from(config.hold_deadline.as_nanos()).unwrap_or(u64::MAX),
+        call_limit: config.capture.message_limit_bytes,
+        hold_unknown: u32::from(config.enforces()),
+        closed: u32::from(config.on_timeout == OnTimeout::Closed),
+        capture_all: 0,
+        reserved: 0,
+    }
+}

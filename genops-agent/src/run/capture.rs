@@ -1,0 +1,163 @@
+//! The capture, as `run` and `record` share it: the kernel part, discovery on its thread, and one
+//! place that waits for records, signals and deadlines.
+
+use std::{
+    io::Read as _,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        mpsc::{Sender, channel},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{MapData, RingBuf};
+use genops_ebpf_common::{Record, Settings, loss};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{
+    config::Config,
+    discovery::{Discovery, Finding},
+    kernel::{self, Kernel, Maps},
+    metrics::{Metrics, Part},
+};
+
+/// Most records that are handled before verdicts are written: bounds what a burst adds to a hold.
+const BATCH: usize = 256;
+
+/// What a wait ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// Records may have come, or time has passed.
+    Work,
+    /// SIGHUP: read the configuration again.
+    Reload,
+    /// SIGTERM or SIGINT: drain and end.
+    Stop,
+}
+
+/// A running capture.
+pub(crate) struct Capture {
+    pub(crate) maps: Maps,
+    pub(crate) can_hold: bool,
+    ring: RingBuf<MapData>,
+    started: Sender<u32>,
+    stop: UnixStream,
+    reload: UnixStream,
+    metrics: Arc<Metrics>,
+}
+
+impl Capture {
+    /// Loads the programs, and starts to attach them.
+    pub(crate) fn start(
+        config: &Config,
+        settings: Settings,
+        floor: bool,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self> {
+        let options = kernel::Options { ring_bytes: config.capture.ring_bytes, floor };
+        let loaded = Kernel::load(options, settings, &config.hosts)?;
+        let Kernel { probes, maps, ring, can_hold, cannot_hold } = loaded;
+        if let Some(why) = cannot_hold {
+            eprintln!("genops-agent: requests can't be held on this host, only observed: {why}");
+        }
+        let (started, programs) = channel();
+        let found = Arc::clone(metrics);
+        std::thread::Builder::new()
+            .name("discovery".to_owned())
+            .spawn(move || Discovery::new(probes).run(&programs, |finding| note(&found, finding)))?;
+        Ok(Self {
+            maps,
+            can_hold,
+            ring,
+            started,
+            stop: signals(&[signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?,
+            reload: signals(&[signal_hook::consts::SIGHUP])?,
+            metrics: Arc::clone(metrics),
+        })
+    }
+
+    /// Waits for records or a signal, for `patience` at most.
+    pub(crate) fn wait(&mut self, patience: Duration) -> Result<Woken> {
+        let timeout = Timespec::try_from(patience).context("a deadline of years")?;
+        let mut fds = [
+            PollFd::new(&self.ring, PollFlags::IN),
+            PollFd::new(&self.stop, PollFlags::IN),
+            PollFd::new(&self.reload, PollFlags::IN),
+        ];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno).context("waiting for the kernel"),
+        }
+        if heard(&mut self.stop) {
+            return Ok(Woken::Stop);
+        }
+        if heard(&mut self.reload) {
+            return Ok(Woken::Reload);
+        }
+        Ok(Woken::Work)
+    }
+
+    /// Hands over the records that are there, a batch at most; how many there were.
+    pub(crate) fn drain(&mut self, mut handle: impl FnMut(&mut Maps, Record<'_>)) -> usize {
+        let mut count = 0;
+        while count < BATCH
+            && let Some(record) = self.ring.next()
+        {
+            count += 1;
+            match Record::parse(&record) {
+                Ok(record) => {
+                    if let Record::Exec(process) = record {
+                        // Without a listener we are about to end.
+                        let _ended = self.started.send(process.tgid);
+                    }
+                    handle(&mut self.maps, record);
+                }
+                Err(_) => self.metrics.lost_malformed.increment(),
+            }
+        }
+        self.metrics.kernel_records.add(count as u64);
+        count
+    }
+
+    /// Brings the kernel's loss counters into the metrics; their sum in records and calls.
+    pub(crate) fn count_losses(&self) -> u64 {
+        let losses = self.maps.losses();
+        let of = |cause: u32| losses.get(cause as usize).copied().unwrap_or(0);
+        let metrics = &self.metrics;
+        metrics.lost_ring_full.observe_total(of(loss::RING_FULL_RECORDS));
+        metrics.lost_unreadable.observe_total(of(loss::FAULT_BYTES));
+        metrics.lost_map_full.observe_total(of(loss::CONNECTIONS_FULL) + of(loss::CALLS_FULL));
+        metrics.over_message_limit_bytes.observe_total(of(loss::LIMIT_BYTES));
+        of(loss::RING_FULL_RECORDS) + of(loss::CONNECTIONS_FULL) + of(loss::CALLS_FULL)
+    }
+}
+
+/// A socket that becomes readable when one of the signals comes.
+fn signals(signals: &[i32]) -> Result<UnixStream> {
+    let (reader, writer) = UnixStream::pair()?;
+    reader.set_nonblocking(true)?;
+    for &signal in signals {
+        signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
+    }
+    Ok(reader)
+}
+
+fn heard(pipe: &mut UnixStream) -> bool {
+    matches!(pipe.read(&mut [0; 16]), Ok(1..))
+}
+
+fn note(metrics: &Metrics, finding: Finding) {
+    match finding {
+        Finding::Attached { .. } => metrics.attached_files.set(metrics.attached_files.get() + 1),
+        Finding::Detached => {
+            metrics.attached_files.set(metrics.attached_files.get().saturating_sub(1));
+        }
+        Finding::Failed { path, error } => {
+            metrics.attach_failures.increment();
+            eprintln!("genops-agent: {}: not captured: {error}", path.display());
+        }
+        Finding::Ready { processes: _ } => metrics.readiness.reached(Part::Probes),
+    }
+}
