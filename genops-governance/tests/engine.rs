@@ -1,0 +1,1252 @@
+//! Whole HTTP exchanges through the engine: bytes in, decisions, accounts and units out.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panic")]
+
+use std::fmt::Write as _;
+
+use expect_test::{Expect, expect};
+use genops_governance::{
+    Approval, Awu, BudgetConfig, ConnId, ConnectionOpen, Engine, Entry, GrantConfig, HoldLevel,
+    Ledger, MatchConfig, Mode, Now, Output, PolicyConfig, PolicyText, PriceConfig, PricesConfig,
+    PrincipalConfig, ProcessFacts, ProcessKey, RateLimitConfig, Rung, ScopeConfig, Sections,
+    Settings, SlaConfig, Unit, UnknownModel, Unmapped, Value, time::Period,
+};
+use genops_protocols::Direction;
+
+/// 2026-11-22T10:00:00Z.
+const START: u64 = 1_795_341_600_000_000_000;
+
+const BOT: ProcessKey = ProcessKey { pid: 4242, start_ns: 7 };
+
+/// A test host: one engine, a clock that the test moves, and what came out.
+struct Host {
+    engine: Engine,
+    now: Now,
+    next: u64,
+    text: String,
+    awus: Vec<Awu>,
+    ledger: Vec<Entry>,
+}
+
+fn now(mono_ns: u64) -> Now {
+    Now { mono_ns, unix_ns: START + mono_ns }
+}
+
+impl Host {
+    fn new(sections: &Sections) -> Self {
+        Self::on(sections, Ledger::new())
+    }
+
+    fn on(sections: &Sections, ledger: Ledger) -> Self {
+        let settings = Settings::compile(sections).unwrap();
+        let mut engine = Engine::new(settings, ledger, [7; 32]);
+        let exe = Some("/usr/bin/python3.11".to_owned());
+        let user = Some("svc-refund".to_owned());
+        engine.process(now(1), ProcessFacts { exe, user, ..ProcessFacts::bare(BOT, "python3") });
+        let (text, awus, ledger) = (String::new(), Vec::new(), Vec::new());
+        let mut host = Self { engine, now: now(1), next: 0, text, awus, ledger };
+        host.drain();
+        host.text.clear();
+        host
+    }
+
+    fn wait_ms(&mut self, ms: u64) {
+        self.now = now(self.now.mono_ns + ms * 1_000_000);
+    }
+
+    fn open(&mut self, hold: HoldLevel) -> ConnId {
+        self.open_for(Some(BOT), hold)
+    }
+
+    fn open_for(&mut self, process: Option<ProcessKey>, hold: HoldLevel) -> ConnId {
+        self.next += 1;
+        let conn = ConnId(self.next);
+        let open = ConnectionOpen {
+            name: format!("c{}", self.next),
+            process,
+            pid: None,
+            comm: None,
+            exe: None,
+            server_name: Some("api.openai.com".to_owned()),
+            local: None,
+            remote: None,
+            from_start: true,
+            hold,
+        };
+        self.engine.open(self.now, conn, open);
+        conn
+    }
+
+    fn egress(&mut self, conn: ConnId, bytes: &[u8]) -> &mut Self {
+        self.engine.data(self.now, conn, self.now.mono_ns, Direction::Egress, bytes);
+        self.drain();
+        self
+    }
+
+    fn ingress(&mut self, conn: ConnId, bytes: &[u8]) -> &mut Self {
+        self.engine.data(self.now, conn, self.now.mono_ns, Direction::Ingress, bytes);
+        self.drain();
+        self
+    }
+
+    fn close(&mut self, conn: ConnId) -> &mut Self {
+        self.engine.close(self.now, conn, self.now.mono_ns);
+        self.drain();
+        self
+    }
+
+    /// Renders what came out, one line each; identities are left out.
+    fn drain(&mut self) {
+        for output in self.engine.outputs() {
+            let out = &mut self.text;
+            match output {
+                Output::Release { conn, to } => writeln!(out, "release c{} to {to}", conn.0),
+                Output::Deny { conn, collateral, .. } => {
+                    writeln!(out, "deny c{} collateral {collateral}", conn.0)
+                }
+                Output::Ledger(entry) => {
+                    self.ledger.push(entry);
+                    Ok(())
+                }
+                Output::Record(record) => {
+                    write!(out, "record {}", record.kind.as_str()).unwrap();
+                    for account in &record.accounts {
+                        let budget = account.budget.as_deref().unwrap_or("-");
+                        let (reserved, actual) = (account.reserved, account.actual);
+                        write!(out, " [{budget} {reserved} {actual:?}").unwrap();
+                        write!(out, " left {:?}]", account.remaining).unwrap();
+                    }
+                    writeln!(out)
+                }
+                Output::Awu(awu) => {
+                    let line = render(&awu);
+                    self.awus.push(*awu);
+                    writeln!(out, "{line}")
+                }
+            }
+            .unwrap();
+        }
+    }
+
+    #[track_caller]
+    fn check(&mut self, expected: &Expect) {
+        expected.assert_eq(&self.text);
+        self.text.clear();
+    }
+}
+
+/// The attributes of a unit that tests look at.
+fn render(awu: &Awu) -> String {
+    let mut line = String::from("awu");
+    for (name, value) in awu.attributes() {
+        let Some(name) = name.strip_prefix("genops.") else {
+            if name == "error.type" {
+                write!(line, " error={value:?}").unwrap();
+            }
+            continue;
+        };
+        let shown = [
+            "policy.result",
+            "policy.reason_code",
+            "policy.name",
+            "policy.reason",
+            "accounting.reserved",
+            "accounting.actual",
+            "accounting.incomplete",
+            "compliance",
+            "capture.level",
+            "enforcement.rung",
+            "enforcement.timed_out",
+            "enforcement.bytes_before_decision",
+            "sla.met",
+        ];
+        if shown.contains(&name) {
+            match value {
+                Value::Str(text) => write!(line, "\n  {name}: {text}"),
+                other => write!(line, "\n  {name}: {other:?}"),
+            }
+            .unwrap();
+        }
+    }
+    line
+}
+
+const HELD: HoldLevel = HoldLevel::Held(Rung::EgressHold);
+
+fn request_to(path: &str, body: &str) -> Vec<u8> {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: api.openai.com\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+fn chat(model: &str, text: &str) -> Vec<u8> {
+    request_to(
+        "/v1/chat/completions",
+        &format!(
+            r#"{{"model":"{model}","max_tokens":100,"service_tier":"default","messages":[{{"role":"user","content":"{text}"}}]}}"#
+        ),
+    )
+}
+
+fn answer(status: u16, body: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+fn ok() -> Vec<u8> {
+    answer(
+        200,
+        r#"{"id":"r1","object":"chat.completion","model":"gpt-4o-mini-2024-07-18","service_tier":"default","choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"hi"}}],"usage":{"prompt_tokens":20,"completion_tokens":10,"total_tokens":30}}"#,
+    )
+}
+
+fn bot() -> PrincipalConfig {
+    let user = Some("svc-refund".to_owned());
+    PrincipalConfig {
+        name: "refund-bot".to_owned(),
+        matches: MatchConfig { user, ..MatchConfig::default() },
+        team: Some("payments".to_owned()),
+        project: Some("refunds".to_owned()),
+        ..PrincipalConfig::default()
+    }
+}
+
+fn enforcing() -> Sections {
+    Sections {
+        environment: Some("production".to_owned()),
+        mode: Mode::Enforce,
+        principals: vec![bot()],
+        ..Sections::default()
+    }
+}
+
+fn policy(change: impl FnOnce(&mut PolicyConfig)) -> Sections {
+    let mut policy = PolicyConfig { name: "rules".to_owned(), ..PolicyConfig::default() };
+    change(&mut policy);
+    Sections { policies: vec![policy], ..enforcing() }
+}
+
+fn budget(limit: f64) -> BudgetConfig {
+    BudgetConfig {
+        name: "daily".to_owned(),
+        team: Some("payments".to_owned()),
+        limit,
+        period: Some(Period::Day),
+        ..BudgetConfig::default()
+    }
+}
+
+/// One held request, and what comes of it.
+#[track_caller]
+fn held(sections: &Sections, request: &[u8], expected: &Expect) {
+    let mut host = Host::new(sections);
+    let conn = host.open(HELD);
+    host.egress(conn, request).check(expected);
+}
+
+#[test]
+fn an_allowed_call_is_reserved_released_and_reconciled() {
+    let mut host = Host::new(&Sections { budgets: vec![budget(1.0)], ..enforcing() });
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello"));
+    host.check(&expect![[r#"
+        record decision
+        record reservation [daily 93750 None left Some(999906250)]
+        release c1 to 225
+    "#]]);
+    host.wait_ms(40);
+    host.ingress(conn, &ok()).check(&expect![[r#"
+        record reconciliation [daily 93750 Some(9000) left Some(999991000)]
+        awu
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(9e-6)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+    host.close(conn).check(&expect![[""]]);
+}
+
+#[test]
+fn a_denied_model_never_leaves() {
+    let sections = policy(|it| it.denied_models = vec!["*-pro".to_owned()]);
+    held(
+        &sections,
+        &chat("gpt-5-pro", "hello"),
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("POLICY_DENY_MODEL")
+          policy.result: BLOCKED
+          policy.reason_code: POLICY_DENY_MODEL
+          policy.name: rules.denied_models
+          policy.reason: these models are denied: *-pro; it asks openai for gpt-5-pro
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+    held(
+        &sections,
+        &chat("GPT-5-Pro", "hello"),
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("POLICY_DENY_MODEL")
+          policy.result: BLOCKED
+          policy.reason_code: POLICY_DENY_MODEL
+          policy.name: rules.denied_models
+          policy.reason: these models are denied: *-pro; it asks openai for GPT-5-Pro
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+}
+
+#[test]
+fn a_model_that_is_not_on_the_list_is_refused() {
+    let sections = policy(|it| it.allowed_models = Some(vec!["claude-*".to_owned()]));
+    held(
+        &sections,
+        &chat("gpt-4o-mini", "hello"),
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("POLICY_DENY_MODEL")
+          policy.result: BLOCKED
+          policy.reason_code: POLICY_DENY_MODEL
+          policy.name: rules.allowed_models
+          policy.reason: only these models are allowed: claude-*; it asks openai for gpt-4o-mini
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+}
+
+#[test]
+fn a_denied_provider_is_refused() {
+    let sections = policy(|it| it.allowed_providers = Some(vec!["anthropic".to_owned()]));
+    held(
+        &sections,
+        &chat("gpt-4o-mini", "hello"),
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("POLICY_DENY_MODEL")
+          policy.result: BLOCKED
+          policy.reason_code: POLICY_DENY_MODEL
+          policy.name: rules.allowed_providers
+          policy.reason: only these providers are allowed: anthropic; it asks openai for gpt-4o-mini
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+}
+
+#[test]
+fn a_region_that_is_not_known_is_on_no_list() {
+    let sections = policy(|it| it.allowed_regions = Some(vec!["eu-*".to_owned()]));
+    held(
+        &sections,
+        &chat("gpt-4o-mini", "hello"),
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("POLICY_DENY_REGION")
+          policy.result: BLOCKED
+          policy.reason_code: POLICY_DENY_REGION
+          policy.name: rules.allowed_regions
+          policy.reason: only these regions are allowed: eu-*; the region is not known
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+}
+
+#[test]
+fn denied_content_is_refused() {
+    let sections = policy(|it| it.denied_content = vec!["(?i)internal use only".to_owned()]);
+    held(
+        &sections,
+        &chat("gpt-4o-mini", "for INTERNAL use only"),
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("POLICY_DENY_CONTENT")
+          policy.result: BLOCKED
+          policy.reason_code: POLICY_DENY_CONTENT
+          policy.name: rules.denied_content
+          policy.reason: the text sent to the model matches denied content; it asks openai for gpt-4o-mini
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+}
+
+#[test]
+fn a_request_that_may_cost_too_much_is_refused() {
+    let sections = policy(|it| it.max_cost = Some(0.000_01));
+    held(
+        &sections,
+        &chat("gpt-4o-mini", "hello"),
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("BUDGET_EXCEEDED")
+          policy.result: BLOCKED
+          policy.reason_code: BUDGET_EXCEEDED
+          policy.name: rules.max_cost
+          policy.reason: one request may cost at most 0.00001 USD; this one may cost up to 0.00009375 USD
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+}
+
+#[test]
+fn a_policy_that_only_warns_lets_pass() {
+    let sections = policy(|it| {
+        it.denied_models = vec!["gpt-4o*".to_owned()];
+        it.enforcement = genops_governance::Enforcement::Warn;
+    });
+    held(
+        &sections,
+        &chat("gpt-4o-mini", "hello"),
+        &expect![[r#"
+        record decision
+        record reservation [- 93750 None left None]
+        release c1 to 225
+    "#]],
+    );
+}
+
+#[test]
+fn an_observed_call_is_a_warning_with_the_same_code_and_partial() {
+    let mut sections = policy(|it| it.denied_models = vec!["gpt-4o*".to_owned()]);
+    sections.mode = Mode::Observe;
+    let mut host = Host::new(&sections);
+    let conn = host.open(HoldLevel::None);
+    host.egress(conn, &chat("gpt-4o-mini", "hello")).ingress(conn, &ok());
+    host.check(&expect![[r#"
+        record decision
+        record reservation [- 93750 None left None]
+        record reconciliation [- 93750 Some(9000) left None]
+        awu
+          policy.result: WARNING
+          policy.reason_code: POLICY_DENY_MODEL
+          policy.name: rules.denied_models
+          policy.reason: these models are denied: gpt-4o*; it asks openai for gpt-4o-mini
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(9e-6)
+          compliance: partial
+          capture.level: full
+          enforcement.rung: none
+    "#]]);
+}
+
+#[test]
+fn an_unmapped_process_is_a_warning() {
+    let mut host = Host::new(&Sections::default());
+    let conn = host.open(HoldLevel::None);
+    host.egress(conn, &chat("gpt-4o-mini", "hello")).ingress(conn, &ok());
+    host.check(&expect![[r#"
+        record decision
+        record reservation [- 93750 None left None]
+        record reconciliation [- 93750 Some(9000) left None]
+        awu
+          policy.result: WARNING
+          policy.reason_code: x_unmapped_principal
+          policy.reason: no configured principal matches the process
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(9e-6)
+          compliance: partial
+          capture.level: full
+          enforcement.rung: none
+    "#]]);
+    let attributes = host.awus.pop().unwrap().attributes();
+    let said = |name: &str| attributes.iter().find(|(it, _)| *it == name).map(|(_, it)| it.clone());
+    assert_eq!(said("genops.team"), Some(Value::Str("svc-refund".to_owned())));
+    assert_eq!(said("genops.project"), Some(Value::Str("python3.11".to_owned())));
+    assert_eq!(said("genops.environment"), Some(Value::Str("host".to_owned())));
+}
+
+#[test]
+fn unmapped_and_nameless_processes_can_be_refused() {
+    let strict = Sections { unmapped: Unmapped::Block, ..enforcing() };
+    let mut host = Host::new(&strict);
+    let stranger = ProcessKey { pid: 9, start_ns: 9 };
+    host.engine.process(host.now, ProcessFacts::bare(stranger, "curl"));
+    let conn = host.open_for(Some(stranger), HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello"));
+    let conn = host.open_for(None, HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello"));
+    host.check(&expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("x_unmapped_principal")
+          policy.result: BLOCKED
+          policy.reason_code: x_unmapped_principal
+          policy.reason: no configured principal matches the process
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record decision
+        deny c2 collateral 0
+        awu error=Str("x_identity_unresolved")
+          policy.result: BLOCKED
+          policy.reason_code: x_identity_unresolved
+          policy.reason: nothing is known of the process that asks
+          compliance: partial
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn of_47_parallel_calls_a_budget_for_10_lets_10_pass() {
+    let request = chat("gpt-4o-mini", "hello");
+    let mut probe = Host::new(&enforcing());
+    let conn = probe.open(HELD);
+    probe.egress(conn, &request).ingress(conn, &ok());
+    let reserved = probe.awus.pop().unwrap().outcome.reservation().unwrap().amount;
+    let limit = genops_governance::money::to_usd(reserved * 10 + reserved / 2);
+    let sections = Sections { budgets: vec![budget(limit)], ..enforcing() };
+    let mut host = Host::new(&sections);
+    let conns: Vec<ConnId> = (0..47).map(|_| host.open(HELD)).collect();
+    for conn in &conns {
+        host.egress(*conn, &request);
+    }
+    assert_eq!(host.text.matches("release c").count(), 10);
+    assert_eq!(host.text.matches("deny c").count(), 37);
+    assert_eq!(host.text.matches("reason_code: BUDGET_RESERVATION_FAILED").count(), 37);
+    for conn in conns {
+        host.ingress(conn, &ok()).close(conn);
+    }
+    let (_, account) = host.engine.ledger().accounts().next().unwrap();
+    assert!(account.spent <= account.limit && account.reserved == 0 && account.overrun == 0);
+    let actuals = host.awus.iter().filter_map(|it| it.outcome.actual());
+    assert_eq!(actuals.map(|it| it.amount).sum::<i64>(), account.spent);
+    assert_eq!(host.awus.len(), 47);
+}
+
+#[test]
+fn a_used_up_budget_is_exceeded() {
+    let mut host = Host::new(&Sections { budgets: vec![budget(0.0)], ..enforcing() });
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello")).check(&expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("BUDGET_EXCEEDED")
+          policy.result: BLOCKED
+          policy.reason_code: BUDGET_EXCEEDED
+          policy.name: daily
+          policy.reason: of 0 USD there are 0 USD left, and this request may need 0.00009375 USD
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn a_call_that_the_provider_refused_costs_nothing() {
+    let mut host = Host::new(&Sections { budgets: vec![budget(1.0)], ..enforcing() });
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello"));
+    host.text.clear();
+    let error = r#"{"error":{"message":"no","type":"invalid_request_error","code":"bad"}}"#;
+    host.ingress(conn, &answer(400, error)).check(&expect![[r#"
+        record reconciliation [daily 93750 Some(0) left Some(1000000000)]
+        awu error=Str("invalid_request_error")
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(0.0)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn a_connection_that_dies_after_release_keeps_what_was_reserved() {
+    let mut host = Host::new(&Sections { budgets: vec![budget(1.0)], ..enforcing() });
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello"));
+    host.text.clear();
+    host.close(conn).check(&expect![[r#"
+        record reconciliation [daily 93750 None left Some(999906250)]
+        awu error=Str("connection_closed")
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(9.375e-5)
+          accounting.incomplete: Bool(true)
+          compliance: full
+          capture.level: partial
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn keep_alive_and_pipelining_decide_each_request_once() {
+    let mut host = Host::new(&policy(|it| it.denied_models = vec!["*-pro".to_owned()]));
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "one")).ingress(conn, &ok());
+    let both = [chat("gpt-4o-mini", "two"), chat("gpt-5-pro", "three")].concat();
+    host.egress(conn, &both).close(conn);
+    host.check(&expect![[r#"
+        record decision
+        record reservation [- 93450 None left None]
+        release c1 to 223
+        record reconciliation [- 93450 Some(9000) left None]
+        awu
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.345e-5)
+          accounting.actual: Double(9e-6)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record decision
+        record reservation [- 93450 None left None]
+        record decision
+        deny c1 collateral 1
+        awu error=Str("POLICY_DENY_MODEL")
+          policy.result: BLOCKED
+          policy.reason_code: POLICY_DENY_MODEL
+          policy.name: rules.denied_models
+          policy.reason: these models are denied: *-pro; it asks openai for gpt-5-pro
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record release [- 93450 Some(0) left None]
+        awu error=Str("connection_closed")
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.345e-5)
+          compliance: full
+          capture.level: partial
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn a_request_in_two_pieces_is_held_until_its_end() {
+    let mut host = Host::new(&enforcing());
+    let conn = host.open(HELD);
+    let request = chat("gpt-4o-mini", "hello");
+    let (head, tail) = request.split_at(request.len() - 5);
+    host.egress(conn, head).check(&expect![[""]]);
+    host.egress(conn, tail).check(&expect![[r#"
+        record decision
+        record reservation [- 93750 None left None]
+        release c1 to 225
+    "#]]);
+}
+
+#[test]
+fn a_large_request_leaves_up_to_its_last_piece_unless_it_is_refused_for_certain() {
+    let sections = policy(|it| {
+        it.denied_models = vec!["*-pro".to_owned()];
+        it.denied_content = vec!["secret$".to_owned()];
+    });
+    for (model, end) in [("gpt-4o-mini", "secret"), ("gpt-5-pro", "fine")] {
+        let text = format!("{}{end}", "x".repeat(100_000));
+        let request = chat(model, &text);
+        let (head, tail) = request.split_at(80_000);
+        let mut host = Host::new(&sections);
+        let conn = host.open(HELD);
+        host.egress(conn, head);
+        writeln!(host.text, "-- {model}").unwrap();
+        host.egress(conn, tail).close(conn);
+        let expected = match model {
+            "gpt-4o-mini" => expect![[r#"
+                release c1 to 80000
+                -- gpt-4o-mini
+                record decision
+                deny c1 collateral 0
+                awu error=Str("POLICY_DENY_CONTENT")
+                  policy.result: BLOCKED
+                  policy.reason_code: POLICY_DENY_CONTENT
+                  policy.name: rules.denied_content
+                  policy.reason: the text sent to the model matches denied content; it asks openai for gpt-4o-mini
+                  compliance: full
+                  capture.level: full
+                  enforcement.rung: egress_hold
+                  enforcement.bytes_before_decision: Int(80000)
+            "#]],
+            _ => expect![[r#"
+                record decision
+                deny c1 collateral 0
+                awu error=Str("POLICY_DENY_MODEL")
+                  policy.result: BLOCKED
+                  policy.reason_code: POLICY_DENY_MODEL
+                  policy.name: rules.denied_models
+                  policy.reason: these models are denied: *-pro; it asks openai for gpt-5-pro
+                  compliance: full
+                  capture.level: partial
+                  enforcement.rung: egress_hold
+                -- gpt-5-pro
+            "#]],
+        };
+        host.check(&expected);
+    }
+}
+
+#[test]
+fn management_and_other_traffic_is_released_and_no_unit() {
+    let mut host = Host::new(&enforcing());
+    let conn = host.open(HELD);
+    host.egress(conn, b"GET /v1/models HTTP/1.1\r\nHost: api.openai.com\r\n\r\n");
+    host.ingress(conn, &answer(200, r#"{"object":"list","data":[]}"#)).close(conn);
+    host.check(&expect![[r#"
+        release c1 to 49
+    "#]]);
+}
+
+#[test]
+fn a_deadline_that_let_the_request_pass_makes_the_refusal_a_warning() {
+    let mut host = Host::new(&policy(|it| it.denied_models = vec!["gpt-4o*".to_owned()]));
+    let conn = host.open(HELD);
+    let request = chat("gpt-4o-mini", "hello");
+    host.engine.timed_out(host.now, conn, request.len() as u64, true);
+    host.egress(conn, &request).ingress(conn, &ok());
+    host.check(&expect![[r#"
+        record decision
+        record reservation [- 93750 None left None]
+        record reconciliation [- 93750 Some(9000) left None]
+        awu
+          policy.result: WARNING
+          policy.reason_code: POLICY_DENY_MODEL
+          policy.name: rules.denied_models
+          policy.reason: these models are denied: gpt-4o*; it asks openai for gpt-4o-mini
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(9e-6)
+          compliance: partial
+          capture.level: full
+          enforcement.rung: egress_hold
+          enforcement.bytes_before_decision: Int(225)
+          enforcement.timed_out: Bool(true)
+    "#]]);
+}
+
+#[test]
+fn a_deadline_that_stopped_the_request_blocks_it() {
+    let mut host = Host::new(&enforcing());
+    let conn = host.open(HELD);
+    let request = chat("gpt-4o-mini", "hello");
+    let (head, _) = request.split_at(request.len() - 5);
+    host.egress(conn, head);
+    host.engine.timed_out(host.now, conn, head.len() as u64, false);
+    host.close(conn).check(&expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("x_decision_timeout")
+          policy.result: BLOCKED
+          policy.reason_code: x_decision_timeout
+          policy.reason: no decision came before the deadline, and the configuration refuses then
+          compliance: partial
+          capture.level: partial
+          enforcement.rung: egress_hold
+          enforcement.timed_out: Bool(true)
+    "#]]);
+}
+
+#[test]
+fn rates_and_concurrency_limit() {
+    let limit = RateLimitConfig {
+        name: "two".to_owned(),
+        principal: Some("refund-bot".to_owned()),
+        requests: Some(2),
+        concurrent: Some(1),
+        ..RateLimitConfig::default()
+    };
+    let mut host = Host::new(&Sections { rate_limits: vec![limit], ..enforcing() });
+    let (first, second) = (host.open(HELD), host.open(HELD));
+    host.egress(first, &chat("gpt-4o-mini", "one"));
+    host.egress(second, &chat("gpt-4o-mini", "two"));
+    host.ingress(first, &ok()).egress(first, &chat("gpt-4o-mini", "three"));
+    host.ingress(first, &ok()).egress(first, &chat("gpt-4o-mini", "four"));
+    host.check(&expect![[r#"
+        record decision
+        record reservation [- 93450 None left None]
+        release c1 to 223
+        record decision
+        deny c2 collateral 0
+        awu error=Str("x_concurrency_exceeded")
+          policy.result: RATE_LIMITED
+          policy.reason_code: x_concurrency_exceeded
+          policy.name: two
+          policy.reason: the limit `two` is reached
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record reconciliation [- 93450 Some(9000) left None]
+        awu
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.345e-5)
+          accounting.actual: Double(9e-6)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record decision
+        record reservation [- 93750 None left None]
+        release c1 to 448
+        record reconciliation [- 93750 Some(9000) left None]
+        awu
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(9e-6)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record decision
+        deny c1 collateral 0
+        awu error=Str("RATE_LIMITED")
+          policy.result: RATE_LIMITED
+          policy.reason_code: RATE_LIMITED
+          policy.name: two
+          policy.reason: the limit `two` is reached; again in 30000 ms
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn a_grant_narrows_and_expires() {
+    let grant = |name: &str, parent: Option<&str>, models: &[&str]| GrantConfig {
+        name: name.to_owned(),
+        parent: parent.map(str::to_owned),
+        delegated_by: parent.is_none().then(|| "alice@example.com".to_owned()),
+        expires: Some("2026-11-22T11:00:00Z".to_owned()),
+        scope: ScopeConfig {
+            models: Some(models.iter().map(|it| (*it).to_owned()).collect()),
+            ..ScopeConfig::default()
+        },
+        ..GrantConfig::default()
+    };
+    let mut sections = enforcing();
+    sections.grants = vec![grant("child", Some("root"), &["*"]), grant("root", None, &["gpt-4o*"])];
+    sections.principals = vec![PrincipalConfig { grant: Some("child".to_owned()), ..bot() }];
+    let mut host = Host::new(&sections);
+    for model in ["gpt-4o-mini", "gpt-5"] {
+        let conn = host.open(HELD);
+        host.egress(conn, &chat(model, "hello"));
+    }
+    host.wait_ms(3_600_000);
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello")).check(&expect![[r#"
+        record decision
+        record reservation [- 93750 None left None]
+        release c1 to 225
+        record decision
+        deny c2 collateral 0
+        awu error=Str("x_delegation_exceeded")
+          policy.result: BLOCKED
+          policy.reason_code: x_delegation_exceeded
+          policy.name: grant:root.models
+          policy.reason: the grant covers only these models: gpt-4o*; it asks openai for gpt-5
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record decision
+        deny c3 collateral 0
+        awu error=Str("x_authority_expired")
+          policy.result: BLOCKED
+          policy.reason_code: x_authority_expired
+          policy.name: child
+          policy.reason: the grant `child` does not hold: it has expired, or is not valid yet
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn a_sub_agent_is_bound_by_what_binds_its_parent() {
+    let exe = Some("/opt/helper".to_owned());
+    let helper = PrincipalConfig {
+        name: "helper".to_owned(),
+        matches: MatchConfig { exe: exe.clone(), ..MatchConfig::default() },
+        subagent_of: Some("refund-bot".to_owned()),
+        ..PrincipalConfig::default()
+    };
+    let mut sections = policy(|it| {
+        it.principal = Some("refund-bot".to_owned());
+        it.denied_models = vec!["*-pro".to_owned()];
+    });
+    sections.principals.push(helper);
+    let mut host = Host::new(&sections);
+    let child = ProcessKey { pid: 5000, start_ns: 8 };
+    let facts = ProcessFacts { exe, parent: Some(BOT), ..ProcessFacts::bare(child, "helper") };
+    host.engine.process(host.now, facts);
+    let conn = host.open_for(Some(child), HELD);
+    host.egress(conn, &chat("gpt-5-pro", "hello"));
+    assert_eq!(host.awus.pop().unwrap().attribution.principal, "helper");
+    host.check(&expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("POLICY_DENY_MODEL")
+          policy.result: BLOCKED
+          policy.reason_code: POLICY_DENY_MODEL
+          policy.name: rules.denied_models
+          policy.reason: these models are denied: *-pro; it asks openai for gpt-5-pro
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn a_child_is_what_its_parent_is() {
+    let mut host = Host::new(&enforcing());
+    let child = ProcessKey { pid: 5000, start_ns: 8 };
+    let exe = Some("/usr/bin/curl".to_owned());
+    let facts = ProcessFacts { exe, parent: Some(BOT), ..ProcessFacts::bare(child, "curl") };
+    host.engine.process(host.now, facts);
+    let conn = host.open_for(Some(child), HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello")).ingress(conn, &ok());
+    assert_eq!(host.awus.pop().unwrap().attribution.principal, "refund-bot");
+    assert_eq!(host.engine.principal_mode(child), Mode::Enforce);
+}
+
+#[test]
+fn an_approval_is_used_once_and_not_by_the_one_who_asks() {
+    let mut sections = policy(|it| it.approval_above = Some(0.0));
+    let by = Some("alice@example.com".to_owned());
+    sections.principals = vec![PrincipalConfig { delegated_by: by, ..bot() }];
+    let mut host = Host::new(&sections);
+    let ask = |host: &mut Host| {
+        let conn = host.open(HELD);
+        host.egress(conn, &chat("gpt-4o-mini", "hello")).ingress(conn, &ok());
+        host.awus.pop().unwrap()
+    };
+    let request = ask(&mut host).grounds.approval_request.unwrap();
+    let approval = |approver: &str, minutes: u64| Approval {
+        id: "a-1".to_owned(),
+        request: request.clone(),
+        approver: approver.to_owned(),
+        ceiling_nano_usd: 1_000_000_000,
+        given_unix_ns: START,
+        expires_unix_ns: START + minutes * 60_000_000_000,
+    };
+    for wrong in [approval("alice@example.com", 5), approval("bob@example.com", 16)] {
+        writeln!(host.text, "{}", host.engine.approve(host.now, wrong).unwrap_err()).unwrap();
+    }
+    host.engine.approve(host.now, approval("bob@example.com", 5)).unwrap();
+    let used = ask(&mut host).grounds.approval;
+    assert_eq!(used.as_deref(), Some("a-1"));
+    assert!(ask(&mut host).grounds.approval_request.is_some());
+    host.check(&expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("x_approval_required")
+          policy.result: BLOCKED
+          policy.reason_code: x_approval_required
+          policy.name: rules.approval_above
+          policy.reason: a human must approve a request that may cost more than 0 USD
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        `alice@example.com` is part of the chain that asked; somebody else must approve
+        the approval `a-1` is valid for longer than 15 minutes
+        record approval
+        record decision
+        record reservation [- 93750 None left None]
+        release c2 to 225
+        record reconciliation [- 93750 Some(9000) left None]
+        awu
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(9e-6)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record decision
+        deny c3 collateral 0
+        awu error=Str("x_approval_required")
+          policy.result: BLOCKED
+          policy.reason_code: x_approval_required
+          policy.name: rules.approval_above
+          policy.reason: a human must approve a request that may cost more than 0 USD
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn cedar_files_decide_and_an_evaluation_error_blocks() {
+    let cedar = |text: &str| {
+        let (name, text) = ("policies/test.cedar".to_owned(), text.to_owned());
+        Sections { policy_files: vec![PolicyText { name, text }], ..enforcing() }
+    };
+    let overflow = r#"@id("overflow") @reason_code("x_too_big")
+        forbid (principal, action, resource)
+        when { context.est_tokens * 9223372036854775807 > 5 };"#;
+    held(
+        &cedar(overflow),
+        &chat("gpt-4o-mini", "hello"),
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("x_policy_error")
+          policy.result: BLOCKED
+          policy.reason_code: x_policy_error
+          policy.name: overflow
+          policy.reason: the policy can't be evaluated: integer overflow while attempting to multiply the values `325` and `9223372036854775807`
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+    let several = r#"
+        @id("b") @reason_code("POLICY_DENY_REGION") @reason("restricted data stays in the EU")
+        forbid (principal in GenOps::Team::"payments", action == GenOps::Action::"invoke", resource)
+        unless { ["eu-west-1"].contains(context.region) };
+        @id("a") @reason_code("POLICY_DENY_MODEL")
+        forbid (principal, action, resource in GenOps::Provider::"openai");
+        @id("c") @reason_code("RATE_LIMITED") @genops_result("RATE_LIMITED") @priority("9")
+        forbid (principal, action, resource);"#;
+    held(
+        &cedar(several),
+        &chat("gpt-4o-mini", "hello"),
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("POLICY_DENY_MODEL")
+          policy.result: BLOCKED
+          policy.reason_code: POLICY_DENY_MODEL
+          policy.name: a
+          policy.reason: a policy forbids it; it asks openai for gpt-4o-mini
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+    let mut denying = cedar(
+        r#"@id("p") permit (principal, action, resource) when { context.model like "claude*" };"#,
+    );
+    denying.default_deny = true;
+    held(
+        &denying,
+        &chat("gpt-4o-mini", "hello"),
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("x_no_authority")
+          policy.result: BLOCKED
+          policy.reason_code: x_no_authority
+          policy.reason: no policy permits it
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+}
+
+#[test]
+fn an_unknown_model_follows_the_rule() {
+    let prices = |unknown_model| Sections {
+        prices: PricesConfig { unknown_model, ..PricesConfig::default() },
+        ..enforcing()
+    };
+    let request = chat("no-such-model", "hello");
+    held(
+        &prices(UnknownModel::Conservative),
+        &request,
+        &expect![[r#"
+        record decision
+        record reservation [- 94050000 None left None]
+        release c1 to 227
+    "#]],
+    );
+    held(
+        &prices(UnknownModel::Block),
+        &request,
+        &expect![[r#"
+        record decision
+        deny c1 collateral 0
+        awu error=Str("x_price_unknown")
+          policy.result: BLOCKED
+          policy.reason_code: x_price_unknown
+          policy.reason: no price is known for the model, and the configuration refuses then
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]],
+    );
+    held(
+        &prices(UnknownModel::TokensOnly),
+        &request,
+        &expect![[r#"
+        record decision
+        record reservation [- 327 None left None]
+        release c1 to 227
+    "#]],
+    );
+}
+
+#[test]
+fn a_missed_target_warns_later_calls() {
+    let target =
+        SlaConfig { tier: "gold".to_owned(), latency_target_ms: 100, ..SlaConfig::default() };
+    let mut host = Host::new(&Sections { sla: vec![target], ..enforcing() });
+    for ms in [200, 50] {
+        let conn = host.open(HELD);
+        host.egress(conn, &chat("gpt-4o-mini", "hello"));
+        host.wait_ms(ms);
+        host.ingress(conn, &ok());
+    }
+    host.check(&expect![[r#"
+        record decision
+        record reservation [- 93750 None left None]
+        release c1 to 225
+        record reconciliation [- 93750 Some(9000) left None]
+        awu
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(9e-6)
+          sla.met: Bool(false)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record decision
+        record reservation [- 93750 None left None]
+        release c2 to 225
+        record reconciliation [- 93750 Some(9000) left None]
+        awu
+          policy.result: WARNING
+          policy.reason_code: SLA_LATENCY_VIOLATION
+          policy.name: gold
+          policy.reason: of the last calls, too many took over 100 ms
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(9e-6)
+          sla.met: Bool(true)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn a_failed_provider_makes_the_retry_a_warning() {
+    let mut host = Host::new(&enforcing());
+    for _ in 0..2 {
+        let conn = host.open(HELD);
+        host.egress(conn, &chat("gpt-4o-mini", "hello"));
+        host.ingress(conn, &answer(503, r#"{"error":{"type":"server_error"}}"#));
+    }
+    host.check(&expect![[r#"
+        record decision
+        record reservation [- 93750 None left None]
+        release c1 to 225
+        record reconciliation [- 93750 Some(0) left None]
+        awu error=Str("server_error")
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(0.0)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record decision
+        record reservation [- 93750 None left None]
+        release c2 to 225
+        record reconciliation [- 93750 Some(0) left None]
+        awu error=Str("server_error")
+          policy.result: WARNING
+          policy.reason_code: PROVIDER_ERROR_UPSTREAM
+          policy.reason: the provider failed less than a minute ago
+          accounting.reserved: Double(9.375e-5)
+          accounting.actual: Double(0.0)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn a_restart_charges_what_was_under_way() {
+    let sections = Sections { budgets: vec![budget(1.0)], ..enforcing() };
+    let mut host = Host::new(&sections);
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello"));
+    let mut file = Ledger::new().snapshot();
+    file.extend(host.ledger.iter().flat_map(Entry::encode));
+    let restored = Ledger::restore(&file).unwrap();
+    let again = Host::on(&sections, restored.ledger);
+    let (_, account) = again.engine.ledger().accounts().next().unwrap();
+    assert_eq!((account.reserved, again.engine.ledger().open().count()), (0, 0));
+    assert!(account.spent > 0);
+}
+
+#[test]
+fn an_adjustment_raises_what_is_allocated() {
+    let mut host = Host::new(&Sections { budgets: vec![budget(0.0)], ..enforcing() });
+    let error = host.engine.adjust(host.now, "weekly", 5, "alice", "more").unwrap_err();
+    assert_eq!(error, "there is no budget `weekly`");
+    host.engine.adjust(host.now, "daily", 1_000_000_000, "alice", "more").unwrap();
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello")).check(&expect![[r#"
+        record override
+        record decision
+        record reservation [daily 93750 None left Some(999906250)]
+        release c1 to 225
+    "#]]);
+}
+
+#[test]
+fn token_budgets_and_own_prices_count_too() {
+    let mut sections = enforcing();
+    sections.budgets = vec![BudgetConfig { unit: Unit::Tokens, ..budget(1_000.0) }];
+    sections.prices.overrides = vec![PriceConfig {
+        model: "gpt-4o*".to_owned(),
+        input_per_million: 1.0,
+        output_per_million: 2.0,
+        ..PriceConfig::default()
+    }];
+    let mut host = Host::new(&sections);
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello")).ingress(conn, &ok());
+    host.check(&expect![[r#"
+        record decision
+        record reservation [daily 325 None left Some(675)]
+        release c1 to 225
+        record reconciliation [daily 325 Some(30) left Some(970)]
+        awu
+          policy.result: ALLOWED
+          accounting.reserved: Double(0.000425)
+          accounting.actual: Double(4e-5)
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn the_same_inputs_give_the_same_outputs() {
+    let run = || {
+        let mut host = Host::new(&Sections { budgets: vec![budget(0.001)], ..enforcing() });
+        let mut all = String::new();
+        for text in ["a", "b", "c", "d"] {
+            let conn = host.open(HELD);
+            host.engine.data(host.now, conn, 5, Direction::Egress, &chat("gpt-4o", text));
+            host.engine.data(host.now, conn, 9, Direction::Ingress, &ok());
+            for output in host.engine.outputs() {
+                writeln!(all, "{output:?}").unwrap();
+            }
+        }
+        all
+    };
+    assert_eq!(run(), run());
+}
