@@ -13,6 +13,7 @@ use crate::hosts::Hosts;
 use crate::http1::{self, Http1, Upgrade};
 use crate::http2::{self, Http2};
 use crate::stream::Position;
+use crate::websocket::WebSocket;
 
 /// What is known of a connection when decoding starts. All may come later.
 #[derive(Clone, Debug)]
@@ -42,6 +43,7 @@ enum Protocol {
     },
     Http1(Box<Http1>),
     Http2(Box<Http2>),
+    WebSocket(Box<WebSocket>),
     /// Nothing that is read here.
     Opaque,
 }
@@ -61,9 +63,14 @@ impl Connection {
     /// Default of [`Self::with_text_limit`], in bytes.
     pub const TEXT_LIMIT: usize = 4 << 20;
 
-    /// Most bytes of memory a connection holds, beside what is retained because it is wanted (the
-    /// calls, their texts) and the windows of decompressors.
+    /// Most bytes of memory a connection holds whatever the peer sends, beside the messages in
+    /// flight on it.
     pub const MEMORY_LIMIT: usize = 64 << 10;
+
+    /// Most bytes of memory a message in flight holds, beside what is retained because it is
+    /// wanted (the call, its texts) and the window of its decompressor (gzip 32 KiB, zstd 8 MiB,
+    /// br 16 MiB at most).
+    pub const MESSAGE_LIMIT: usize = 64 << 10;
 
     /// First bytes looked at to find the protocol: a preface of HTTP/2, or two frame heads.
     const SNIFF_BYTES: usize = 24;
@@ -141,6 +148,7 @@ impl Connection {
         match std::mem::replace(&mut self.protocol, Protocol::Opaque) {
             Protocol::Http1(mut http1) => http1.close(at_ns, at, sink),
             Protocol::Http2(mut http2) => http2.close(at_ns, at, sink),
+            Protocol::WebSocket(mut websocket) => websocket.close(at_ns, at, sink),
             Protocol::Undecided { .. } | Protocol::Opaque => {}
         }
     }
@@ -162,6 +170,7 @@ impl Connection {
             Protocol::Http2(http2) => {
                 http2.open().or_else(|| partial(http2.partial_frame(), http2.next_exchange()))
             }
+            Protocol::WebSocket(websocket) => websocket.open(),
             Protocol::Undecided { .. } | Protocol::Opaque => None,
         };
         Egress { received: self.egress.next(), open }
@@ -174,6 +183,7 @@ impl Connection {
             Protocol::Undecided { egress, ingress } => egress.capacity() + ingress.capacity(),
             Protocol::Http1(http1) => size_of::<Http1>() + http1.memory_bytes(),
             Protocol::Http2(http2) => size_of::<Http2>() + http2.memory_bytes(),
+            Protocol::WebSocket(websocket) => size_of::<WebSocket>() + websocket.memory_bytes(),
             Protocol::Opaque => 0,
         };
         size_of::<Self>() + protocol
@@ -185,6 +195,7 @@ impl Connection {
         match &self.protocol {
             Protocol::Http1(http1) => http1.retained_bytes(),
             Protocol::Http2(http2) => http2.retained_bytes(),
+            Protocol::WebSocket(websocket) => websocket.retained_bytes(),
             Protocol::Undecided { .. } | Protocol::Opaque => 0,
         }
     }
@@ -216,6 +227,9 @@ impl Connection {
                 }
                 return;
             }
+            Protocol::WebSocket(websocket) => {
+                return websocket.data(at_ns, direction, start, bytes, context, sink);
+            }
         };
         self.upgrade();
         if let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty()) {
@@ -229,7 +243,10 @@ impl Connection {
         self.protocol = match http1.take_upgrade() {
             Upgrade::None => return,
             Upgrade::Opaque => Protocol::Opaque,
-            Upgrade::WebSocket(_) => Protocol::Opaque,
+            Upgrade::WebSocket(transaction) => {
+                let websocket = WebSocket::new(*transaction, next_exchange, &self.context);
+                Protocol::WebSocket(Box::new(websocket))
+            }
             Upgrade::Http2(transaction) => {
                 Protocol::Http2(Box::new(Http2::upgraded(*transaction, next_exchange)))
             }
@@ -300,6 +317,7 @@ impl Connection {
             Protocol::Http2(http2) => {
                 http2.gap(at_ns, direction, at, bytes, &self.context, sink);
             }
+            Protocol::WebSocket(websocket) => websocket.gap(at_ns, direction, at, bytes, sink),
             Protocol::Opaque => {}
         }
     }

@@ -76,6 +76,11 @@ impl Endpoint {
         }
     }
 
+    /// The handshake of a WebSocket: its turns are the calls, it is none.
+    pub(crate) fn handshake(self) -> Self {
+        Self { kind: Kind::Management, ..self }
+    }
+
     pub(crate) fn of(self, provider: &'static str) -> Self {
         Self { provider: Some(provider), ..self }
     }

@@ -153,6 +153,54 @@ impl Transaction {
         it
     }
 
+    /// The handshake of an API whose messages are requests and responses.
+    pub(crate) fn is_realtime(&self) -> bool {
+        self.endpoint.as_ref().is_some_and(|endpoint| {
+            matches!(endpoint.api, "openai.realtime" | "openai.responses" | "gemini.live")
+        })
+    }
+
+    /// A turn on the connection of which this is the handshake.
+    pub(crate) fn turn(&self, exchange: u64, context: &Context) -> Self {
+        let mut turn = Self::new(exchange, self.call.request_at_ns, 0);
+        turn.host_provider = self.host_provider;
+        turn.certain = true;
+        turn.endpoint = self
+            .endpoint
+            .clone()
+            .map(|endpoint| Endpoint { kind: Kind::Inference, ..endpoint });
+        let Call { server_address, server_port, method, path, provider, region, .. } = &self.call;
+        turn.call.server_address.clone_from(server_address);
+        turn.call.server_port = *server_port;
+        turn.call.method.clone_from(method);
+        turn.call.path.clone_from(path);
+        turn.call.provider.clone_from(provider);
+        turn.call.region.clone_from(region);
+        turn.call.status = self.call.status;
+        let coding = Some(Coding::Identity);
+        let hints = Hints { content_type: Some("application/json".into()), coding };
+        let texts = Texts::new(context.text_limit);
+        turn.request = Some(Body::new(&dialect::REQUESTS, hints, Some(texts)));
+        turn.refresh();
+        turn
+    }
+
+    pub(crate) fn begin_at(&mut self, at_ns: u64, start: u64) {
+        self.call.request_at_ns = at_ns;
+        self.start = start;
+    }
+
+    /// The messages sent so far ask for a response.
+    pub(crate) fn asks(&self) -> bool {
+        let Some(facts) = self.request.as_ref().map(Body::facts) else { return false };
+        facts.text(Field::Type) == Some("response.create") || facts.has(Field::ClientContent)
+    }
+
+    /// Takes the messages of the server as the response.
+    pub(crate) fn answer(&mut self, answer: Body) {
+        self.response = Some(answer);
+    }
+
     pub(crate) fn call(&self) -> &Call {
         &self.call
     }
@@ -448,7 +496,8 @@ impl Transaction {
         };
         call.kind = known.kind;
         call.api = Some(known.api);
-        call.operation = known.operation.map(str::to_owned);
+        let operation = known.operation.filter(|_| known.kind == Kind::Inference);
+        call.operation = operation.map(str::to_owned);
         call.provider = host_provider.or(known.provider).map(str::to_owned);
         if known.region.is_some() {
             call.region.clone_from(&known.region);

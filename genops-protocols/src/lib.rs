@@ -21,6 +21,7 @@ mod json;
 mod multipart;
 mod sse;
 mod stream;
+mod websocket;
 
 pub use call::{
     Call, Direction, Egress, Exchange, Kind, McpCall, OpenRequest, Request, RequestParams, Sink,

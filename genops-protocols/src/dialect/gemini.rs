@@ -12,6 +12,12 @@ pub(crate) struct Gemini;
 
 impl Dialect for Gemini {
     fn endpoint(&self, target: &Target<'_>) -> Option<Endpoint> {
+        if matches!(target.method, "GET" | "CONNECT")
+            && target.segments.last().is_some_and(|name| name.ends_with(".BidiGenerateContent"))
+        {
+            let live = Endpoint::new(&Gemini, "gemini.live", "generate_content").handshake();
+            return Some(live.of("gcp.gemini"));
+        }
         if !matches!(target.method, "POST" | "") {
             return None;
         }
@@ -54,6 +60,7 @@ impl Dialect for Gemini {
             }
             "gemini.embedContent" => request.has(Field::HasContent),
             "gemini.batchEmbedContents" => request.has(Field::HasRequests),
+            "gemini.live" => true,
             "gemini.interactions" => request.has(Field::HasInput) && request.has(Field::Model),
             _ => request.has(Field::HasInstances),
         }
@@ -88,6 +95,7 @@ impl Dialect for Gemini {
         set(&mut call.request_model, endpoint.model.as_deref().or(named));
         set(&mut call.response_model, response.text(Field::ModelVersion));
         call.stream |= endpoint.stream;
+        call.stream_response |= endpoint.stream && response.has(Field::HasCandidates);
         call.usage = usage(endpoint, response);
         if call.finish_reasons.is_empty()
             && let Some(reason) = response.text(Field::BlockReason)
@@ -172,6 +180,12 @@ const REQUEST: &[(&str, Want)] = &[
     ("generationConfig.responseMimeType", Want::Keep(Field::OutputFormat)),
     ("generationConfig.thinkingConfig.thinkingLevel", Want::Keep(Field::ReasoningLevel)),
     ("outputDimensionality", Want::Keep(Field::Dimensions)),
+    ("setup.model", Want::Keep(Field::Model)),
+    ("setup.systemInstruction.**", Want::ProseAnd(Field::HasSystem)),
+    ("clientContent.**", Want::ProseAnd(Field::ClientContent)),
+    ("client_content.**", Want::ProseAnd(Field::ClientContent)),
+    ("toolResponse.**", Want::ProseAnd(Field::ClientContent)),
+    ("realtimeInput.text", Want::Prose),
     ("previous_interaction_id", Want::Keep(Field::PreviousResponse)),
 ];
 
@@ -192,6 +206,11 @@ const RESPONSE: &[(&str, Want)] = &[
     ("usageMetadata.cachedContentTokenCount", Want::Keep(Field::CachedTokens)),
     ("usageMetadata.thoughtsTokenCount", Want::Keep(Field::ThoughtTokens)),
     ("usageMetadata.toolUsePromptTokenCount", Want::Keep(Field::ToolPromptTokens)),
+    ("serverContent", Want::Keep(Field::ServerContent)),
+    ("serverContent.turnComplete", Want::Keep(Field::TurnComplete)),
+    ("toolCall.functionCalls.*", Want::Item(List::Tools)),
+    ("toolCall.functionCalls.*.id", Want::Slot(Slot::Id)),
+    ("toolCall.functionCalls.*.name", Want::Slot(Slot::Name)),
     ("promptFeedback.blockReason", Want::Keep(Field::BlockReason)),
     ("embedding", Want::Keep(Field::HasEmbeddings)),
     ("embeddings", Want::Keep(Field::HasEmbeddings)),

@@ -3,7 +3,7 @@
 
 use super::{Bodies, Dialect, Endpoint, Target, openai_usage, read_answer, read_error};
 use super::{percent_decode, read_parameters, set};
-use crate::call::{Call, Kind};
+use crate::call::Call;
 use crate::facts::{Facts, Field, List};
 use crate::json::schema::{Slot, Want};
 
@@ -19,10 +19,12 @@ impl Dialect for OpenAi {
             Some(Endpoint::new(&OpenAi, api, operation).model(deployment.clone()))
         };
         match (target.method, target.segments) {
-            ("GET" | "CONNECT", [.., "realtime"]) => endpoint("openai.realtime", "chat"),
-            ("GET" | "CONNECT", [.., "responses"]) if target.host_provider.is_some() => {
-                endpoint("openai.responses", "chat")
-                    .map(|it| Endpoint { kind: Kind::Management, ..it })
+            // The handshake of a connection whose turns are the calls.
+            ("GET" | "CONNECT", [.., "realtime"]) => {
+                endpoint("openai.realtime", "chat").map(Endpoint::handshake)
+            }
+            ("GET" | "CONNECT", [.., "responses"]) => {
+                endpoint("openai.responses", "chat").map(Endpoint::handshake)
             }
             ("POST" | "", segments) => match segments {
                 [.., "chat", "completions"] | [.., "prompts", _, "completions"] => {
@@ -153,9 +155,10 @@ fn read_response_api(response: &Facts, call: &mut Call) {
             (Some("function_call" | "custom_tool_call"), Some(name)) => {
                 call.tool_calls.push(name.clone());
             }
-            (Some(kind), name) if kind.ends_with("_call") => {
-                let name = name.clone().unwrap_or_else(|| kind.to_owned());
-                call.server_tool_calls.push(name);
+            (Some(kind), name) => {
+                if let Some(tool) = kind.strip_suffix("_call") {
+                    call.server_tool_calls.push(name.clone().unwrap_or_else(|| tool.to_owned()));
+                }
             }
             _ => {}
         }

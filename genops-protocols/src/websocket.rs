@@ -1,0 +1,420 @@
+//! WebSocket ([RFC 6455][rfc]) with permessage-deflate ([RFC 7692][deflate]), for realtime APIs.
+//!
+//! The handshake is an exchange of its own. On a connection of a realtime API, what the client
+//! sends until it asks for a response is that request, and what the server sends until it says
+//! that the response is done is its response: one exchange a turn. Other connections are left
+//! alone. A hole loses the place for good: frames say nothing by which to find it again.
+//!
+//! [rfc]: https://www.rfc-editor.org/rfc/rfc6455
+//! [deflate]: https://www.rfc-editor.org/rfc/rfc7692
+
+use flate2::{Decompress, FlushDecompress, Status};
+
+use crate::body::{Body, Hints};
+use crate::call::{Direction, OpenRequest, Sink, Unreadable};
+use crate::coding::Coding;
+use crate::dialect;
+use crate::exchange::{Context, Transaction};
+use crate::facts::{Facts, Field};
+
+const FIN: u8 = 0x80;
+const COMPRESSED: u8 = 0x40;
+const CONTINUATION: u8 = 0;
+const TEXT: u8 = 1;
+const BINARY: u8 = 2;
+
+/// What ends the data of a message (RFC 7692 §7.2.2).
+const DEFLATE_TAIL: &[u8] = &[0, 0, 0xff, 0xff];
+
+#[derive(Debug)]
+enum State {
+    /// Gathering the head of a frame.
+    Head,
+    Payload { left: u64, mask: Option<[u8; 4]>, at: usize, data: bool, last: bool },
+    /// The place is lost.
+    Lost,
+}
+
+/// Frames of one direction.
+struct Side {
+    state: State,
+    held: Vec<u8>,
+    /// The message being read is compressed.
+    compressed: bool,
+    inflate: Option<Box<Decompress>>,
+    /// Position and time of the first byte of the message.
+    start: u64,
+    at_ns: u64,
+    within_message: bool,
+}
+
+impl std::fmt::Debug for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Side").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl Side {
+    fn new(deflate: bool) -> Self {
+        Self {
+            state: State::Head,
+            held: Vec::new(),
+            compressed: false,
+            inflate: deflate.then(|| Box::new(Decompress::new(false))),
+            start: 0,
+            at_ns: 0,
+            within_message: false,
+        }
+    }
+
+    /// Takes the next bytes; hands on pieces of messages. Returns how many were used, and whether
+    /// a message ended with them.
+    fn step(
+        &mut self,
+        at_ns: u64,
+        at: u64,
+        bytes: &[u8],
+        out: impl FnMut(&[u8]),
+    ) -> (usize, bool) {
+        match &mut self.state {
+            State::Lost => (bytes.len(), false),
+            State::Head => {
+                if self.held.is_empty() && !self.within_message {
+                    (self.start, self.at_ns) = (at, at_ns);
+                }
+                self.held.extend_from_slice(bytes.get(..1).unwrap_or_default());
+                (1, self.head(out))
+            }
+            State::Payload { left, mask, at, data, last } => {
+                let len = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                let piece = bytes.get(..len).unwrap_or_default();
+                let (from, mask, data, last) = (*at, *mask, *data, *last);
+                *at = (*at + len) % 4;
+                *left -= len as u64;
+                let over = *left == 0;
+                if data {
+                    self.unmasked(piece, mask, from, out);
+                }
+                if over {
+                    self.state = State::Head;
+                    self.within_message = self.within_message && !(data && last);
+                }
+                (len, over && data && last)
+            }
+        }
+    }
+
+    /// A byte of the head came. Returns whether an empty message ended.
+    fn head(&mut self, out: impl FnMut(&[u8])) -> bool {
+        let &[first, second, ref rest @ ..] = self.held.as_slice() else { return false };
+        let extended = match second & 0x7f {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let masked = second & 0x80 != 0;
+        if rest.len() < extended + if masked { 4 } else { 0 } {
+            return false;
+        }
+        let number = rest.get(..extended).unwrap_or_default();
+        let left = match extended {
+            0 => u64::from(second & 0x7f),
+            _ => number.iter().fold(0, |sum, &byte| sum << 8 | u64::from(byte)),
+        };
+        let mask = rest.get(extended..).and_then(|rest| rest.first_chunk::<4>()).copied();
+        let opcode = first & 0x0f;
+        let data = matches!(opcode, CONTINUATION | TEXT | BINARY);
+        if matches!(opcode, TEXT | BINARY) {
+            self.compressed = first & COMPRESSED != 0;
+            self.within_message = true;
+        }
+        let last = first & FIN != 0;
+        let mask = mask.filter(|_| masked);
+        self.held.clear();
+        if left > 0 {
+            self.state = State::Payload { left, mask, at: 0, data, last };
+            return false;
+        }
+        if data && last {
+            self.within_message = false;
+            self.unmasked(&[], None, 0, out);
+        }
+        data && last
+    }
+
+    fn unmasked(
+        &mut self,
+        piece: &[u8],
+        mask: Option<[u8; 4]>,
+        from: usize,
+        mut out: impl FnMut(&[u8]),
+    ) {
+        let mut batch = [0_u8; 1024];
+        let mut phase = from;
+        for part in piece.chunks(batch.len()) {
+            let plain = match mask {
+                None => part,
+                Some(mask) => {
+                    for (slot, (index, &byte)) in batch.iter_mut().zip(part.iter().enumerate()) {
+                        *slot = byte ^ mask.get((phase + index) % 4).copied().unwrap_or(0);
+                    }
+                    phase += part.len();
+                    batch.get(..part.len()).unwrap_or_default()
+                }
+            };
+            if self.compressed {
+                self.inflate(plain, &mut out);
+            } else {
+                out(plain);
+            }
+        }
+    }
+
+    fn inflate(&mut self, mut bytes: &[u8], out: &mut impl FnMut(&[u8])) {
+        let Some(inflate) = &mut self.inflate else { return };
+        let mut room = [0_u8; 4096];
+        loop {
+            let (before_in, before_out) = (inflate.total_in(), inflate.total_out());
+            let Ok(status) = inflate.decompress(bytes, &mut room, FlushDecompress::Sync) else {
+                self.state = State::Lost;
+                return;
+            };
+            let used = usize::try_from(inflate.total_in() - before_in).unwrap_or(bytes.len());
+            let made = usize::try_from(inflate.total_out() - before_out).unwrap_or(0);
+            out(room.get(..made).unwrap_or_default());
+            bytes = bytes.get(used..).unwrap_or_default();
+            let stuck = used == 0 && made == 0;
+            if status == Status::StreamEnd || stuck || bytes.is_empty() && made < room.len() {
+                return;
+            }
+        }
+    }
+
+    fn end_message(&mut self, out: &mut impl FnMut(&[u8])) {
+        if std::mem::take(&mut self.compressed) {
+            self.inflate(DEFLATE_TAIL, out);
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.held.capacity() + self.inflate.as_ref().map_or(0, |_| 48 << 10)
+    }
+}
+
+/// Decodes both directions after the handshake.
+#[derive(Debug)]
+pub(crate) struct WebSocket {
+    egress: Side,
+    ingress: Side,
+    /// The handshake: what turns have in common.
+    session: Transaction,
+    handshake_over: bool,
+    /// Whether anything is read at all.
+    realtime: bool,
+    /// The request being put together.
+    asking: Transaction,
+    asking_began: bool,
+    /// The request that is being answered.
+    answering: Option<Transaction>,
+    answer: Body,
+    next_exchange: u64,
+}
+
+impl WebSocket {
+    pub(crate) fn new(session: Transaction, next_exchange: u64, context: &Context) -> Self {
+        let deflate = session.websocket_deflate;
+        let asking = session.turn(next_exchange, context);
+        Self {
+            egress: Side::new(deflate),
+            ingress: Side::new(deflate),
+            realtime: session.is_realtime(),
+            session,
+            handshake_over: false,
+            asking,
+            asking_began: false,
+            answering: None,
+            answer: new_answer(),
+            next_exchange,
+        }
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let transactions = [Some(&self.session), Some(&self.asking), self.answering.as_ref()];
+        self.egress.memory_bytes()
+            + self.ingress.memory_bytes()
+            + self.answer.memory_bytes()
+            + transactions.into_iter().flatten().map(Transaction::memory_bytes).sum::<usize>()
+    }
+
+    pub(crate) fn retained_bytes(&self) -> usize {
+        let transactions = [Some(&self.session), Some(&self.asking), self.answering.as_ref()];
+        self.answer.retained_bytes()
+            + transactions.into_iter().flatten().map(Transaction::retained_bytes).sum::<usize>()
+    }
+
+    /// A message that has begun and not ended may be the one that asks.
+    pub(crate) fn open(&self) -> Option<OpenRequest<'_>> {
+        let within = self.egress.within_message || !self.egress.held.is_empty();
+        let open = self.asking.open().filter(|_| self.realtime && within)?;
+        Some(OpenRequest { start: self.egress.start, ..open })
+    }
+
+    pub(crate) fn data(
+        &mut self,
+        at_ns: u64,
+        direction: Direction,
+        start: u64,
+        bytes: &[u8],
+        context: &Context,
+        sink: &mut dyn Sink,
+    ) {
+        if !std::mem::replace(&mut self.handshake_over, true) {
+            self.session.end_response(at_ns, true, sink);
+        }
+        if !self.realtime {
+            return;
+        }
+        let mut used = 0;
+        while let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty()) {
+            let at = start + used as u64;
+            used += match direction {
+                Direction::Egress => self.sent(at_ns, at, rest, context, sink),
+                Direction::Ingress => self.received(at_ns, at, rest, context, sink),
+            };
+        }
+    }
+
+    fn sent(
+        &mut self,
+        at_ns: u64,
+        at: u64,
+        bytes: &[u8],
+        context: &Context,
+        sink: &mut dyn Sink,
+    ) -> usize {
+        let Self { egress, asking, .. } = self;
+        if !self.asking_began {
+            self.asking_began = true;
+            asking.begin_at(at_ns, at);
+        }
+        let (used, ended) = egress.step(at_ns, at, bytes, |piece| asking.request_data(piece));
+        asking.call_mut().request_bytes += used as u64;
+        if ended {
+            egress.end_message(&mut |piece| asking.request_data(piece));
+            asking.refresh_if_changed();
+            if asking.asks() {
+                self.ask(at + used as u64, context, sink);
+            }
+        }
+        used
+    }
+
+    /// The request is whole: the next response answers it.
+    fn ask(&mut self, end: u64, context: &Context, sink: &mut dyn Sink) {
+        self.asking.number(self.next_exchange);
+        self.next_exchange += 1;
+        let next = self.session.turn(self.next_exchange, context);
+        let mut asked = std::mem::replace(&mut self.asking, next);
+        self.asking_began = false;
+        asked.end_request(end, true, sink);
+        if let Some(mut unanswered) = self.answering.replace(asked) {
+            unanswered.end_response(0, false, sink);
+        }
+    }
+
+    fn received(
+        &mut self,
+        at_ns: u64,
+        at: u64,
+        bytes: &[u8],
+        context: &Context,
+        sink: &mut dyn Sink,
+    ) -> usize {
+        let Self { ingress, answer, .. } = self;
+        let (used, ended) = ingress.step(at_ns, at, bytes, |piece| answer.feed(piece));
+        if let Some(answering) = &mut self.answering {
+            answering.call_mut().response_bytes += used as u64;
+            answering.call_mut().first_chunk_at_ns.get_or_insert(at_ns);
+        }
+        if ended {
+            ingress.end_message(&mut |piece| answer.feed(piece));
+            self.judge(at_ns, at, context, sink);
+        }
+        used
+    }
+
+    /// A message of the server ended: what it says of the turn.
+    fn judge(&mut self, at_ns: u64, at: u64, context: &Context, sink: &mut dyn Sink) {
+        let facts = self.answer.facts();
+        let kind = facts.text(Field::Type).unwrap_or_default();
+        let begins = kind == "response.created" || facts.has(Field::ServerContent);
+        let ends = is_last(kind, facts);
+        if (begins || ends && kind != "error") && self.answering.is_none() {
+            // The server answered by itself, for instance when the user stopped speaking.
+            self.ask(at, context, sink);
+        }
+        if ends && let Some(mut answered) = self.answering.take() {
+            let answer = std::mem::replace(&mut self.answer, new_answer());
+            answered.answer(answer);
+            answered.end_response(at_ns, true, sink);
+        }
+    }
+
+    pub(crate) fn gap(
+        &mut self,
+        at_ns: u64,
+        direction: Direction,
+        at: u64,
+        bytes: Option<u64>,
+        sink: &mut dyn Sink,
+    ) {
+        let side = match direction {
+            Direction::Egress => &mut self.egress,
+            Direction::Ingress => &mut self.ingress,
+        };
+        side.state = State::Lost;
+        side.within_message = false;
+        side.held.clear();
+        match direction {
+            Direction::Egress => {
+                if self.realtime && self.asking_began {
+                    self.asking.missing(bytes);
+                    self.asking.end_request(at, false, sink);
+                    self.asking.end_response(at_ns, false, sink);
+                }
+                self.asking_began = false;
+            }
+            Direction::Ingress => {
+                if let Some(mut answering) = self.answering.take() {
+                    answering.missing(bytes);
+                    answering.unreadable(Unreadable::Gap);
+                    answering.end_response(at_ns, false, sink);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn close(&mut self, at_ns: u64, _at: u64, sink: &mut dyn Sink) {
+        if !std::mem::replace(&mut self.handshake_over, true) {
+            self.session.end_response(at_ns, true, sink);
+        }
+        if let Some(mut answering) = self.answering.take() {
+            answering.answer(std::mem::replace(&mut self.answer, new_answer()));
+            answering.end_response(at_ns, false, sink);
+        }
+    }
+}
+
+fn new_answer() -> Body {
+    let hints =
+        Hints { content_type: Some("application/json".into()), coding: Some(Coding::Identity) };
+    Body::new(&dialect::RESPONSES, hints, None)
+}
+
+/// The message that ends a response.
+fn is_last(kind: &str, facts: &Facts) -> bool {
+    matches!(
+        kind,
+        "response.done" | "response.completed" | "response.failed" | "response.incomplete" | "error"
+    ) || facts.flag(Field::TurnComplete) == Some(true)
+}
