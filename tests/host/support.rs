@@ -78,4 +78,4 @@ pub(crate) fn only(requests: Vec<Request>) -> anyhow::Result<Request> {
 }
 
 /// Key under which a unit names its principal.
-pub(crate) const PRINCIPAL: &str = "genops.principal.name";
+pub(crate) const PRINCIPAL: &str = "genops.principal";
