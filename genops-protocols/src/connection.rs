@@ -253,7 +253,7 @@ impl Connection {
         };
     }
 
-    /// Gathers first bytes until they say what is spoken.
+    /// Gathers first bytes until they say what is spoken. Midway, the first that say so.
     fn sniff(
         &mut self,
         at_ns: u64,
@@ -262,39 +262,64 @@ impl Connection {
         bytes: &[u8],
         sink: &mut dyn Sink,
     ) {
-        let Protocol::Undecided { egress, ingress } = &mut self.protocol else { return };
-        let held = match direction {
-            Direction::Egress => &mut *egress,
-            Direction::Ingress => &mut *ingress,
-        };
-        let before = held.len();
-        let room = Self::SNIFF_BYTES.saturating_sub(before);
-        held.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
-        let verdict = match direction {
-            Direction::Egress => spoken_by_client(held, self.from_start),
-            Direction::Ingress => spoken_by_server(held, self.from_start),
-        };
-        let Some(verdict) = verdict else { return };
-        let (egress, ingress) = (std::mem::take(egress), std::mem::take(ingress));
-        self.protocol = match verdict {
+        for (index, &byte) in bytes.iter().enumerate() {
+            let Protocol::Undecided { egress, ingress } = &mut self.protocol else { return };
+            let held = match direction {
+                Direction::Egress => egress,
+                Direction::Ingress => ingress,
+            };
+            held.push(byte);
+            let verdict = match (self.from_start, direction) {
+                (true, Direction::Egress) => spoken_by_client(held),
+                (true, Direction::Ingress) => spoken_by_server(held),
+                (false, _) => spoken_midway(held, direction),
+            };
+            match verdict {
+                Verdict::More => {}
+                Verdict::Skip => {
+                    held.remove(0);
+                }
+                Verdict::Is(spoken) => {
+                    let after = start + index as u64 + 1;
+                    self.decide(at_ns, direction, after, spoken, sink);
+                    let rest = bytes.get(index + 1..).unwrap_or_default();
+                    if !rest.is_empty() {
+                        self.read(at_ns, direction, after, rest, sink);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What is spoken is known: reads what was held, `direction` up to position `after`.
+    fn decide(
+        &mut self,
+        at_ns: u64,
+        direction: Direction,
+        after: u64,
+        spoken: Spoken,
+        sink: &mut dyn Sink,
+    ) {
+        let protocol = match spoken {
             Spoken::Http1 => Protocol::Http1(Box::new(Http1::new(self.from_start))),
             Spoken::Http2 => Protocol::Http2(Box::new(Http2::new(self.from_start))),
+            Spoken::Http2Preface => Protocol::Http2(Box::new(Http2::new(true))),
             Spoken::Unknown => Protocol::Opaque,
         };
-        let (own, other) = match direction {
-            Direction::Egress => (egress, (Direction::Ingress, ingress)),
-            Direction::Ingress => (ingress, (Direction::Egress, egress)),
+        let before = std::mem::replace(&mut self.protocol, protocol);
+        let Protocol::Undecided { egress, ingress } = before else { return };
+        let (egress_end, ingress_end) = match direction {
+            Direction::Egress => (after, self.ingress.next()),
+            Direction::Ingress => (self.egress.next(), after),
         };
-        let (other_direction, other) = other;
-        if !other.is_empty() {
-            let position = self.position(other_direction).next() - other.len() as u64;
-            self.read(at_ns, other_direction, position, &other, sink);
+        let sides =
+            [(Direction::Egress, egress, egress_end), (Direction::Ingress, ingress, ingress_end)];
+        for (direction, held, end) in sides {
+            if !held.is_empty() {
+                self.read(at_ns, direction, end.saturating_sub(held.len() as u64), &held, sink);
+            }
         }
-        let earlier = own.get(..before).unwrap_or_default();
-        if !earlier.is_empty() {
-            self.read(at_ns, direction, start - before as u64, earlier, sink);
-        }
-        self.read(at_ns, direction, start, bytes, sink);
     }
 
     fn lost(
@@ -338,62 +363,79 @@ impl fmt::Debug for Connection {
 enum Spoken {
     Http1,
     Http2,
+    /// HTTP/2, from its first byte.
+    Http2Preface,
     Unknown,
 }
 
-/// What the first bytes of egress say, if this host is the client. `None`: more are needed.
-fn spoken_by_client(bytes: &[u8], from_start: bool) -> Option<Spoken> {
+/// What bytes say of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Is(Spoken),
+    /// More bytes are needed.
+    More,
+    /// Nothing starts at the first byte.
+    Skip,
+}
+
+/// What the first bytes of egress say, if this host is the client.
+fn spoken_by_client(bytes: &[u8]) -> Verdict {
     // A client may send empty lines before its request.
     let text = bytes.trim_ascii_start();
-    if http1::is_request_start(text) {
-        return Some(Spoken::Http1);
-    }
-    if bytes.starts_with(http2::PREFACE) {
-        return Some(Spoken::Http2);
-    }
     let enough = bytes.len() >= Connection::SNIFF_BYTES;
-    if !enough && (http1::may_start_request(text) || http2::PREFACE.starts_with(bytes)) {
-        return None;
+    if http1::is_request_start(text) {
+        Verdict::Is(Spoken::Http1)
+    } else if bytes == http2::PREFACE {
+        Verdict::Is(Spoken::Http2Preface)
+    } else if !enough && (http1::may_start_request(text) || http2::PREFACE.starts_with(bytes)) {
+        Verdict::More
+    } else {
+        Verdict::Is(Spoken::Unknown) // the server's side, or no HTTP at all
     }
-    if from_start || bytes.starts_with(b"HTTP/1.") {
-        return Some(Spoken::Unknown); // the server's side, or no HTTP at all
-    }
-    spoken_midway(bytes)
 }
+
+const STATUS: &[u8] = b"HTTP/1.";
 
 /// What the first bytes of ingress say, if this host is the client.
-fn spoken_by_server(bytes: &[u8], from_start: bool) -> Option<Spoken> {
-    const STATUS: &[u8] = b"HTTP/1.";
+fn spoken_by_server(bytes: &[u8]) -> Verdict {
+    // SETTINGS may come before the client's preface does.
+    let settings = [4, 0, 0, 0, 0, 0];
+    let after_len = bytes.get(3..).unwrap_or_default();
     if bytes.starts_with(STATUS) {
-        return Some(Spoken::Http1);
-    }
-    if http1::is_request_start(bytes) || bytes.starts_with(http2::PREFACE) {
-        return Some(Spoken::Unknown); // this host is the server
-    }
-    if STATUS.starts_with(bytes)
+        Verdict::Is(Spoken::Http1)
+    } else if http1::is_request_start(bytes) || bytes.starts_with(http2::PREFACE) {
+        Verdict::Is(Spoken::Unknown) // this host is the server
+    } else if after_len.starts_with(&settings) {
+        Verdict::Is(Spoken::Http2)
+    } else if STATUS.starts_with(bytes)
         || http1::may_start_request(bytes)
         || http2::PREFACE.starts_with(bytes)
+        || settings.starts_with(after_len)
     {
-        return None;
+        Verdict::More
+    } else {
+        Verdict::Is(Spoken::Unknown)
     }
-    if from_start {
-        // SETTINGS may come before the client's preface does.
-        let settings = bytes.get(3..9).map(|rest| rest == [4, 0, 0, 0, 0, 0]);
-        return match settings {
-            Some(true) => Some(Spoken::Http2),
-            Some(false) => Some(Spoken::Unknown),
-            None => None,
-        };
-    }
-    spoken_midway(bytes)
 }
 
-/// What bytes from the middle of a connection say.
-fn spoken_midway(bytes: &[u8]) -> Option<Spoken> {
-    let head = bytes.first_chunk::<9>()?;
-    if http2::plausible(head) {
-        return Some(Spoken::Http2);
+/// What bytes from the middle of a connection say, if anything starts with the first of them.
+fn spoken_midway(bytes: &[u8], direction: Direction) -> Verdict {
+    let starts = http1::is_request_start(bytes) || bytes.starts_with(http2::PREFACE);
+    let status = bytes.starts_with(STATUS);
+    let client = direction == Direction::Egress;
+    if bytes.first_chunk().is_some_and(http2::plausible) {
+        return Verdict::Is(Spoken::Http2);
     }
-    // HTTP/1 bodies look like anything; a head will show up or not.
-    Some(Spoken::Http1)
+    match (starts, status) {
+        (true, _) if client && bytes == http2::PREFACE => Verdict::Is(Spoken::Http2Preface),
+        (true, _) if client && !bytes.starts_with(b"PRI") => Verdict::Is(Spoken::Http1),
+        (_, true) if !client => Verdict::Is(Spoken::Http1),
+        (true, _) | (_, true) => Verdict::Is(Spoken::Unknown), // this host is the server
+        (false, false) => {
+            let may = bytes.len() < 9
+                || http2::PREFACE.starts_with(bytes)
+                || http1::may_start_request(bytes);
+            if may { Verdict::More } else { Verdict::Skip }
+        }
+    }
 }

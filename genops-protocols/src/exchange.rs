@@ -165,10 +165,8 @@ impl Transaction {
         let mut turn = Self::new(exchange, self.call.request_at_ns, 0);
         turn.host_provider = self.host_provider;
         turn.certain = true;
-        turn.endpoint = self
-            .endpoint
-            .clone()
-            .map(|endpoint| Endpoint { kind: Kind::Inference, ..endpoint });
+        turn.endpoint =
+            self.endpoint.clone().map(|endpoint| Endpoint { kind: Kind::Inference, ..endpoint });
         let Call { server_address, server_port, method, path, provider, region, .. } = &self.call;
         turn.call.server_address.clone_from(server_address);
         turn.call.server_port = *server_port;

@@ -348,7 +348,8 @@ impl Facts {
             Some((_, Value::Text(old))) if field == Field::Id && !old.is_empty() => return,
             // Counted once; later events of a stream say nought.
             Some((_, Value::Count(old)))
-                if field == Field::WatsonxInput && matches!(value, Value::Count(new) if new < *old) =>
+                if field == Field::WatsonxInput
+                    && matches!(value, Value::Count(new) if new < *old) =>
             {
                 return;
             }

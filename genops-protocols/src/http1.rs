@@ -62,8 +62,6 @@ struct Side {
     /// Position and time of the first byte of the message.
     start: u64,
     at_ns: u64,
-    /// Bytes of the message so far.
-    bytes: u64,
 }
 
 impl Side {
@@ -71,7 +69,7 @@ impl Side {
     const HEAD_LIMIT: usize = 16 << 10;
 
     fn new(state: State) -> Self {
-        Self { state, held: Vec::new(), searched: 0, start: 0, at_ns: 0, bytes: 0 }
+        Self { state, held: Vec::new(), searched: 0, start: 0, at_ns: 0 }
     }
 
     /// Adds to the head. Returns how many bytes were used, and whether the head is whole.
@@ -166,7 +164,9 @@ pub(crate) struct Http1 {
     upgrade: Upgrade,
     /// Responses of which the requests were not seen.
     unasked: Vec<Transaction>,
-    /// The pairing is lost until a new request begins.
+    /// Joined midway: the first responses may belong to requests that were not seen.
+    midway: bool,
+    /// After a hole in ingress, until a response begins: which requests it answers is not known.
     unpaired: bool,
 }
 
@@ -185,7 +185,8 @@ impl Http1 {
             next_exchange: 0,
             upgrade: Upgrade::None,
             unasked: Vec::new(),
-            unpaired: !from_start,
+            midway: !from_start,
+            unpaired: false,
         }
     }
 
@@ -308,7 +309,6 @@ impl Http1 {
         side.held.clear();
         let end = at + used as u64;
         self.next_exchange += 1;
-        self.unpaired = false;
         self.make_room(at_ns, at, sink);
         transaction.call_mut().request_bytes = end - start;
         match parsed {
@@ -331,8 +331,7 @@ impl Http1 {
 
     /// Requests that will hardly be answered any more give way.
     fn make_room(&mut self, at_ns: u64, at: u64, sink: &mut dyn Sink) {
-        let lost = self.ingress.state == State::Lost;
-        while self.queue.len() >= Self::QUEUE_LIMIT || lost && !self.queue.is_empty() {
+        while self.queue.len() >= Self::QUEUE_LIMIT || self.unpaired && !self.queue.is_empty() {
             let Some(mut oldest) = self.queue.pop_front() else { return };
             oldest.unreadable(Unreadable::Gap);
             oldest.end_request(at, false, sink);
@@ -407,6 +406,7 @@ impl Http1 {
         let len = head.map_or(0, <[u8]>::len) as u64;
         let parsed = head.and_then(|head| parse_response(head).ok_or(Unreadable::Head));
         self.ingress.held.clear();
+        self.unpaired = false;
         // The response of a request whose own response ended belongs to the next.
         if self.queue.front().is_none_or(Transaction::response_ended) {
             let mut unasked = Transaction::unasked(at_ns);
@@ -471,7 +471,7 @@ impl Http1 {
             }
             let Some(over) = self.queue.pop_front() else { return };
             let wanted = !over.call().request_seen && over.call().kind == Kind::Inference;
-            if wanted && self.unpaired && self.unasked.len() < Self::UNASKED_LIMIT {
+            if wanted && self.midway && self.unasked.len() < Self::UNASKED_LIMIT {
                 self.unasked.push(over);
             }
         }
@@ -506,6 +506,8 @@ impl Http1 {
                     if within {
                         transaction.response_gap(bytes);
                     } else {
+                        self.unpaired = true;
+                        self.midway = true;
                         transaction.missing(bytes);
                         if transaction.response_began() {
                             transaction.end_response(at_ns, false, sink);

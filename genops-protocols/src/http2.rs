@@ -65,7 +65,7 @@ pub(crate) fn plausible(bytes: &[u8; 9]) -> bool {
     let FrameHead { len, kind, flags, stream } = FrameHead::parse(bytes);
     let reserved = bytes.get(5).is_some_and(|byte| byte & 0x80 != 0);
     let (flags_fit, len_fits) = match kind {
-        DATA => (flags & !(END_STREAM | PADDED) == 0, len <= 1 << 20),
+        DATA => (flags & !(END_STREAM | PADDED) == 0, len <= 16_384),
         HEADERS => (
             flags & !(END_STREAM | END_HEADERS | PADDED | PRIORITIZED) == 0,
             (1..=16_384).contains(&len),
@@ -389,7 +389,7 @@ impl Http2 {
         bytes: &[u8],
         input: &mut Input<'_>,
     ) -> usize {
-        let mut next = (left, padding, part);
+        let next;
         let used: u32 = match part {
             Part::PadLength => {
                 let length = bytes.first().copied().map_or(0, u32::from);

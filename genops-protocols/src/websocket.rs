@@ -30,7 +30,13 @@ const DEFLATE_TAIL: &[u8] = &[0, 0, 0xff, 0xff];
 enum State {
     /// Gathering the head of a frame.
     Head,
-    Payload { left: u64, mask: Option<[u8; 4]>, at: usize, data: bool, last: bool },
+    Payload {
+        left: u64,
+        mask: Option<[u8; 4]>,
+        at: usize,
+        data: bool,
+        last: bool,
+    },
     /// The place is lost.
     Lost,
 }
@@ -69,13 +75,7 @@ impl Side {
 
     /// Takes the next bytes; hands on pieces of messages. Returns how many were used, and whether
     /// a message ended with them.
-    fn step(
-        &mut self,
-        at_ns: u64,
-        at: u64,
-        bytes: &[u8],
-        out: impl FnMut(&[u8]),
-    ) -> (usize, bool) {
+    fn step(&mut self, at_ns: u64, at: u64, bytes: &[u8], out: impl FnMut(&[u8])) -> (usize, bool) {
         match &mut self.state {
             State::Lost => (bytes.len(), false),
             State::Head => {
@@ -415,6 +415,10 @@ fn new_answer() -> Body {
 fn is_last(kind: &str, facts: &Facts) -> bool {
     matches!(
         kind,
-        "response.done" | "response.completed" | "response.failed" | "response.incomplete" | "error"
+        "response.done"
+            | "response.completed"
+            | "response.failed"
+            | "response.incomplete"
+            | "error"
     ) || facts.flag(Field::TurnComplete) == Some(true)
 }

@@ -15,9 +15,8 @@ impl Dialect for OpenAi {
         // Azure's paths name the deployment, which is what the client asks for.
         let mut after = target.segments.iter().skip_while(|name| **name != "deployments");
         let deployment = after.nth(1).map(|name| percent_decode(name));
-        let endpoint = |api, operation| {
-            Some(Endpoint::new(&OpenAi, api, operation).model(deployment.clone()))
-        };
+        let endpoint =
+            |api, operation| Some(Endpoint::new(&OpenAi, api, operation).model(deployment.clone()));
         match (target.method, target.segments) {
             // The handshake of a connection whose turns are the calls.
             ("GET" | "CONNECT", [.., "realtime"]) => {

@@ -152,7 +152,10 @@ fn line(connection: &str, call: &Call, response_complete: bool, all: bool) -> Va
         put("max_output_tokens", json!(call.max_output_tokens));
         put("region", json!(call.region));
         put("cache_creation", json!(call.usage.cache_creation_input_tokens));
-        put("missing_bytes", (call.missing_bytes > 0).then_some(json!(call.missing_bytes)).unwrap_or_default());
+        put(
+            "missing_bytes",
+            (call.missing_bytes > 0).then_some(json!(call.missing_bytes)).unwrap_or_default(),
+        );
     }
     Value::Object(line)
 }
