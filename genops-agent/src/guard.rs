@@ -6,12 +6,16 @@
 //! maps and of the egress program's link, so that the hold outlives the agent for as long as it is
 //! needed: until the last deadline, and no longer.
 //!
-//! It hears from the agent through a pipe. Silence for half a deadline means frozen; its end, dead.
+//! It hears from the agent through a pipe, four times a deadline. Silence for half a deadline means
+//! frozen; its end, dead.
 
 use std::{
     fs,
     io::{Read as _, Write as _},
-    os::{fd::{AsFd as _, OwnedFd, RawFd}, unix::process::CommandExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd, RawFd},
+        unix::process::CommandExt as _,
+    },
     process::{Child, ChildStdin, Command, Stdio},
     time::Duration,
 };
@@ -27,6 +31,13 @@ use crate::{
     clock,
     kernel::{Holds, sockets::Sockets},
 };
+
+/// The agent speaks so many times a deadline.
+const BEATS: u32 = 4;
+/// Part of a deadline after which silence means that the agent is frozen.
+const SILENCE: u32 = 2;
+/// Looks a deadline, once the agent is frozen or dead: how late the guard may be.
+const STEPS: u32 = 32;
 
 /// How the guard is started; hidden from users.
 #[derive(Debug, clap::Args)]
@@ -77,16 +88,18 @@ fn watch(holds: &mut Holds, deadline: Duration, closed: bool) -> Result<()> {
     let mut sockets = Sockets::default();
     let mut beats = [0; 64];
     let deadline_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
+    let mut patience = deadline / SILENCE;
     loop {
-        let heard = wait(&pipe, deadline / 4)?;
-        let ended = heard && matches!(pipe.read(&mut beats), Ok(0) | Err(_));
-        if heard && !ended {
-            continue;
-        }
-        if ended {
+        let heard = wait(&pipe, patience)?;
+        if heard && matches!(pipe.read(&mut beats), Ok(0) | Err(_)) {
             return outlive(holds, &mut sockets, deadline, closed);
         }
-        holds.expire(&mut sockets, clock::mono_ns(), deadline_ns, closed);
+        if heard {
+            patience = deadline / SILENCE;
+        } else {
+            patience = deadline / STEPS;
+            holds.expire(&mut sockets, clock::mono_ns(), deadline_ns, closed);
+        }
     }
 }
 
@@ -98,7 +111,7 @@ fn outlive(
     closed: bool,
 ) -> Result<()> {
     let deadline_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
-    let step = (deadline / 50).max(Duration::from_millis(1));
+    let step = (deadline / STEPS).max(Duration::from_millis(1));
     let end = clock::mono_ns().saturating_add(deadline_ns.saturating_mul(4));
     while holds.any_waiting() && clock::mono_ns() < end {
         if holds.expire(sockets, clock::mono_ns(), deadline_ns, closed).is_empty() {
@@ -117,6 +130,11 @@ fn wait(pipe: &std::io::Stdin, patience: Duration) -> Result<bool> {
         Err(rustix::io::Errno::INTR) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// How long the agent may be silent, given the deadline.
+pub(crate) fn beat_interval(deadline: Duration) -> Duration {
+    deadline / BEATS
 }
 
 /// The agent's end.

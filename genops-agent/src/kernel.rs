@@ -13,13 +13,12 @@ use std::{fs::File, path::PathBuf};
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{
-        Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf,
-        lpm_trie::Key,
-    },
+    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, lpm_trie::Key},
     programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, RawTracePoint, UProbe},
 };
-use genops_ebpf_common::{NAME_LEN, NameKey, NameRule, Settings, loss, process_mode};
+use genops_ebpf_common::{
+    Conn, ConnKey, NAME_LEN, NameKey, NameRule, Settings, loss, process_mode,
+};
 use genops_protocols::{API_PATH_SUFFIXES, HostPattern, Hosts};
 
 pub(crate) use attach::Probes;
@@ -63,7 +62,9 @@ impl Kernel {
     /// names of providers known to the programs, before the first of them runs.
     pub(crate) fn load(options: Options, settings: Settings, hosts: &Hosts) -> Result<Self> {
         if !is_built_in() {
-            bail!("this agent was built without its kernel programs; build it with `cargo xtask build`");
+            bail!(
+                "this agent was built without its kernel programs; build it with `cargo xtask build`"
+            );
         }
         let features = Features::probe();
         let mut ebpf = EbpfLoader::new()
@@ -157,6 +158,7 @@ pub(crate) fn cgroup2_root() -> Option<PathBuf> {
 pub(crate) struct Maps {
     pub(crate) holds: Holds,
     settings: Array<MapData, Settings>,
+    conns: HashMap<MapData, ConnKey, Conn>,
     cookies: HashMap<MapData, u64, u64>,
     processes: HashMap<MapData, u32, u32>,
     losses: PerCpuArray<MapData, u64>,
@@ -173,6 +175,7 @@ impl Maps {
                 hash_map(ebpf, "VERDICTS")?,
             ])?,
             settings: take(ebpf, "SETTINGS")?.try_into()?,
+            conns: take(ebpf, "CONNS")?.try_into()?,
             cookies: take(ebpf, "COOKIES")?.try_into()?,
             processes: take(ebpf, "PROCESSES")?.try_into()?,
             losses: take(ebpf, "LOSSES")?.try_into()?,
@@ -207,6 +210,11 @@ impl Maps {
             // What is not there needs no removal.
             let _absent = self.cookies.remove(&cookie);
         }
+    }
+
+    /// Removes a TLS object that its process did not free.
+    pub(crate) fn forget_tls_object(&mut self, key: &ConnKey) {
+        let _absent = self.conns.remove(key);
     }
 
     /// Tells the programs whether the requests of a process are held.

@@ -44,8 +44,7 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
     if let Some(address) = config.telemetry.metrics_listen {
         metrics::listener::start(address, Arc::clone(&metrics))?;
     }
-    let mut capture =
-        Capture::start(&config, kernel_settings(&config), options.floor, &metrics)?;
+    let mut capture = Capture::start(&config, kernel_settings(&config), options.floor, &metrics)?;
     let mut agent = Agent::start(config, options, &mut capture, &metrics)?;
     loop {
         match capture.wait(agent.patience())? {
@@ -109,13 +108,7 @@ fn write(
         Record::Data(data, payload) => {
             let direction =
                 if data.direction == EGRESS { Direction::Egress } else { Direction::Ingress };
-            return recorder.data_at(
-                unix_ns,
-                ConnId(data.conn),
-                direction,
-                data.offset,
-                payload.0,
-            );
+            return recorder.data_at(unix_ns, ConnId(data.conn), direction, data.offset, payload.0);
         }
         Record::Open(open) => {
             let process = identities.of(open.tgid);
@@ -147,10 +140,16 @@ fn write(
     Ok(Room::Left)
 }
 
+/// When a hold is ended: a tenth before the deadline that was promised, so that the push or the end of
+/// the socket comes within it.
+fn hold_deadline(config: &Config) -> Duration {
+    config.hold_deadline - config.hold_deadline / 10
+}
+
 /// What the kernel programs are told.
 fn kernel_settings(config: &Config) -> Settings {
     Settings {
-        hold_deadline_ns: u64::try_from(config.hold_deadline.as_nanos()).unwrap_or(u64::MAX),
+        hold_deadline_ns: u64::try_from(hold_deadline(config).as_nanos()).unwrap_or(u64::MAX),
         call_limit: config.capture.message_limit_bytes,
         hold_unknown: u32::from(config.enforces()),
         closed: u32::from(config.on_timeout == OnTimeout::Closed),

@@ -100,6 +100,8 @@ pub struct Open {
     pub at_mono_ns: u64,
     /// The connection: [`Conn::id`].
     pub conn: u64,
+    /// Address of the TLS object: with `tgid`, its [`ConnKey`].
+    pub ssl: u64,
     /// `bpf_get_current_cgroup_id`: inode of the cgroup v2 directory.
     pub cgroup_id: u64,
     /// Real user id.
@@ -397,7 +399,7 @@ macro_rules! layout {
 
 layout! {
     Data = 40,
-    Open = 192,
+    Open = 200,
     Join = 64,
     Close = 24,
     TimedOut = 24,

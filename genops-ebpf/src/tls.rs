@@ -370,6 +370,7 @@ fn open(key: ConnKey, origin: u32, name: Option<(*mut Scratch, u32)>) {
         (&raw mut (*record).tgid).write(key.tgid);
         (&raw mut (*record).at_mono_ns).write(now);
         (&raw mut (*record).conn).write(id);
+        (&raw mut (*record).ssl).write(key.ssl);
         (&raw mut (*record).cgroup_id).write(bpf_get_current_cgroup_id());
         (&raw mut (*record).uid).write(bpf_get_current_uid_gid() as u32);
         (&raw mut (*record).origin).write(origin);

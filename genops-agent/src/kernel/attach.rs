@@ -7,7 +7,10 @@ use std::{
 
 use aya::{
     Ebpf,
-    programs::{ProgramError, uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope}},
+    programs::{
+        ProgramError,
+        uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
+    },
 };
 
 use crate::runtimes::ProbePoint;

@@ -285,7 +285,9 @@ mod tests {
         sockopt::set_tcp_cork(&client, true).expect("TCP");
         client.write_all(b"held").expect("queued");
         match Sockets::default().kick(socket) {
-            Err(Errno::PERM | Errno::NOSYS) => return println!("skipped: pidfd_getfd is not allowed"),
+            Err(Errno::PERM | Errno::NOSYS) => {
+                return println!("skipped: pidfd_getfd is not allowed");
+            }
             kicked => kicked.expect("our own socket"),
         }
         let mut got = [0; 4];

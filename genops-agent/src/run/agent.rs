@@ -1,33 +1,30 @@
 //! The state of a run, and what happens to it with each record of the kernel.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use genops_ebpf_common::{DATA_HELD, Data, EGRESS, Open, Payload, Process, Record, TimedOut};
+use genops_ebpf_common::{
+    ConnKey, DATA_HELD, Data, EGRESS, Open, Payload, Process, Record, TimedOut,
+};
 use genops_governance::{
-    Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Output,
-    PolicyResult, ProcessFacts, ProcessKey, Rung,
+    Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, OnTimeout,
+    Output, PolicyResult, ProcessFacts, ProcessKey, Rung,
 };
 use genops_protocols::Direction;
 
-use super::{
-    Options,
-    capture::Capture,
-    enforcer::{Enforcer, Held},
-    kernel_settings,
-};
+use super::{Options, capture::Capture, enforcer::Enforcer, hold_deadline, kernel_settings};
 use crate::{
     clock,
     config::{Config, OnFailure},
+    control::{self, Control},
     export::Exporter,
-    guard::Guarded,
+    guard::{self, Guarded},
     identity::Identities,
     journal::{Journal, Opening},
-    kernel::{Maps, holds::socket_of},
+    kernel::{
+        Maps,
+        holds::{Expired, socket_of},
+    },
     ledger_file::{LedgerFile, Restored},
     metrics::{Metrics, Part},
     render::Printer,
@@ -37,6 +34,8 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 /// Longest time that evidence which nobody waits for stays in memory.
 const COMMIT_WITHIN_NS: u64 = 5_000_000;
+/// How often evidence is published and the gauges are set.
+const ACCOUNT_EVERY_NS: u64 = 250_000_000;
 /// How long the end waits for the OTLP collector.
 const EXPORT_PATIENCE: Duration = Duration::from_secs(3);
 /// Most connections that are followed at once; the kernel's maps have as many.
@@ -44,10 +43,9 @@ const CONNECTIONS_LIMIT: usize = 16_384;
 
 /// A connection that is followed.
 struct Live {
-    tgid: u32,
+    key: ConnKey,
     /// The kernel holds it for a verdict.
     holds: bool,
-    held: Held,
 }
 
 /// A process with connections.
@@ -69,11 +67,13 @@ pub(super) struct Agent {
     ledger: LedgerFile,
     printer: Printer,
     exporter: Option<Exporter>,
+    control: Option<Control>,
     guard: Option<Guarded>,
     conns: HashMap<u64, Live>,
     processes: HashMap<u32, Known>,
     /// When the oldest record that is not durable was made.
     uncommitted_since: Option<u64>,
+    account_at_mono_ns: u64,
 }
 
 impl Agent {
@@ -104,12 +104,14 @@ impl Agent {
             .as_ref()
             .map(|otlp| Exporter::start(otlp, Arc::clone(metrics)))
             .transpose()?;
+        let control =
+            config.telemetry.socket.as_ref().and_then(|path| start_control(path, metrics));
         let enforcing = config.enforces() && capture.can_hold;
         let guard = if enforcing { start_guard(&config, &capture.maps) } else { None };
         metrics.enforcing.set(u64::from(enforcing));
         metrics.readiness.reached(Part::Policy);
         Ok(Self {
-            enforcer: Enforcer::new(config.hold_deadline, config.on_timeout),
+            enforcer: Enforcer::new(hold_deadline(&config), config.on_timeout),
             printer: Printer::start(options.output, Arc::clone(metrics))?,
             config,
             options,
@@ -120,10 +122,12 @@ impl Agent {
             journal,
             ledger,
             exporter,
+            control,
             guard,
             conns: HashMap::new(),
             processes: HashMap::new(),
             uncommitted_since: None,
+            account_at_mono_ns: 0,
         })
     }
 
@@ -136,11 +140,10 @@ impl Agent {
             until = until.min(since.saturating_add(COMMIT_WITHIN_NS));
         }
         if self.guard.is_some() {
-            let beat = self.config.hold_deadline / 8;
+            let beat = guard::beat_interval(hold_deadline(&self.config));
             until = until.min(now.saturating_add(u64::try_from(beat.as_nanos()).unwrap_or(0)));
         }
-        let waiting = self.conns.values().filter_map(|live| self.enforcer.deadline(&live.held));
-        until = waiting.fold(until, u64::min);
+        until = until.min(self.enforcer.next_deadline().unwrap_or(u64::MAX));
         Duration::from_nanos(until.saturating_sub(now))
     }
 
@@ -151,8 +154,10 @@ impl Agent {
             Record::Open(open) => self.open(maps, &open),
             Record::Join(join) => {
                 let socket = socket_of(&join);
-                let Some(live) = self.conns.get_mut(&join.conn) else { return };
-                self.enforcer.joined(&mut live.held, socket);
+                if !self.conns.contains_key(&join.conn) {
+                    return;
+                }
+                self.enforcer.joined(join.conn, socket);
                 let update = ConnectionUpdate {
                     local: Some(socket.local),
                     remote: Some(socket.remote),
@@ -160,7 +165,9 @@ impl Agent {
                 };
                 self.engine.learn(clock::now(), ConnId(join.conn), update);
             }
-            Record::Close(close) => self.close(close.conn, close.at_mono_ns),
+            Record::Close(close) => {
+                self.close(close.conn, close.at_mono_ns);
+            }
             Record::TimedOut(TimedOut { conn, to, passed, .. }) => {
                 self.timed_out(maps, conn, to, passed != 0);
             }
@@ -179,10 +186,8 @@ impl Agent {
         let key = facts.key;
         let (comm, exe) = (facts.comm.clone(), facts.exe.clone());
         self.engine.process(now, facts);
-        let known = self
-            .processes
-            .entry(open.tgid)
-            .or_insert_with(|| Known { key, conns: Vec::new() });
+        let known =
+            self.processes.entry(open.tgid).or_insert_with(|| Known { key, conns: Vec::new() });
         known.key = key;
         known.conns.push(open.conn);
         let enforce = self.engine.principal_mode(key) == Mode::Enforce;
@@ -203,7 +208,8 @@ impl Agent {
             hold,
         };
         self.engine.open(now, ConnId(open.conn), opened);
-        self.conns.insert(open.conn, Live { tgid: open.tgid, holds, held: Held::default() });
+        let key = ConnKey { ssl: open.ssl, tgid: open.tgid, reserved: 0 };
+        self.conns.insert(open.conn, Live { key, holds });
     }
 
     fn facts(&self, open: &Open) -> ProcessFacts {
@@ -215,7 +221,7 @@ impl Agent {
     }
 
     fn data(&mut self, maps: &mut Maps, data: &Data, payload: Payload<'_>) {
-        let Some(live) = self.conns.get_mut(&data.conn) else {
+        let Some(live) = self.conns.get(&data.conn) else {
             // Its opening was lost, and counted; nothing is held for ever on its account.
             if data.flags & DATA_HELD != 0 {
                 let _full = maps.holds.release(data.conn, u64::MAX);
@@ -231,38 +237,42 @@ impl Agent {
             Direction::Ingress
         };
         if data.flags & DATA_HELD != 0 {
-            Enforcer::arrived(&mut live.held, end, data.at_mono_ns);
+            self.enforcer.arrived(data.conn, end, data.at_mono_ns);
             if !live.holds {
                 // The kernel held before it knew that this process is only observed.
-                self.enforcer.release(maps, &self.metrics, data.conn, &mut live.held, end);
+                self.enforcer.release(maps, &self.metrics, data.conn, end);
             }
         }
         let conn = ConnId(data.conn);
         self.engine.data_at(clock::now(), conn, data.at_mono_ns, direction, data.offset, payload.0);
     }
 
-    fn close(&mut self, conn: u64, at_mono_ns: u64) {
-        let Some(live) = self.conns.remove(&conn) else { return };
-        if let Some(known) = self.processes.get_mut(&live.tgid) {
+    fn close(&mut self, conn: u64, at_mono_ns: u64) -> Option<ConnKey> {
+        let live = self.conns.remove(&conn);
+        if let Some(known) = live.as_ref().and_then(|it| self.processes.get_mut(&it.key.tgid)) {
             known.conns.retain(|&other| other != conn);
         }
-        self.engine.close(clock::now(), ConnId(conn), at_mono_ns);
-        self.enforcer.ended(at_mono_ns, conn, &live.held);
+        if live.is_some() {
+            self.engine.close(clock::now(), ConnId(conn), at_mono_ns);
+        }
+        self.enforcer.ended(at_mono_ns, conn);
+        live.map(|it| it.key)
     }
 
     fn exit(&mut self, maps: &mut Maps, tgid: u32, at_mono_ns: u64) {
         let Some(known) = self.processes.remove(&tgid) else { return };
         for conn in known.conns {
-            self.close(conn, at_mono_ns);
+            // It did not free its TLS objects, so the kernel programs still know them.
+            if let Some(key) = self.close(conn, at_mono_ns) {
+                maps.forget_tls_object(&key);
+            }
         }
         self.engine.process_exit(clock::now(), known.key);
         maps.forget_process(tgid);
     }
 
     fn timed_out(&mut self, maps: &mut Maps, conn: u64, to: u64, passed: bool) {
-        if let Some(live) = self.conns.get_mut(&conn) {
-            self.enforcer.timed_out(maps, &self.metrics, conn, &mut live.held, passed);
-        }
+        self.enforcer.timed_out(maps, &self.metrics, conn, passed);
         self.engine.timed_out(clock::now(), ConnId(conn), to, passed);
     }
 
@@ -282,9 +292,8 @@ impl Agent {
             }
             self.uncommitted_since.get_or_insert_with(clock::mono_ns);
         }
-        let verdicts = outputs
-            .iter()
-            .any(|it| matches!(it, Output::Release { .. } | Output::Deny { .. }));
+        let verdicts =
+            outputs.iter().any(|it| matches!(it, Output::Release { .. } | Output::Deny { .. }));
         let durable = if verdicts && self.config.evidence.durable_before_release {
             self.commit() && taken
         } else {
@@ -298,25 +307,15 @@ impl Agent {
     fn carry_out(&mut self, maps: &mut Maps, output: Output, durable: bool) {
         match output {
             Output::Release { conn, to } => {
-                let Some(live) = self.conns.get_mut(&conn.0) else {
-                    // It has ended meanwhile; what is queued may leave.
-                    let _full = maps.holds.release(conn.0, to);
-                    return;
-                };
                 if !durable && self.config.evidence.on_failure == OnFailure::Block {
-                    self.enforcer.deny(maps, &self.metrics, conn.0, &mut live.held);
-                } else if !self.enforcer.release(maps, &self.metrics, conn.0, &mut live.held, to) {
+                    self.enforcer.deny(maps, &self.metrics, conn.0);
+                } else if !self.enforcer.release(maps, &self.metrics, conn.0, to) {
                     self.engine.timed_out(clock::now(), conn, to, false);
                 }
             }
             Output::Deny { conn, awu: _, collateral } => {
                 self.metrics.collateral_exchanges.add(collateral);
-                match self.conns.get_mut(&conn.0) {
-                    Some(live) => self.enforcer.deny(maps, &self.metrics, conn.0, &mut live.held),
-                    None => {
-                        let _full = maps.holds.deny(conn.0);
-                    }
-                }
+                self.enforcer.deny(maps, &self.metrics, conn.0);
             }
             Output::Awu(awu) => self.tell(Arc::from(awu)),
             Output::Record(_) | Output::Ledger(_) => {}
@@ -334,6 +333,19 @@ impl Agent {
         self.printer.try_print(&awu);
         if let Some(exporter) = &self.exporter {
             exporter.try_send(&awu);
+        }
+        if let Some(control) = &self.control {
+            control.publish(&awu);
+        }
+    }
+
+    /// Does what was asked for at the agent's socket. An answer says that it is durable.
+    fn answer(&mut self, maps: &mut Maps) {
+        while let Some(pending) = self.control.as_ref().and_then(Control::next) {
+            let answer = control::perform(pending.request.clone(), &mut self.engine, clock::now());
+            self.settle(maps);
+            self.commit();
+            pending.answer(answer);
         }
     }
 
@@ -364,22 +376,17 @@ impl Agent {
     pub(super) fn tick(&mut self, capture: &mut Capture) {
         let now = clock::now();
         let maps = &mut capture.maps;
-        let overdue = self
-            .conns
-            .values()
-            .filter_map(|live| self.enforcer.deadline(&live.held))
-            .any(|deadline| deadline <= now.mono_ns);
-        if overdue {
-            for expired in self.enforcer.expire(maps) {
-                if self.config.on_timeout == genops_governance::OnTimeout::Closed {
-                    self.timed_out(maps, expired.conn, expired.to, false);
-                }
+        for Expired { conn, to } in self.enforcer.expire(maps) {
+            // A push makes the kernel program report; a socket that is gone reports nothing.
+            if self.config.on_timeout == OnTimeout::Closed {
+                self.timed_out(maps, conn, to, false);
             }
         }
         if self.engine.next_deadline().is_some_and(|at| at <= now.mono_ns) {
             self.engine.tick(now);
         }
         self.settle(maps);
+        self.answer(maps);
         self.enforcer.forget(maps, now.mono_ns);
         if self.guard.as_mut().is_some_and(|guard| !guard.beat()) {
             eprintln!("genops-agent: the guard process has ended; it is started again");
@@ -391,10 +398,14 @@ impl Agent {
         {
             self.commit();
         }
-        self.account(capture, now);
+        if now.mono_ns >= self.account_at_mono_ns {
+            self.account_at_mono_ns = now.mono_ns.saturating_add(ACCOUNT_EVERY_NS);
+            self.account(capture, now);
+        }
     }
 
-    fn account(&mut self, capture: &Capture, now: genops_governance::Now) {
+    /// Brings evidence and counters up to date.
+    fn account(&mut self, capture: &Capture, now: Now) {
         let lost = capture.count_losses();
         self.journal.set_kernel_counters(self.metrics.kernel_records.get(), lost);
         if let Err(error) = self.journal.tick(now) {
@@ -418,7 +429,7 @@ impl Agent {
             }
         };
         self.engine.reload(clock::now(), config.settings());
-        self.enforcer.set(config.hold_deadline, config.on_timeout);
+        self.enforcer.set(hold_deadline(&config), config.on_timeout);
         if let Err(error) = maps.set_settings(kernel_settings(&config)) {
             eprintln!("genops-agent: the kernel programs keep their settings: {error:#}");
         }
@@ -473,12 +484,25 @@ fn engine(config: &Config, accounts: Ledger) -> Result<Engine> {
 }
 
 fn start_guard(config: &Config, maps: &Maps) -> Option<Guarded> {
-    let closed = config.on_timeout == genops_governance::OnTimeout::Closed;
-    match Guarded::start(&maps.holds, config.hold_deadline, closed) {
+    let closed = config.on_timeout == OnTimeout::Closed;
+    match Guarded::start(&maps.holds, hold_deadline(config), closed) {
         Ok(guard) => Some(guard),
         Err(error) => {
             eprintln!(
                 "genops-agent: {error:#}; if the agent is killed while it holds requests, they wait for TCP's own timers"
+            );
+            None
+        }
+    }
+}
+
+fn start_control(path: &Path, metrics: &Arc<Metrics>) -> Option<Control> {
+    match Control::start(path, Arc::clone(metrics)) {
+        Ok(control) => Some(control),
+        Err(error) => {
+            eprintln!(
+                "genops-agent: {}: {error}; `top`, `budget` and `approve` can't reach this agent",
+                path.display()
             );
             None
         }

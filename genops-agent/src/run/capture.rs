@@ -64,9 +64,9 @@ impl Capture {
         }
         let (started, programs) = channel();
         let found = Arc::clone(metrics);
-        std::thread::Builder::new()
-            .name("discovery".to_owned())
-            .spawn(move || Discovery::new(probes).run(&programs, |finding| note(&found, finding)))?;
+        std::thread::Builder::new().name("discovery".to_owned()).spawn(move || {
+            Discovery::new(probes).run(&programs, |finding| note(&found, finding))
+        })?;
         Ok(Self {
             maps,
             can_hold,

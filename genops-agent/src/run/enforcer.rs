@@ -1,6 +1,9 @@
 //! Verdicts into the kernel: release with a kick, denial with the end of exactly that socket.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
 use genops_governance::OnTimeout;
 
@@ -21,22 +24,26 @@ const KEEP_DENIED_NS: u64 = 300_000_000_000;
 
 /// A connection, as far as holding it goes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Held {
-    pub(super) socket: Option<Socket>,
+struct Held {
+    socket: Option<Socket>,
+    /// Position up to which bytes may leave.
     released_to: u64,
     denied: bool,
     /// When the oldest bytes that wait were written.
     waiting_since: Option<u64>,
-    /// Position after the last byte seen.
+    /// Position after the last byte that the kernel holds or held.
     received: u64,
 }
 
-/// Applies verdicts.
+/// Applies verdicts, and knows what waits for one.
 #[derive(Debug)]
 pub(super) struct Enforcer {
     sockets: Sockets,
     deadline_ns: u64,
     closed: bool,
+    held: HashMap<u64, Held>,
+    /// Connections that wait, by since when.
+    waiting: BTreeSet<(u64, u64)>,
     /// Connections that have ended, by the time when the kernel may forget them.
     ended: BTreeMap<(u64, u64), Option<u64>>,
 }
@@ -47,6 +54,8 @@ impl Enforcer {
             sockets: Sockets::default(),
             deadline_ns: 0,
             closed: false,
+            held: HashMap::new(),
+            waiting: BTreeSet::new(),
             ended: BTreeMap::new(),
         };
         new.set(deadline, on_timeout);
@@ -58,11 +67,13 @@ impl Enforcer {
         self.closed = on_timeout == OnTimeout::Closed;
     }
 
-    /// The kernel holds bytes up to `to`, written at `at_mono_ns`.
-    pub(super) fn arrived(held: &mut Held, to: u64, at_mono_ns: u64) {
+    /// The kernel holds bytes of `conn` up to `to`, written at `at_mono_ns`.
+    pub(super) fn arrived(&mut self, conn: u64, to: u64, at_mono_ns: u64) {
+        let held = self.held.entry(conn).or_default();
         held.received = held.received.max(to);
         if held.received > held.released_to && held.waiting_since.is_none() {
             held.waiting_since = Some(at_mono_ns);
+            self.waiting.insert((at_mono_ns, conn));
         }
     }
 
@@ -72,27 +83,24 @@ impl Enforcer {
         maps: &mut Maps,
         metrics: &Metrics,
         conn: u64,
-        held: &mut Held,
         to: u64,
     ) -> bool {
-        if held.denied {
-            return false;
-        }
+        let held = self.held.entry(conn).or_default();
         let now = clock::mono_ns();
         let waited_ns = held.waiting_since.map_or(0, |since| now.saturating_sub(since));
         if waited_ns > self.deadline_ns && maps.holds.is_denied(conn) {
             held.denied = true;
-            held.waiting_since = None;
+        }
+        if held.denied {
+            self.waits_no_more(conn);
             return false;
         }
         held.released_to = held.released_to.max(to);
         if maps.holds.release(conn, held.released_to).is_err() {
             metrics.lost_map_full.increment();
         }
-        if held.released_to < held.received {
-            return true;
-        }
-        if held.waiting_since.take().is_some() {
+        let held = *held;
+        if held.released_to >= held.received && self.waits_no_more(conn).is_some() {
             metrics.hold.observe(Duration::from_nanos(waited_ns));
             metrics.holds_released.increment();
             self.kick(held);
@@ -102,7 +110,7 @@ impl Enforcer {
 
     /// Pushes what the kernel dropped while the verdict was open. Without effect where the packet is
     /// still to come: it will find the verdict.
-    fn kick(&mut self, held: &Held) {
+    fn kick(&mut self, held: Held) {
         if let Some(socket) = held.socket {
             // A process that has gone needs no push; TCP's timer does it.
             let _gone = self.sockets.kick(socket);
@@ -110,8 +118,10 @@ impl Enforcer {
     }
 
     /// The socket became known, perhaps after the verdict.
-    pub(super) fn joined(&mut self, held: &mut Held, socket: Socket) {
+    pub(super) fn joined(&mut self, conn: u64, socket: Socket) {
+        let held = self.held.entry(conn).or_default();
         held.socket = Some(socket);
+        let held = *held;
         if held.denied {
             // Gone already is as good.
             let _gone = self.sockets.destroy(socket);
@@ -121,60 +131,79 @@ impl Enforcer {
     }
 
     /// Nothing more may leave.
-    pub(super) fn deny(
-        &mut self,
-        maps: &mut Maps,
-        metrics: &Metrics,
-        conn: u64,
-        held: &mut Held,
-    ) {
-        held.denied = true;
-        if let Some(since) = held.waiting_since.take() {
+    pub(super) fn deny(&mut self, maps: &mut Maps, metrics: &Metrics, conn: u64) {
+        if let Some(since) = self.waits_no_more(conn) {
             metrics.hold.observe(Duration::from_nanos(clock::mono_ns().saturating_sub(since)));
         }
+        metrics.holds_denied.increment();
+        self.end(maps, metrics, conn);
+    }
+
+    /// Denies in the kernel first, so that nothing leaves before the socket is gone.
+    fn end(&mut self, maps: &mut Maps, metrics: &Metrics, conn: u64) {
         if maps.holds.deny(conn).is_err() {
             metrics.lost_map_full.increment();
         }
+        let held = self.held.entry(conn).or_default();
+        held.denied = true;
         if let Some(socket) = held.socket {
             let _gone = self.sockets.destroy(socket);
         }
-        metrics.holds_denied.increment();
     }
 
-    /// The deadline has passed for what the kernel has not seen TCP try again.
+    /// Ends the holds whose deadline has passed and that TCP has not tried again since.
     pub(super) fn expire(&mut self, maps: &mut Maps) -> Vec<Expired> {
-        maps.holds.expire(&mut self.sockets, clock::mono_ns(), self.deadline_ns, self.closed)
+        let now = clock::mono_ns();
+        if self.next_deadline().is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        let expired = maps.holds.expire(&mut self.sockets, now, self.deadline_ns, self.closed);
+        // What waits no more in the kernel has been pushed; its own report says how that ended.
+        let overdue = |since: u64| since.saturating_add(self.deadline_ns) <= now;
+        while let Some(&(since, conn)) = self.waiting.first()
+            && overdue(since)
+        {
+            self.waiting.pop_first();
+            if let Some(held) = self.held.get_mut(&conn) {
+                held.waiting_since = None;
+            }
+        }
+        expired
     }
 
-    /// The kernel, or [`Self::expire`], has ended the hold of a connection.
+    /// The deadline has ended a hold, in the kernel or by [`Self::expire`].
     pub(super) fn timed_out(
         &mut self,
         maps: &mut Maps,
         metrics: &Metrics,
         conn: u64,
-        held: &mut Held,
         passed: bool,
     ) {
-        held.waiting_since = None;
+        self.waits_no_more(conn);
         if passed {
             metrics.holds_timed_out_open.increment();
-            return;
-        }
-        metrics.holds_timed_out_closed.increment();
-        held.denied = true;
-        let _full = maps.holds.deny(conn);
-        if let Some(socket) = held.socket {
-            let _gone = self.sockets.destroy(socket);
+        } else {
+            metrics.holds_timed_out_closed.increment();
+            self.end(maps, metrics, conn);
         }
     }
 
-    /// When [`Self::expire`] has to look at a connection.
-    pub(super) fn deadline(&self, held: &Held) -> Option<u64> {
-        held.waiting_since.map(|since| since.saturating_add(self.deadline_ns))
+    /// When [`Self::expire`] has something to do.
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        self.waiting.first().map(|&(since, _)| since.saturating_add(self.deadline_ns))
+    }
+
+    /// Since when it has waited, if it has.
+    fn waits_no_more(&mut self, conn: u64) -> Option<u64> {
+        let since = self.held.get_mut(&conn)?.waiting_since.take()?;
+        self.waiting.remove(&(since, conn));
+        Some(since)
     }
 
     /// The connection has ended; the kernel forgets it a while later.
-    pub(super) fn ended(&mut self, now_mono_ns: u64, conn: u64, held: &Held) {
+    pub(super) fn ended(&mut self, now_mono_ns: u64, conn: u64) {
+        self.waits_no_more(conn);
+        let held = self.held.remove(&conn).unwrap_or_default();
         let keep = if held.denied { KEEP_DENIED_NS } else { KEEP_RELEASED_NS + self.deadline_ns };
         let cookie = held.socket.map(|socket| socket.cookie);
         self.ended.insert((now_mono_ns.saturating_add(keep), conn), cookie);
