@@ -1,5 +1,28 @@
 //! The subcommands that are little more than their arguments and their output.
 
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow};
+
+use crate::cli::Failure;
+use crate::control::{self, Answer, Request};
+
+pub(crate) mod approve;
+pub(crate) mod budget;
 pub(crate) mod check;
 pub(crate) mod doctor;
+pub(crate) mod explain;
+mod money;
+pub(crate) mod policy;
 pub(crate) mod run;
+
+/// Asks the running agent; its refusal is exit code 1.
+fn ask(socket: &Path, request: &Request) -> Result<Answer, Failure> {
+    let answer = control::ask(socket, request).with_context(|| {
+        format!("{}: no agent answers there; start `genops-agent run`", socket.display())
+    });
+    match answer.map_err(Failure::run)? {
+        Answer::Refused(why) => Err(Failure::not_so(anyhow!("{why}"))),
+        done @ Answer::Done(_) => Ok(done),
+    }
+}

@@ -212,7 +212,7 @@ impl Config {
     }
 
     /// Settles `text`; `path` is for messages and for finding files that it names.
-    fn parse(path: &Path, text: &str) -> Result<Self, LoadError> {
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, LoadError> {
         let place = path.display().to_string();
         let invalid = |line: u64, message: String| match line {
             0 => LoadError::Invalid(format!("{place}: {message}")),
@@ -433,7 +433,8 @@ impl CaptureFile {
 
 impl EvidenceFile {
     fn settle(self, config: &Path) -> Evidence {
-        let Self { directory, content, on_failure, origin, key_file, durable_before_release } = self;
+        let Self { directory, content, on_failure, origin, key_file, durable_before_release } =
+            self;
         let directory = directory.unwrap_or_else(|| "/var/lib/genops/evidence".into());
         let key_file = key_file.map(|file| config.parent().unwrap_or(Path::new("")).join(file));
         let durable_before_release = durable_before_release.unwrap_or(true);

@@ -13,11 +13,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use genops_governance::Awu;
+use genops_governance::{AccountKey, Approval, Awu, Engine, Now};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metrics;
 use crate::render;
+
+/// Where the socket is if nothing else is said.
+pub(crate) const SOCKET: &str = "/run/genops/agent.sock";
 
 /// Clients served at the same time; more are told so.
 const CLIENTS: usize = 8;
@@ -77,6 +80,75 @@ pub(crate) enum Answer {
     Done(serde_json::Value),
     /// Not done, because.
     Refused(String),
+}
+
+/// One period of one budget. Amounts are nano-USD or tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Account {
+    /// Its name.
+    pub(crate) budget: String,
+    /// Name of the period.
+    pub(crate) period: String,
+    /// First second of the period, since 1970.
+    pub(crate) start_unix_s: i64,
+    /// First second after it.
+    pub(crate) end_unix_s: i64,
+    /// `USD` or `tokens`.
+    pub(crate) unit: String,
+    /// The limit, with adjustments.
+    pub(crate) allocated: i64,
+    /// Set aside for calls that have not ended.
+    pub(crate) reserved: i64,
+    /// Used by calls that ended.
+    pub(crate) consumed: i64,
+    /// What can still be set aside.
+    pub(crate) remaining: i64,
+}
+
+/// Does what a request asks for, on the engine's thread.
+///
+/// What the engine puts out meanwhile (evidence, changes of the ledger) must be made durable
+/// before the answer is given.
+pub(crate) fn perform(request: Request, engine: &mut Engine, now: Now) -> Answer {
+    let done = match request {
+        Request::Watch {} => Err("not a request for the engine".to_owned()),
+        Request::Budgets {} => {
+            let accounts: Vec<Account> = engine.ledger().accounts().map(account).collect();
+            serde_json::to_value(accounts).map_err(|error| error.to_string())
+        }
+        Request::AdjustBudget { budget, delta, by, why } => engine
+            .adjust(now, &budget, delta, &by, &why)
+            .map(|()| serde_json::json!({"budget": budget, "delta": delta})),
+        Request::Approve { approval_request, by, ceiling_nano_usd, valid_seconds } => {
+            let valid_ns = valid_seconds.saturating_mul(1_000_000_000);
+            // Unique enough for a name: no two approvals are given in the same nanosecond.
+            let id = format!("approval-{:x}", now.unix_ns);
+            let approval = Approval {
+                id: id.clone(),
+                request: approval_request,
+                approver: by,
+                ceiling_nano_usd,
+                given_unix_ns: now.unix_ns,
+                expires_unix_ns: now.unix_ns.saturating_add(valid_ns),
+            };
+            engine.approve(now, approval).map(|()| serde_json::json!({"id": id}))
+        }
+    };
+    done.map_or_else(Answer::Refused, Answer::Done)
+}
+
+fn account((key, account): (&AccountKey, &genops_governance::Account)) -> Account {
+    Account {
+        budget: key.budget.clone(),
+        period: account.period.clone(),
+        start_unix_s: key.start_s,
+        end_unix_s: account.end_s,
+        unit: account.unit.as_str().to_owned(),
+        allocated: account.allocated(),
+        reserved: account.reserved,
+        consumed: account.consumed(),
+        remaining: account.remaining(),
+    }
 }
 
 /// A request that waits for the events thread.

@@ -256,7 +256,7 @@ fn span(awu: &Awu, scope: InstrumentationScope) -> SpanData {
         parent_span_id: SpanId::INVALID,
         parent_span_is_remote: false,
         span_kind: SpanKind::Client,
-        name: Cow::Owned(awu.name().to_owned()),
+        name: Cow::Owned(awu.name().clone()),
         start_time: time(awu.start_unix_ns),
         end_time: time(awu.end_unix_ns),
         attributes: attributes(awu.attributes()),
@@ -292,3 +292,6 @@ fn typed(value: Value) -> opentelemetry::Value {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;

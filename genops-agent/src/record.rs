@@ -145,16 +145,6 @@ impl Recorder {
         Ok(if self.left == 0 { Room::Reached } else { Room::Left })
     }
 
-    /// Bytes are missing; how many is known only where the next piece says its position.
-    pub(crate) fn gap(
-        &mut self,
-        unix_ns: u64,
-        conn: ConnId,
-        direction: Direction,
-    ) -> io::Result<()> {
-        self.writer.gap(unix_ns, &name(conn), direction, None)
-    }
-
     /// Nothing more comes on this connection.
     pub(crate) fn close(&mut self, unix_ns: u64, conn: ConnId) -> io::Result<()> {
         self.streams.remove(&conn);

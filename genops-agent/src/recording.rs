@@ -96,7 +96,7 @@ pub(crate) struct Open {
     /// Whether the bytes were under TLS on the wire.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls: Option<bool>,
-    /// Whether the stream was seen from its first byte.
+    /// Whether the stream was seen from its first byte; where it is absent, the bytes tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) from_start: Option<bool>,
     /// How egress was held.
@@ -545,6 +545,12 @@ impl<W: Write> Writer<W> {
     /// Nothing more comes on this connection.
     pub(crate) fn close(&mut self, time_ns: u64, conn: &str) -> io::Result<()> {
         self.line(&Written { kind: "close", conn, dir: None, time_ns, rest: WrittenNothing {} })
+    }
+
+    /// What was written.
+    #[cfg(test)]
+    pub(crate) fn into_inner(self) -> W {
+        self.output
     }
 
     /// Hands what is buffered to the operating system.

@@ -163,3 +163,6 @@ pub(crate) fn plain(text: &str, width: usize) -> String {
 fn is_reordering(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
+
+#[cfg(test)]
+mod tests;

@@ -207,7 +207,8 @@ impl<F: FnMut(&Awu) -> std::io::Result<()>> Replayer<F> {
         let id = ConnId(self.count);
         self.count += 1;
         let hold = hold.map_or_else(|| self.hold(key), recording::Hold::level);
-        let from_start = from_start.unwrap_or(true);
+        // Whoever did not write it may not have known: the decoder finds out from the bytes.
+        let from_start = from_start.unwrap_or(false);
         let opened = ConnectionOpen {
             name: name.clone(),
             process: key,
@@ -265,15 +266,5 @@ fn side(direction: recording::Direction) -> Direction {
     }
 }
 
-/// The AWUs of a recording as JSON lines.
 #[cfg(test)]
-pub(crate) fn json_lines(config: &Config, recording: &str) -> String {
-    let mut lines = String::new();
-    let mut replayer = Replayer::new(config, |awu| {
-        render::json(awu, &mut lines);
-        Ok(())
-    });
-    replayer.replay(Reader::new(recording.as_bytes())).expect("the recording is well-formed");
-    drop(replayer);
-    lines
-}
+pub(crate) mod tests;

@@ -39,7 +39,7 @@ const REDRAW: Duration = Duration::from_millis(500);
     the end.")]
 pub(crate) struct Top {
     /// The agent's socket.
-    #[arg(long, value_name = "PATH", default_value = "/run/genops/agent.sock")]
+    #[arg(long, value_name = "PATH", default_value = control::SOCKET)]
     socket: PathBuf,
     /// Collect for so many seconds, print the totals, and end.
     #[arg(long, value_name = "N")]
@@ -125,8 +125,11 @@ struct Sums {
 impl Sums {
     fn add(&mut self, awu: &Map<String, Value>) {
         let count = |key: &str| awu.get(key).and_then(Value::as_u64).unwrap_or(0);
-        let usd = awu.get("genops.accounting.unit").and_then(Value::as_str) == Some("USD");
-        let actual = awu.get("genops.accounting.actual").filter(|_| usd);
+        // What is only assumed is no cost: an unknown price is taken for the dearest one.
+        let assumed = ["genops.accounting.incomplete", "genops.accounting.price_assumed"]
+            .iter()
+            .any(|key| awu.get(*key) == Some(&Value::Bool(true)));
+        let cost = awu.get("genops.cost.total").filter(|_| !assumed);
         self.calls += 1;
         match awu.get("genops.policy.result").and_then(Value::as_str) {
             Some("BLOCKED" | "RATE_LIMITED") => self.blocked += 1,
@@ -136,8 +139,7 @@ impl Sums {
         self.errors += u64::from(awu.contains_key("error.type"));
         self.input += count("gen_ai.usage.input_tokens");
         self.output += count("gen_ai.usage.output_tokens");
-        self.usd +=
-            actual.or_else(|| awu.get("genops.cost.total")).and_then(Value::as_f64).unwrap_or(0.0);
+        self.usd += cost.and_then(Value::as_f64).unwrap_or(0.0);
     }
 }
 
@@ -169,7 +171,7 @@ impl Totals {
 
     fn add(&mut self, awu: &Map<String, Value>) {
         let text = |key: &str| awu.get(key).and_then(Value::as_str).unwrap_or("-").to_owned();
-        let principal = text("genops.principal.name");
+        let principal = text("genops.principal");
         let model = awu
             .get("gen_ai.request.model")
             .or_else(|| awu.get("gen_ai.response.model"))
@@ -257,9 +259,9 @@ mod tests {
     fn calls_are_added_up_by_principal_and_model() {
         let mut totals = Totals::new();
         for line in [
-            r#"{"genops.principal.name":"refund-bot","gen_ai.provider.name":"openai","gen_ai.request.model":"gpt-4o-mini","gen_ai.usage.input_tokens":10,"gen_ai.usage.output_tokens":3,"genops.accounting.unit":"USD","genops.accounting.actual":0.25,"genops.policy.result":"ALLOWED"}"#,
+            r#"{"genops.principal":"refund-bot","gen_ai.provider.name":"openai","gen_ai.request.model":"gpt-4o-mini","gen_ai.usage.input_tokens":10,"gen_ai.usage.output_tokens":3,"genops.cost.total":0.25,"genops.policy.result":"ALLOWED"}"#,
             "",
-            r#"{"genops.principal.name":"refund-bot","gen_ai.provider.name":"openai","gen_ai.request.model":"gpt-4o-mini","genops.policy.result":"BLOCKED","genops.policy.reason_code":"POLICY_DENY_MODEL"}"#,
+            r#"{"genops.principal":"refund-bot","gen_ai.provider.name":"openai","gen_ai.request.model":"gpt-4o-mini","genops.policy.result":"BLOCKED","genops.policy.reason_code":"POLICY_DENY_MODEL"}"#,
             r#"{"gen_ai.provider.name":"anthropic","gen_ai.response.model":"claude\u001b[2J","error.type":"500","genops.policy.result":"WARNING"}"#,
             "not json",
         ] {

@@ -78,15 +78,12 @@ fn unknown_key(field: &str, known: &[&str]) -> String {
 
 /// The known word that `word` most probably stands for.
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let far = |candidate: &str| {
-        let edits = strsim::damerau_levenshtein(word, candidate);
-        let likeness = strsim::jaro_winkler(word, candidate);
-        (edits, 1.0 - likeness)
-    };
-    known.iter().copied().min_by(|a, b| {
-        let ((edits_a, unlike_a), (edits_b, unlike_b)) = (far(a), far(b));
-        edits_a.cmp(&edits_b).then(unlike_a.total_cmp(&unlike_b))
-    })
+    let unlike = |candidate: &str| 1.0 - strsim::jaro_winkler(word, candidate);
+    let edits = |candidate: &str| strsim::damerau_levenshtein(word, candidate);
+    known
+        .iter()
+        .copied()
+        .min_by(|a, b| unlike(a).total_cmp(&unlike(b)).then_with(|| edits(a).cmp(&edits(b))))
 }
 
 /// What a value should be, in the file's terms.

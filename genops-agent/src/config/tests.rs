@@ -98,6 +98,7 @@ fn without_a_file_everything_has_its_documented_default() {
                 on_failure: Block,
                 origin: None,
                 key_file: None,
+                durable_before_release: true,
             },
             Capture {
                 message_limit_bytes: 4194304,
@@ -139,9 +140,7 @@ fn an_unknown_key_names_the_nearest_known_one() {
     );
     check(
         "evidence: {dir: /x}\n",
-        &expect![
-            "agent.yaml:1: `dir` is not a key here; the nearest is `origin`, known are directory, content, on_failure, origin, key_file"
-        ],
+        &expect!["agent.yaml:1: `dir` is not a key here; did you mean `directory`?"],
     );
     check(
         "capture: {zzzz: 1}\n",

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use genops_governance::{Attribute, Awu};
+use genops_governance::{Attribute, Awu, Value};
 
-use super::{find_double, find_int, find_str, plain};
+use super::{find, find_double, find_int, find_str, plain};
 
 /// A column: its head, its width in characters, and whether it is a number.
 struct Column {
@@ -94,11 +94,7 @@ fn cells(start_ns: u64, end_ns: u64, attributes: &[Attribute]) -> [String; COLUM
         model.unwrap_or_default().to_owned(),
         tokens("gen_ai.usage.input_tokens"),
         tokens("gen_ai.usage.output_tokens"),
-        find_double(attributes, "genops.accounting.actual")
-            .filter(|_| find_str(attributes, "genops.accounting.unit") == Some("USD"))
-            .or_else(|| find_double(attributes, "genops.cost.total"))
-            .map(|usd| format!("{usd:.6}"))
-            .unwrap_or_default(),
+        cost(attributes).map(|usd| format!("{usd:.6}")).unwrap_or_default(),
         duration(end_ns.saturating_sub(start_ns)),
         decision(attributes),
     ]
@@ -114,11 +110,21 @@ fn process(attributes: &[Attribute]) -> String {
     [name.map(|name| plain(name, 12)), pid].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
-/// `refund-bot/payments`: the principal and its team.
+/// `refund-bot (payments)`: the principal, and its team where the name does not have it already.
 fn principal(attributes: &[Attribute]) -> String {
-    let name = find_str(attributes, "genops.principal.name");
-    let team = find_str(attributes, "genops.team").filter(|team| Some(*team) != name);
-    [name, team].into_iter().flatten().collect::<Vec<_>>().join("/")
+    let name = find_str(attributes, "genops.principal").unwrap_or_default();
+    match find_str(attributes, "genops.team").filter(|team| !name.contains(team)) {
+        Some(team) => format!("{name} ({team})"),
+        None => name.to_owned(),
+    }
+}
+
+/// What it cost in USD; absent where the price or the usage is only assumed.
+fn cost(attributes: &[Attribute]) -> Option<f64> {
+    let assumed = ["genops.accounting.incomplete", "genops.accounting.price_assumed"]
+        .iter()
+        .any(|key| find(attributes, key) == Some(&Value::Bool(true)));
+    find_double(attributes, "genops.cost.total").filter(|_| !assumed)
 }
 
 /// `BLOCKED POLICY_DENY_MODEL`, and what the provider said where that was an error.

@@ -1,0 +1,55 @@
+//! `approve`: a human's approval of one blocked request, for its next try.
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+
+use super::money;
+use crate::cli::{self, Failure};
+use crate::control::{self, Answer, Request};
+
+/// Approve one request that was blocked with `x_approval_required`
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: genops-agent approve 3f9a..c1 --by alice@example.com --max-usd 2.00\n\n\
+    The approval is for one request like the blocked one, holds for at most 15 minutes, and is \
+    evidence. The request's number is `genops.approval.request` of the blocked unit; \
+    `genops-agent explain` shows it too."
+)]
+pub(crate) struct Approve {
+    /// `genops.approval.request` of the blocked unit.
+    #[arg(value_name = "REQUEST")]
+    request: String,
+    /// Who approves: a human who is not part of the request's own chain.
+    #[arg(long, value_name = "WHO")]
+    by: String,
+    /// Most that the request may cost, in USD.
+    #[arg(long, value_name = "USD")]
+    max_usd: String,
+    /// How long the approval holds, in seconds.
+    #[arg(long, value_name = "N", default_value_t = 900)]
+    seconds: u64,
+    /// The agent's socket.
+    #[arg(long, value_name = "PATH", default_value = control::SOCKET)]
+    socket: PathBuf,
+}
+
+impl Approve {
+    /// Runs the command.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let Self { request, by, max_usd, seconds, socket } = self;
+        let ceiling_nano_usd = money::parse_usd(&max_usd)
+            .filter(|ceiling| *ceiling >= 0)
+            .ok_or_else(|| anyhow!("--max-usd: `{max_usd}` is not an amount such as 2.00"))
+            .map_err(Failure::unreadable)?;
+        let valid_seconds = seconds;
+        let request =
+            Request::Approve { approval_request: request, by, ceiling_nano_usd, valid_seconds };
+        if let Answer::Done(approval) = super::ask(&socket, &request)? {
+            let id = approval.get("id").and_then(serde_json::Value::as_str).unwrap_or_default();
+            let id = id.to_owned();
+            cli::print(|out| writeln!(out, "approved as {id}; let the request be made again"))?;
+        }
+        Ok(())
+    }
+}
