@@ -215,6 +215,15 @@ impl Unit {
         }
     }
 
+    /// An amount of this unit in words: `0.0125 USD`, `300 tokens`.
+    #[must_use]
+    pub fn in_words(self, amount: i64) -> String {
+        match self {
+            Self::Usd => format!("{} USD", crate::money::format_usd(amount)),
+            Self::Tokens => format!("{amount} tokens"),
+        }
+    }
+
     /// An amount of this unit as the double that telemetry wants.
     #[must_use]
     pub fn to_double(self, amount: i64) -> f64 {

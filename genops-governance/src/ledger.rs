@@ -780,9 +780,9 @@ mod tests {
             }
         }
 
-        fn step(&mut self, ledger: &mut Ledger, step: Step) {
+        fn step(&mut self, ledger: &mut Ledger, step: &Step) {
             let mut log = Vec::new();
-            match step {
+            match *step {
                 Step::Reserve { call, budgets, amount } => {
                     let names = ["a", "b"].into_iter().enumerate();
                     let chosen = names.filter(|(index, _)| budgets & (1 << index) != 0);
@@ -835,7 +835,7 @@ mod tests {
             let mut ledger = Ledger::new();
             let mut model = Model { file: ledger.snapshot(), ..Model::default() };
             for step in steps {
-                model.step(&mut ledger, step);
+                model.step(&mut ledger, &step);
                 for (key, account) in ledger.accounts() {
                     prop_assert!(account.reserved >= 0);
                     prop_assert!(account.reserved + account.spent <= LIMIT);

@@ -12,8 +12,10 @@ mod authority;
 mod awu;
 mod budget;
 mod config;
+pub mod conformance;
 mod decision;
 mod engine;
+mod explain;
 mod glob;
 mod ledger;
 pub mod money;
@@ -40,6 +42,7 @@ pub use config::{
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};
 pub use engine::{ConnId, ConnectionOpen, ConnectionUpdate, Engine, Output};
+pub use explain::Explanation;
 pub use ledger::{
     Account, AccountKey, Change, Demand, Entry, Ledger, RestoreError, Restored, Share, Shortfall,
 };

@@ -96,6 +96,7 @@ impl Opinion {
 }
 
 /// What a request is like, for policies.
+#[expect(clippy::struct_excessive_bools, reason = "the attributes of the schema, one by one")]
 #[derive(Clone, Debug)]
 pub(crate) struct Facts<'a> {
     pub(crate) provider: &'a str,
@@ -120,7 +121,7 @@ pub(crate) struct Facts<'a> {
 
 /// The policies of a configuration.
 pub(crate) struct Policies {
-    policies: Vec<Policy>,
+    all: Vec<Policy>,
     metas: HashMap<PolicyId, Meta>,
     content: Vec<(PolicyConfig, RegexSet)>,
     tiers: Vec<TierConfig>,
@@ -137,7 +138,7 @@ pub(crate) struct Policies {
 
 impl fmt::Debug for Policies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Policies").field("count", &self.policies.len()).finish_non_exhaustive()
+        f.debug_struct("Policies").field("count", &self.all.len()).finish_non_exhaustive()
     }
 }
 
@@ -210,7 +211,7 @@ impl Policies {
             hash.update(format!("{:?}", policy.denied_content));
         }
         Self {
-            policies,
+            all: policies,
             metas,
             content: content_rules(sections, faults),
             tiers: sections.model_tiers.clone(),
@@ -231,7 +232,7 @@ impl Policies {
 
     /// How many policies there are.
     pub(crate) fn len(&self) -> usize {
-        self.policies.len()
+        self.all.len()
     }
 
     /// The Cedar texts, by file or short-form rule: what the configuration became.
@@ -251,7 +252,7 @@ impl Policies {
                 name == self.types.workload && ancestors.contains(&it)
             }
         };
-        let chosen = self.policies.iter().enumerate().filter(|(_, it)| concerns(it));
+        let chosen = self.all.iter().enumerate().filter(|(_, it)| concerns(it));
         let chosen: Vec<usize> = chosen.map(|(index, _)| index).collect();
         let content = self.content.iter().enumerate().filter(|(_, (policy, _))| {
             let team = policy.team.is_none() || policy.team == who.team;
@@ -261,18 +262,18 @@ impl Policies {
         let mut slices = self.slices.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let slice = slices
             .entry(chosen.clone())
-            .or_insert_with(|| Arc::new(self.build_slice(&chosen, content)));
+            .or_insert_with(|| Arc::new(self.build_slice(&chosen, &content)));
         Arc::clone(slice)
     }
 
-    fn build_slice(&self, chosen: &[usize], content: Vec<usize>) -> Slice {
+    fn build_slice(&self, chosen: &[usize], content: &[usize]) -> Slice {
         let (mut enforcing, mut advisory) = (PolicySet::new(), PolicySet::new());
-        for policy in chosen.iter().filter_map(|index| self.policies.get(*index)) {
+        for policy in chosen.iter().filter_map(|index| self.all.get(*index)) {
             let warns = self.metas.get(policy.id()).is_some_and(|it| it.severity == Severity::Warn);
             let set = if warns { &mut advisory } else { &mut enforcing };
             set.add(policy.clone()).expect("names are unique, and none is a template");
         }
-        Slice { enforcing, advisory, content }
+        Slice { enforcing, advisory, content: content.to_vec() }
     }
 
     fn own_uid(&self, who: &Attribution) -> EntityUid {
@@ -297,13 +298,9 @@ impl Policies {
     }
 
     /// Names of the content rules of a slice that match one of the texts.
-    pub(crate) fn content<'t>(
-        &self,
-        slice: &Slice,
-        texts: impl Iterator<Item = &'t str> + Clone,
-    ) -> Vec<String> {
+    pub(crate) fn content(&self, slice: &Slice, texts: &[&str]) -> Vec<String> {
         let rules = slice.content.iter().filter_map(|index| self.content.get(*index));
-        let matching = rules.filter(|(_, set)| texts.clone().any(|text| set.is_match(text)));
+        let matching = rules.filter(|(_, set)| texts.iter().any(|text| set.is_match(text)));
         matching.map(|(policy, _)| short::content_rule(&policy.name)).collect()
     }
 
@@ -496,19 +493,9 @@ impl Loader {
         found.sort_by_key(|it| it.id().to_string().get(6..).and_then(|it| it.parse::<u64>().ok()));
         let mut from = 0;
         for policy in found {
-            let line = self.line_of(policy, text, &mut from);
+            let line = line_of(policy, text, &mut from);
             self.take(policy, index, line, faults);
         }
-    }
-
-    /// The line that a policy begins on: its annotations come first in its text.
-    fn line_of(&self, policy: &Policy, text: &str, from: &mut usize) -> usize {
-        let own = policy.to_string();
-        let rest = text.get(*from..).unwrap_or_default();
-        let at = rest.find(own.trim()).unwrap_or(0);
-        let start = *from + at;
-        *from = start + own.trim().len().min(rest.len() - at);
-        text.get(..start).unwrap_or_default().matches('\n').count() + 1
     }
 
     fn take(&mut self, policy: &Policy, index: usize, line: usize, faults: &mut Faults) {
@@ -563,6 +550,16 @@ impl Loader {
         };
         format!("{place}: {error}")
     }
+}
+
+/// The line that a policy begins on: its annotations come first in its text.
+fn line_of(policy: &Policy, text: &str, from: &mut usize) -> usize {
+    let own = policy.to_string();
+    let rest = text.get(*from..).unwrap_or_default();
+    let at = rest.find(own.trim()).unwrap_or(0);
+    let start = *from + at;
+    *from = start + own.trim().len().min(rest.len() - at);
+    text.get(..start).unwrap_or_default().matches('\n').count() + 1
 }
 
 /// `FILE:LINE:COLUMN` of an error in a text, as far as it says.

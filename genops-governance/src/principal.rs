@@ -161,7 +161,8 @@ impl Roster {
     fn derive(&self, facts: &ProcessFacts) -> Attribution {
         let project = project_of(facts);
         let team = team_of(facts).or_else(|| project.clone());
-        let environment = self.environment.clone().or_else(|| environment_of(facts));
+        let environment =
+            self.environment.clone().or_else(|| Some(environment_of(facts).to_owned()));
         let known = [&team, &project].into_iter().flatten().map(String::as_str);
         let name = known.collect::<Vec<_>>().join("/");
         Attribution { principal: name, team, project, environment, ..Attribution::default() }
@@ -205,15 +206,14 @@ fn project_of(facts: &ProcessFacts) -> Option<String> {
 }
 
 /// Where it runs.
-fn environment_of(facts: &ProcessFacts) -> Option<String> {
-    let place = if facts.pod_uid.is_some() || facts.namespace.is_some() {
+fn environment_of(facts: &ProcessFacts) -> &'static str {
+    if facts.pod_uid.is_some() || facts.namespace.is_some() {
         "kubernetes"
     } else if facts.container_id.is_some() {
         "container"
     } else {
         HOST
-    };
-    Some(place.to_owned())
+    }
 }
 
 /// `refund.service` and `refund@7.service` are `refund`; sessions and slices say nothing.

@@ -67,8 +67,8 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Limit> {
                 faults.add(&place, key, "is 0; to refuse everything, use a policy");
             }
         }
-        let pace = requests.map(|it| pace(it, per.unwrap_or(Per::Minute), burst.unwrap_or(it)));
-        limits.push(Limit { name, principal, team, provider, pace, concurrent });
+        let rate = requests.map(|it| pace(it, per.unwrap_or(Per::Minute), burst.unwrap_or(it)));
+        limits.push(Limit { name, principal, team, provider, pace: rate, concurrent });
     }
     limits
 }

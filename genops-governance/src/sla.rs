@@ -18,18 +18,18 @@ pub(crate) struct Target {
     pub(crate) tier: String,
     principal: Option<String>,
     model: Option<String>,
-    pub(crate) target_ms: u64,
+    pub(crate) latency_ms: u64,
 }
 
 pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Target> {
     let mut targets = Vec::new();
     for (index, config) in sections.sla.iter().enumerate() {
-        let SlaConfig { tier, principal, model, latency_target_ms: target_ms } = config.clone();
+        let SlaConfig { tier, principal, model, latency_target_ms: latency_ms } = config.clone();
         let place = Faults::entry("sla", index, &tier);
         if tier.trim().is_empty() {
             faults.add(&place, "tier", "is empty");
         }
-        if target_ms == 0 {
+        if latency_ms == 0 {
             faults.add(&place, "latency_target_ms", "is 0, which no call can meet");
         }
         if let Some(name) = &principal
@@ -37,7 +37,7 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Target> {
         {
             faults.add(&place, "principal", &format!("there is no principal `{name}`"));
         }
-        targets.push(Target { tier, principal, model, target_ms });
+        targets.push(Target { tier, principal, model, latency_ms });
     }
     targets
 }

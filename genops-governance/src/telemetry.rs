@@ -1,4 +1,5 @@
-//! Attribute names and event schemas as data (spec §7 and §8, OpenTelemetry's GenAI conventions).
+//! Attribute names and event schemas as data (spec §7 and §8, and the
+//! semantic conventions for generative AI).
 //!
 //! The JSON line and the span both iterate over what [`Awu::attributes`] and [`Awu::events`] give.
 //! What is not known is absent.
@@ -202,6 +203,8 @@ impl Awu {
             out.double("genops.accounting.reconciliation_delta", unit.to_double(delta));
             out.flag("genops.accounting.incomplete", actual.incomplete);
         }
+        let released = matches!(self.outcome, Outcome::NotExecuted(_, _));
+        out.flag("genops.accounting.released", released);
         out.text("genops.accounting.price_hash", hex(&self.grounds.price_hash));
         out.flag("genops.accounting.price_assumed", self.grounds.price_assumed);
         if let Some(budget) = &reservation.budget {

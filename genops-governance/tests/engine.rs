@@ -1,246 +1,21 @@
 //! Whole HTTP exchanges through the engine: bytes in, decisions, accounts and units out.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panic")]
+#![expect(clippy::needless_raw_string_hashes, reason = "as the snapshots are written")]
+
+mod support;
 
 use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
 use genops_governance::{
-    Approval, Awu, BudgetConfig, ConnId, ConnectionOpen, Engine, Entry, GrantConfig, HoldLevel,
-    Ledger, MatchConfig, Mode, Now, Output, PolicyConfig, PolicyText, PriceConfig, PricesConfig,
-    PrincipalConfig, ProcessFacts, ProcessKey, RateLimitConfig, Rung, ScopeConfig, Sections,
-    Settings, SlaConfig, Unit, UnknownModel, Unmapped, Value, time::Period,
+    Approval, BudgetConfig, ConnId, Enforcement, Entry, Explanation, GrantConfig, HoldLevel,
+    Ledger, MatchConfig, Mode, PolicyText, PriceConfig, PricesConfig, PrincipalConfig,
+    ProcessFacts, ProcessKey, RateLimitConfig, ScopeConfig, Sections, SlaConfig, Unit,
+    UnknownModel, Unmapped, Value,
 };
 use genops_protocols::Direction;
-
-/// 2026-11-22T10:00:00Z.
-const START: u64 = 1_795_341_600_000_000_000;
-
-const BOT: ProcessKey = ProcessKey { pid: 4242, start_ns: 7 };
-
-/// A test host: one engine, a clock that the test moves, and what came out.
-struct Host {
-    engine: Engine,
-    now: Now,
-    next: u64,
-    text: String,
-    awus: Vec<Awu>,
-    ledger: Vec<Entry>,
-}
-
-fn now(mono_ns: u64) -> Now {
-    Now { mono_ns, unix_ns: START + mono_ns }
-}
-
-impl Host {
-    fn new(sections: &Sections) -> Self {
-        Self::on(sections, Ledger::new())
-    }
-
-    fn on(sections: &Sections, ledger: Ledger) -> Self {
-        let settings = Settings::compile(sections).unwrap();
-        let mut engine = Engine::new(settings, ledger, [7; 32]);
-        let exe = Some("/usr/bin/python3.11".to_owned());
-        let user = Some("svc-refund".to_owned());
-        engine.process(now(1), ProcessFacts { exe, user, ..ProcessFacts::bare(BOT, "python3") });
-        let (text, awus, ledger) = (String::new(), Vec::new(), Vec::new());
-        let mut host = Self { engine, now: now(1), next: 0, text, awus, ledger };
-        host.drain();
-        host.text.clear();
-        host
-    }
-
-    fn wait_ms(&mut self, ms: u64) {
-        self.now = now(self.now.mono_ns + ms * 1_000_000);
-    }
-
-    fn open(&mut self, hold: HoldLevel) -> ConnId {
-        self.open_for(Some(BOT), hold)
-    }
-
-    fn open_for(&mut self, process: Option<ProcessKey>, hold: HoldLevel) -> ConnId {
-        self.next += 1;
-        let conn = ConnId(self.next);
-        let open = ConnectionOpen {
-            name: format!("c{}", self.next),
-            process,
-            pid: None,
-            comm: None,
-            exe: None,
-            server_name: Some("api.openai.com".to_owned()),
-            local: None,
-            remote: None,
-            from_start: true,
-            hold,
-        };
-        self.engine.open(self.now, conn, open);
-        conn
-    }
-
-    fn egress(&mut self, conn: ConnId, bytes: &[u8]) -> &mut Self {
-        self.engine.data(self.now, conn, self.now.mono_ns, Direction::Egress, bytes);
-        self.drain();
-        self
-    }
-
-    fn ingress(&mut self, conn: ConnId, bytes: &[u8]) -> &mut Self {
-        self.engine.data(self.now, conn, self.now.mono_ns, Direction::Ingress, bytes);
-        self.drain();
-        self
-    }
-
-    fn close(&mut self, conn: ConnId) -> &mut Self {
-        self.engine.close(self.now, conn, self.now.mono_ns);
-        self.drain();
-        self
-    }
-
-    /// Renders what came out, one line each; identities are left out.
-    fn drain(&mut self) {
-        for output in self.engine.outputs() {
-            let out = &mut self.text;
-            match output {
-                Output::Release { conn, to } => writeln!(out, "release c{} to {to}", conn.0),
-                Output::Deny { conn, collateral, .. } => {
-                    writeln!(out, "deny c{} collateral {collateral}", conn.0)
-                }
-                Output::Ledger(entry) => {
-                    self.ledger.push(entry);
-                    Ok(())
-                }
-                Output::Record(record) => {
-                    write!(out, "record {}", record.kind.as_str()).unwrap();
-                    for account in &record.accounts {
-                        let budget = account.budget.as_deref().unwrap_or("-");
-                        let (reserved, actual) = (account.reserved, account.actual);
-                        write!(out, " [{budget} {reserved} {actual:?}").unwrap();
-                        write!(out, " left {:?}]", account.remaining).unwrap();
-                    }
-                    writeln!(out)
-                }
-                Output::Awu(awu) => {
-                    let line = render(&awu);
-                    self.awus.push(*awu);
-                    writeln!(out, "{line}")
-                }
-            }
-            .unwrap();
-        }
-    }
-
-    #[track_caller]
-    fn check(&mut self, expected: &Expect) {
-        expected.assert_eq(&self.text);
-        self.text.clear();
-    }
-}
-
-/// The attributes of a unit that tests look at.
-fn render(awu: &Awu) -> String {
-    let mut line = String::from("awu");
-    for (name, value) in awu.attributes() {
-        let Some(name) = name.strip_prefix("genops.") else {
-            if name == "error.type" {
-                write!(line, " error={value:?}").unwrap();
-            }
-            continue;
-        };
-        let shown = [
-            "policy.result",
-            "policy.reason_code",
-            "policy.name",
-            "policy.reason",
-            "accounting.reserved",
-            "accounting.actual",
-            "accounting.incomplete",
-            "compliance",
-            "capture.level",
-            "enforcement.rung",
-            "enforcement.timed_out",
-            "enforcement.bytes_before_decision",
-            "sla.met",
-        ];
-        if shown.contains(&name) {
-            match value {
-                Value::Str(text) => write!(line, "\n  {name}: {text}"),
-                other => write!(line, "\n  {name}: {other:?}"),
-            }
-            .unwrap();
-        }
-    }
-    line
-}
-
-const HELD: HoldLevel = HoldLevel::Held(Rung::EgressHold);
-
-fn request_to(path: &str, body: &str) -> Vec<u8> {
-    format!(
-        "POST {path} HTTP/1.1\r\nHost: api.openai.com\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
-}
-
-fn chat(model: &str, text: &str) -> Vec<u8> {
-    request_to(
-        "/v1/chat/completions",
-        &format!(
-            r#"{{"model":"{model}","max_tokens":100,"service_tier":"default","messages":[{{"role":"user","content":"{text}"}}]}}"#
-        ),
-    )
-}
-
-fn answer(status: u16, body: &str) -> Vec<u8> {
-    format!(
-        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .into_bytes()
-}
-
-fn ok() -> Vec<u8> {
-    answer(
-        200,
-        r#"{"id":"r1","object":"chat.completion","model":"gpt-4o-mini-2024-07-18","service_tier":"default","choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"hi"}}],"usage":{"prompt_tokens":20,"completion_tokens":10,"total_tokens":30}}"#,
-    )
-}
-
-fn bot() -> PrincipalConfig {
-    let user = Some("svc-refund".to_owned());
-    PrincipalConfig {
-        name: "refund-bot".to_owned(),
-        matches: MatchConfig { user, ..MatchConfig::default() },
-        team: Some("payments".to_owned()),
-        project: Some("refunds".to_owned()),
-        ..PrincipalConfig::default()
-    }
-}
-
-fn enforcing() -> Sections {
-    Sections {
-        environment: Some("production".to_owned()),
-        mode: Mode::Enforce,
-        principals: vec![bot()],
-        ..Sections::default()
-    }
-}
-
-fn policy(change: impl FnOnce(&mut PolicyConfig)) -> Sections {
-    let mut policy = PolicyConfig { name: "rules".to_owned(), ..PolicyConfig::default() };
-    change(&mut policy);
-    Sections { policies: vec![policy], ..enforcing() }
-}
-
-fn budget(limit: f64) -> BudgetConfig {
-    BudgetConfig {
-        name: "daily".to_owned(),
-        team: Some("payments".to_owned()),
-        limit,
-        period: Some(Period::Day),
-        ..BudgetConfig::default()
-    }
-}
+use support::{BOT, HELD, Host, START, answer, bot, budget, chat, enforcing, ok, policy};
 
 /// One held request, and what comes of it.
 #[track_caller]
@@ -420,7 +195,7 @@ fn a_request_that_may_cost_too_much_is_refused() {
 fn a_policy_that_only_warns_lets_pass() {
     let sections = policy(|it| {
         it.denied_models = vec!["gpt-4o*".to_owned()];
-        it.enforcement = genops_governance::Enforcement::Warn;
+        it.enforcement = Enforcement::Warn;
     });
     held(
         &sections,
@@ -1249,4 +1024,22 @@ fn the_same_inputs_give_the_same_outputs() {
         all
     };
     assert_eq!(run(), run());
+}
+
+#[test]
+fn a_decision_is_explained_in_a_paragraph() {
+    let by = Some("alice@example.com".to_owned());
+    let mut sections = policy(|it| it.denied_models = vec!["gpt-5*".to_owned()]);
+    sections.principals = vec![PrincipalConfig { delegated_by: by, ..bot() }];
+    sections.budgets = vec![budget(1.0)];
+    let mut host = Host::new(&sections);
+    for model in ["gpt-5-pro", "gpt-4o-mini"] {
+        let conn = host.open(HELD);
+        host.egress(conn, &chat(model, "hello")).ingress(conn, &ok());
+    }
+    let said: Vec<String> = host.awus.iter().map(|it| Explanation::of(it).paragraph()).collect();
+    let expected = expect![[r#"
+        At 2026-11-22T10:00:00Z `refund-bot` (team payments, project refunds, /usr/bin/python3.11, pid 4242), acting under principal:refund-bot, for whom alice@example.com answers, asked openai for gpt-5-pro (chat). It was BLOCKED with POLICY_DENY_MODEL by `rules.denied_models`: these models are denied: gpt-5*; it asks openai for gpt-5-pro. To run, ask for a model and provider that `rules.denied_models` permits, or have it changed.
+        At 2026-11-22T10:00:00Z `refund-bot` (team payments, project refunds, /usr/bin/python3.11, pid 4242), acting under principal:refund-bot, for whom alice@example.com answers, asked openai for gpt-4o-mini (chat). It was ALLOWED. 0.00009375 USD were set aside for it from `daily` (2026-11-22), which has 0.99990625 USD left."#]];
+    expected.assert_eq(&said.join("\n"));
 }

@@ -419,7 +419,7 @@ impl Core {
         let ran = awu.outcome.actual().is_some();
         awu.sla = target.filter(|_| ran).map(|it| Sla {
             tier: it.tier,
-            target_ms: it.target_ms,
+            target_ms: it.latency_ms,
             actual_ms: latency_ms,
         });
         self.outputs.push_back(Output::Awu(Box::new(awu)));
@@ -441,7 +441,7 @@ impl Core {
         }
         self.latencies.note(&format!("provider {provider}"), latency_ms);
         if let Some(target) = &running.target {
-            let missed = u64::from(latency_ms > target.target_ms);
+            let missed = u64::from(latency_ms > target.latency_ms);
             self.latencies.note(&target_key(target, &principal), missed);
         }
         let failed = call.status.is_some_and(|it| it >= 500);

@@ -106,7 +106,7 @@ impl Core {
         let text_bytes = texts.iter().map(|it| it.len() as u64).sum::<u64>();
         let text_bytes = text_bytes.saturating_add(request.texts_dropped_bytes());
         let policies = self.settings.clone();
-        let content = policies.0.policies.content(self.slice(&subject), texts.iter().copied());
+        let content = policies.0.policies.content(self.slice(&subject), &texts);
         let call = request.call;
         let bytes = call.request_bytes.max(text_bytes);
         let ask = Ask {
@@ -355,7 +355,7 @@ impl Core {
         let target = sla::find(&settings.targets, &subject.lineage, model);
         let missed = |it: &&sla::Target| self.latencies.p95(&target_key(it, who)) == Some(1);
         if let Some(target) = target.filter(missed) {
-            let why = format!("of the last calls, too many took over {} ms", target.target_ms);
+            let why = format!("of the last calls, too many took over {} ms", target.latency_ms);
             return Some(Objection::block(
                 ReasonCode::SlaLatencyViolation,
                 Some(&target.tier),
@@ -753,10 +753,7 @@ fn shortfall_objection(short: &Shortfall, demands: &[Demand]) -> Objection {
     let Shortfall { budget, remaining, allocated, wanted } = short;
     let unit = demands.iter().find(|it| it.key.budget == *budget).map(|it| it.unit);
     let unit = unit.unwrap_or_default();
-    let amount = |it: i64| match unit {
-        Unit::Usd => format!("{} USD", money::format_usd(it)),
-        Unit::Tokens => format!("{it} tokens"),
-    };
+    let amount = |it: i64| unit.in_words(it);
     let code = if *remaining == 0 {
         ReasonCode::BudgetExceeded
     } else {

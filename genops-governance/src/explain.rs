@@ -1,0 +1,280 @@
+//! A decision in one paragraph, for the developer whose call it was: who asked for what, what was
+//! decided by which policy, grant and budget, and what would have to change.
+//!
+//! Made from plain fields, so that it works from an evidence record, a JSON line or a span.
+
+use std::fmt::Write as _;
+
+use crate::awu::Awu;
+use crate::decision::ReasonCode;
+use crate::record::Record;
+
+/// What is known of a decision. `None` means not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Explanation {
+    /// Which unit.
+    pub awu: String,
+    /// When, as RFC 3339 writes it.
+    pub when: Option<String>,
+    /// The principal.
+    pub principal: Option<String>,
+    /// `genops.team` and `genops.project`.
+    pub team: Option<String>,
+    /// `genops.project`.
+    pub project: Option<String>,
+    /// Number of the process.
+    pub pid: Option<u32>,
+    /// Path of its executable.
+    pub exe: Option<String>,
+    /// The grants, own first.
+    pub chain: Vec<String>,
+    /// The human who answers for it.
+    pub accountable: Option<String>,
+    /// `gen_ai.operation.name`.
+    pub operation: Option<String>,
+    /// `gen_ai.provider.name`.
+    pub provider: Option<String>,
+    /// `gen_ai.request.model`.
+    pub model: Option<String>,
+    /// Region.
+    pub region: Option<String>,
+    /// `ALLOWED`, `BLOCKED`, `WARNING` or `RATE_LIMITED`.
+    pub result: String,
+    /// The reason code.
+    pub code: Option<String>,
+    /// The policy, grant, budget or limit that decided.
+    pub policy: Option<String>,
+    /// Why, in words.
+    pub reason: Option<String>,
+    /// Every policy that matched.
+    pub matched: Vec<String>,
+    /// Budgets drawn on, each in words.
+    pub budgets: Vec<String>,
+    /// What was set aside, in words.
+    pub reserved: Option<String>,
+    /// What an approval would be for.
+    pub approval_request: Option<String>,
+}
+
+impl Explanation {
+    /// From a finished unit.
+    #[must_use]
+    pub fn of(awu: &Awu) -> Self {
+        let decision = awu.outcome.decision();
+        let who = &awu.attribution;
+        let reservation = awu.outcome.reservation();
+        let budget = reservation.and_then(|it| it.budget.as_ref());
+        Self {
+            awu: awu.id.to_string(),
+            when: Some(crate::time::format_moment(awu.grounds.unix_ns)),
+            principal: Some(who.principal.clone()).filter(|it| !it.is_empty()),
+            team: who.team.clone(),
+            project: who.project.clone(),
+            pid: awu.pid,
+            exe: awu.exe.clone(),
+            chain: who.chain.clone(),
+            accountable: who.accountable.clone(),
+            operation: awu.call.operation.clone(),
+            provider: awu.call.provider.clone(),
+            model: awu.call.request_model.clone(),
+            region: awu.region.clone(),
+            result: decision.result().as_str().to_owned(),
+            code: decision.reason().map(|it| it.as_str().to_owned()),
+            policy: awu.grounds.policy.clone(),
+            reason: awu.grounds.reason.clone(),
+            matched: awu.grounds.matched.clone(),
+            budgets: budget
+                .map(|it| {
+                    let left = it.unit.in_words(it.remaining);
+                    format!("`{}` ({}), which has {left} left", it.name, it.period)
+                })
+                .into_iter()
+                .collect(),
+            reserved: reservation.map(|it| it.unit.in_words(it.amount)),
+            approval_request: awu.grounds.approval_request.clone(),
+        }
+    }
+
+    /// From the evidence record of a decision.
+    #[must_use]
+    pub fn of_record(record: &Record) -> Self {
+        let mut made = Self::default();
+        made.awu = record.awu.map(|it| it.to_string()).unwrap_or_default();
+        made.when = Some(crate::time::format_moment(record.at.unix_ns));
+        if let Some(who) = &record.who {
+            let it = &who.attribution;
+            made.principal = Some(it.principal.clone()).filter(|it| !it.is_empty());
+            (made.team, made.project) = (it.team.clone(), it.project.clone());
+            (made.chain, made.accountable) = (it.chain.clone(), it.accountable.clone());
+            (made.pid, made.exe) = (who.pid, who.exe.clone());
+        }
+        if let Some(what) = &record.what {
+            made.operation.clone_from(&what.operation);
+            made.provider.clone_from(&what.provider);
+            made.model.clone_from(&what.model);
+            made.region.clone_from(&what.region);
+        }
+        if let Some(decided) = &record.decision {
+            made.result = decided.result.as_str().to_owned();
+            made.code = decided.reason.as_ref().map(|it| it.as_str().to_owned());
+            made.policy.clone_from(&decided.policy);
+            made.matched.clone_from(&decided.matched);
+        }
+        made
+    }
+
+    /// The paragraph.
+    #[must_use]
+    pub fn paragraph(&self) -> String {
+        let mut text = self.who();
+        let _infallible = write!(text, " {}", self.what());
+        text.push_str(&self.decided());
+        let due = self.what_would_have_to_change();
+        if !due.is_empty() {
+            let _infallible = write!(text, " {due}");
+        }
+        text
+    }
+
+    fn who(&self) -> String {
+        let mut text = match &self.when {
+            Some(when) => format!("At {when} "),
+            None => String::new(),
+        };
+        let principal = self.principal.as_deref().unwrap_or("an unidentified process");
+        let _infallible = write!(text, "`{principal}`");
+        let about: Vec<String> = [
+            self.team.as_ref().map(|it| format!("team {it}")),
+            self.project.as_ref().map(|it| format!("project {it}")),
+            self.exe.clone(),
+            self.pid.map(|it| format!("pid {it}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        if !about.is_empty() {
+            let _infallible = write!(text, " ({})", about.join(", "));
+        }
+        if !self.chain.is_empty() {
+            let _infallible = write!(text, ", acting under {}", self.chain.join(" under "));
+        }
+        if let Some(human) = &self.accountable {
+            let _infallible = write!(text, ", for whom {human} answers");
+        }
+        if !self.chain.is_empty() || self.accountable.is_some() {
+            text.push(',');
+        }
+        text
+    }
+
+    fn what(&self) -> String {
+        let provider = self.provider.as_deref().unwrap_or("an AI provider");
+        let model = self.model.as_deref().unwrap_or("a model that could not be read");
+        let mut text = format!("asked {provider} for {model}");
+        if let Some(operation) = &self.operation {
+            let _infallible = write!(text, " ({operation})");
+        }
+        if let Some(region) = &self.region {
+            let _infallible = write!(text, " in {region}");
+        }
+        text
+    }
+
+    fn decided(&self) -> String {
+        let mut text = format!(". It was {}", self.result);
+        if let Some(code) = &self.code {
+            let _infallible = write!(text, " with {code}");
+        }
+        if let Some(policy) = &self.policy {
+            let _infallible = write!(text, " by `{policy}`");
+        }
+        if let Some(reason) = &self.reason {
+            let _infallible = write!(text, ": {reason}");
+        }
+        text.push('.');
+        let others = self.matched.iter().filter(|it| Some(*it) != self.policy.as_ref());
+        let others: Vec<String> = others.map(|it| format!("`{it}`")).collect();
+        if !others.is_empty() {
+            let _infallible = write!(text, " {} matched too.", others.join(", "));
+        }
+        if let Some(reserved) = &self.reserved {
+            let _infallible = write!(text, " {reserved} were set aside for it");
+            if !self.budgets.is_empty() {
+                let _infallible = write!(text, " from {}", self.budgets.join(" and "));
+            }
+            text.push('.');
+        }
+        text
+    }
+
+    fn what_would_have_to_change(&self) -> String {
+        let Some(code) = self.code.as_deref().and_then(ReasonCode::parse) else {
+            return String::new();
+        };
+        let by = self.policy.as_deref().unwrap_or("the configuration");
+        remedy(&code, by, self.approval_request.as_deref())
+    }
+}
+
+/// What would have to change for a reason not to hold.
+fn remedy(code: &ReasonCode, by: &str, request: Option<&str>) -> String {
+    match code {
+        ReasonCode::BudgetExceeded | ReasonCode::BudgetReservationFailed => format!(
+            "To run, it needs a smaller worst case (a lower limit on output tokens, a shorter \
+             prompt, a cheaper model), the next period, or more in `{by}`."
+        ),
+        ReasonCode::PolicyDenyModel => {
+            format!("To run, ask for a model and provider that `{by}` permits, or have it changed.")
+        }
+        ReasonCode::PolicyDenyRegion => format!(
+            "To run, use an endpoint in a region that `{by}` permits; where the region of a host \
+             is not known, name it under `providers`."
+        ),
+        ReasonCode::PolicyDenyContent => {
+            format!("To run, leave out the text that `{by}` forbids; evidence does not hold it.")
+        }
+        ReasonCode::RateLimited => format!("To run, wait; or have `{by}` raised."),
+        ReasonCode::SlaLatencyViolation => {
+            "Nothing was refused: earlier calls took longer than their target.".to_owned()
+        }
+        ReasonCode::ProviderErrorUpstream => {
+            "Nothing was refused: the provider failed shortly before.".to_owned()
+        }
+        ReasonCode::AccountingInvariantViolation => {
+            "To run, the evidence and the accounts must be writable again.".to_owned()
+        }
+        ReasonCode::Extension(_) => extension_remedy(code, by, request),
+    }
+}
+
+fn extension_remedy(code: &ReasonCode, by: &str, request: Option<&str>) -> String {
+    let known = [
+        (
+            ReasonCode::IDENTITY_UNRESOLVED,
+            "To run, the process must be one that can be identified.",
+        ),
+        (ReasonCode::UNMAPPED_PRINCIPAL, "Add it to `principals` to give it a name and a team."),
+        (ReasonCode::NO_AUTHORITY, "To run, a policy must permit it."),
+        (ReasonCode::AUTHORITY_EXPIRED, "To run, the grant must be renewed."),
+        (ReasonCode::AUTHORITY_REVOKED, "To run, the grant must be given again."),
+        (ReasonCode::DELEGATION_EXCEEDED, "To run, stay within the grant, or have it widened."),
+        (ReasonCode::POLICY_ERROR, "To run, the policy must be mended: an error never permits."),
+        (ReasonCode::CONCURRENCY_EXCEEDED, "To run, wait until another call has ended."),
+        (ReasonCode::PRICE_UNKNOWN, "Give the model a price under `prices.overrides`."),
+        (ReasonCode::BUDGET_THRESHOLD, "Nothing was refused: most of the budget is used."),
+        (ReasonCode::DECISION_TIMEOUT, "Try again; the decision came too late."),
+        (ReasonCode::CONNECTION_DENIED, "Try again on a new connection."),
+    ];
+    if *code == ReasonCode::APPROVAL_REQUIRED {
+        let request = request.unwrap_or("the unit");
+        return format!(
+            "To run, somebody outside of its chain must approve `{request}` and it must be sent \
+             again within the approval's time."
+        );
+    }
+    let found = known.into_iter().find(|(it, _)| it == code);
+    found.map_or_else(
+        || format!("To run, it must no longer match `{by}`."),
+        |(_, text)| text.to_owned(),
+    )
+}
