@@ -312,7 +312,6 @@ fn actual_coding(hint: Option<Coding>, start: &[u8]) -> Coding {
     let looks_plain = start.iter().all(|&byte| matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7e))
         && start.trim_ascii().first().is_none_or(|byte| b"{[\":deir-".contains(byte));
     match hint {
-        Some(Coding::Identity) => Coding::Identity,
         Some(Coding::Unknown) => Coding::Unknown,
         Some(Coding::Brotli) if !looks_plain => Coding::Brotli,
         Some(Coding::Deflate) if !looks_plain => Coding::Deflate,

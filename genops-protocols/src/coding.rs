@@ -1,7 +1,8 @@
 //! Content codings of HTTP bodies, undone as they come: gzip, deflate, br, zstd.
 //!
 //! [RFC 9110 §8.4][rfc] names them. What is decoded is handed on at once and not kept; what a
-//! decompressor needs for itself is its window, at most [`Decoder::WINDOW_LIMIT`].
+//! decompressor needs for itself is its window: 32 KiB (gzip, deflate), 16 MiB at most (br,
+//! RFC 7932 §9.1), 8 MiB at most (zstd).
 //!
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc9110#section-8.4
 
@@ -68,12 +69,9 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// Largest window of any coding, in bytes: br's ([RFC 7932 §9.1]); gzip has 32 KiB, zstd is
-    /// held to 8 MiB ([RFC 9659]).
+    /// zstd's window is held to 8 MiB, as [RFC 9659] has it for HTTP.
     ///
-    /// [RFC 7932 §9.1]: https://www.rfc-editor.org/rfc/rfc7932#section-9.1
     /// [RFC 9659]: https://www.rfc-editor.org/rfc/rfc9659
-    pub(crate) const WINDOW_LIMIT: usize = 16 << 20;
     const ZSTD_WINDOW_LOG: u32 = 23;
     /// A body may expand freely up to here,
     pub(crate) const FREE_OUTPUT: u64 = 64 << 20;

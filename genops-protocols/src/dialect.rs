@@ -111,6 +111,9 @@ pub(crate) struct Bodies<'a> {
     pub(crate) response: &'a Facts,
 }
 
+/// Tables of paths and what is wanted there.
+pub(crate) type Paths = &'static [&'static [(&'static str, Want)]];
+
 /// One provider's API, or a family of them.
 pub(crate) trait Dialect: Debug + Sync {
     /// What a request means, by its path. Only what uses a model, MCP or A2A: anything else of a
@@ -118,10 +121,10 @@ pub(crate) trait Dialect: Debug + Sync {
     fn endpoint(&self, target: &Target<'_>) -> Option<Endpoint>;
 
     /// Wanted values of request bodies.
-    fn request_paths(&self) -> &'static [(&'static str, Want)];
+    fn request_paths(&self) -> Paths;
 
     /// Wanted values of response bodies: whole ones, and events of streams.
-    fn response_paths(&self) -> &'static [(&'static str, Want)];
+    fn response_paths(&self) -> Paths;
 
     /// The request body is one of this endpoint. Asked where the host is nobody we know.
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool;
@@ -136,12 +139,12 @@ pub(crate) trait Dialect: Debug + Sync {
 
 /// Wanted values of request bodies, of all dialects.
 pub(crate) static REQUESTS: LazyLock<Schema> = LazyLock::new(|| {
-    Schema::new(DIALECTS.iter().flat_map(|dialect| dialect.request_paths()).copied())
+    Schema::new(DIALECTS.iter().flat_map(|dialect| dialect.request_paths().concat()))
 });
 
 /// Wanted values of response bodies, of all dialects.
 pub(crate) static RESPONSES: LazyLock<Schema> = LazyLock::new(|| {
-    Schema::new(DIALECTS.iter().flat_map(|dialect| dialect.response_paths()).copied())
+    Schema::new(DIALECTS.iter().flat_map(|dialect| dialect.response_paths().concat()))
 });
 
 /// Names a configuration may give, each with the provider it stands for.

@@ -36,6 +36,7 @@ pub(crate) struct Head {
     pub(crate) rpc_method: Option<String>,
     pub(crate) error_type: Option<String>,
     pub(crate) measured: Measured,
+    pub(crate) grpc_status: Option<String>,
     pub(crate) llama_cpp: bool,
     /// Part of the head is not known: fields may be missing.
     pub(crate) partial: bool,
@@ -88,6 +89,7 @@ impl Head {
             b"x-amzn-bedrock-cache-write-input-token-count" => {
                 self.measured.cache_write = value.parse().ok();
             }
+            b"grpc-status" => self.grpc_status = text(),
             b"server" => self.llama_cpp = value.eq_ignore_ascii_case("llama.cpp"),
             _ => {}
         }
@@ -104,6 +106,7 @@ impl Head {
 
 /// One exchange in the making.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each half ends, and ends well, on its own")]
 pub(crate) struct Transaction {
     call: Call,
     endpoint: Option<Endpoint>,
@@ -371,13 +374,11 @@ impl Transaction {
         }
     }
 
-    /// Fields after the body.
-    pub(crate) fn response_trailer(&mut self, name: &[u8], value: &[u8]) {
-        if name == b"grpc-status"
-            && value != b"0"
-            && let (Some(body), Ok(code)) = (&mut self.response, std::str::from_utf8(value))
-        {
-            body.facts_mut().keep_text(Field::ErrorType, code);
+    /// Fields after the body: where gRPC says how it went.
+    pub(crate) fn response_trailers(&mut self, head: &Head) {
+        let status = head.grpc_status.as_deref().filter(|status| *status != "0");
+        if let (Some(body), Some(status)) = (&mut self.response, status) {
+            body.facts_mut().keep_text(Field::ErrorType, status);
         }
     }
 

@@ -513,7 +513,7 @@ impl Reader for Gather<'_> {
                     texts.end();
                 }
             }
-            Want::Base64 | Want::Nothing => {}
+            Want::Base64 | Want::Nothing | Want::Choice | Want::Item(_) => {}
             Want::Keep(field) => {
                 if let Some(text) = self.facts.end_string() {
                     self.facts.keep(field, Value::Text(text));
@@ -531,7 +531,6 @@ impl Reader for Gather<'_> {
                 let count = text.as_deref().and_then(|text| text.parse().ok());
                 self.facts.slot(slot, text, count);
             }
-            Want::Choice | Want::Item(_) => {}
         }
     }
 

@@ -647,7 +647,6 @@ impl Chunk {
                         let size = size << 4 | u64::from(digit);
                         (1, more(Self::Size { size, digits: digits + 1, extension }))
                     }
-                    (Some(_), _) => (0, Next::Broken),
                     (None, b'\n') if digits == 0 => (0, Next::Broken),
                     (None, b'\n') if size == 0 => (1, more(Self::Trailer { line: 0 })),
                     (None, b'\n') => (1, more(Self::Data(size))),
@@ -656,7 +655,7 @@ impl Chunk {
                         (1, more(Self::Size { size, digits, extension: true }))
                     }
                     (None, _) if extension => (1, more(self)),
-                    (None, _) => (0, Next::Broken),
+                    _ => (0, Next::Broken),
                 }
             }
             Self::Trailer { line } => match byte {

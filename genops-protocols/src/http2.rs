@@ -71,12 +71,11 @@ pub(crate) fn plausible(bytes: &[u8; 9]) -> bool {
             (1..=16_384).contains(&len),
         ),
         PRIORITY => (true, len == 5),
-        RST_STREAM => (true, len == 4),
         SETTINGS => (flags & !1 == 0, len % 6 == 0 && len <= 96 && (flags == 0 || len == 0)),
         PUSH_PROMISE => (flags & !(END_HEADERS | PADDED) == 0, (4..=16_384).contains(&len)),
         PING => (flags & !1 == 0, len == 8),
         GOAWAY => (true, (8..=1024).contains(&len)),
-        WINDOW_UPDATE => (true, len == 4),
+        RST_STREAM | WINDOW_UPDATE => (true, len == 4),
         CONTINUATION => (flags & !END_HEADERS == 0, len <= 16_384),
         _ => (false, false),
     };
@@ -485,13 +484,15 @@ impl Http2 {
     fn settings(&mut self, payload: &[u8], direction: Direction) {
         const HEADER_TABLE_SIZE: u16 = 1;
         for setting in payload.chunks_exact(6) {
-            let &[a, b, c, d, e, f] = setting else { continue };
-            if u16::from_be_bytes([a, b]) == HEADER_TABLE_SIZE {
+            let (Some(name), Some(value)) = (setting.first_chunk(), setting.last_chunk()) else {
+                continue;
+            };
+            if u16::from_be_bytes(*name) == HEADER_TABLE_SIZE {
                 let other = match direction {
                     Direction::Egress => &mut self.ingress,
                     Direction::Ingress => &mut self.egress,
                 };
-                other.hpack.allow(u32::from_be_bytes([c, d, e, f]));
+                other.hpack.allow(u32::from_be_bytes(*value));
             }
         }
     }
@@ -500,18 +501,12 @@ impl Http2 {
         let side = self.side(input.direction);
         let Some(block) = side.block.take() else { return };
         let mut head = Head::default();
-        let mut trailers: Vec<(Box<[u8]>, Box<[u8]>)> = Vec::new();
         let fragments = std::mem::take(&mut side.fragments);
         let decoded = if block.overlong {
             Err(hpack::Malformed)
         } else {
             side.hpack.decode(&fragments, |name, value| match (name, value) {
-                (Some(name), Some(value)) => {
-                    head.field(name, value);
-                    if name.starts_with(b"grpc-") {
-                        trailers.push((name.into(), value.into()));
-                    }
-                }
+                (Some(name), Some(value)) => head.field(name, value),
                 _ => head.partial = true,
             })
         };
@@ -527,7 +522,7 @@ impl Http2 {
         match input.direction {
             Direction::Egress => self.request_block(block, &head, decoded.is_ok(), end, input),
             Direction::Ingress => {
-                self.response_block(block, &head, &trailers, decoded.is_ok(), end, input);
+                self.response_block(block, &head, decoded.is_ok(), end, input);
             }
         }
         if block.end_stream {
@@ -565,7 +560,6 @@ impl Http2 {
         &mut self,
         block: Block,
         head: &Head,
-        trailers: &[(Box<[u8]>, Box<[u8]>)],
         readable: bool,
         end: u64,
         input: &mut Input<'_>,
@@ -585,9 +579,7 @@ impl Http2 {
         }
         let Some(transaction) = self.streams.get_mut(&block.stream) else { return };
         if transaction.response_began() {
-            for (name, value) in trailers {
-                transaction.response_trailer(name, value);
-            }
+            transaction.response_trailers(head);
             return;
         }
         if head.status.is_some_and(|status| (100..200).contains(&status)) && !block.end_stream {
@@ -597,9 +589,7 @@ impl Http2 {
             transaction.unreadable(Unreadable::Head);
         }
         transaction.response_head(head, input.at_ns);
-        for (name, value) in trailers {
-            transaction.response_trailer(name, value);
-        }
+        transaction.response_trailers(head);
     }
 
     /// The oldest stream gives way where there are too many.

@@ -18,7 +18,7 @@ use schema::{DEEP, NONE, ROOT, Want};
 /// A value that is neither string, object nor array.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Scalar<'a> {
-    /// As written; at most [`Scanner::NUMBER_LIMIT`] bytes.
+    /// As written; at most 64 bytes.
     Number(&'a str),
     Bool(bool),
     Null,
@@ -110,8 +110,6 @@ impl Scanner {
     const NODE_LIMIT: usize = 24;
     /// Most bytes of a key or number; longer ones match nothing.
     const KEY_LIMIT: usize = 64;
-    /// Most bytes of a number.
-    pub(crate) const NUMBER_LIMIT: usize = Self::KEY_LIMIT;
     /// Most holes recorded of one text.
     const HOLE_LIMIT: usize = 24;
 
@@ -194,8 +192,8 @@ impl Scanner {
             at += match self.state {
                 State::Text => self.text(rest, at, reader),
                 State::Key => self.key(rest),
-                State::Skip => self.skip(rest, at, reader),
-                State::SkipText => self.skip_text(rest, at),
+                State::Skip => self.skip(rest),
+                State::SkipText => self.skip_text(rest),
                 State::Broken => return,
                 _ => self.structure(rest, at, reader),
             };
@@ -519,7 +517,7 @@ impl Scanner {
         }
     }
 
-    fn skip(&mut self, rest: &[u8], at: usize, _reader: &mut impl Reader) -> usize {
+    fn skip(&mut self, rest: &[u8]) -> usize {
         let mut used = 0;
         for &byte in rest {
             used += 1;
@@ -540,11 +538,10 @@ impl Scanner {
                 _ => {}
             }
         }
-        debug_assert!(used > 0 || rest.is_empty(), "no progress at {at}");
         used
     }
 
-    fn skip_text(&mut self, rest: &[u8], _at: usize) -> usize {
+    fn skip_text(&mut self, rest: &[u8]) -> usize {
         if !matches!(self.escape, Escape::None) {
             self.escape = Escape::None;
             return 1;

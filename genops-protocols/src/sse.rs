@@ -167,6 +167,8 @@ fn whole(line: &[u8], handler: &mut impl Handler) {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use expect_test::{Expect, expect};
 
     use super::*;
@@ -198,7 +200,8 @@ mod tests {
 
         fn dispatch(&mut self) {
             if let Some(data) = self.data.take() {
-                self.out.push_str(&format!("{:?}\n", String::from_utf8_lossy(&data)));
+                writeln!(self.out, "{:?}", String::from_utf8_lossy(&data))
+                    .expect("a string takes it");
             }
         }
     }
@@ -214,6 +217,7 @@ mod tests {
 
     /// Decodes `body` whole, byte by byte and cut in two at every byte: it must not matter.
     #[track_caller]
+    #[expect(clippy::needless_pass_by_value, reason = "reads better at the call")]
     fn check(body: &str, expected: Expect) {
         let whole = decode([body.as_bytes()]);
         for at in 0..=body.len() {

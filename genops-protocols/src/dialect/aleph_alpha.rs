@@ -1,6 +1,8 @@
 //! Aleph Alpha: completions and embeddings.
 
-use super::{Bodies, Dialect, Endpoint, Target, read_answer, read_error, read_parameters, set};
+use super::{
+    Bodies, Dialect, Endpoint, Paths, Target, read_answer, read_error, read_parameters, set,
+};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
 use crate::json::schema::Want;
@@ -24,12 +26,12 @@ impl Dialect for AlephAlpha {
         Some(Endpoint::new(&AlephAlpha, api, operation).of("aleph_alpha"))
     }
 
-    fn request_paths(&self) -> &'static [(&'static str, Want)] {
-        REQUEST
+    fn request_paths(&self) -> Paths {
+        &[REQUEST]
     }
 
-    fn response_paths(&self) -> &'static [(&'static str, Want)] {
-        RESPONSE
+    fn response_paths(&self) -> Paths {
+        &[RESPONSE]
     }
 
     fn confirms(&self, _endpoint: &Endpoint, request: &Facts) -> bool {

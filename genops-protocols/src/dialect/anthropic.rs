@@ -1,7 +1,9 @@
 //! Anthropic's API: messages with thinking, caching and tools, and the legacy completions; also
 //! Claude on Vertex AI, whose path names the model.
 
-use super::{Bodies, Dialect, Endpoint, Target, anthropic_usage, percent_decode, read_answer};
+use super::{
+    Bodies, Dialect, Endpoint, Paths, Target, anthropic_usage, percent_decode, read_answer,
+};
 use super::{read_error, read_parameters, set};
 use crate::call::Call;
 use crate::facts::{Facts, Field, List};
@@ -17,7 +19,7 @@ impl Dialect for Anthropic {
         }
         let messages = || Endpoint::new(&Anthropic, "anthropic.messages", "chat").of("anthropic");
         match target.segments {
-            [.., "v1", "messages"] | [.., "anthropic", "messages"] => Some(messages()),
+            [.., "v1" | "anthropic", "messages"] => Some(messages()),
             ["messages"] if target.host_provider == Some("anthropic") => Some(messages()),
             [.., "v1", "complete"] => Some(
                 Endpoint::new(&Anthropic, "anthropic.complete", "text_completion").of("anthropic"),
@@ -36,12 +38,12 @@ impl Dialect for Anthropic {
         }
     }
 
-    fn request_paths(&self) -> &'static [(&'static str, Want)] {
-        REQUEST
+    fn request_paths(&self) -> Paths {
+        &[REQUEST]
     }
 
-    fn response_paths(&self) -> &'static [(&'static str, Want)] {
-        RESPONSE
+    fn response_paths(&self) -> Paths {
+        &[RESPONSE]
     }
 
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {

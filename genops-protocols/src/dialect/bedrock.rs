@@ -2,7 +2,9 @@
 //! and knowledge bases. The OpenAI-compatible endpoints of Bedrock are the OpenAI dialect.
 
 use super::anthropic::read_items;
-use super::{Bodies, Dialect, Endpoint, Target, anthropic_usage, percent_decode, read_answer};
+use super::{
+    Bodies, Dialect, Endpoint, Paths, Target, anthropic_usage, percent_decode, read_answer,
+};
 use super::{read_error, read_parameters, set};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
@@ -45,12 +47,12 @@ impl Dialect for Bedrock {
         }
     }
 
-    fn request_paths(&self) -> &'static [(&'static str, Want)] {
-        REQUEST
+    fn request_paths(&self) -> Paths {
+        &[REQUEST]
     }
 
-    fn response_paths(&self) -> &'static [(&'static str, Want)] {
-        RESPONSE
+    fn response_paths(&self) -> Paths {
+        &[RESPONSE]
     }
 
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {

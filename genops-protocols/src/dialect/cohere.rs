@@ -1,6 +1,8 @@
 //! Cohere's API: chat, generation, embeddings and reranking, versions 1 and 2.
 
-use super::{Bodies, Dialect, Endpoint, Target, read_answer, read_error, read_parameters, set};
+use super::{
+    Bodies, Dialect, Endpoint, Paths, Target, read_answer, read_error, read_parameters, set,
+};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
 use crate::json::schema::{Slot, Want};
@@ -29,12 +31,12 @@ impl Dialect for Cohere {
         Some(Endpoint::new(&Cohere, api, operation).of("cohere"))
     }
 
-    fn request_paths(&self) -> &'static [(&'static str, Want)] {
-        REQUEST
+    fn request_paths(&self) -> Paths {
+        &[REQUEST]
     }
 
-    fn response_paths(&self) -> &'static [(&'static str, Want)] {
-        RESPONSE
+    fn response_paths(&self) -> Paths {
+        &[RESPONSE]
     }
 
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {

@@ -1,7 +1,7 @@
 //! Google's API, as Gemini and as Vertex AI: generation in whole, SSE and JSON array form,
 //! embeddings, interactions.
 
-use super::{Bodies, Dialect, Endpoint, Target, percent_decode, read_answer, read_error};
+use super::{Bodies, Dialect, Endpoint, Paths, Target, percent_decode, read_answer, read_error};
 use super::{read_parameters, set};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
@@ -45,12 +45,12 @@ impl Dialect for Gemini {
         Some(Endpoint { region: region.map(|name| (*name).to_owned()), ..endpoint })
     }
 
-    fn request_paths(&self) -> &'static [(&'static str, Want)] {
-        REQUEST
+    fn request_paths(&self) -> Paths {
+        &[REQUEST]
     }
 
-    fn response_paths(&self) -> &'static [(&'static str, Want)] {
-        RESPONSE
+    fn response_paths(&self) -> Paths {
+        &[RESPONSE]
     }
 
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {

@@ -1,7 +1,9 @@
 //! Hugging Face: the inference API's own tasks, and text-generation-inference. Its router is
 //! OpenAI-compatible.
 
-use super::{Bodies, Dialect, Endpoint, Target, read_answer, read_error, read_parameters, set};
+use super::{
+    Bodies, Dialect, Endpoint, Paths, Target, read_answer, read_error, read_parameters, set,
+};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field};
 use crate::json::schema::Want;
@@ -31,12 +33,12 @@ impl Dialect for HuggingFace {
         Some(endpoint.of("huggingface"))
     }
 
-    fn request_paths(&self) -> &'static [(&'static str, Want)] {
-        REQUEST
+    fn request_paths(&self) -> Paths {
+        &[REQUEST]
     }
 
-    fn response_paths(&self) -> &'static [(&'static str, Want)] {
-        RESPONSE
+    fn response_paths(&self) -> Paths {
+        &[RESPONSE]
     }
 
     fn confirms(&self, _endpoint: &Endpoint, request: &Facts) -> bool {

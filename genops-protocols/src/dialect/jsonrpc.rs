@@ -1,7 +1,7 @@
 //! Model Context Protocol over HTTP (streamable, old SSE, stateless) and Agent2Agent: JSON-RPC,
 //! recognised by its body, told apart by its methods. Never a model call.
 
-use super::{Bodies, Dialect, Endpoint, Target};
+use super::{Bodies, Dialect, Endpoint, Paths, Target};
 use crate::call::{Call, Kind, McpCall};
 use crate::facts::{Facts, Field, List};
 use crate::json::schema::Want;
@@ -51,12 +51,12 @@ impl Dialect for JsonRpc {
         None // many paths, and other things may be there too: the body decides
     }
 
-    fn request_paths(&self) -> &'static [(&'static str, Want)] {
-        REQUEST
+    fn request_paths(&self) -> Paths {
+        &[REQUEST]
     }
 
-    fn response_paths(&self) -> &'static [(&'static str, Want)] {
-        RESPONSE
+    fn response_paths(&self) -> Paths {
+        &[RESPONSE]
     }
 
     fn confirms(&self, _endpoint: &Endpoint, request: &Facts) -> bool {

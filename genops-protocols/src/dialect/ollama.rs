@@ -1,6 +1,8 @@
 //! Ollama's native API. Its OpenAI-compatible one is the OpenAI dialect.
 
-use super::{Bodies, Dialect, Endpoint, Target, read_answer, read_error, read_parameters, set};
+use super::{
+    Bodies, Dialect, Endpoint, Paths, Target, read_answer, read_error, read_parameters, set,
+};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
 use crate::json::schema::{Slot, Want};
@@ -25,12 +27,12 @@ impl Dialect for Ollama {
         Some(Endpoint::new(&Ollama, api, operation).of("ollama"))
     }
 
-    fn request_paths(&self) -> &'static [(&'static str, Want)] {
-        REQUEST
+    fn request_paths(&self) -> Paths {
+        &[REQUEST]
     }
 
-    fn response_paths(&self) -> &'static [(&'static str, Want)] {
-        RESPONSE
+    fn response_paths(&self) -> Paths {
+        &[RESPONSE]
     }
 
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {

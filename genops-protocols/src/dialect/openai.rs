@@ -1,9 +1,9 @@
 //! OpenAI's API, and everything compatible with it: Azure, Groq, DeepSeek, xAI, Perplexity,
 //! Together, OpenRouter, Mistral, GitHub Copilot, vLLM, llama.cpp and the many others.
 
-use super::{Bodies, Dialect, Endpoint, Target, openai_usage, read_answer, read_error};
+use super::{Bodies, Dialect, Endpoint, Paths, Target, openai_usage, read_answer, read_error};
 use super::{percent_decode, read_parameters, set};
-use crate::call::Call;
+use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
 use crate::json::schema::{Slot, Want};
 
@@ -60,12 +60,12 @@ impl Dialect for OpenAi {
         }
     }
 
-    fn request_paths(&self) -> &'static [(&'static str, Want)] {
-        REQUEST
+    fn request_paths(&self) -> Paths {
+        &[REQUEST]
     }
 
-    fn response_paths(&self) -> &'static [(&'static str, Want)] {
-        RESPONSE
+    fn response_paths(&self) -> Paths {
+        &[OWN, &USAGE, &RESPONSE_USAGE, &GROQ_USAGE]
     }
 
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {
@@ -134,7 +134,7 @@ impl Dialect for OpenAi {
                 read_response_api(response, call);
             }
             "openai.runs" => set(&mut call.response_status, response.text(Field::Status)),
-            "openai.vector_store_search" | "openai.assistants" => call.usage = Default::default(),
+            "openai.vector_store_search" | "openai.assistants" => call.usage = Usage::default(),
             _ => {}
         }
         if endpoint.operation == Some("embeddings") {
@@ -348,21 +348,3 @@ const OWN: &[(&str, Want)] = &[
     ("response.output.*.type", Want::Slot(Slot::Type)),
     ("response.output.*.name", Want::Slot(Slot::Name)),
 ];
-
-const COUNT: usize = OWN.len() + USAGE.len() * 3;
-
-const RESPONSE: &[(&str, Want)] = &{
-    let mut all = [("", Want::Nothing); COUNT];
-    let parts: [&[(&str, Want)]; 4] = [OWN, &USAGE, &RESPONSE_USAGE, &GROQ_USAGE];
-    let (mut part, mut filled) = (0, 0);
-    while part < parts.len() {
-        let mut at = 0;
-        while at < parts[part].len() {
-            all[filled] = parts[part][at];
-            filled += 1;
-            at += 1;
-        }
-        part += 1;
-    }
-    all
-};

@@ -1,6 +1,6 @@
 //! Reranking as Jina, Voyage, llama.cpp, vLLM and others offer it under `/rerank`.
 
-use super::{Bodies, Dialect, Endpoint, Target, openai_usage, read_answer, read_error};
+use super::{Bodies, Dialect, Endpoint, Paths, Target, openai_usage, read_answer, read_error};
 use super::{read_parameters, set};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field};
@@ -18,12 +18,12 @@ impl Dialect for Rerank {
         }
     }
 
-    fn request_paths(&self) -> &'static [(&'static str, Want)] {
-        REQUEST
+    fn request_paths(&self) -> Paths {
+        &[REQUEST]
     }
 
-    fn response_paths(&self) -> &'static [(&'static str, Want)] {
-        RESPONSE
+    fn response_paths(&self) -> Paths {
+        &[RESPONSE]
     }
 
     fn confirms(&self, _endpoint: &Endpoint, request: &Facts) -> bool {

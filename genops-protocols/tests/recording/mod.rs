@@ -160,7 +160,7 @@ fn line(connection: &str, call: &Call, response_complete: bool, all: bool) -> Va
     Value::Object(line)
 }
 
-fn decode_base64(text: &str) -> Vec<u8> {
+pub(crate) fn decode_base64(text: &str) -> Vec<u8> {
     let (mut out, mut bits, mut count) = (Vec::new(), 0_u32, 0);
     for byte in text.bytes() {
         let sextet = match byte {
