@@ -30,7 +30,7 @@ const LOOKS: [Duration; 5] = [
 /// How often every process is looked at.
 const SCAN_INTERVAL: Duration = Duration::from_secs(15);
 /// How long a file keeps its probes after the last process that mapped it has gone.
-const DETACH_AFTER: Duration = Duration::from_secs(60);
+const DETACH_AFTER: Duration = Duration::from_mins(1);
 /// Most programs that wait for a look; past that, the next scan finds them.
 const WAITING_LIMIT: usize = 16_384;
 /// Longest memory map of a process that is read, in bytes.
@@ -54,13 +54,13 @@ const LIBRARY_DIRECTORIES: [&str; 10] = [
 #[derive(Debug)]
 pub(crate) enum Finding {
     /// It has probes now.
-    Attached { runtime: &'static str, path: PathBuf },
+    Attached,
     /// Nobody maps it any more.
     Detached,
     /// It should have, and can't.
     Failed { path: PathBuf, error: String },
     /// Everything that ran at the start has its probes.
-    Ready { processes: usize },
+    Ready,
 }
 
 /// A mapped file that may be a TLS library.
@@ -85,20 +85,15 @@ pub(crate) struct Discovery {
 
 impl Discovery {
     pub(crate) fn new(probes: Probes) -> Self {
-        Self {
-            probes,
-            refused: HashSet::new(),
-            used: HashMap::new(),
-            waiting: BTreeMap::new(),
-        }
+        Self { probes, refused: HashSet::new(), used: HashMap::new(), waiting: BTreeMap::new() }
     }
 
     /// Attaches what is there already; then follows the programs that start, until the sender of
     /// `started` is gone.
     pub(crate) fn run(mut self, started: &Receiver<u32>, mut tell: impl FnMut(Finding)) {
         self.library_directories(&mut tell);
-        let processes = self.scan(&mut tell);
-        tell(Finding::Ready { processes });
+        self.scan(&mut tell);
+        tell(Finding::Ready);
         let mut next_scan = Instant::now() + SCAN_INTERVAL;
         loop {
             let wake = self.waiting.keys().next().map_or(next_scan, |&(at, _)| at.min(next_scan));
@@ -135,19 +130,17 @@ impl Discovery {
                 continue;
             }
             self.process(pid, tell);
-            let started = at - LOOKS.get(look).copied().unwrap_or_default();
+            let after = LOOKS.get(look).copied().unwrap_or_default();
+            let started = at.checked_sub(after).unwrap_or(at);
             self.expect(pid, look + 1, started);
         }
     }
 
-    /// Looks at every process; says how many there were.
-    fn scan(&mut self, tell: &mut impl FnMut(Finding)) -> usize {
-        let mut count = 0;
+    /// Looks at every process.
+    fn scan(&mut self, tell: &mut impl FnMut(Finding)) {
         for pid in pids() {
             self.process(pid, tell);
-            count += 1;
         }
-        count
     }
 
     fn process(&mut self, pid: u32, tell: &mut impl FnMut(Finding)) {
@@ -194,7 +187,7 @@ impl Discovery {
         match self.attach(runtime, file, path) {
             Ok(()) => {
                 self.used.insert(file, seen);
-                tell(Finding::Attached { runtime: runtime.name, path: shown });
+                tell(Finding::Attached);
             }
             Err(error) => {
                 self.refused.insert(file);
@@ -238,14 +231,12 @@ pub(crate) fn mapped_runtimes(pid: u32) -> BTreeSet<Mapped> {
     let Ok(file) = fs::File::open(path) else { return BTreeSet::new() };
     let mut text = String::new();
     // A map that is not text, or ends while it is read, gives what was read so far.
-    let _partial = std::io::Read::read_to_string(
-        &mut std::io::Read::take(file, MAPS_LIMIT),
-        &mut text,
-    );
+    let _partial =
+        std::io::Read::read_to_string(&mut std::io::Read::take(file, MAPS_LIMIT), &mut text);
     text.lines().filter_map(mapped_runtime).collect()
 }
 
-/// One line of `/proc/PID/maps` (proc_pid_maps(5)):
+/// One line of `/proc/PID/maps` (`proc_pid_maps(5)`):
 /// `7f2c...-7f2c... r-xp 00016000 fe:00 1835 /usr/lib/x86_64-linux-gnu/libssl.so.3`.
 fn mapped_runtime(line: &str) -> Option<Mapped> {
     // Cheap first: most lines are not TLS libraries.

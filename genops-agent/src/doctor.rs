@@ -194,17 +194,27 @@ fn print(findings: &Findings, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "  {answer}  {name:<24} {note}")?;
     }
     match *rung {
-        "none" => writeln!(out, "Requests can be observed, not held: enforce mode has no effect here.")?,
-        rung => writeln!(out, "Requests can be held and denied before a byte leaves (rung: {rung}).")?,
+        "none" => {
+            writeln!(out, "Requests can be observed, not held: enforce mode has no effect here.")?;
+        }
+        rung => {
+            writeln!(out, "Requests can be held and denied before a byte leaves (rung: {rung}).")?;
+        }
     }
     if programs.is_empty() {
-        writeln!(out, "No running program maps a TLS library that is known; programs that start later are captured.")?;
+        writeln!(
+            out,
+            "No running program maps a TLS library that is known; programs that start later are captured."
+        )?;
     } else {
         writeln!(out, "Running programs that are captured:")?;
     }
     for Program { pid, comm, executable, runtime, library, level, method } in programs {
         let executable = executable.as_deref().unwrap_or("?");
-        writeln!(out, "  {pid:>8}  {comm:<16} {runtime:<8} {level:<6} {method}  {executable}  ({library})")?;
+        writeln!(
+            out,
+            "  {pid:>8}  {comm:<16} {runtime:<8} {level:<6} {method}  {executable}  ({library})"
+        )?;
     }
     for (library, why) in not_captured {
         writeln!(out, "Not captured: {library}: {why}")?;

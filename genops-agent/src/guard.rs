@@ -92,7 +92,8 @@ fn watch(holds: &mut Holds, deadline: Duration, closed: bool) -> Result<()> {
     loop {
         let heard = wait(&pipe, patience)?;
         if heard && matches!(pipe.read(&mut beats), Ok(0) | Err(_)) {
-            return outlive(holds, &mut sockets, deadline, closed);
+            outlive(holds, &mut sockets, deadline, closed);
+            return Ok(());
         }
         if heard {
             patience = deadline / SILENCE;
@@ -104,12 +105,7 @@ fn watch(holds: &mut Holds, deadline: Duration, closed: bool) -> Result<()> {
 }
 
 /// The agent has ended: stays until no request waits.
-fn outlive(
-    holds: &mut Holds,
-    sockets: &mut Sockets,
-    deadline: Duration,
-    closed: bool,
-) -> Result<()> {
+fn outlive(holds: &mut Holds, sockets: &mut Sockets, deadline: Duration, closed: bool) {
     let deadline_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
     let step = (deadline / STEPS).max(Duration::from_millis(1));
     let end = clock::mono_ns().saturating_add(deadline_ns.saturating_mul(4));
@@ -118,7 +114,6 @@ fn outlive(
             std::thread::sleep(step);
         }
     }
-    Ok(())
 }
 
 /// Whether something came, or the other end is gone, within `patience`.
@@ -172,8 +167,9 @@ impl Guarded {
 
     /// Says that the agent is at work. False once the guard has ended.
     pub(crate) fn beat(&mut self) -> bool {
-        match self.pipe.write(&[0]) {
-            Ok(_) => true,
+        match self.pipe.write_all(&[0]) {
+            Ok(()) => true,
+            // Full: it is frozen, or slower than we are; alive in any case.
             Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
         }
     }

@@ -230,7 +230,8 @@ mod tests {
     #[test]
     fn a_group_that_a_container_makes_below_its_own_changes_nothing() {
         let other = "ffffffff-ffff-4fff-8fff-ffffffffffff";
-        let forged = format!("/kubepods/pod{UID}/{ID}/kubepods/pod{other}/{}", ID.replace('9', "8"));
+        let forged =
+            format!("/kubepods/pod{UID}/{ID}/kubepods/pod{other}/{}", ID.replace('9', "8"));
         assert_eq!(Place::of(&forged), place(None, Some(ID), Some(UID)));
     }
 

@@ -37,10 +37,7 @@ pub(crate) enum Restored {
 
 impl LedgerFile {
     /// Reads the accounts in `directory` and goes on from there.
-    pub(crate) fn open(
-        directory: &Path,
-        unix_ns: u64,
-    ) -> io::Result<(Self, Ledger, Restored)> {
+    pub(crate) fn open(directory: &Path, unix_ns: u64) -> io::Result<(Self, Ledger, Restored)> {
         fs::create_dir_all(directory)?;
         let path = directory.join("ledger");
         let (ledger, restored) = match read(&path)? {
@@ -103,7 +100,8 @@ mod tests {
     use super::*;
 
     fn scratch(name: &str) -> PathBuf {
-        let path = std::env::temp_dir().join(format!("genops-ledger-{name}-{}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("genops-ledger-{name}-{}", std::process::id()));
         // What an earlier run left, if anything.
         let _absent = fs::remove_dir_all(&path);
         path

@@ -45,7 +45,7 @@ impl Record {
             .with_context(|| format!("{}", output.display()))
             .map_err(Failure::unreadable)?;
         let recorder = Recorder::new(writer, max_mib.saturating_mul(1 << 20));
-        let lines = crate::run::record(config, recorder, seconds.map(Duration::from_secs))
+        let lines = crate::run::record(&config, recorder, seconds.map(Duration::from_secs))
             .map_err(Failure::run)?;
         eprintln!("{}: {lines} lines", output.display());
         Ok(())

@@ -66,13 +66,13 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
 
 /// Records until a signal, the time or the size ends it; how many lines were written.
 pub(crate) fn record(
-    config: Config,
+    config: &Config,
     mut recorder: Recorder,
     duration: Option<Duration>,
 ) -> Result<u64> {
     let metrics = Arc::new(Metrics::default());
-    let settings = Settings { hold_unknown: 0, ..kernel_settings(&config) };
-    let mut capture = Capture::start(&config, settings, false, &metrics)?;
+    let settings = Settings { hold_unknown: 0, ..kernel_settings(config) };
+    let mut capture = Capture::start(config, settings, false, &metrics)?;
     let identities = Identities::new();
     let end = duration.map(|it| std::time::Instant::now() + it);
     let mut outcome: std::io::Result<Room> = Ok(Room::Left);
@@ -143,7 +143,7 @@ fn write(
 /// When a hold is ended: a tenth before the deadline that was promised, so that the push or the end of
 /// the socket comes within it.
 fn hold_deadline(config: &Config) -> Duration {
-    config.hold_deadline - config.hold_deadline / 10
+    config.hold_deadline.mul_f64(0.9)
 }
 
 /// What the kernel programs are told.

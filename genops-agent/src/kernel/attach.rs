@@ -92,11 +92,6 @@ impl Probes {
             detach_all(&mut self.ebpf, links);
         }
     }
-
-    /// Files that have probes.
-    pub(crate) fn files(&self) -> impl Iterator<Item = FileId> + '_ {
-        self.attached.keys().copied()
-    }
 }
 
 fn uprobe<'a>(

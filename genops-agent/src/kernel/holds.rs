@@ -16,7 +16,7 @@ use super::sockets::{Socket, Sockets};
 
 /// The maps of held connections, by connection number.
 pub(crate) struct Holds {
-    holds: HashMap<MapData, u64, Hold>,
+    waiting: HashMap<MapData, u64, Hold>,
     sockets: HashMap<MapData, u64, Join>,
     verdicts: HashMap<MapData, u64, Verdict>,
     /// The maps' descriptors in this process, in the order of [`Self::from_maps`].
@@ -37,7 +37,7 @@ impl Holds {
         let descriptors = maps.each_ref().map(|map| map.fd().as_fd().as_raw_fd());
         let [holds, sockets, verdicts] = maps;
         Ok(Self {
-            holds: Map::HashMap(holds).try_into()?,
+            waiting: Map::HashMap(holds).try_into()?,
             sockets: Map::HashMap(sockets).try_into()?,
             verdicts: Map::HashMap(verdicts).try_into()?,
             descriptors,
@@ -72,14 +72,14 @@ impl Holds {
 
     pub(super) fn forget(&mut self, conn: u64) {
         // What is not there needs no removal.
-        let _absent = self.holds.remove(&conn);
+        let _absent = self.waiting.remove(&conn);
         let _absent = self.sockets.remove(&conn);
         let _absent = self.verdicts.remove(&conn);
     }
 
     /// Whether anything waits for a verdict.
     pub(crate) fn any_waiting(&self) -> bool {
-        self.holds.iter().flatten().any(|(conn, hold)| self.waits(conn, &hold))
+        self.waiting.iter().flatten().any(|(conn, hold)| self.waits(conn, &hold))
     }
 
     /// Whether `conn` was denied, by whomever.
@@ -105,7 +105,7 @@ impl Holds {
         closed: bool,
     ) -> Vec<Expired> {
         let overdue: Vec<Expired> = self
-            .holds
+            .waiting
             .iter()
             .flatten()
             .filter(|(conn, hold)| {

@@ -94,7 +94,7 @@ impl Sockets {
         self.numbers.remove(&cookie);
     }
 
-    /// Destroys exactly this socket (`SOCK_DESTROY`, sock_diag(7)): the program's next or waiting call
+    /// Destroys exactly this socket (`SOCK_DESTROY`, `sock_diag(7)`): the program's next or waiting call
     /// on it fails at once, and nothing that is queued is sent.
     ///
     /// # Errors
@@ -143,7 +143,7 @@ fn network_namespace(tgid: u32) -> Option<u64> {
     Some(fs::metadata(format!("/proc/{tgid}/ns/net")).ok()?.ino())
 }
 
-/// A sock_diag socket in the network namespace of `tgid`, or in ours. A thread of its own enters the
+/// A `sock_diag` socket in the network namespace of `tgid`, or in ours. A thread of its own enters the
 /// namespace and ends, so that ours never leaves its own.
 fn diag_socket(tgid: Option<u32>) -> Result<OwnedFd, Errno> {
     let open = || {
@@ -258,6 +258,7 @@ struct Answer {
 }
 
 #[cfg(test)]
+#[expect(clippy::print_stdout, reason = "a test says why it was skipped")]
 mod tests {
     use std::{
         io::{Read as _, Write as _},

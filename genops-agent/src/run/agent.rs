@@ -317,12 +317,12 @@ impl Agent {
                 self.metrics.collateral_exchanges.add(collateral);
                 self.enforcer.deny(maps, &self.metrics, conn.0);
             }
-            Output::Awu(awu) => self.tell(Arc::from(awu)),
+            Output::Awu(awu) => self.tell(&Arc::from(awu)),
             Output::Record(_) | Output::Ledger(_) => {}
         }
     }
 
-    fn tell(&self, awu: Arc<Awu>) {
+    fn tell(&self, awu: &Arc<Awu>) {
         match awu.outcome.decision().result() {
             PolicyResult::Allowed => self.metrics.awus_allowed.increment(),
             PolicyResult::Warning => self.metrics.awus_warning.increment(),
@@ -330,12 +330,12 @@ impl Agent {
             PolicyResult::RateLimited => self.metrics.awus_rate_limited.increment(),
         }
         // Both count what they can't take.
-        self.printer.try_print(&awu);
+        self.printer.try_print(awu);
         if let Some(exporter) = &self.exporter {
-            exporter.try_send(&awu);
+            exporter.try_send(awu);
         }
         if let Some(control) = &self.control {
-            control.publish(&awu);
+            control.publish(awu);
         }
     }
 

@@ -65,7 +65,7 @@ impl Capture {
         let (started, programs) = channel();
         let found = Arc::clone(metrics);
         std::thread::Builder::new().name("discovery".to_owned()).spawn(move || {
-            Discovery::new(probes).run(&programs, |finding| note(&found, finding))
+            Discovery::new(probes).run(&programs, |finding| note(&found, finding));
         })?;
         Ok(Self {
             maps,
@@ -150,7 +150,7 @@ fn heard(pipe: &mut UnixStream) -> bool {
 
 fn note(metrics: &Metrics, finding: Finding) {
     match finding {
-        Finding::Attached { .. } => metrics.attached_files.set(metrics.attached_files.get() + 1),
+        Finding::Attached => metrics.attached_files.set(metrics.attached_files.get() + 1),
         Finding::Detached => {
             metrics.attached_files.set(metrics.attached_files.get().saturating_sub(1));
         }
@@ -158,6 +158,6 @@ fn note(metrics: &Metrics, finding: Finding) {
             metrics.attach_failures.increment();
             eprintln!("genops-agent: {}: not captured: {error}", path.display());
         }
-        Finding::Ready { processes: _ } => metrics.readiness.reached(Part::Probes),
+        Finding::Ready => metrics.readiness.reached(Part::Probes),
     }
 }

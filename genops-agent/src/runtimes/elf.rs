@@ -83,8 +83,8 @@ impl Elf {
                     continue;
                 }
                 let address = symbol.address();
-                let file_offset = file_offset(&segments, address)
-                    .ok_or(ElfError::OutsideFile { address })?;
+                let file_offset =
+                    file_offset(&segments, address).ok_or(ElfError::OutsideFile { address })?;
                 let function = Function { address, size: symbol.size(), file_offset };
                 functions.push((name.to_owned(), function));
             }
@@ -103,7 +103,7 @@ impl Elf {
     /// Jumps out of the function are followed too: they lead to its cold part, or to a function that
     /// it ends with, whose RET returns to the same caller. A probe that is hit for another reason
     /// sees another stack pointer and does nothing.
-    pub(crate) fn returns_of(&self, function: Function) -> Result<Vec<u64>, ElfError> {
+    pub(crate) fn returns_of(&self, function: Function) -> Vec<u64> {
         let mut returns = BTreeSet::new();
         let mut seen = BTreeSet::new();
         let mut todo = vec![function.address];
@@ -141,7 +141,7 @@ impl Elf {
                 }
             }
         }
-        Ok(returns.into_iter().collect())
+        returns.into_iter().collect()
     }
 
     fn code(&self, address: u64, len: u64) -> Option<&[u8]> {
