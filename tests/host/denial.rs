@@ -165,24 +165,39 @@ fn observing_only_warns() -> anyhow::Result<()> {
 }
 
 /// Traffic that is no AI call is not held: it goes on even while the agent cannot answer.
-#[test]
-fn other_traffic_is_not_held() -> anyhow::Result<()> {
+fn is_not_held(name: &str) -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
     }
     let agent = Agent::start(ENFORCING)?;
     let stage = Stage::new()?;
     agent.signal(Signal::STOP)?;
-    // The same server under a name that is no provider's.
-    let address = format!("localhost:443:{}", stage.provider.address.ip());
+    let address = format!("{name}:443:{}", stage.provider.address.ip());
     let mut curl = stage.command("curl");
-    curl.args(["--silent", "--show-error", "--resolve", &address, "https://localhost/status"]);
+    curl.args([
+        "--silent",
+        "--show-error",
+        "--resolve",
+        &address,
+        &format!("https://{name}/status"),
+    ]);
     let fetched = run(&mut curl);
     agent.signal(Signal::CONT)?;
     let fetched = fetched?.succeeded()?;
     ensure!(fetched.took < Duration::from_millis(1_500), "it took {:?}", fetched.took);
     ensure!(stage.provider.log.request_count() == 1, "the request did not arrive");
     Ok(())
+}
+
+#[test]
+fn traffic_to_another_host_is_not_held() -> anyhow::Result<()> {
+    is_not_held("files.example.test")
+}
+
+/// A local model server is known by this name and its own port, not by the name alone.
+#[test]
+fn traffic_to_this_host_is_not_held() -> anyhow::Result<()> {
+    is_not_held("localhost")
 }
 
 /// A container has a network namespace of its own; the agent looks at it from outside, with no more

@@ -1,5 +1,6 @@
 //! `libssl` wherever it is: another root, another version, a program that ran before the agent.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -23,8 +24,8 @@ fn copy_program(program: &Path, root: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[test]
-fn curl_in_a_root_of_its_own_is_captured() -> anyhow::Result<()> {
+/// Runs curl with another root directory, which `enter` makes its own.
+fn with_another_root(enter: &[&str]) -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
     }
@@ -34,15 +35,28 @@ fn curl_in_a_root_of_its_own_is_captured() -> anyhow::Result<()> {
     let curl = which("curl")?;
     copy_program(&curl, root.path())?;
     std::fs::create_dir_all(root.join("etc"))?;
+    std::fs::create_dir_all(root.join("old"))?;
     std::fs::copy(stage.hosts(), root.join("etc/hosts"))?;
     std::fs::copy(stage.root(), root.join("root.pem"))?;
     std::fs::write(root.join("etc/nsswitch.conf"), "hosts: files\n")?;
     let body = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]});
-    let mut chroot = stage.command("chroot");
-    chroot.arg(root.path()).arg(&curl).args(["--silent", "--show-error", "--fail-with-body"]);
-    chroot.args(["--data-binary", &body.to_string(), "https://api.openai.com/v1/chat/completions"]);
-    chroot.env("CURL_CA_BUNDLE", "/root.pem").env("SSL_CERT_FILE", "/root.pem");
-    let finished = run(&mut chroot)?.succeeded()?;
+    let (program, arguments) = enter.split_first().context("a program")?;
+    let mut client = stage.command(program);
+    client.args(arguments).arg(root.path()).arg(&curl).args([
+        "--silent",
+        "--show-error",
+        "--fail-with-body",
+    ]);
+    client.args(["--data-binary", &body.to_string(), "https://api.openai.com/v1/chat/completions"]);
+    client.env("CURL_CA_BUNDLE", "/root.pem").env("SSL_CERT_FILE", "/root.pem");
+    // The library is a file that the agent has never seen. A program that ends before it is opened is
+    // not captured; here one that waits for a silent server comes first.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut first = stage.command(program);
+    first.args(arguments).arg(root.path()).arg(&curl).args(["--silent", "--max-time", "1"]);
+    first.arg(format!("http://{}/", silent.local_addr()?));
+    drop(run(&mut first)?);
+    let finished = run(&mut client)?.succeeded()?;
     let awu = agent.only_awu_of(finished.pid)?;
     assert_says(
         &awu,
@@ -51,6 +65,19 @@ fn curl_in_a_root_of_its_own_is_captured() -> anyhow::Result<()> {
     let exe = text(&awu, "process.executable.path").context("an executable")?;
     ensure!(exe.ends_with(curl.to_str().context("a path")?), "{exe}");
     Ok(())
+}
+
+#[test]
+fn curl_in_a_changed_root_is_captured() -> anyhow::Result<()> {
+    with_another_root(&["chroot"])
+}
+
+/// As container runtimes do it.
+#[test]
+fn curl_in_a_container_s_root_is_captured() -> anyhow::Result<()> {
+    let enter =
+        r#"cd "$1" && mount --bind . . && cd "$1" && pivot_root . old && shift && exec "$@""#;
+    with_another_root(&["sh", "-c", enter, "sh"])
 }
 
 #[test]

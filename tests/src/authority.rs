@@ -10,8 +10,9 @@ use rcgen::{
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// Names that the provider has a certificate for.
-pub const NAMES: &[&str] = &["api.openai.com", "api.anthropic.com", "localhost"];
+/// Names that the provider has a certificate for; two are no AI provider's.
+pub const NAMES: &[&str] =
+    &["api.openai.com", "api.anthropic.com", "files.example.test", "localhost"];
 
 /// A root certificate, and a TLS configuration whose certificate it signed.
 #[derive(Debug)]
