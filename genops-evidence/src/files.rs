@@ -83,7 +83,8 @@ pub fn tile(kind: TileKind, index: u64, width: usize) -> String {
         path.push_str(if at < last { "/" } else { "" });
     }
     if width < TILE_WIDTH {
-        path.push_str(&format!(".p/{width}"));
+        path.push_str(".p/");
+        path.push_str(&width.to_string());
     }
     path
 }

@@ -146,8 +146,12 @@ enum Job {
     /// Records, each behind its length as in a bundle.
     Records(Vec<u8>),
     Publish(Option<SyncSender<Result<Checkpoint, String>>>),
+    Prune {
+        below: u64,
+        done: SyncSender<Result<u64, String>>,
+    },
     Rotate {
-        key: SecretKey,
+        key: Box<SecretKey>,
         number: usize,
         done: SyncSender<Result<(), String>>,
     },
@@ -200,19 +204,20 @@ impl Log {
         read::verify_checkpoint(&checkpoint, &keys).map_err(ReadError::note(files::CHECKPOINT))?;
         let (edge, bundle) = restore(&dir, &checkpoint.head)?;
         let published = edge.size();
-        let mut publisher = Publisher::new(directory, origin, vec![key], edge, bundle);
+        let mut tree =
+            Publisher::new(directory, origin, vec![key], edge, bundle, dir.pruned(&keys)?);
 
         let list = dir.segments()?;
         let mut torn = Vec::new();
-        recover(&dir, &list, &mut publisher, &mut torn)?;
+        recover(&dir, &list, &mut tree, &mut torn)?;
         let clean = list.is_empty();
         let failed = |source| OpenError::Io { path: directory.to_owned(), source };
         if !clean {
             remove_leftovers(directory, published).map_err(failed)?;
         }
-        let size = publisher.size();
+        let size = tree.size();
         if size > published {
-            publisher.publish().map_err(failed)?;
+            tree.publish().map_err(failed)?;
         }
         let mut wal = Wal::new(directory, options.segment_bytes, list, size);
         wal.release(size).map_err(failed)?;
@@ -230,7 +235,7 @@ impl Log {
         let shared = Arc::clone(&status);
         let thread = std::thread::Builder::new()
             .name("evidence".to_owned())
-            .spawn(move || work(publisher, &inbox, &shared))
+            .spawn(move || work(tree, &inbox, &shared))
             .map_err(failed)?;
         let log = Self {
             directory: directory.to_owned(),
@@ -366,12 +371,22 @@ impl Log {
         write_secret(&next, &key.to_text()).map_err(|error| failed(&error))?;
         let (done, answer) = sync_channel(1);
         let ended = || PublishError(CommitError::Ended.to_string());
-        let job = Job::Rotate { key, number: self.keys, done };
+        let job = Job::Rotate { key: Box::new(key), number: self.keys, done };
         self.send(job).map_err(|()| ended())?;
         answer.recv().map_err(|_| ended())?.map_err(PublishError)?;
         fs::rename(&next, &self.key_file).map_err(|error| failed(&error))?;
         self.keys += 1;
         Ok(public)
+    }
+
+    /// Gives up the bytes of records below `below`, as far as whole published bundles go; returns the
+    /// first index still kept. Their hashes stay, and with them every proof of the rest. A signed
+    /// statement says what is gone.
+    pub fn prune(&mut self, below: u64) -> Result<u64, PublishError> {
+        let (done, answer) = sync_channel(1);
+        let ended = || PublishError(CommitError::Ended.to_string());
+        self.send(Job::Prune { below, done }).map_err(|()| ended())?;
+        answer.recv().map_err(|_| ended())?.map_err(PublishError)
     }
 
     fn send(&self, job: Job) -> Result<(), ()> {
@@ -421,8 +436,12 @@ fn work(mut publisher: Publisher, inbox: &Receiver<Job>, status: &Mutex<Status>)
                     reply.send(result).unwrap_or_default();
                 }
             }
+            Job::Prune { below, done } => {
+                let result = publisher.prune(below).map_err(|error| error.to_string());
+                done.send(result).unwrap_or_default();
+            }
             Job::Rotate { key, number, done } => {
-                let result = publisher.rotate(key, number).map_err(|error| error.to_string());
+                let result = publisher.rotate(*key, number).map_err(|error| error.to_string());
                 done.send(result).unwrap_or_default();
             }
         }
@@ -438,8 +457,7 @@ fn prepare(directory: &Path) -> Result<File, OpenError> {
     for folder in ["", files::KEYS, files::WAL, files::TILE, files::TMP] {
         let path = directory.join(folder);
         let mode = if folder == files::KEYS { 0o700 } else { 0o750 };
-        let made = fs::DirBuilder::new().recursive(true).mode(mode).create(&path);
-        made.map_err(failed(&path))?;
+        fs::DirBuilder::new().recursive(true).mode(mode).create(&path).map_err(failed(&path))?;
     }
     let lock = File::open(directory).map_err(failed(directory))?;
     match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
@@ -452,6 +470,9 @@ fn prepare(directory: &Path) -> Result<File, OpenError> {
         let path = entry.map_err(failed(&tmp))?.path();
         fs::remove_file(&path).map_err(failed(&path))?;
     }
+    // A disk that takes nothing is better known now than at the first verdict.
+    let probe = tmp.join("probe");
+    fs::write(&probe, b"genops").and_then(|()| fs::remove_file(&probe)).map_err(failed(&probe))?;
     Ok(lock)
 }
 
@@ -574,13 +595,10 @@ fn restore(dir: &Directory, head: &TreeHead) -> Result<(Edge, Vec<u8>), OpenErro
     if present != size {
         return Err(rollback);
     }
-    match Edge::restore(size, levels).filter(|edge| edge.root() == head.root) {
-        Some(edge) => Ok((edge, bundle)),
-        None => {
-            let what = "the tiles do not have the root that was signed";
-            Err(ReadError::damaged(files::CHECKPOINT, 0, what).into())
-        }
-    }
+    let edge = Edge::restore(size, levels).filter(|edge| edge.root() == head.root);
+    let what = "the tiles do not have the root that was signed";
+    let edge = edge.ok_or_else(|| ReadError::damaged(files::CHECKPOINT, 0, what))?;
+    Ok((edge, bundle))
 }
 
 /// Adds what the write-ahead log holds beyond the published tree.

@@ -35,6 +35,8 @@ pub(crate) struct Publisher {
     /// Incomplete tiles as they are on disk.
     partial: Vec<String>,
     published: u64,
+    /// First record whose bytes are kept.
+    first: u64,
 }
 
 impl Publisher {
@@ -45,12 +47,24 @@ impl Publisher {
         keys: Vec<SecretKey>,
         edge: Edge,
         bundle: Vec<u8>,
+        first: u64,
     ) -> Self {
         let published = edge.size();
         let partial = partial_names(published);
         let writer = Writer::new(directory);
         let (pending, pending_bytes) = (Vec::new(), 0);
-        Self { origin, keys, writer, edge, bundle, pending, pending_bytes, partial, published }
+        Self {
+            origin,
+            keys,
+            writer,
+            edge,
+            bundle,
+            pending,
+            pending_bytes,
+            partial,
+            published,
+            first,
+        }
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -142,6 +156,25 @@ impl Publisher {
         self.partial = partial;
         self.published = size;
         Ok(self.sign_for_witnesses(&checkpoint))
+    }
+
+    /// Removes the bundles whose records are all below `below`, after saying so under signature.
+    pub(crate) fn prune(&mut self, below: u64) -> io::Result<u64> {
+        let width = TILE_WIDTH as u64;
+        let first = below.min(self.published) / width * width;
+        let Some(key) = self.keys.first().filter(|_| first > self.first) else {
+            return Ok(self.first);
+        };
+        let text = format!("{}/pruned\n{first}\n", self.origin);
+        let signatures = vec![key.sign(&text, 0)];
+        let note = crate::note::Note { text, signatures };
+        self.writer.write(files::PRUNED, note.to_string().as_bytes())?;
+        self.writer.settle()?;
+        let old = std::mem::replace(&mut self.first, first);
+        for bundle in old / width..first / width {
+            self.writer.remove(&files::tile(TileKind::Entries, bundle, TILE_WIDTH))?;
+        }
+        Ok(first)
     }
 
     /// Signs with `key` from now on.

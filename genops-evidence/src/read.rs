@@ -233,7 +233,13 @@ impl Directory {
         records.get(at).map(|record| record.to_vec()).ok_or_else(short)
     }
 
-    /// Hands over the published records from index `from` on, with their indices.
+    /// Index of the first record whose bytes are kept, as the log says under signature.
+    pub fn first_kept(&self) -> Result<u64, ReadError> {
+        self.pruned(&self.keys()?)
+    }
+
+    /// Hands over the published records from index `from` on, with their indices; `from` has to be
+    /// one whose bytes are kept.
     pub fn records(
         &self,
         from: u64,

@@ -32,9 +32,13 @@ fn format(secret: &[u8; 32]) -> Zeroizing<String> {
             text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('0'));
         }
     };
-    secret.iter().for_each(|byte| push(&mut text, byte));
+    for byte in secret {
+        push(&mut text, byte);
+    }
     text.push(' ');
-    digest.iter().take(4).for_each(|byte| push(&mut text, byte));
+    for byte in digest.iter().take(4) {
+        push(&mut text, byte);
+    }
     text.push('\n');
     text
 }

@@ -174,7 +174,7 @@ pub fn range_root<S: Subtrees>(subtrees: &mut S, from: u64, to: u64) -> Result<H
 
 /// Largest power of two smaller than `width`, which is at least 2.
 fn split_point(width: u64) -> u64 {
-    1 << (63 - (width - 1).leading_zeros())
+    1 << (width - 1).ilog2()
 }
 
 /// Proof that record `index` is in the tree of `size` records: the hashes beside its path, from

@@ -267,7 +267,9 @@ impl Walk<'_> {
             Ok(bytes) => bytes,
             Err(error) => {
                 self.report.fault(&error);
-                hashes.iter().for_each(|hash| self.push(*hash));
+                for hash in hashes {
+                    self.push(*hash);
+                }
                 return;
             }
         };
@@ -581,8 +583,8 @@ fn check_secret(name: &str, bytes: &[u8], keys: &[PublicKey]) -> Result<(), Stri
         let known = keys.contains(key.public()) || name == files::NEXT_KEY;
         return if known { Ok(()) } else { Err("not a key of this log".to_owned()) };
     }
-    if name.ends_with(".new") {
+    if Path::new(name).extension().is_some_and(|ending| ending == "new") {
         return Ok(());
     }
-    crate::secret::parse(bytes).map(|_| ()).map_err(|what| what.to_owned())
+    crate::secret::parse(bytes).map(|_| ()).map_err(ToOwned::to_owned)
 }

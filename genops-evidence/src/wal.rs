@@ -251,7 +251,8 @@ pub(crate) fn parse_list(bytes: &[u8]) -> Option<Vec<u64>> {
 pub(crate) fn format_list(list: &[u64]) -> String {
     let mut text = LIST_HEAD.to_owned();
     for first in list {
-        text.push_str(&format!("{first}\n"));
+        text.push_str(&first.to_string());
+        text.push('\n');
     }
     text
 }

@@ -1,6 +1,12 @@
 //! Every way in which an evidence directory can be damaged is found, and its place named.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic"
+)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +27,7 @@ fn append(log: &mut Log, count: u64) {
     for _ in 0..count {
         let record = record(log.next_index());
         log.append(&record).unwrap();
-        if log.next_index() % 7 == 0 {
+        if log.next_index().is_multiple_of(7) {
             log.commit().unwrap();
         }
     }

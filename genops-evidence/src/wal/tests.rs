@@ -90,7 +90,7 @@ fn a_full_segment_is_followed_by_the_next() {
     fs::create_dir_all(folder.path().join("tmp")).unwrap();
     let mut wal = Wal::new(folder.path(), 1 << 20, Vec::new(), 0);
     for _ in 0..60 {
-        wal.append(&[b'x'; 60_000]);
+        wal.append(&vec![b'x'; 60_000]);
     }
     let mut seen = 0;
     wal.commit(|record| seen += record.len()).unwrap();
