@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::commands::{approve, budget, check, doctor, explain, policy, run};
+use crate::commands::{approve, budget, check, conformance, doctor, explain, policy, run};
 use crate::config::LoadError;
 use crate::{evidence, guard, record, replay, top};
 
@@ -38,6 +38,7 @@ enum Command {
         after_help = "Example: genops-agent evidence verify /var/lib/genops/evidence"
     )]
     Evidence(evidence::Command),
+    Conformance(conformance::Conformance),
     Top(top::Top),
     #[command(subcommand, after_help = "Example: genops-agent policy show --config agent.yaml")]
     Policy(policy::Policy),
@@ -80,6 +81,7 @@ pub(crate) fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(Failure::unreadable(error)),
         },
+        Command::Conformance(it) => it.run(),
         Command::Top(it) => it.run(),
         Command::Policy(it) => it.run(),
         Command::Budget(it) => it.run(),

@@ -10,6 +10,7 @@ use crate::control::{self, Answer, Request};
 pub(crate) mod approve;
 pub(crate) mod budget;
 pub(crate) mod check;
+pub(crate) mod conformance;
 pub(crate) mod doctor;
 pub(crate) mod explain;
 mod money;

@@ -214,14 +214,61 @@ impl Config {
     /// Settles `text`; `path` is for messages and for finding files that it names.
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, LoadError> {
         let place = path.display().to_string();
-        let invalid = |line: u64, message: String| match line {
+        let invalid = |(line, message): Refusal| match line {
             0 => LoadError::Invalid(format!("{place}: {message}")),
             line => LoadError::Invalid(format!("{place}:{line}: {message}")),
         };
         let file: File =
-            explain::parse(text).map_err(|fault| invalid(fault.line, fault.message))?;
+            explain::parse(text).map_err(|fault| invalid((fault.line, fault.message)))?;
         let lines = file.lines();
-        let File {
+        let (own, sections) = file.split(path)?;
+        let Own { on_timeout, hold_deadline_ms, telemetry, evidence, capture } = own;
+        let mut warnings = Vec::new();
+        let hold_deadline = hold_deadline(hold_deadline_ms.as_ref()).map_err(invalid)?;
+        let telemetry = telemetry.settle(path, &mut warnings).map_err(invalid)?;
+        let capture = capture.settle().map_err(invalid)?;
+        let settings = Settings::compile(&sections).map_err(|error| {
+            let of_cedar = |fault: &str| {
+                sections.policy_files.iter().any(|file| fault.starts_with(&file.name))
+            };
+            LoadError::Invalid(lines.place(&place, text, &error.faults, of_cedar))
+        })?;
+        warnings.extend(oddities(&sections, on_timeout));
+        let evidence = evidence.settle(path);
+        if evidence.content != Content::None {
+            warnings.push(NO_CONTENT.to_owned());
+        }
+        Ok(Self {
+            environment: sections.environment.clone(),
+            mode: sections.mode,
+            on_timeout,
+            hold_deadline,
+            telemetry,
+            evidence,
+            capture,
+            hosts: settings.hosts(),
+            hash: hash(text, &sections.policy_files),
+            warnings,
+            sections,
+            settings,
+        })
+    }
+}
+
+/// The keys of the file that governance does not own.
+#[derive(Debug)]
+struct Own {
+    on_timeout: OnTimeout,
+    hold_deadline_ms: Option<Spanned<u64>>,
+    telemetry: TelemetryFile,
+    evidence: EvidenceFile,
+    capture: CaptureFile,
+}
+
+impl File {
+    /// What the agent itself runs on, and what governance decides by; reads the Cedar files.
+    fn split(self, path: &Path) -> Result<(Own, Sections), LoadError> {
+        let Self {
             environment,
             mode,
             on_timeout,
@@ -241,20 +288,9 @@ impl Config {
             model_tiers,
             sla,
             prices,
-        } = file;
-        let mut warnings = Vec::new();
-        let policy_files = policy_texts(path, &policy_files)?;
-        let hash = hash(text, &policy_files);
-        let hold_deadline = hold_deadline(hold_deadline_ms.as_ref());
-        let telemetry = telemetry.settle(path, &mut warnings);
-        let capture = capture.settle();
-        let (hold_deadline, capture, telemetry) = (
-            hold_deadline.map_err(|(line, message)| invalid(line, message))?,
-            capture.map_err(|(line, message)| invalid(line, message))?,
-            telemetry.map_err(|(line, message)| invalid(line, message))?,
-        );
+        } = self;
         let sections = Sections {
-            environment: environment.clone(),
+            environment,
             mode,
             unmapped,
             default_deny,
@@ -263,33 +299,13 @@ impl Config {
             budgets: values(budgets),
             rate_limits: values(rate_limits),
             policies: values(policies),
-            policy_files,
+            policy_files: policy_texts(path, &policy_files)?,
             model_tiers: values(model_tiers),
             providers: values(providers),
             sla: values(sla),
             prices: prices.unwrap_or_default(),
         };
-        let settings = Settings::compile(&sections)
-            .map_err(|error| LoadError::Invalid(lines.place(&place, text, &error.faults)))?;
-        warnings.extend(oddities(&sections, on_timeout));
-        let evidence = evidence.settle(path);
-        if evidence.content != Content::None {
-            warnings.push(NO_CONTENT.to_owned());
-        }
-        Ok(Self {
-            environment,
-            mode,
-            on_timeout,
-            hold_deadline,
-            telemetry,
-            evidence,
-            capture,
-            hosts: settings.hosts(),
-            hash,
-            warnings,
-            sections,
-            settings,
-        })
+        Ok((Own { on_timeout, hold_deadline_ms, telemetry, evidence, capture }, sections))
     }
 }
 
@@ -627,9 +643,16 @@ impl File {
 
 impl Lines {
     /// The faults, one a line, each with the file's line where its section and index tell it.
-    fn place(&self, file: &str, text: &str, faults: &[String]) -> String {
+    fn place(
+        &self,
+        file: &str,
+        text: &str,
+        faults: &[String],
+        has_own_place: impl Fn(&str) -> bool,
+    ) -> String {
         let placed = faults.iter().map(|fault| match self.line(text, fault) {
             Some(line) => format!("{file}:{line}: {fault}"),
+            None if has_own_place(fault) => fault.clone(),
             None => format!("{file}: {fault}"),
         });
         placed.collect::<Vec<_>>().join("\n")

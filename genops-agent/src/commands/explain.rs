@@ -7,10 +7,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
 use genops_evidence::Directory;
+use genops_governance::Explanation;
 
 use super::money;
 use crate::cli::{self, Failure};
-use crate::journal::entry::{Accounted, Decided, Entry, Inputs, Kind, Text, What, Who};
+use crate::journal::entry::{Accounted, Decided, Entry, Kind, Text, What, Who};
 
 /// Say who asked for what, what was decided by which policy, and what would have to change
 #[derive(Debug, clap::Args)]
@@ -96,189 +97,103 @@ fn each(directory: &std::path::Path, mut each: impl FnMut(&[u8])) -> anyhow::Res
 fn story(entries: &[Entry<'_>]) -> Option<String> {
     let decision = entries.iter().find(|entry| entry.kind == Kind::Decision)?;
     let dec = decision.dec.as_ref()?;
-    let mut sentences = vec![asked(decision), decided(dec, decision.what.as_ref())];
-    sentences.extend(decision.inputs.as_ref().map(sized));
-    for entry in entries {
-        sentences.extend(entry.bud.iter().map(|account| accounted(entry.kind, account)));
+    let mut told = Explanation {
+        awu: decision.awu.as_ref().map(ToString::to_string).unwrap_or_default(),
+        when: Some(moment(decision.t)),
+        ..Explanation::default()
+    };
+    decided(dec, &mut told);
+    if let Some(who) = &decision.who {
+        asker(who, &mut told);
     }
-    sentences.extend(dec.code.as_ref().map(|code| {
-        let by = dec.policy.as_ref().map(Text::as_str);
-        format!("To change that: {}.", mend(code.as_str(), by, decision))
-    }));
-    Some(sentences.join(" "))
+    if let Some(what) = &decision.what {
+        asked(what, &mut told);
+    }
+    told.reason = detail(decision, "reason");
+    told.approval_request = detail(decision, "approval_request");
+    let reserved = entries.iter().filter(|entry| entry.kind == Kind::Reservation);
+    let accounts: Vec<&Accounted<'_>> = reserved.flat_map(|entry| &entry.bud).collect();
+    told.reserved = accounts.first().map(|account| amount(account, account.res));
+    told.budgets = accounts.iter().filter_map(|account| budget(account)).collect();
+    let when = timing(dec, decision.what.as_ref());
+    let after = entries.iter().filter_map(|entry| settled(entry));
+    let sentences = [told.paragraph(), when.to_owned()].into_iter().chain(after);
+    Some(sentences.collect::<Vec<_>>().join(" "))
 }
 
-/// Who asked for what.
-fn asked(entry: &Entry<'_>) -> String {
-    let time = jiff::Timestamp::from_nanosecond(i128::from(entry.t))
-        .map_or_else(|_| entry.t.to_string(), |time| format!("{time:.0}"));
-    let who = entry.who.as_ref().map_or_else(|| "somebody unknown".to_owned(), described);
-    let Some(What { op, prov, model, server, region, .. }) = &entry.what else {
-        return format!("At {time}, {who} asked for something that is not recorded.");
-    };
-    let named = |label: &str, text: &Option<Text<'_>>| {
-        text.as_ref().map(|text| format!(" {label} `{text}`")).unwrap_or_default()
-    };
-    format!(
-        "At {time}, {who} asked{}{}{}{}{}.",
-        named("for", op),
-        named("of model", model),
-        named("from", prov),
-        named("at", server),
-        named("in region", region),
-    )
+fn moment(unix_ns: u64) -> String {
+    jiff::Timestamp::from_nanosecond(i128::from(unix_ns))
+        .map_or_else(|_| unix_ns.to_string(), |time| format!("{time:.0}"))
 }
 
-/// `refund-bot (team payments, process 4242 /usr/bin/python3)`.
-fn described(who: &Who<'_>) -> String {
-    let Who { prin, mapped, team, proj, pid, exe, user, unit, ns, chain, .. } = who;
-    let mut facts = Vec::new();
-    let mut add = |label: &str, text: Option<String>| {
-        facts.extend(text.map(|text| format!("{label} {text}")));
-    };
-    add("team", team.as_ref().map(ToString::to_string));
-    add("project", proj.as_ref().map(ToString::to_string));
-    add("process", pid.map(|pid| pid.to_string()));
-    add("executable", exe.as_ref().map(ToString::to_string));
-    add("user", user.as_ref().map(ToString::to_string));
-    add("unit", unit.as_ref().map(ToString::to_string));
-    add("namespace", ns.as_ref().map(ToString::to_string));
-    let grants: Vec<&str> = chain.iter().map(Text::as_str).collect();
-    add("under grant", (!grants.is_empty()).then(|| grants.join(", handed down by ")));
-    let known = if *mapped { "" } else { ", whom no configured principal matches" };
-    format!("`{prin}` ({}){known}", facts.join(", "))
+fn text(text: &Option<Text<'_>>) -> Option<String> {
+    text.map(ToString::to_string)
 }
 
-/// What was decided, and whether that was in time.
-fn decided(dec: &Decided<'_>, what: Option<&What<'_>>) -> String {
-    let Decided { result, code, policy, matched, prevented, .. } = dec;
-    let code = code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default();
-    let by = policy.as_ref().map(|policy| format!(" by `{policy}`")).unwrap_or_default();
-    let others: Vec<String> = matched
-        .iter()
-        .filter(|id| Some(*id) != policy.as_ref())
-        .map(|id| format!("`{id}`"))
-        .collect();
-    let others = if others.is_empty() {
-        String::new()
-    } else {
-        format!("; {} matched too", others.join(", "))
-    };
+fn detail(entry: &Entry<'_>, key: &str) -> Option<String> {
+    entry.det.get(&Text::from(key)).map(ToString::to_string)
+}
+
+fn decided(dec: &Decided<'_>, told: &mut Explanation) {
+    let Decided { result, code, policy, matched, bundle: _, epoch: _, prevented: _ } = dec;
+    told.result = result.to_string();
+    told.code = text(code.as_ref());
+    told.policy = text(policy.as_ref());
+    told.matched = matched.iter().map(ToString::to_string).collect();
+}
+
+fn asker(who: &Who<'_>, told: &mut Explanation) {
+    told.principal = Some(who.prin.to_string());
+    told.team = text(who.team.as_ref());
+    told.project = text(who.proj.as_ref());
+    told.pid = who.pid;
+    told.exe = text(who.exe.as_ref());
+    told.chain = who.chain.iter().map(ToString::to_string).collect();
+}
+
+fn asked(what: &What<'_>, told: &mut Explanation) {
+    told.operation = text(what.op.as_ref());
+    told.provider = text(what.prov.as_ref());
+    told.model = text(what.model.as_ref());
+    told.region = text(what.region.as_ref());
+}
+
+/// Whether the decision was in time.
+fn timing(dec: &Decided<'_>, what: Option<&What<'_>>) -> &'static str {
     let held = what.is_some_and(|what| what.rung.as_str() != "none");
-    let when = match (prevented, held) {
-        (true, _) => ", before a byte of it left this host",
-        (false, true) => "; it was held until then",
-        (false, false) => "; it was observed, not held, so the request ran",
-    };
-    format!("It was {result}{code}{by}{others}{when}.")
+    match (dec.prevented, held) {
+        (true, _) => "Not a byte of the request left this host.",
+        (false, true) => "The request was held until that was decided.",
+        (false, false) => "The request was observed and not held, so it ran.",
+    }
 }
 
-fn sized(inputs: &Inputs<'_>) -> String {
-    let Inputs { tok_in, tok_out, cost, content, appr, left, .. } = inputs;
-    let cost = cost.map(|cost| format!(", {} USD", money::usd(cost))).unwrap_or_default();
-    let rules: Vec<&str> = content.iter().map(Text::as_str).collect();
-    let rules = (!rules.is_empty()).then(|| format!("content rules matched: {}", rules.join(", ")));
-    let approval = appr.as_ref().map(|id| format!("approval {id} was used"));
-    let left = (*left > 0).then(|| format!("{left} bytes had left before the decision"));
-    let most = format!("It was taken for at most {tok_in} tokens in and {tok_out} out{cost}");
-    let parts: Vec<String> =
-        std::iter::once(most).chain([rules, approval, left].into_iter().flatten()).collect();
-    parts.join("; ") + "."
+fn budget(account: &Accounted<'_>) -> Option<String> {
+    let name = account.name.as_ref()?;
+    let period = account.period.as_ref().map(|it| format!(" ({it})")).unwrap_or_default();
+    let left = account.rem.map(|rem| format!(", which has {} left", amount(account, rem)));
+    Some(format!("`{name}`{period}{}", left.unwrap_or_default()))
 }
 
-fn accounted(kind: Kind, account: &Accounted<'_>) -> String {
-    let Accounted { name, period, unit, res, act, rem, inc, .. } = account;
-    let amount = |amount: i64| match unit.as_str() {
+/// What became of the reservation.
+fn settled(entry: &Entry<'_>) -> Option<String> {
+    let account = entry.bud.first()?;
+    match (entry.kind, account.act) {
+        (Kind::Release, _) => Some("What was set aside was set free again.".to_owned()),
+        (Kind::Reconciliation, Some(used)) if account.inc => Some(format!(
+            "{} were charged, because what it really used never became known.",
+            amount(account, used)
+        )),
+        (Kind::Reconciliation, Some(used)) => {
+            Some(format!("In the end it used {}.", amount(account, used)))
+        }
+        _ => None,
+    }
+}
+
+fn amount(account: &Accounted<'_>, amount: i64) -> String {
+    match account.unit.as_str() {
         "nUSD" => format!("{} USD", money::usd(amount)),
         other => format!("{amount} {other}"),
-    };
-    let budget = name.as_ref().map_or_else(
-        || "Without a budget".to_owned(),
-        |name| {
-            let period = period.as_ref().map(|it| format!(" ({it})")).unwrap_or_default();
-            format!("In budget `{name}`{period}")
-        },
-    );
-    let what = match (kind, act) {
-        (Kind::Release, _) => format!("{} were set free again", amount(*res)),
-        (_, Some(act)) if *inc => {
-            format!("{} were charged, because the real amount never became known", amount(*act))
-        }
-        (_, Some(act)) => format!("{} were used of {} set aside", amount(*act), amount(*res)),
-        (_, None) => format!("{} were set aside", amount(*res)),
-    };
-    let left = rem.map(|rem| format!(", {} are left", amount(rem))).unwrap_or_default();
-    format!("{budget}, {what}{left}.")
-}
-
-/// What would have to be different, by reason code.
-fn mend(code: &str, by: Option<&str>, entry: &Entry<'_>) -> String {
-    let by = by.unwrap_or("the one in force");
-    let exe = entry.who.as_ref().and_then(|who| who.exe.as_ref()).map_or("..", Text::as_str);
-    match code {
-        "BUDGET_EXCEEDED" => format!(
-            "wait for the next period of budget `{by}`, or have it raised: `genops-agent budget --adjust {by} --by-amount 10.00 --by YOU --why REASON`"
-        ),
-        "BUDGET_RESERVATION_FAILED" => format!(
-            "ask for less (a smaller limit on output tokens, a shorter prompt): budget `{by}` has something left, but not what this request may cost at worst"
-        ),
-        "POLICY_DENY_MODEL" => format!(
-            "use a model and provider that policy `{by}` allows, or have it changed; `genops-agent policy show --config FILE` prints it"
-        ),
-        "POLICY_DENY_REGION" => format!(
-            "use an endpoint in a region that policy `{by}` allows, or say in `providers` where this one is"
-        ),
-        "POLICY_DENY_CONTENT" => {
-            format!("leave out of the prompt what `denied_content` of policy `{by}` describes")
-        }
-        "RATE_LIMITED" | "x_concurrency_exceeded" => {
-            format!("try again later or less often; `{by}` in `rate_limits` says how often")
-        }
-        "SLA_LATENCY_VIOLATION" => {
-            format!("nothing was refused; target `{by}` in `sla` was missed")
-        }
-        "PROVIDER_ERROR_UPSTREAM" => "the provider failed; try again".to_owned(),
-        "ACCOUNTING_INVARIANT_VIOLATION" => {
-            "evidence could not be written; look at the disk, and at `/readyz` of the agent"
-                .to_owned()
-        }
-        "x_unmapped_principal" => format!(
-            "add an entry to `principals` whose `match` fits this process, such as `exe: {exe}`"
-        ),
-        "x_identity_unresolved" => {
-            "the process was gone before its identity was read; nothing in the request helps"
-                .to_owned()
-        }
-        "x_no_authority" => {
-            "have a grant or a `permit` cover this operation, provider, model and region".to_owned()
-        }
-        "x_authority_expired" => {
-            format!("have the grant or principal `{by}` prolonged (`expires`)")
-        }
-        "x_authority_revoked" => format!("the grant `{by}` was taken back; ask who handed it down"),
-        "x_delegation_exceeded" => {
-            format!("hang the grant nearer to its root, or raise `max_depth` of `{by}`")
-        }
-        "x_approval_required" => {
-            let request =
-                entry.det.get(&Text::from("approval_request")).map_or("REQUEST", Text::as_str);
-            format!(
-                "let a human outside the chain approve it: `genops-agent approve {request} --by WHO --max-usd AMOUNT`, then make the request again"
-            )
-        }
-        "x_policy_error" => {
-            format!("have policy `{by}` mended: it could not be evaluated, so it refuses")
-        }
-        "x_price_unknown" => "say in `prices.overrides` what this model costs".to_owned(),
-        "x_budget_threshold" => {
-            format!("nothing was refused; budget `{by}` passed one of its `thresholds`")
-        }
-        "x_decision_timeout" => {
-            "the decision came too late; `on_timeout` says what happens then".to_owned()
-        }
-        "x_connection_denied" => {
-            "another request on the same connection was refused; make this one again".to_owned()
-        }
-        _ => format!("ask who wrote policy `{by}`, which gave this reason"),
     }
 }

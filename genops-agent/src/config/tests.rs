@@ -359,3 +359,51 @@ impl Drop for Directory {
         std::fs::remove_dir_all(&self.0).unwrap_or_default();
     }
 }
+
+#[test]
+fn what_governance_refuses_has_its_line_too() {
+    check(
+        "budgets:\n  - {name: a, limit: 5}\n  # a comment\n  - name: a\n    limit: 7\n",
+        &expect!["agent.yaml:4: budgets[1] (a): `name` is used by an entry before it"],
+    );
+    check(
+        "budgets:\n  - name: b\n    unit: USD\n    limit: -1\n",
+        &expect!["agent.yaml:4: budgets[0] (b): `limit` -1 is below zero"],
+    );
+    check(
+        "policies:\n  - name: p\n    denied_content:\n      - \"(\"\n",
+        &expect![
+            "agent.yaml:3: policies[0] (p): `denied_content` can't be compiled: regex parse error:     (     ^ error: unclosed group"
+        ],
+    );
+    check(
+        "principals:\n  - name: a\n    match: {user: x}\n    expires: tomorrow\n  - name: b\n",
+        &expect![[r"
+            agent.yaml:4: principals[0] (a): `expires` `tomorrow` is not a moment like 2027-01-01T00:00:00Z
+            agent.yaml:5: principals[1] (b): `match` names nothing, so no process would match"]],
+    );
+    check(
+        "providers:\n  - {host: llm, dialect: klingon}\n",
+        &expect![
+            "agent.yaml:2: providers[0] (llm): `dialect` unknown dialect `klingon` of host `llm`; known are openai, azure, azure-inference, anthropic, gemini, vertex, bedrock, mistral, cohere, groq, deepseek, xai, perplexity, together, openrouter, huggingface, ollama, vllm, llama-cpp, watsonx, replicate, copilot"
+        ],
+    );
+    check(
+        "grants:\n  - {name: a, parent: b}\n  - {name: b, parent: a}\n",
+        &expect![[r"
+            agent.yaml:2: grants[0] (a): `parent` leads back to the grant itself
+            agent.yaml:3: grants[1] (b): `parent` leads back to the grant itself"]],
+    );
+}
+
+#[test]
+fn a_cedar_file_is_refused_with_its_own_name_and_line() {
+    let policies = Directory::new("cedar");
+    let file = policies.path().join("a.cedar");
+    std::fs::write(&file, "permit (principal, action, resource);\n@id(\"x\")\nforbid (principal\n")
+        .unwrap();
+    let yaml = format!("policy_files: [{}]\n", file.display());
+    let refusal = Config::parse(Path::new("agent.yaml"), &yaml).unwrap_err().to_string();
+    let refusal = refusal.replace(&policies.path().display().to_string(), "DIR");
+    expect!["DIR/a.cedar:3:18: unexpected end of input"].assert_eq(&refusal);
+}
