@@ -126,7 +126,7 @@ fn moment(unix_ns: u64) -> String {
         .map_or_else(|_| unix_ns.to_string(), |time| format!("{time:.0}"))
 }
 
-fn text(text: &Option<Text<'_>>) -> Option<String> {
+fn text(text: Option<&Text<'_>>) -> Option<String> {
     text.map(ToString::to_string)
 }
 
