@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use genops_governance::{
-    Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, Output,
+    ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, Output,
     ProcessKey, Rung,
 };
 use genops_protocols::Direction;
@@ -53,7 +53,13 @@ impl Replay {
         let mut renderer = Renderer::stdout(output);
         let mut fault = None;
         let printed = cli::print(|out| {
-            let mut replayer = Replayer::new(&config, |awu| renderer.write(awu, out));
+            let mut replayer = Replayer::new(&config, |output| match output {
+                Output::Awu(awu) => renderer.write(awu, out),
+                Output::Release { .. }
+                | Output::Deny { .. }
+                | Output::Ledger(_)
+                | Output::Record(_) => Ok(()),
+            });
             match replayer.replay(events) {
                 Ok(()) => Ok(()),
                 Err(ReplayError::Output(error)) => Err(error),
@@ -81,7 +87,7 @@ pub(crate) enum ReplayError {
     Output(std::io::Error),
 }
 
-/// Feeds a recording to an engine and hands on the AWUs that come out.
+/// Feeds a recording to an engine and hands on what comes out.
 pub(crate) struct Replayer<F> {
     engine: Engine,
     enforces: bool,
@@ -106,7 +112,7 @@ impl<F> std::fmt::Debug for Replayer<F> {
     }
 }
 
-impl<F: FnMut(&Awu) -> std::io::Result<()>> Replayer<F> {
+impl<F: FnMut(&Output) -> std::io::Result<()>> Replayer<F> {
     /// A replayer on `config`, with empty accounts.
     pub(crate) fn new(config: &Config, sink: F) -> Self {
         Self {
@@ -233,14 +239,13 @@ impl<F: FnMut(&Awu) -> std::io::Result<()>> Replayer<F> {
         if enforced { HoldLevel::Held(Rung::EgressHold) } else { HoldLevel::None }
     }
 
-    /// Hands on what is finished, and ends what was refused.
+    /// Hands on what came out, and ends what was refused.
     fn drain(&mut self) -> Result<(), ReplayError> {
         let mut denied = Vec::new();
         for output in self.engine.outputs() {
-            match output {
-                Output::Awu(awu) => (self.sink)(&awu).map_err(ReplayError::Output)?,
-                Output::Deny { conn, .. } => denied.push(conn),
-                Output::Release { .. } | Output::Ledger(_) | Output::Record(_) => {}
+            (self.sink)(&output).map_err(ReplayError::Output)?;
+            if let Output::Deny { conn, .. } = output {
+                denied.push(conn);
             }
         }
         if denied.is_empty() {

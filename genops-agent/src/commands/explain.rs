@@ -197,3 +197,80 @@ fn amount(account: &Accounted<'_>, amount: i64) -> String {
         other => format!("{amount} {other}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it does not hold")]
+
+    use expect_test::{Expect, expect};
+    use genops_governance::{Now, Output};
+
+    use super::*;
+    use crate::config::Config;
+    use crate::journal::{Journal, Opening};
+    use crate::recording::Reader;
+    use crate::replay::Replayer;
+    use crate::replay::tests::{ENFORCED, chat};
+
+    /// Replays a chat with `model` into an evidence directory and explains its last remarkable unit.
+    #[track_caller]
+    fn check(yaml: &str, model: &str, expected: &Expect) {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::parse(std::path::Path::new("agent.yaml"), yaml).unwrap();
+        let opening = Opening { origin: Some("example.org/test".to_owned()), ..Opening::default() };
+        let (mut journal, _) = Journal::open(folder.path(), opening, Now::default()).unwrap();
+        let mut replayer = Replayer::new(&config, |output| {
+            if let Output::Record(record) = output {
+                journal.record(record).unwrap();
+            }
+            Ok(())
+        });
+        replayer.replay(Reader::new(chat("/usr/bin/python3", model).as_slice())).unwrap();
+        drop(replayer);
+        journal.commit().unwrap();
+        journal.close(Now::default()).unwrap();
+        let records = records(folder.path(), None).unwrap();
+        let entries: Vec<Entry<'_>> =
+            records.iter().map(|record| serde_json::from_slice(record).unwrap()).collect();
+        expected.assert_eq(&story(&entries).unwrap_or_default());
+    }
+
+    #[test]
+    fn a_refused_call_is_explained_with_its_mend() {
+        check(
+            ENFORCED,
+            "gpt-4o-pro",
+            &expect![
+                "At 2026-11-22T10:00:00Z `bot` (team payments, project refunds, /usr/bin/python3, pid 4242) asked openai for gpt-4o-pro (chat). It was BLOCKED with POLICY_DENY_MODEL by `small-models.denied_models`: these models are denied: *-pro; it asks openai for gpt-4o-pro. To run, ask for a model and provider that `small-models.denied_models` permits, or have it changed. Not a byte of the request left this host."
+            ],
+        );
+    }
+
+    #[test]
+    fn a_call_over_budget_is_explained_with_what_is_left() {
+        let budget = "budgets:\n  - {name: tiny, team: payments, limit: 0.00001, period: day}\n";
+        check(
+            &format!("{ENFORCED}{budget}"),
+            "gpt-4o-mini",
+            &expect![
+                "At 2026-11-22T10:00:00Z `bot` (team payments, project refunds, /usr/bin/python3, pid 4242) asked openai for gpt-4o-mini (chat). It was BLOCKED with BUDGET_RESERVATION_FAILED by `tiny`: of 0.00001 USD there are 0.00001 USD left, and this request may need 0.00014975 USD. To run, it needs a smaller worst case (a lower limit on output tokens, a shorter prompt, a cheaper model), the next period, or more in `tiny`. Not a byte of the request left this host."
+            ],
+        );
+    }
+
+    #[test]
+    fn an_observed_call_is_explained_with_what_it_used() {
+        check(
+            "",
+            "gpt-4o-mini",
+            &expect![
+                "At 2026-11-22T10:00:00Z `python3/python3` (team python3, project python3, /usr/bin/python3, pid 4242) asked openai for gpt-4o-mini (chat). It was WARNING with x_unmapped_principal: no configured principal matches the process. 0.00014975 USD were set aside for it. Add it to `principals` to give it a name and a team. The request was observed and not held, so it ran. In the end it used 0.0000024 USD."
+            ],
+        );
+    }
+
+    #[test]
+    fn where_all_was_allowed_there_is_nothing_to_explain() {
+        check(ENFORCED, "gpt-4o-mini", &expect![[""]]);
+    }
+}

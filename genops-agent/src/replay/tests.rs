@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use expect_test::{Expect, expect};
+use genops_governance::Awu;
 use serde_json::{Map, Value};
 
 use super::*;
@@ -13,8 +14,10 @@ use crate::recording::{Direction as Side, Writer};
 /// Replays `recording`; the AWUs.
 pub(crate) fn awus(config: &Config, recording: &[u8]) -> Vec<Awu> {
     let mut awus = Vec::new();
-    let mut replayer = Replayer::new(config, |awu| {
-        awus.push(awu.clone());
+    let mut replayer = Replayer::new(config, |output| {
+        if let Output::Awu(awu) = output {
+            awus.push(awu.as_ref().clone());
+        }
         Ok(())
     });
     replayer.replay(Reader::new(recording)).expect("the recording is well-formed");
@@ -101,7 +104,7 @@ const WHAT: &[&str] = &[
     "genops.enforcement.rung",
 ];
 
-const ENFORCED: &str = r#"
+pub(crate) const ENFORCED: &str = r#"
 environment: test
 mode: enforce
 principals:
@@ -193,8 +196,8 @@ fn a_broken_line_ends_the_replay_after_what_was_complete() {
     recording.extend_from_slice(b"{\"type\":\"data\"\n");
     let mut count = 0;
     let config = Config::default();
-    let mut replayer = Replayer::new(&config, |_| {
-        count += 1;
+    let mut replayer = Replayer::new(&config, |output| {
+        count += usize::from(matches!(output, Output::Awu(_)));
         Ok(())
     });
     let end = replayer.replay(Reader::new(recording.as_slice()));
@@ -217,7 +220,8 @@ fn every_exchange_of_the_corpus_is_found() {
         let reader = Reader::open(&corpus.join(format!("{name}.jsonl"))).unwrap();
         let mut found = std::collections::HashSet::new();
         let config = Config::default();
-        let mut replayer = Replayer::new(&config, |awu| {
+        let mut replayer = Replayer::new(&config, |output| {
+            let Output::Awu(awu) = output else { return Ok(()) };
             let attributes = awu.attributes();
             let conn = render::find_str(&attributes, "conn").map(str::to_owned);
             // A label of a stream that was joined midway has no number: any unit will do.
