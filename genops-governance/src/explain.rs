@@ -7,7 +7,6 @@ use std::fmt::Write as _;
 
 use crate::awu::Awu;
 use crate::decision::ReasonCode;
-use crate::record::Record;
 
 /// What is known of a decision. `None` means not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,34 +92,6 @@ impl Explanation {
             reserved: reservation.map(|it| it.unit.in_words(it.amount)),
             approval_request: awu.grounds.approval_request.clone(),
         }
-    }
-
-    /// From the evidence record of a decision.
-    #[must_use]
-    pub fn of_record(record: &Record) -> Self {
-        let mut made = Self::default();
-        made.awu = record.awu.map(|it| it.to_string()).unwrap_or_default();
-        made.when = Some(crate::time::format_moment(record.at.unix_ns));
-        if let Some(who) = &record.who {
-            let it = &who.attribution;
-            made.principal = Some(it.principal.clone()).filter(|it| !it.is_empty());
-            (made.team, made.project) = (it.team.clone(), it.project.clone());
-            (made.chain, made.accountable) = (it.chain.clone(), it.accountable.clone());
-            (made.pid, made.exe) = (who.pid, who.exe.clone());
-        }
-        if let Some(what) = &record.what {
-            made.operation.clone_from(&what.operation);
-            made.provider.clone_from(&what.provider);
-            made.model.clone_from(&what.model);
-            made.region.clone_from(&what.region);
-        }
-        if let Some(decided) = &record.decision {
-            made.result = decided.result.as_str().to_owned();
-            made.code = decided.reason.as_ref().map(|it| it.as_str().to_owned());
-            made.policy.clone_from(&decided.policy);
-            made.matched.clone_from(&decided.matched);
-        }
-        made
     }
 
     /// The paragraph.

@@ -434,8 +434,7 @@ fn a_partial_runtime_may_leave_the_accounting_out_and_nothing_else() {
 #[test]
 fn what_is_no_export_is_said_in_a_sentence() {
     let error = |text: &str| conformance::check(text).unwrap_err().to_string();
-    expect!["line 1, column 20: expected value"]
-        .assert_eq(&error("{\"resourceSpans\": [}"));
+    expect!["line 1, column 20: expected value"].assert_eq(&error("{\"resourceSpans\": [}"));
     expect!["there are no `resourceSpans`: this is not an OTLP/JSON export of traces"]
         .assert_eq(&error("{}"));
     let nothing = conformance::check(r#"{"resourceSpans": []}"#).unwrap();

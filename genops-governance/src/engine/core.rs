@@ -615,6 +615,14 @@ impl Core {
         });
     }
 
+    /// Why a decision is as it is, in words, for its record.
+    pub(super) fn explain(record: &mut Record, opened: &Opened) {
+        let grounds = &opened.grounds;
+        let reason = grounds.reason.iter().map(|it| ("reason", it.clone()));
+        let request = grounds.approval_request.iter().map(|it| ("approval_request", it.clone()));
+        record.detail.extend(reason.chain(request));
+    }
+
     /// The decision of a record.
     pub(super) fn decided(&self, opened: &Opened, decision: &Decision) -> Decided {
         let grounds = &opened.grounds;
@@ -749,6 +757,7 @@ impl Core {
         self.fill(&mut record, link, &opened, call);
         record.inputs = Some(inputs);
         record.decision = Some(self.decided(&opened, &decision));
+        Self::explain(&mut record, &opened);
         self.put(Vec::new(), [record]);
         link.over.insert(call.exchange);
         link.refused.push(Refused { opened, refusal, call: call.clone() });

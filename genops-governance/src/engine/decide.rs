@@ -322,6 +322,7 @@ impl Core {
         decision.inputs = Some(inputs);
         let decided = self.decided(opened, &Decision::Permit(permission.clone()));
         decision.decision = Some(decided);
+        Self::explain(&mut decision, opened);
         let mut reserved = Record::new(now, RecordKind::Reservation);
         self.fill(&mut reserved, link, opened, call);
         let shares = self.ledger.open().find(|(it, _)| *it == opened.id);

@@ -1,0 +1,281 @@
+//! Configurations that can't be run on: each fault a sentence with section, entry and key, or
+//! file, line and column.
+
+#![expect(clippy::unwrap_used, reason = "tests fail by panic")]
+#![expect(clippy::needless_raw_string_hashes, reason = "as the snapshots are written")]
+
+use expect_test::{Expect, expect};
+use genops_governance::{PolicyText, Sections, Settings};
+use serde_json::{Value, json};
+
+/// Sections from JSON: the same types as the YAML file's.
+fn sections(json: Value) -> Sections {
+    let mut sections = Sections::default();
+    let Value::Object(map) = json else { panic!("an object") };
+    for (name, value) in map {
+        match name.as_str() {
+            "principals" => sections.principals = serde_json::from_value(value).unwrap(),
+            "grants" => sections.grants = serde_json::from_value(value).unwrap(),
+            "budgets" => sections.budgets = serde_json::from_value(value).unwrap(),
+            "rate_limits" => sections.rate_limits = serde_json::from_value(value).unwrap(),
+            "policies" => sections.policies = serde_json::from_value(value).unwrap(),
+            "sla" => sections.sla = serde_json::from_value(value).unwrap(),
+            "prices" => sections.prices = serde_json::from_value(value).unwrap(),
+            "providers" => sections.providers = serde_json::from_value(value).unwrap(),
+            other => panic!("{other}"),
+        }
+    }
+    sections
+}
+
+#[track_caller]
+fn check(json: Value, expected: &Expect) {
+    let error = Settings::compile(&sections(json)).unwrap_err();
+    expected.assert_eq(&error.to_string());
+}
+
+#[track_caller]
+fn check_cedar(text: &str, expected: &Expect) {
+    let file = PolicyText { name: "rules.cedar".to_owned(), text: text.to_owned() };
+    let sections = Sections { policy_files: vec![file], ..Sections::default() };
+    let said = match Settings::compile(&sections) {
+        Ok(settings) => format!("accepted: {} policies", settings.policy_count()),
+        Err(error) => error.to_string(),
+    };
+    expected.assert_eq(&said);
+}
+
+#[test]
+fn names_are_there_and_once() {
+    let bot = json!({"name": "bot", "match": {"user": "a"}});
+    check(
+        json!({
+            "principals": [bot, bot, {"name": " "}],
+            "budgets": [{"name": "", "limit": 1}],
+            "rate_limits": [{"name": "r", "requests": 1}, {"name": "r", "requests": 1}],
+        }),
+        &expect![[r#"
+            principals[1] (bot): `name` is used by an entry before it
+            principals[2] ( ): `name` is empty
+            principals[2] ( ): `match` names nothing, so no process would match
+            budgets[0]: `name` is empty
+            rate_limits[1] (r): `name` is used by an entry before it"#]],
+    );
+}
+
+#[test]
+fn what_is_referred_to_must_exist() {
+    check(
+        json!({
+            "principals": [{"name": "bot", "match": {"user": "a"}, "grant": "g", "subagent_of": "x"}],
+            "budgets": [{"name": "b", "principal": "nobody", "limit": 1}],
+            "rate_limits": [{"name": "r", "principal": "nobody", "requests": 1}],
+            "policies": [{"name": "p", "principal": "nobody", "denied_models": ["a"]}],
+            "sla": [{"tier": "gold", "principal": "nobody", "latency_target_ms": 0}],
+        }),
+        &expect![[r#"
+            principals[0] (bot): `subagent_of` no principal `x` stands before it
+            principals[0] (bot): `grant` there is no grant `g`
+            policies[0] (p): `principal` there is no principal `nobody`
+            budgets[0] (b): `principal` there is no principal `nobody`
+            rate_limits[0] (r): `principal` there is no principal `nobody`
+            sla[0] (gold): `latency_target_ms` is 0, which no call can meet
+            sla[0] (gold): `principal` there is no principal `nobody`"#]],
+    );
+}
+
+#[test]
+fn amounts_and_periods_must_be_possible() {
+    check(
+        json!({
+            "budgets": [
+                {"name": "a", "limit": -5.0},
+                {"name": "b", "limit": 1e10},
+                {"name": "c", "limit": 0.5, "unit": "tokens"},
+                {"name": "d", "limit": 1, "timezone": "Mars/Olympus", "thresholds": [0, 101]},
+            ],
+            "rate_limits": [{"name": "r", "requests": 0}, {"name": "s"}],
+            "policies": [{"name": "p", "max_cost": -1.0}, {"name": "q"}],
+            "prices": {"overrides": [{"model": "m", "input_per_million": -1, "output_per_million": 1}]},
+        }),
+        &expect![[r#"
+            policies[0] (p): `max_cost` -1 is below zero
+            budgets[0] (a): `limit` -5 is below zero
+            budgets[1] (b): `limit` 10000000000 is above the largest amount, 9000000000
+            budgets[2] (c): `limit` 0.5 is not a whole number of tokens
+            budgets[3] (d): `timezone` `Mars/Olympus` is not a time zone like UTC or Europe/Berlin
+            budgets[3] (d): `thresholds` are percentages from 1 to 100
+            rate_limits[0] (r): `requests` is 0; to refuse everything, use a policy
+            rate_limits[1] (s): `requests` or `concurrent` is missing: it limits nothing
+            prices.overrides[0] (m): `input_per_million` -1 is below zero"#]],
+    );
+}
+
+#[test]
+fn delegation_has_a_human_no_cycle_and_a_time() {
+    check(
+        json!({
+            "grants": [
+                {"name": "a", "parent": "b"},
+                {"name": "b", "parent": "a"},
+                {"name": "root"},
+                {"name": "c", "parent": "nowhere"},
+                {"name": "d", "delegated_by": "x", "expires": "tomorrow"},
+                {"name": "e", "delegated_by": "x", "not_before": "2027-01-02T00:00:00Z",
+                 "expires": "2027-01-01T00:00:00Z"},
+            ],
+        }),
+        &expect![[r#"
+            grants[2] (root): `delegated_by` is missing: a grant without a parent needs the human it is from
+            grants[3] (c): `parent` there is no grant `nowhere`
+            grants[4] (d): `expires` `tomorrow` is not a moment like 2027-01-01T00:00:00Z
+            grants[5] (e): `expires` is not after `not_before`
+            grants[0] (a): `parent` leads back to the grant itself
+            grants[1] (b): `parent` leads back to the grant itself"#]],
+    );
+}
+
+#[test]
+fn providers_and_expressions_must_be_readable() {
+    check(
+        json!({
+            "providers": [{"host": "llm.internal", "dialect": "klingon"}, {"host": "x"}],
+            "policies": [{"name": "p", "denied_content": ["("]}],
+        }),
+        &expect![[r#"
+            providers[0] (llm.internal): `dialect` unknown dialect `klingon` of host `llm.internal`; known are openai, azure, azure-inference, anthropic, gemini, vertex, bedrock, mistral, cohere, groq, deepseek, xai, perplexity, together, openrouter, huggingface, ollama, vllm, llama-cpp, watsonx, replicate, copilot
+            providers[1] (x): `dialect` is missing, and no `region` is given either
+            policies[0] (p): `denied_content` can't be compiled: regex parse error:     (     ^ error: unclosed group"#]],
+    );
+}
+
+#[test]
+fn cedar_is_parsed_validated_and_linted_with_line_and_column() {
+    check_cedar(
+        "@id(\"a\") @reason_code(\"POLICY_DENY_MODEL\")\nforbid (principal, action, resource) when {\n",
+        &expect!["rules.cedar:2:44: unexpected end of input"],
+    );
+    check_cedar(
+        "@id(\"a\") @reason_code(\"POLICY_DENY_MODEL\")\nforbid (principal, action, resource)\nwhen { context.regoin == \"eu\" };",
+        &expect![[r#"rules.cedar:3:8: for policy `a`, attribute `regoin` in context for GenOps::Action::"invoke" not found"#]],
+    );
+    check_cedar(
+        "// one that is fine\n@id(\"a\") @reason_code(\"x_mine\")\nforbid (principal, action, resource);\n\nforbid (principal, action, resource);\n",
+        &expect![[r#"rules.cedar:5: the policy has no `@id("..")`"#]],
+    );
+    for (annotations, effect) in [
+        ("@id(\"a\")", "forbid"),
+        ("@id(\"a\") @reason_code(\"TOO_DEAR\")", "forbid"),
+        ("@id(\"a\") @reason_code(\"x_a\")", "permit"),
+        ("@id(\"a\") @reason_code(\"x_a\") @genops_result(\"MAYBE\")", "forbid"),
+        ("@id(\"a\") @reason_code(\"RATE_LIMITED\")", "forbid"),
+        (
+            "@id(\"a\") @reason_code(\"POLICY_DENY_MODEL\") @genops_result(\"RATE_LIMITED\")",
+            "forbid",
+        ),
+        ("@id(\"a\") @reason_code(\"x_a\") @priority(\"high\")", "forbid"),
+        ("@id(\"a\") @reason_code(\"x_a\") @priority(\"7\")", "forbid"),
+    ] {
+        let text = format!("{annotations}\n{effect} (principal, action, resource);\n");
+        let expected = match (annotations, effect) {
+            ("@id(\"a\")", _) => expect![[r#"rules.cedar:1: policy `a`: a forbid needs `@reason_code("..")`"#]],
+            ("@id(\"a\") @reason_code(\"TOO_DEAR\")", _) => expect!["rules.cedar:1: policy `a`: `TOO_DEAR` is no reason code of the specification, nor `x_..`"],
+            (_, "permit") => expect!["rules.cedar:1: policy `a`: a permit has no `@reason_code` and no `@genops_result`"],
+            (it, _) if it.contains("MAYBE") => expect![[r#"rules.cedar:1: policy `a`: `@genops_result("MAYBE")` is none of the four"#]],
+            (it, _) if it.ends_with("@reason_code(\"RATE_LIMITED\")") => expect!["rules.cedar:1: policy `a`: result and reason code `RATE_LIMITED` don't go together"],
+            (it, _) if it.contains("high") => expect![[r#"rules.cedar:1: policy `a`: `@priority("high")` is no integer"#]],
+            (it, _) if it.contains("\"7\"") => expect!["accepted: 1 policies"],
+            _ => expect!["rules.cedar:1: policy `a`: result and reason code `POLICY_DENY_MODEL` don't go together"],
+        };
+        check_cedar(&text, &expected);
+    }
+    check_cedar(
+        "@id(\"a\") @reason_code(\"x_a\") forbid (principal, action, resource);\n@id(\"a\") @reason_code(\"x_a\") forbid (principal, action, resource);",
+        &expect![[r#"rules.cedar:2: `@id("a")` is used by a policy before it"#]],
+    );
+    check_cedar(
+        "@id(\"a\") @reason_code(\"x_a\") forbid (principal == ?principal, action, resource);",
+        &expect!["rules.cedar: templates (`?principal`) have nothing to link them"],
+    );
+}
+
+/// The example of the interface description, as far as governance reads it.
+#[test]
+fn the_short_form_becomes_cedar() {
+    let settings = Settings::compile(&sections(json!({
+        "principals": [{
+            "name": "refund-bot",
+            "match": {"user": "svc-refund", "exe": "/usr/bin/python3*"},
+            "team": "payments", "project": "refunds", "cost_center": "cc-42",
+            "delegated_by": "alice@example.com", "expires": "2027-01-01T00:00:00Z",
+        }],
+        "policies": [{
+            "name": "refund-models",
+            "principal": "refund-bot",
+            "allowed_providers": ["openai", "anthropic"],
+            "allowed_models": ["gpt-4o-mini*", "claude-*"],
+            "denied_models": ["*-pro"],
+            "allowed_regions": ["eu-*"],
+            "denied_content": ["(?i)internal \"use\" only"],
+            "max_cost": 0.50,
+            "approval_above": 0.25,
+            "enforcement": "block",
+        }],
+    })))
+    .unwrap();
+    let texts: Vec<&str> = settings.cedar().map(|(_, text)| text).collect();
+    let expected = expect![[r#"
+        @id("refund-models.allowed_providers")
+        @reason_code("POLICY_DENY_MODEL")
+        @reason("only these providers are allowed: openai, anthropic")
+        forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
+        unless { context.provider like "openai" || context.provider like "anthropic" };
+
+        @id("refund-models.allowed_models")
+        @reason_code("POLICY_DENY_MODEL")
+        @reason("only these models are allowed: gpt-4o-mini*, claude-*")
+        forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
+        unless { context.model like "gpt-4o-mini*" || context.model like "claude-*" };
+
+        @id("refund-models.denied_models")
+        @reason_code("POLICY_DENY_MODEL")
+        @reason("these models are denied: *-pro")
+        forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
+        when { context.model like "*-pro" || (context.model == "" && !context.readable) };
+
+        @id("refund-models.allowed_regions")
+        @reason_code("POLICY_DENY_REGION")
+        @reason("only these regions are allowed: eu-*")
+        forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
+        unless { context.region like "eu-*" };
+
+        @id("refund-models.denied_content")
+        @reason_code("POLICY_DENY_CONTENT")
+        @reason("the text sent to the model matches denied content")
+        forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
+        when { context.content.contains("refund-models.denied_content") || !context.readable };
+
+        @id("refund-models.max_cost")
+        @reason_code("BUDGET_EXCEEDED")
+        @reason("one request may cost at most 0.5 USD")
+        forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
+        when { context.est_nano_usd > 500000000 };
+
+        @id("refund-models.approval_above")
+        @reason_code("x_approval_required")
+        @reason("a human must approve a request that may cost more than 0.25 USD")
+        forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
+        when { context.est_nano_usd > 250000000 }
+        unless { context.approved };
+    "#]];
+    expected.assert_eq(&texts.join("\n"));
+}
+
+#[test]
+fn an_unknown_key_is_refused() {
+    let error = serde_json::from_value::<genops_governance::PolicyConfig>(
+        json!({"name": "p", "denied_modles": []}),
+    )
+    .unwrap_err();
+    assert!(error.to_string().starts_with("unknown field `denied_modles`"), "{error}");
+}
