@@ -384,6 +384,31 @@ mod tests {
     }
 
     #[test]
+    fn whoever_watches_gets_the_units_and_nobody_else_costs_anything() {
+        let path = socket("watch");
+        let metrics = Arc::<Metrics>::default();
+        let control = Control::start(&path, Arc::clone(&metrics)).unwrap();
+        let recording = crate::replay::tests::chat("/usr/bin/python3", "gpt-4o-mini");
+        let awus = crate::replay::tests::awus(&crate::config::Config::default(), &recording);
+        let awu = Arc::new(awus.into_iter().next().unwrap());
+        control.publish(&awu);
+        let mut lines = watch_lines(&path).unwrap();
+        let watching = || !control.watchers.lock().unwrap().is_empty();
+        while !watching() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        control.publish(&awu);
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        let mut expected = String::new();
+        render::json(&awu, &mut expected);
+        assert_eq!(line, expected);
+        assert_eq!(metrics.lost_top_queue_full.get(), 0);
+        drop(control);
+        std::fs::remove_dir(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
     fn what_is_no_request_is_refused_and_a_stale_socket_replaced() {
         let path = socket("stale");
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
