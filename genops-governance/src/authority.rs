@@ -48,7 +48,7 @@ impl Grants {
             let parents = sections.grants.iter().map(|it| &it.name);
             match &config.parent {
                 Some(parent) if !parents.clone().any(|it| it == parent) => {
-                    faults.add(&place, "parent", &format!("there is no grant `{parent}`"));
+                    faults.add(&place, "parent", &format!("names `{parent}`, and there is none"));
                 }
                 None if config.delegated_by.is_none() => {
                     let needed = "is missing: a grant without a parent needs the human it is from";
@@ -104,7 +104,7 @@ impl Grants {
         if let Some(name) = at
             && !self.links.iter().any(|(link, _)| link.name == *name)
         {
-            faults.add(place, "grant", &format!("there is no grant `{name}`"));
+            faults.add(place, "grant", &format!("names `{name}`, and there is none"));
         }
         // A cycle is refused above; the bound is what ends the loop until the caller sees that.
         for _ in 0..self.links.len() {

@@ -43,7 +43,7 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Budget> {
         if let Some(name) = &config.principal
             && !sections.principals.iter().any(|it| it.name == *name)
         {
-            faults.add(&place, "principal", &format!("there is no principal `{name}`"));
+            faults.add(&place, "principal", &format!("names `{name}`, and there is none"));
         }
         budgets.push(budget(config.clone(), &place, faults));
     }

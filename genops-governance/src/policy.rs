@@ -412,7 +412,6 @@ fn pairs(facts: &Facts<'_>) -> Vec<(String, RestrictedExpression)> {
     };
     let flag = RestrictedExpression::new_bool;
     let est_nano_usd = facts.est_nano_usd.unwrap_or(AMOUNT_LIMIT).unsigned_abs();
-    let days = facts.unix_s / 86_400;
     let pairs: [(&str, RestrictedExpression); 18] = [
         ("provider", text(facts.provider)),
         ("model", text(facts.model)),
@@ -431,10 +430,14 @@ fn pairs(facts: &Facts<'_>) -> Vec<(String, RestrictedExpression)> {
         ("mapped", flag(facts.mapped)),
         ("content", RestrictedExpression::new_set(facts.content.iter().map(|it| text(it)))),
         ("hour_utc", amount(facts.unix_s % 86_400 / 3_600)),
-        // 1970-01-01 was a Thursday.
-        ("weekday_utc", amount((days + 3) % 7 + 1)),
+        ("weekday_utc", amount(weekday(facts.unix_s))),
     ];
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// 1 is Monday. 1970-01-01 was a Thursday.
+fn weekday(unix_s: u64) -> u64 {
+    (unix_s / 86_400 + 3) % 7 + 1
 }
 
 fn content_rules(sections: &Sections, faults: &mut Faults) -> Vec<(PolicyConfig, RegexSet)> {
@@ -603,4 +606,48 @@ fn meta(policy: &Policy) -> Result<Option<Meta>, String> {
     };
     let reason = policy.annotation("reason").map(str::to_owned);
     Ok(Some(Meta { severity, code, priority, reason }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing checks requests while the agent runs: here they are.
+    #[test]
+    fn every_request_is_what_the_schema_says() {
+        let (schema, warnings) = Schema::from_cedarschema_str(SCHEMA).expect("it parses");
+        assert_eq!(warnings.count(), 0);
+        let content = ["a.denied_content".to_owned()];
+        let facts = Facts {
+            provider: "openai",
+            model: "gpt-4o-mini",
+            operation: "chat",
+            region: "",
+            server: "api.openai.com",
+            environment: "production",
+            est_nano_usd: None,
+            est_tokens: u64::MAX,
+            max_output_tokens: 100,
+            request_bytes: 300,
+            p95_latency_ms: 0,
+            stream: true,
+            readable: true,
+            approved: false,
+            mapped: true,
+            content: &content,
+            unix_s: 1_795_341_600,
+        };
+        let types = Types::new();
+        let context = Context::from_pairs(pairs(&facts)).expect("no duplicates");
+        let principal = uid(&types.workload, "bot");
+        let resource = uid(&types.model, "openai/gpt-4o-mini");
+        let request = Request::new(principal, types.invoke, resource, context, Some(&schema));
+        assert!(request.is_ok(), "{request:?}");
+    }
+
+    /// 2026-11-22 is a Sunday.
+    #[test]
+    fn weekdays_count_from_monday() {
+        assert_eq!([1_795_341_600, 1_795_341_600 + 86_400].map(weekday), [7, 1]);
+    }
 }

@@ -81,7 +81,7 @@ impl Roster {
         let name = config.subagent_of.as_ref()?;
         let found = self.principals.iter().position(|it| it.name == *name);
         if found.is_none() {
-            faults.add(place, "subagent_of", &format!("no principal `{name}` stands before it"));
+            faults.add(place, "subagent_of", &format!("names `{name}`, and none stands before it"));
         }
         found
     }

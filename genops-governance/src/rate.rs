@@ -57,7 +57,7 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Limit> {
         if let Some(wanted) = &principal
             && !sections.principals.iter().any(|it| it.name == *wanted)
         {
-            faults.add(&place, "principal", &format!("there is no principal `{wanted}`"));
+            faults.add(&place, "principal", &format!("names `{wanted}`, and there is none"));
         }
         if requests.is_none() && concurrent.is_none() {
             faults.add(&place, "requests", "or `concurrent` is missing: it limits nothing");

@@ -163,7 +163,7 @@ fn hosts(sections: &Sections, faults: &mut Faults) -> Arc<Hosts> {
         };
         match hosts.clone().with(&provider.host, provider.port, dialect) {
             Ok(more) => hosts = more,
-            Err(error) => faults.add(&place, "dialect", &error.to_string()),
+            Err(error) => faults.0.push(format!("{place}: {error}")),
         }
     }
     Arc::new(hosts)

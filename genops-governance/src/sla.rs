@@ -35,7 +35,7 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Target> {
         if let Some(name) = &principal
             && !sections.principals.iter().any(|it| it.name == *name)
         {
-            faults.add(&place, "principal", &format!("there is no principal `{name}`"));
+            faults.add(&place, "principal", &format!("names `{name}`, and there is none"));
         }
         targets.push(Target { tier, principal, model, latency_ms });
     }

@@ -1043,3 +1043,119 @@ fn a_decision_is_explained_in_a_paragraph() {
         At 2026-11-22T10:00:00Z `refund-bot` (team payments, project refunds, /usr/bin/python3.11, pid 4242), acting under principal:refund-bot, for whom alice@example.com answers, asked openai for gpt-4o-mini (chat). It was ALLOWED. 0.00009375 USD were set aside for it from `daily` (2026-11-22), which has 0.99990625 USD left."#]];
     expected.assert_eq(&said.join("\n"));
 }
+
+/// An HTTP/2 frame (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = length.get(1..).unwrap().to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// A header field never indexed, name and value plain (RFC 7541 §6.2.3).
+fn field(name: &str, value: &str) -> Vec<u8> {
+    let text = |it: &str| {
+        let length = u8::try_from(it.len()).unwrap();
+        assert!(length < 127);
+        [&[length], it.as_bytes()].concat()
+    };
+    [vec![0x10], text(name), text(value)].concat()
+}
+
+/// The header block of a chat completion, as a HEADERS frame with END_HEADERS.
+fn headers(stream: u32) -> Vec<u8> {
+    let fields = [
+        field(":method", "POST"),
+        field(":scheme", "https"),
+        field(":authority", "api.openai.com"),
+        field(":path", "/v1/chat/completions"),
+        field("content-type", "application/json"),
+    ];
+    frame(1, 4, stream, &fields.concat())
+}
+
+fn body(model: &str) -> Vec<u8> {
+    format!(
+        r#"{{"model":"{model}","max_tokens":100,"service_tier":"default","messages":[{{"role":"user","content":"hi"}}]}}"#
+    )
+    .into_bytes()
+}
+
+#[test]
+fn on_http2_each_stream_is_decided_and_a_refusal_ends_them_all() {
+    let mut host = Host::new(&policy(|it| it.denied_models = vec!["*-pro".to_owned()]));
+    let conn = host.open(HELD);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    host.egress(conn, &[preface.to_vec(), frame(4, 0, 0, &[])].concat());
+    let (first, third) = (body("gpt-4o-mini"), body("gpt-4o"));
+    let (head, tail) = first.split_at(30);
+    // Two streams whose frames alternate: nothing of the older leaves before its end.
+    host.egress(conn, &[headers(1), frame(0, 0, 1, head)].concat());
+    host.egress(conn, &[headers(3), frame(0, 1, 3, &third)].concat());
+    writeln!(host.text, "-- the first ends").unwrap();
+    host.egress(conn, &frame(0, 1, 1, tail));
+    writeln!(host.text, "-- a refused one").unwrap();
+    host.egress(conn, &[headers(5), frame(0, 1, 5, &body("gpt-5-pro"))].concat());
+    writeln!(host.text, "-- one after it, and the end").unwrap();
+    host.egress(conn, &[headers(7), frame(0, 1, 7, &body("gpt-4o"))].concat());
+    host.close(conn).check(&expect![[r#"
+        release c1 to 33
+        record decision
+        record reservation [- 1592500 None left None]
+        -- the first ends
+        record decision
+        record reservation [- 97650 None left None]
+        release c1 to 521
+        -- a refused one
+        record decision
+        deny c1 collateral 2
+        awu error=Str("POLICY_DENY_MODEL")
+          policy.result: BLOCKED
+          policy.reason_code: POLICY_DENY_MODEL
+          policy.name: rules.denied_models
+          policy.reason: these models are denied: *-pro; it asks openai for gpt-5-pro
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        -- one after it, and the end
+        record decision
+        awu error=Str("x_connection_denied")
+          policy.result: BLOCKED
+          policy.reason_code: x_connection_denied
+          policy.reason: nothing more of this connection may leave
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+        record reconciliation [- 97650 None left None]
+        awu error=Str("connection_closed")
+          policy.result: ALLOWED
+          accounting.reserved: Double(9.765e-5)
+          accounting.actual: Double(9.765e-5)
+          accounting.incomplete: Bool(true)
+          compliance: full
+          capture.level: partial
+          enforcement.rung: egress_hold
+        record reconciliation [- 1592500 None left None]
+        awu error=Str("connection_closed")
+          policy.result: ALLOWED
+          accounting.reserved: Double(0.0015925)
+          accounting.actual: Double(0.0015925)
+          accounting.incomplete: Bool(true)
+          compliance: full
+          capture.level: partial
+          enforcement.rung: egress_hold
+    "#]]);
+}
+
+#[test]
+fn an_ai_connection_without_a_readable_request_is_no_unit() {
+    let mut host = Host::new(&enforcing());
+    let conn = host.open(HELD);
+    host.egress(conn, b"\x00\x01\x02 this is nothing that anybody speaks\r\n\r\n");
+    host.close(conn);
+    let silent = host.open(HELD);
+    host.close(silent);
+    assert_eq!(host.awus.len(), 0);
+}

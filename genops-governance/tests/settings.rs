@@ -74,13 +74,13 @@ fn what_is_referred_to_must_exist() {
             "sla": [{"tier": "gold", "principal": "nobody", "latency_target_ms": 0}],
         }),
         &expect![[r#"
-            principals[0] (bot): `subagent_of` no principal `x` stands before it
-            principals[0] (bot): `grant` there is no grant `g`
-            policies[0] (p): `principal` there is no principal `nobody`
-            budgets[0] (b): `principal` there is no principal `nobody`
-            rate_limits[0] (r): `principal` there is no principal `nobody`
+            principals[0] (bot): `subagent_of` names `x`, and none stands before it
+            principals[0] (bot): `grant` names `g`, and there is none
+            policies[0] (p): `principal` names `nobody`, and there is none
+            budgets[0] (b): `principal` names `nobody`, and there is none
+            rate_limits[0] (r): `principal` names `nobody`, and there is none
             sla[0] (gold): `latency_target_ms` is 0, which no call can meet
-            sla[0] (gold): `principal` there is no principal `nobody`"#]],
+            sla[0] (gold): `principal` names `nobody`, and there is none"#]],
     );
 }
 
@@ -100,6 +100,7 @@ fn amounts_and_periods_must_be_possible() {
         }),
         &expect![[r#"
             policies[0] (p): `max_cost` -1 is below zero
+            policies[1] (q): `allowed_models` or another rule is missing: it forbids nothing
             budgets[0] (a): `limit` -5 is below zero
             budgets[1] (b): `limit` 10000000000 is above the largest amount, 9000000000
             budgets[2] (c): `limit` 0.5 is not a whole number of tokens
@@ -127,7 +128,7 @@ fn delegation_has_a_human_no_cycle_and_a_time() {
         }),
         &expect![[r#"
             grants[2] (root): `delegated_by` is missing: a grant without a parent needs the human it is from
-            grants[3] (c): `parent` there is no grant `nowhere`
+            grants[3] (c): `parent` names `nowhere`, and there is none
             grants[4] (d): `expires` `tomorrow` is not a moment like 2027-01-01T00:00:00Z
             grants[5] (e): `expires` is not after `not_before`
             grants[0] (a): `parent` leads back to the grant itself
@@ -143,7 +144,7 @@ fn providers_and_expressions_must_be_readable() {
             "policies": [{"name": "p", "denied_content": ["("]}],
         }),
         &expect![[r#"
-            providers[0] (llm.internal): `dialect` unknown dialect `klingon` of host `llm.internal`; known are openai, azure, azure-inference, anthropic, gemini, vertex, bedrock, mistral, cohere, groq, deepseek, xai, perplexity, together, openrouter, huggingface, ollama, vllm, llama-cpp, watsonx, replicate, copilot
+            providers[0] (llm.internal): unknown dialect `klingon` of host `llm.internal`; known are openai, azure, azure-inference, anthropic, gemini, vertex, bedrock, mistral, cohere, groq, deepseek, xai, perplexity, together, openrouter, huggingface, ollama, vllm, llama-cpp, watsonx, replicate, copilot
             providers[1] (x): `dialect` is missing, and no `region` is given either
             policies[0] (p): `denied_content` can't be compiled: regex parse error:     (     ^ error: unclosed group"#]],
     );
@@ -157,7 +158,9 @@ fn cedar_is_parsed_validated_and_linted_with_line_and_column() {
     );
     check_cedar(
         "@id(\"a\") @reason_code(\"POLICY_DENY_MODEL\")\nforbid (principal, action, resource)\nwhen { context.regoin == \"eu\" };",
-        &expect![[r#"rules.cedar:3:8: for policy `a`, attribute `regoin` in context for GenOps::Action::"invoke" not found"#]],
+        &expect![[
+            r#"rules.cedar:3:8: for policy `a`, attribute `regoin` in context for GenOps::Action::"invoke" not found"#
+        ]],
     );
     check_cedar(
         "// one that is fine\n@id(\"a\") @reason_code(\"x_mine\")\nforbid (principal, action, resource);\n\nforbid (principal, action, resource);\n",
@@ -178,14 +181,28 @@ fn cedar_is_parsed_validated_and_linted_with_line_and_column() {
     ] {
         let text = format!("{annotations}\n{effect} (principal, action, resource);\n");
         let expected = match (annotations, effect) {
-            ("@id(\"a\")", _) => expect![[r#"rules.cedar:1: policy `a`: a forbid needs `@reason_code("..")`"#]],
-            ("@id(\"a\") @reason_code(\"TOO_DEAR\")", _) => expect!["rules.cedar:1: policy `a`: `TOO_DEAR` is no reason code of the specification, nor `x_..`"],
-            (_, "permit") => expect!["rules.cedar:1: policy `a`: a permit has no `@reason_code` and no `@genops_result`"],
-            (it, _) if it.contains("MAYBE") => expect![[r#"rules.cedar:1: policy `a`: `@genops_result("MAYBE")` is none of the four"#]],
-            (it, _) if it.ends_with("@reason_code(\"RATE_LIMITED\")") => expect!["rules.cedar:1: policy `a`: result and reason code `RATE_LIMITED` don't go together"],
-            (it, _) if it.contains("high") => expect![[r#"rules.cedar:1: policy `a`: `@priority("high")` is no integer"#]],
+            ("@id(\"a\")", _) => {
+                expect![[r#"rules.cedar:1: policy `a`: a forbid needs `@reason_code("..")`"#]]
+            }
+            ("@id(\"a\") @reason_code(\"TOO_DEAR\")", _) => expect![
+                "rules.cedar:1: policy `a`: `TOO_DEAR` is no reason code of the specification, nor `x_..`"
+            ],
+            (_, "permit") => expect![
+                "rules.cedar:1: policy `a`: a permit has no `@reason_code` and no `@genops_result`"
+            ],
+            (it, _) if it.contains("MAYBE") => expect![[
+                r#"rules.cedar:1: policy `a`: `@genops_result("MAYBE")` is none of the four"#
+            ]],
+            (it, _) if it.ends_with("@reason_code(\"RATE_LIMITED\")") => expect![
+                "rules.cedar:1: policy `a`: result and reason code `RATE_LIMITED` don't go together"
+            ],
+            (it, _) if it.contains("high") => {
+                expect![[r#"rules.cedar:1: policy `a`: `@priority("high")` is no integer"#]]
+            }
             (it, _) if it.contains("\"7\"") => expect!["accepted: 1 policies"],
-            _ => expect!["rules.cedar:1: policy `a`: result and reason code `POLICY_DENY_MODEL` don't go together"],
+            _ => expect![
+                "rules.cedar:1: policy `a`: result and reason code `POLICY_DENY_MODEL` don't go together"
+            ],
         };
         check_cedar(&text, &expected);
     }

@@ -29,11 +29,11 @@ pub(super) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Text> {
         if let Some(name) = &policy.principal
             && !sections.principals.iter().any(|it| it.name == *name)
         {
-            faults.add(&place, "principal", &format!("there is no principal `{name}`"));
+            faults.add(&place, "principal", &format!("names `{name}`, and there is none"));
         }
         let count = texts.len();
         policy_texts(policy, &place, faults, &mut texts);
-        if texts.len() == count && faults.0.is_empty() {
+        if texts.len() == count {
             faults.add(&place, "allowed_models", "or another rule is missing: it forbids nothing");
         }
     }
