@@ -222,6 +222,13 @@ impl Engine {
         self.core.timed_out(now, link, &connection.egress(), to, passed);
     }
 
+    /// What the last `Release` of this connection let pass never left, since its evidence could
+    /// not be made durable: its units are refused, and nothing more of the connection may leave.
+    pub fn withhold(&mut self, now: Now, conn: ConnId) {
+        let Some((_, link)) = self.conns.get_mut(&conn) else { return };
+        self.core.withhold(now, link);
+    }
+
     /// Forgets processes that ended a while ago.
     pub fn tick(&mut self, now: Now) {
         self.core.tick(now);

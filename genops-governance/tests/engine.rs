@@ -1159,3 +1159,25 @@ fn an_ai_connection_without_a_readable_request_is_no_unit() {
     host.close(silent);
     assert_eq!(host.awus.len(), 0);
 }
+
+#[test]
+fn a_request_whose_evidence_is_not_durable_is_refused_after_all() {
+    let mut host = Host::new(&Sections { budgets: vec![budget(1.0)], ..enforcing() });
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "one")).ingress(conn, &ok());
+    host.egress(conn, &chat("gpt-4o-mini", "two"));
+    host.text.clear();
+    host.engine.withhold(host.now, conn);
+    host.close(conn).check(&expect![[r#"
+        record release
+        awu error=Str("ACCOUNTING_INVARIANT_VIOLATION")
+          policy.result: BLOCKED
+          policy.reason_code: ACCOUNTING_INVARIANT_VIOLATION
+          policy.reason: its evidence could not be made durable, so it was kept back
+          compliance: full
+          capture.level: full
+          enforcement.rung: egress_hold
+    "#]]);
+    let (_, account) = host.engine.ledger().accounts().next().unwrap();
+    assert_eq!((account.reserved, account.spent), (0, 9_000));
+}

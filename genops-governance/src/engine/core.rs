@@ -336,7 +336,7 @@ impl Core {
         if self.deny(now, link) || link.denied || to <= link.released {
             return;
         }
-        link.released = to;
+        link.released_before = std::mem::replace(&mut link.released, to);
         for running in link.units.values_mut().filter(|it| it.opened.end <= to) {
             running.sent = true;
         }
@@ -389,6 +389,24 @@ impl Core {
         }
     }
 
+    /// See [`super::Engine::withhold`].
+    pub(super) fn withhold(&mut self, now: Now, link: &mut Link) {
+        link.denied = true;
+        let kept = link.units.values_mut().filter(|it| it.opened.end > link.released_before);
+        for running in kept.filter(|it| !it.withheld) {
+            running.withheld = true;
+            let why = "its evidence could not be made durable, so it was kept back";
+            running.opened.grounds.reason = Some(why.to_owned());
+            running.opened.grounds.policy = None;
+            let mut log = Vec::new();
+            self.ledger.release(now.unix_ns, running.opened.id, &mut log);
+            let mut record = Record::new(now, RecordKind::Release);
+            record.awu = Some(running.opened.id);
+            record.detail = vec![("reason", why.to_owned())];
+            self.put(log, [record]);
+        }
+    }
+
     /// A unit that was permitted ended.
     fn finish(
         &mut self,
@@ -400,6 +418,13 @@ impl Core {
     ) {
         for limit in &running.limits {
             self.meters.ended(limit);
+        }
+        if running.withheld {
+            let refusal = Refusal::Block(ReasonCode::AccountingInvariantViolation);
+            let outcome = Outcome::Refused(refusal);
+            let awu = self.awu(now, link, running.opened, outcome, call, false);
+            self.outputs.push_back(Output::Awu(Box::new(awu)));
+            return;
         }
         running.sent |= call.status.is_some() || call.response_bytes > 0;
         let end_ns = call.end_at_ns.unwrap_or(now.mono_ns);

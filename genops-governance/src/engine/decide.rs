@@ -298,6 +298,7 @@ impl Core {
             reservation,
             shares: demands.iter().map(|it| it.unit).collect(),
             sent: link.rung() == Rung::None || link.passed >= ask.end,
+            withheld: false,
             price: ask.estimate.price.as_ref().map(|it| it.price.clone()),
             limits: self.limits(subject, ask).map(|it| it.name.clone()).collect(),
             target: sla::find(&self.settings.0.targets, lineage, model).cloned(),

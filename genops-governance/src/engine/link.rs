@@ -26,6 +26,8 @@ pub(super) struct Link {
     pub(super) hold: HoldLevel,
     /// Egress up to here may leave.
     pub(super) released: u64,
+    /// What `released` was before the last time.
+    pub(super) released_before: u64,
     /// Egress up to here left because the kernel's deadline came.
     pub(super) passed: u64,
     /// Nothing more may leave.
@@ -66,6 +68,8 @@ pub(super) struct Running {
     pub(super) shares: Vec<Unit>,
     /// It may have left the host.
     pub(super) sent: bool,
+    /// It was permitted, and then kept back for want of evidence; its accounts are settled.
+    pub(super) withheld: bool,
     pub(super) price: Option<Arc<ModelPrice>>,
     /// Limits on what runs at the same time that count it.
     pub(super) limits: Vec<String>,
@@ -92,6 +96,7 @@ impl Link {
             exe,
             hold,
             released: 0,
+            released_before: 0,
             passed: 0,
             denied: false,
             stopped_by_deadline: false,
