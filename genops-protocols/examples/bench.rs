@@ -1,6 +1,6 @@
 //! How fast the decoders are, beside a floor measured in the same run. One JSON line each.
 //!
-//! `cargo run --release -p genops-protocols --example bench`. The bodies are those of the
+//! `cargo run --release -p genops-protocols --example bench [PART-OF-A-NAME]`. The bodies are those of the
 //! recordings beside the project (`../shared/corpus`), where they are there; else made up. The
 //! floor of plain bytes is `memchr` over them, of coded ones the decompressor alone.
 #![expect(clippy::print_stdout, reason = "an example that prints")]
@@ -79,6 +79,9 @@ fn rate(mut run: impl FnMut()) -> f64 {
 }
 
 fn report(name: &str, streams: &[Stream], bytes: usize, floor: impl FnMut()) {
+    if std::env::args().nth(1).is_some_and(|part| !name.contains(&part)) {
+        return;
+    }
     let hosts = Arc::new(Hosts::builtin());
     let region = Region::new(ALLOCATOR);
     let calls = decode(streams, &hosts).calls;
@@ -99,10 +102,12 @@ fn report(name: &str, streams: &[Stream], bytes: usize, floor: impl FnMut()) {
     println!("{line}");
 }
 
-/// `memchr` over the same bytes.
+/// `memchr` over the same bytes: every line end found.
 fn scan(streams: &[Stream]) {
     for (_, bytes) in streams.iter().flatten() {
-        black_box(memchr::memchr_iter(b'\n', bytes).count());
+        for at in memchr::memchr_iter(b'\n', bytes) {
+            black_box(at);
+        }
     }
 }
 
@@ -192,7 +197,8 @@ fn made_up() -> Vec<u8> {
 
 /// A call whose response is `body`, in chunks of one event as servers send them.
 fn call(body: &[u8], coding: &str, chunk: usize) -> Stream {
-    let question = br#"{"model":"gpt-4o","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
+    let question =
+        br#"{"model":"gpt-4o","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
     let mut egress = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\nContent-Length: {}\r\n\r\n",
         question.len()
@@ -226,8 +232,8 @@ fn coded(bodies: &[Vec<u8>]) -> Result<(), Box<dyn std::error::Error>> {
         encoder.write_all(body)?;
         gzip.push(encoder.finish()?);
         let mut out = vec![0; zstd_safe::compress_bound(body.len())];
-        let len = zstd_safe::compress(out.as_mut_slice(), body, 3)
-            .map_err(zstd_safe::get_error_name)?;
+        let len =
+            zstd_safe::compress(out.as_mut_slice(), body, 3).map_err(zstd_safe::get_error_name)?;
         out.truncate(len);
         zstd.push(out);
     }

@@ -72,6 +72,15 @@ impl Body {
         }
     }
 
+    /// A body of which every message counts as the last.
+    pub(crate) fn of_messages(schema: &'static Schema, texts: Option<Texts>) -> Self {
+        let coding = Some(Coding::Identity);
+        let hints = Hints { content_type: Some("application/json".into()), coding };
+        let mut body = Self::new(schema, hints, texts);
+        body.parser.facts.keep_last_type();
+        body
+    }
+
     pub(crate) fn facts(&self) -> &Facts {
         &self.parser.facts
     }
@@ -529,39 +538,56 @@ impl eventstream::Handler for Parser {
 /// change forgets every shape. Events that append to a list never become shapes.
 #[derive(Debug, Default)]
 struct Templates {
-    known: Vec<(Vec<u8>, Vec<Hole>)>,
+    /// Those past `active` are forgotten, their memory is kept.
+    known: Vec<Shape>,
+    active: usize,
     next: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shape {
+    line: Vec<u8>,
+    holes: Vec<Hole>,
 }
 
 impl Templates {
     /// Longest event learnt, in bytes.
-    const LINE_LIMIT: usize = 2 << 10;
+    const LINE_LIMIT: usize = 4 << 10;
     const COUNT: usize = 4;
 
     fn clear(&mut self) {
-        self.known.clear();
+        self.active = 0;
         self.next = 0;
     }
 
     fn memory_bytes(&self) -> usize {
-        let one = |(line, holes): &(Vec<u8>, Vec<Hole>)| {
-            line.capacity() + holes.capacity() * size_of::<Hole>()
+        let one = |shape: &Shape| {
+            shape.line.capacity() + shape.holes.capacity() * size_of::<Hole>() + size_of::<Shape>()
         };
         self.known.iter().map(one).sum()
     }
 
     fn learn(&mut self, line: &[u8], holes: &[Hole]) {
-        let shape = (line.to_vec(), holes.to_vec());
-        if self.known.len() < Self::COUNT {
-            self.known.push(shape);
-        } else if let Some(slot) = self.known.get_mut(self.next) {
-            *slot = shape;
+        let at = if self.active < Self::COUNT {
+            self.active += 1;
+            self.active - 1
+        } else {
             self.next = (self.next + 1) % Self::COUNT;
+            self.next
+        };
+        if self.known.len() <= at {
+            self.known.push(Shape::default());
         }
+        let Some(shape) = self.known.get_mut(at) else { return };
+        shape.line.clear();
+        shape.line.extend_from_slice(line);
+        shape.holes.clear();
+        shape.holes.extend_from_slice(holes);
     }
 
     fn matches(&self, line: &[u8]) -> bool {
-        self.known.iter().any(|(known, holes)| same_shape(known, holes, line).is_some())
+        let mut known = self.known.iter().take(self.active);
+        known.any(|shape| same_shape(&shape.line, &shape.holes, line).is_some())
     }
 }
 

@@ -178,10 +178,8 @@ impl Transaction {
         turn.call.provider.clone_from(provider);
         turn.call.region.clone_from(region);
         turn.call.status = self.call.status;
-        let coding = Some(Coding::Identity);
-        let hints = Hints { content_type: Some("application/json".into()), coding };
         let texts = Texts::new(context.text_limit);
-        turn.request = Some(Body::new(&dialect::REQUESTS, hints, Some(texts)));
+        turn.request = Some(Body::of_messages(&dialect::REQUESTS, Some(texts)));
         turn.refresh();
         turn
     }

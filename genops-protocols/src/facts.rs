@@ -196,6 +196,8 @@ pub(crate) struct Facts {
     changed: bool,
     /// Something was kept since [`Self::take_dirty`].
     dirty: bool,
+    /// The last [`Field::Type`] counts, not the first.
+    last_type: bool,
 }
 
 impl std::fmt::Debug for Facts {
@@ -313,6 +315,10 @@ impl Facts {
         std::mem::take(&mut self.dirty)
     }
 
+    pub(crate) fn keep_last_type(&mut self) {
+        self.last_type = true;
+    }
+
     fn touch(&mut self) {
         self.changed = true;
         self.dirty = true;
@@ -346,6 +352,8 @@ impl Facts {
             Some((_, old)) if *old == value => return,
             // A stream names itself first; some end with an event that is named on its own.
             Some((_, Value::Text(old))) if field == Field::Id && !old.is_empty() => return,
+            // Streams are recognised by how they begin.
+            Some(_) if field == Field::Type && !self.last_type => return,
             // Counted once; later events of a stream say nought.
             Some((_, Value::Count(old)))
                 if field == Field::WatsonxInput

@@ -209,10 +209,10 @@ impl Scanner {
             _ if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') => return 1,
             State::Start => {
                 self.value = ROOT;
-                self.begin_value(byte, at, reader);
+                return self.begin_value(byte, rest, at, reader);
             }
             State::ArrayFirst if byte == b']' => self.close(false, reader),
-            State::Value | State::ArrayFirst => self.begin_value(byte, at, reader),
+            State::Value | State::ArrayFirst => return self.begin_value(byte, rest, at, reader),
             State::ObjectFirst if byte == b'}' => self.close(true, reader),
             State::ObjectFirst | State::ObjectKey if byte == b'"' => {
                 self.small_len = 0;
@@ -228,7 +228,8 @@ impl Scanner {
         1
     }
 
-    fn begin_value(&mut self, byte: u8, at: usize, reader: &mut impl Reader) {
+    /// Begins a value with `byte`, the first of `rest`. Returns how many bytes were used.
+    fn begin_value(&mut self, byte: u8, rest: &[u8], at: usize, reader: &mut impl Reader) -> usize {
         let want = self.want();
         match byte {
             b'"' => {
@@ -245,6 +246,14 @@ impl Scanner {
             b'{' => self.open(true, want, reader),
             b'[' => self.open(false, want, reader),
             b't' | b'f' | b'n' => {
+                let whole = LITERALS.iter().find(|(text, _)| rest.starts_with(text));
+                if let Some(&(text, scalar)) = whole {
+                    if want != Want::Nothing {
+                        reader.scalar(want, scalar);
+                    }
+                    self.end_value();
+                    return text.len();
+                }
                 self.small_len = 0;
                 self.keep_small(byte);
                 self.state = State::Literal;
@@ -259,6 +268,7 @@ impl Scanner {
             }
             _ => self.state = State::Broken,
         }
+        1
     }
 
     fn begin_skip(&mut self) {
@@ -379,16 +389,11 @@ impl Scanner {
 
     fn literal(&mut self, byte: u8, reader: &mut impl Reader) -> usize {
         self.keep_small(byte);
-        let scalar = match self.small() {
-            Some(b"true") => Scalar::Bool(true),
-            Some(b"false") => Scalar::Bool(false),
-            Some(b"null") => Scalar::Null,
-            Some(start)
-                if [&b"true"[..], b"false", b"null"].iter().any(|it| it.starts_with(start)) =>
-            {
-                return 1;
-            }
-            _ => {
+        let small = self.small().unwrap_or_default();
+        let scalar = match LITERALS.iter().find(|(text, _)| text.starts_with(small)) {
+            Some(&(text, scalar)) if text.len() == small.len() => scalar,
+            Some(_) => return 1,
+            None => {
                 self.state = State::Broken;
                 return 1;
             }
@@ -402,6 +407,13 @@ impl Scanner {
     }
 
     fn key(&mut self, rest: &[u8]) -> usize {
+        if self.small_len == 0 && matches!(self.escape, Escape::None) {
+            let end = string_stop(rest);
+            if let (Some(key), Some(b'"')) = (rest.get(..end), rest.get(end)) {
+                self.end_key_of(Some(key).filter(|key| key.len() <= Self::KEY_LIMIT));
+                return end + 1;
+            }
+        }
         let mut used = 0;
         for &byte in rest {
             used += 1;
@@ -426,11 +438,17 @@ impl Scanner {
     }
 
     fn end_key(&mut self) {
-        let container = self.container();
-        self.value = match self.small() {
-            Some(key) if container != NONE => self.schema.child(container, key),
-            None if container == DEEP => DEEP,
-            _ => NONE,
+        let small = self.small;
+        self.end_key_of(small.get(..self.small_len));
+    }
+
+    /// `None`: longer than any that is wanted.
+    fn end_key_of(&mut self, key: Option<&[u8]>) {
+        self.value = match (self.container(), key) {
+            (NONE, _) => NONE,
+            (DEEP, None) => DEEP,
+            (_, None) => NONE,
+            (container, Some(key)) => self.schema.child(container, key),
         };
         self.state = State::Colon;
     }
@@ -574,6 +592,9 @@ impl Scanner {
         self.want() == Want::Nothing
     }
 }
+
+const LITERALS: [(&[u8], Scalar<'static>); 3] =
+    [(b"null", Scalar::Null), (b"true", Scalar::Bool(true)), (b"false", Scalar::Bool(false))];
 
 /// Index of the first quote or backslash, or the length.
 pub(crate) fn string_stop(bytes: &[u8]) -> usize {

@@ -10,9 +10,8 @@
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-use crate::body::{Body, Hints};
+use crate::body::Body;
 use crate::call::{Direction, OpenRequest, Sink, Unreadable};
-use crate::coding::Coding;
 use crate::dialect;
 use crate::exchange::{Context, Transaction};
 use crate::facts::{Facts, Field};
@@ -406,9 +405,7 @@ impl WebSocket {
 }
 
 fn new_answer() -> Body {
-    let hints =
-        Hints { content_type: Some("application/json".into()), coding: Some(Coding::Identity) };
-    Body::new(&dialect::RESPONSES, hints, None)
+    Body::of_messages(&dialect::RESPONSES, None)
 }
 
 /// The message that ends a response.

@@ -3,6 +3,7 @@
 //! A path is written `choices.*.delta.role`: names of keys, `*` for any element of an array. A
 //! path that ends in `.**` wants every string below as prose, but for keys that never hold any.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use crate::facts::{Field, List};
@@ -88,7 +89,7 @@ const NEVER_PROSE: &[&str] = &[
 #[derive(Debug, Default)]
 struct Node {
     want: Want,
-    /// Sorted by name.
+    /// Sorted by length, then name: most names differ in length, which is the cheaper question.
     keys: Vec<(&'static str, NodeId)>,
     element: NodeId,
     deep: bool,
@@ -117,7 +118,7 @@ impl Schema {
             insert(&mut nodes, path, want);
         }
         for node in &mut nodes {
-            node.keys.sort_unstable();
+            node.keys.sort_unstable_by_key(|&(name, _)| (name.len(), name));
         }
         if let Some(root) = nodes.get_mut(usize::from(ROOT)) {
             root.element = ROOT;
@@ -150,7 +151,7 @@ impl Schema {
             NONE => NONE,
             DEEP => prose_below(key),
             _ => self.node(id).map_or(NONE, |node| {
-                match node.keys.binary_search_by(|(name, _)| name.as_bytes().cmp(key)) {
+                match node.keys.binary_search_by(|(name, _)| by_length(name.as_bytes(), key)) {
                     Ok(at) => node.keys.get(at).map_or(NONE, |&(_, id)| id),
                     Err(_) if node.deep => prose_below(key),
                     Err(_) => NONE,
@@ -164,6 +165,10 @@ impl Node {
     fn below(&self, id: NodeId) -> NodeId {
         if id == NONE && self.deep { DEEP } else { id }
     }
+}
+
+fn by_length(name: &[u8], key: &[u8]) -> Ordering {
+    name.len().cmp(&key.len()).then_with(|| name.cmp(key))
 }
 
 fn prose_below(key: &[u8]) -> NodeId {
