@@ -42,7 +42,9 @@ pub enum Unmapped {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnknownModel {
-    /// The dearest price of its provider, or of all providers when that is unknown too; a warning.
+    /// The dearest price of its provider, and a warning. Where the provider is not known either,
+    /// it is accounted in tokens, and refused where a budget in USD applies; a server of your own
+    /// (Ollama, vLLM, llama.cpp) draws nothing from such a budget.
     #[default]
     Conservative,
     /// It is refused.

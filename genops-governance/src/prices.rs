@@ -24,18 +24,23 @@ const TABLE: &str = include_str!("../data/prices.tsv");
 const CACHE_LIMIT: usize = 256;
 
 /// Names of providers where telemetry's differ from the table's.
-const PROVIDERS: [(&str, &str); 10] = [
+const PROVIDERS: [(&str, &str); 12] = [
     ("aws.bedrock", "aws"),
     ("azure.ai.inference", "azure"),
     ("azure.ai.openai", "azure"),
     ("gcp.gemini", "google"),
     ("gcp.gen_ai", "google"),
     ("gcp.vertex_ai", "google"),
+    ("github_copilot", "github-copilot"),
     ("mistral_ai", "mistral"),
     ("moonshot_ai", "moonshotai"),
+    ("together_ai", "together"),
     ("x_ai", "x-ai"),
-    ("vertex_ai", "google"),
+    ("z_ai", "zai"),
 ];
+
+/// Servers that run on somebody's own machines: nobody is billed for a token.
+const SELF_HOSTED: [&str; 6] = ["ollama", "vllm", "llama_cpp", "llama-cpp", "lmstudio", "tgi"];
 
 /// Most tokens of one answer, as the providers document it; the first that fits. What is not here
 /// is limited by its context window.
@@ -294,7 +299,8 @@ impl Prices {
         self.hash
     }
 
-    /// The price of a provider's model, or what the rule for unknown models assumes.
+    /// The price of a provider's model, or what the rule for unknown models assumes: the dearest
+    /// of the provider's. A provider that the table does not know has none.
     #[must_use]
     pub fn find(&self, provider: Option<&str>, model: Option<&str>) -> Option<Found> {
         let exact = model.and_then(|model| self.known(provider, model));
@@ -304,10 +310,15 @@ impl Prices {
         if self.unknown_model != UnknownModel::Conservative {
             return None;
         }
-        let dearest = self.remember(&format!("{}\n", provider.unwrap_or_default()), || {
-            dearest(provider.map(table_name))
-        });
+        let provider = table_name(provider?);
+        let dearest = self.remember(&format!("{provider}\n"), || dearest(provider));
         dearest.map(|price| Found { price, assumed: true })
+    }
+
+    /// Whether a call without a price may draw on budgets in USD as if it cost nothing.
+    pub(crate) fn free_without_price(&self, provider: Option<&str>) -> bool {
+        self.unknown_model == UnknownModel::TokensOnly
+            || provider.is_some_and(|it| SELF_HOSTED.contains(&it))
     }
 
     /// What holds for models without a price.
@@ -442,11 +453,10 @@ fn parse_model(line: &str) -> Option<ModelPrice> {
     Some(ModelPrice { dated, tiers, context_tokens, max_output_tokens: None })
 }
 
-/// The dearest model of a provider by input and output together; of all, where it is not known.
-fn dearest(provider: Option<&str>) -> Option<ModelPrice> {
-    let own = provider.and_then(section).map(|(_, models)| models);
-    let lines = own.unwrap_or(TABLE).lines().filter(|it| !it.starts_with('@'));
-    let priced = lines.filter_map(parse_model).filter_map(|it| {
+/// The dearest model of a provider, by input and output together.
+fn dearest(provider: &str) -> Option<ModelPrice> {
+    let (_, models) = section(provider)?;
+    let priced = models.lines().filter_map(parse_model).filter_map(|it| {
         let cost = it.worst_nano_usd(u64::MAX >> 1, None, 1_000, 1_000)?;
         Some((cost, it))
     });
@@ -483,7 +493,8 @@ mod tests {
         let dearest = found.price.worst_nano_usd(TODAY, None, 1_000, 1_000);
         let known = prices.find(Some("anthropic"), Some("claude-haiku-5-5")).unwrap();
         assert!(dearest > known.price.worst_nano_usd(TODAY, None, 1_000, 1_000));
-        assert!(prices.find(None, None).unwrap().assumed);
+        assert_eq!(prices.find(None, None), None);
+        assert_eq!(prices.find(Some("ollama"), Some("llama3")), None);
     }
 
     #[test]

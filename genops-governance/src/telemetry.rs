@@ -348,6 +348,11 @@ pub(crate) fn operation_type(call: &Call) -> &'static str {
     }
 }
 
+/// Whether the operation answers with tokens that are counted.
+pub(crate) fn has_output(call: &Call) -> bool {
+    !matches!(call.operation.as_deref(), Some("embeddings" | "rerank" | "moderation"))
+}
+
 fn transport(call: &Call, out: &mut Attributes) {
     out.text_if("server.address", call.server_address.as_ref());
     out.int_if("server.port", call.server_port.map(u64::from));

@@ -1181,3 +1181,38 @@ fn a_request_whose_evidence_is_not_durable_is_refused_after_all() {
     let (_, account) = host.engine.ledger().accounts().next().unwrap();
     assert_eq!((account.reserved, account.spent), (0, 9_000));
 }
+
+#[test]
+fn without_a_price_no_budget_in_usd_can_be_drawn_on_but_by_own_servers() {
+    let send = |host_name: &'static str, path: &str, sections: &Sections| {
+        let mut host = Host::new(sections);
+        host.server_name = host_name;
+        let conn = host.open(HELD);
+        let body =
+            r#"{"model":"own-7b","max_tokens":10,"messages":[{"role":"user","content":"hi"}]}"#;
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host_name}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        host.egress(conn, request.as_bytes());
+        let released = host.text.contains("release");
+        host.close(conn);
+        let awu = host.awus.pop().unwrap();
+        let reason = awu.outcome.decision().reason().map(|it| it.as_str().to_owned());
+        let unit = awu.outcome.reservation().map(|it| it.unit);
+        format!("{:?} released {released} {reason:?} {unit:?}\n", awu.call.provider)
+    };
+    let with_budget = Sections { budgets: vec![budget(1.0)], ..enforcing() };
+    let mut said = String::new();
+    for sections in [&with_budget, &enforcing()] {
+        said.push_str(&send("api.venice.ai", "/v1/chat/completions", sections));
+        said.push_str(&send("models.internal", "/api/chat", sections));
+    }
+    let expected = expect![[r#"
+        Some("venice") released false Some("BUDGET_RESERVATION_FAILED") None
+        Some("ollama") released true Some("x_price_unknown") Some(Tokens)
+        Some("venice") released true Some("x_price_unknown") Some(Tokens)
+        Some("ollama") released true Some("x_price_unknown") Some(Tokens)
+    "#]];
+    expected.assert_eq(&said);
+}

@@ -23,7 +23,7 @@ use crate::rate::Meters;
 use crate::record::{Accounted, Decided, Record, RecordKind, What, Who};
 use crate::settings::Settings;
 use crate::sla::{self, Latencies};
-use crate::telemetry::operation_type;
+use crate::telemetry::{has_output, operation_type};
 use crate::time::Now;
 
 /// How long a process is remembered after its end: what it sent may still be on its way.
@@ -440,7 +440,9 @@ impl Core {
             Outcome::NotExecuted(permission, reservation)
         };
         let mut awu = self.awu(now, link, opened, outcome, call, response_complete);
-        awu.cost_nano_usd = cost.and_then(|it| it.nano_usd);
+        // What an assumed price gives is a bound for the accounts, not a cost.
+        let priced = cost.filter(|_| !awu.grounds.price_assumed);
+        awu.cost_nano_usd = priced.and_then(|it| it.nano_usd);
         let ran = awu.outcome.actual().is_some();
         awu.sla = target.filter(|_| ran).map(|it| Sla {
             tier: it.tier,
@@ -490,8 +492,7 @@ impl Core {
         if !complete {
             return None;
         }
-        let one_sided = operation_type(call) == "embedding";
-        let output = usage.output_tokens.or(one_sided.then_some(0))?;
+        let output = usage.output_tokens.or((!has_output(call)).then_some(0))?;
         let tokens = Tokens {
             input: usage.input_tokens?,
             output,

@@ -20,7 +20,7 @@ use crate::rate::{Limit, Reached};
 use crate::record::{Inputs, Record, RecordKind};
 use crate::settings::Settings;
 use crate::sla;
-use crate::telemetry::{hex, operation_type};
+use crate::telemetry::{has_output, hex};
 use crate::time::Now;
 
 /// For how long a provider's failure makes the next call to it a warning.
@@ -202,10 +202,10 @@ impl Core {
             return Some(rate_objection(&reached));
         }
         done.counted = true;
-        if let Some(objection) = self.price_objection(ask) {
+        let demands = self.demands(now, subject, ask);
+        if let Some(objection) = self.price_objection(ask, &demands) {
             return Some(objection);
         }
-        let demands = self.demands(now, subject, ask);
         let mut log = Vec::new();
         let reserved = self.ledger.reserve(now.unix_ns, id, &demands, &mut log);
         self.put(log, []);
@@ -540,7 +540,7 @@ impl Core {
         // A token is a byte at least.
         let input_tokens = bytes;
         let output_tokens = output.unwrap_or_else(|| {
-            if operation_type(call) == "embedding" {
+            if !has_output(call) {
                 return 0;
             }
             let limit = call.max_output_tokens.unwrap_or_else(|| {
@@ -606,11 +606,21 @@ impl Core {
         }
     }
 
-    fn price_objection(&self, ask: &Ask<'_>) -> Option<Objection> {
-        let refuses = self.settings.0.prices.unknown_model() == UnknownModel::Block;
-        let unknown = ask.estimate.nano_usd.is_none();
-        let why = "no price is known for the model, and the configuration refuses then";
-        (refuses && unknown).then(|| Objection::block(ReasonCode::PRICE_UNKNOWN, None, why))
+    /// Without a price nothing can be set aside in USD.
+    fn price_objection(&self, ask: &Ask<'_>, demands: &[Demand]) -> Option<Objection> {
+        let prices = &self.settings.0.prices;
+        if ask.estimate.nano_usd.is_some() {
+            return None;
+        }
+        if prices.unknown_model() == UnknownModel::Block {
+            let why = "no price is known for the model, and the configuration refuses then";
+            return Some(Objection::block(ReasonCode::PRICE_UNKNOWN, None, why));
+        }
+        let free = prices.free_without_price(ask.call.provider.as_deref());
+        let in_usd = demands.iter().find(|it| it.unit == Unit::Usd).filter(|_| !free)?;
+        let why = "no price is known for the model, so nothing can be set aside in USD";
+        let code = ReasonCode::BudgetReservationFailed;
+        Some(Objection::block(code, Some(&in_usd.key.budget), why))
     }
 
     /// What a request may need of each budget that it draws on.

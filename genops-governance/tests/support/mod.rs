@@ -24,6 +24,8 @@ pub struct Host {
     pub engine: Engine,
     pub now: Now,
     pub next: u64,
+    /// Server name of the connections opened from here on.
+    pub server_name: &'static str,
     pub text: String,
     pub awus: Vec<Awu>,
     pub ledger: Vec<Entry>,
@@ -45,7 +47,8 @@ impl Host {
         let user = Some("svc-refund".to_owned());
         engine.process(now(1), ProcessFacts { exe, user, ..ProcessFacts::bare(BOT, "python3") });
         let (text, awus, ledger) = (String::new(), Vec::new(), Vec::new());
-        let mut host = Self { engine, now: now(1), next: 0, text, awus, ledger };
+        let server_name = "api.openai.com";
+        let mut host = Self { engine, now: now(1), next: 0, server_name, text, awus, ledger };
         host.drain();
         host.text.clear();
         host
@@ -68,7 +71,7 @@ impl Host {
             pid: None,
             comm: None,
             exe: None,
-            server_name: Some("api.openai.com".to_owned()),
+            server_name: Some(self.server_name.to_owned()),
             local: None,
             remote: None,
             from_start: true,
