@@ -40,6 +40,7 @@ pub mod secret;
 pub mod tree;
 pub mod verify;
 pub mod wal;
+pub mod witness;
 
 pub use log::{AppendError, CommitError, Log, OpenError, Options, PublishError, Recovery};
 pub use note::{Checkpoint, TreeHead};

@@ -1,0 +1,195 @@
+//! Benchmarks of the log, a JSON line each, beside their floor: the same bytes written and synced
+//! without a log.
+//!
+//! `cargo run --release -p genops-evidence --example bench -- [FOLDER] [RECORDS]`; the folder should
+//! be on the disk that is asked about (default: the present one), the records are those of the
+//! verification (default: a million).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    reason = "a benchmark may panic, prints its results, and rounds them"
+)]
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use genops_evidence::{Log, Options, Verify};
+
+/// A record as the agent writes them: about 700 bytes.
+fn record(index: u64) -> Vec<u8> {
+    format!(
+        "{{\"v\":1,\"seq\":{index},\"kseq\":{index},\"drops\":0,\"t\":1795378193123456789,\
+         \"mono\":8812300456,\"boot\":\"9e3a51c07d1b2f44\",\"type\":\"decision\",\
+         \"awu\":\"0198c6f2b1d07a7e8f00000000016065-{index:016x}\",\
+         \"who\":{{\"prin\":\"refund-bot\",\"pseq\":{index},\"mapped\":true,\"team\":\"payments\",\
+         \"proj\":\"refunds\",\"env\":\"production\",\"human\":\"h:20779:5f70aa5f70aa5f70aa\",\
+         \"pid\":4321,\"start\":991231,\"exe\":\"/usr/bin/python3.11\",\"user\":\"svc-refund\",\
+         \"unit\":\"refund.service\",\"cg\":\"/system.slice/refund.service\"}},\
+         \"what\":{{\"op\":\"chat\",\"type\":\"inference\",\"prov\":\"openai\",\
+         \"model\":\"gpt-4o-mini\",\"server\":\"api.openai.com\",\"api\":\"openai.chat\",\
+         \"conf\":\"full\",\"rung\":\"egress_hold\"}},\
+         \"dec\":{{\"result\":\"ALLOWED\",\"bundle\":\"sha256:\
+         aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\",\"epoch\":1}}}}"
+    )
+    .into_bytes()
+}
+
+fn percentile(sorted: &[Duration], share: f64) -> f64 {
+    let at = ((sorted.len() - 1) as f64 * share).round() as usize;
+    sorted[at].as_secs_f64() * 1e3
+}
+
+/// Batches of `size` records, each made durable; the time of each batch.
+fn log_batches(folder: &Path, size: u64, batches: u64) -> (Vec<Duration>, f64) {
+    fs::remove_dir_all(folder).unwrap_or_default();
+    let (mut log, _) = Log::open(folder, Options::new("example.com/bench")).unwrap();
+    let mut times = Vec::new();
+    let started = Instant::now();
+    for _ in 0..batches {
+        let begun = Instant::now();
+        for _ in 0..size {
+            log.append(&record(log.next_index())).unwrap();
+        }
+        log.commit().unwrap();
+        times.push(begun.elapsed());
+        log.tick(started.elapsed().as_millis() as u64).unwrap();
+    }
+    let rate = (size * batches) as f64 / started.elapsed().as_secs_f64();
+    drop(log);
+    times.sort();
+    (times, rate)
+}
+
+/// The floor: the same bytes appended to one file, with `fdatasync` after each batch.
+fn plain_batches(folder: &Path, size: u64, batches: u64) -> (Vec<Duration>, f64) {
+    let path = folder.with_extension("floor");
+    let mut file = fs::File::create(&path).unwrap();
+    let mut times = Vec::new();
+    let started = Instant::now();
+    for batch in 0..batches {
+        let begun = Instant::now();
+        let mut bytes = Vec::new();
+        for index in 0..size {
+            bytes.extend_from_slice(&record(batch * size + index));
+        }
+        file.write_all(&bytes).unwrap();
+        file.sync_data().unwrap();
+        times.push(begun.elapsed());
+    }
+    let rate = (size * batches) as f64 / started.elapsed().as_secs_f64();
+    fs::remove_file(path).unwrap();
+    times.sort();
+    (times, rate)
+}
+
+/// The delay that evidence adds to a verdict: three records and a commit, 200 a second, with
+/// checkpoints going on beside it.
+fn verdicts(folder: &Path) -> Vec<Duration> {
+    fs::remove_dir_all(folder).unwrap_or_default();
+    let (mut log, _) = Log::open(folder, Options::new("example.com/bench")).unwrap();
+    let mut times = Vec::new();
+    let started = Instant::now();
+    for number in 0..2_000_u32 {
+        let due = started + Duration::from_millis(5) * number;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let begun = Instant::now();
+        for _ in 0..3 {
+            log.append(&record(log.next_index())).unwrap();
+        }
+        log.commit().unwrap();
+        times.push(begun.elapsed());
+        log.tick(started.elapsed().as_millis() as u64).unwrap();
+    }
+    drop(log);
+    times.sort();
+    times
+}
+
+fn size_of(folder: &Path) -> u64 {
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let meta = entry.metadata().unwrap();
+            if meta.is_dir() { size_of(&entry.path()) } else { meta.len() }
+        })
+        .sum()
+}
+
+/// Highest resident memory of this process so far, in KiB.
+fn peak_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or(0)
+}
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let base = PathBuf::from(arguments.next().unwrap_or_else(|| ".".to_owned()));
+    let records: u64 = arguments.next().map_or(1_000_000, |count| count.parse().unwrap());
+    let folder = base.join(format!("genops-bench-{}", std::process::id()));
+
+    for (size, batches) in [(1, 1_000), (64, 400), (1_024, 60)] {
+        let (floor, floor_rate) = plain_batches(&folder, size, batches);
+        let (times, rate) = log_batches(&folder, size, batches);
+        println!(
+            "{{\"bench\":\"evidence_durable\",\"batch\":{size},\"records_per_s\":{rate:.0},\
+             \"floor_records_per_s\":{floor_rate:.0},\"ratio\":{:.2},\"p50_ms\":{:.3},\
+             \"p99_ms\":{:.3},\"floor_p50_ms\":{:.3},\"floor_p99_ms\":{:.3}}}",
+            floor_rate / rate,
+            percentile(&times, 0.5),
+            percentile(&times, 0.99),
+            percentile(&floor, 0.5),
+            percentile(&floor, 0.99),
+        );
+    }
+
+    let times = verdicts(&folder);
+    println!(
+        "{{\"bench\":\"evidence_verdict_delay\",\"per_s\":200,\"records\":3,\"p50_ms\":{:.3},\
+         \"p99_ms\":{:.3},\"max_ms\":{:.3},\"goal_p50_ms\":1,\"goal_p99_ms\":6}}",
+        percentile(&times, 0.5),
+        percentile(&times, 0.99),
+        percentile(&times, 1.0),
+    );
+
+    fs::remove_dir_all(&folder).unwrap_or_default();
+    let (mut log, _) = Log::open(&folder, Options::new("example.com/bench")).unwrap();
+    let started = Instant::now();
+    while log.next_index() < records {
+        for _ in 0..1_024.min(records - log.next_index()) {
+            log.append(&record(log.next_index())).unwrap();
+        }
+        log.commit().unwrap();
+        log.tick(started.elapsed().as_millis() as u64).unwrap();
+    }
+    log.close().unwrap();
+    let wrote = started.elapsed().as_secs_f64();
+    let bytes = size_of(&folder);
+    println!(
+        "{{\"bench\":\"evidence_write\",\"records\":{records},\"seconds\":{wrote:.2},\
+         \"bytes_per_record\":{:.1},\"raw_bytes_per_record\":{},\"peak_rss_kib\":{}}}",
+        bytes as f64 / records as f64,
+        record(records / 2).len(),
+        peak_kib(),
+    );
+    let started = Instant::now();
+    let mut hashed = 0_u64;
+    let each = &mut |_, record: &[u8]| hashed += record.len() as u64;
+    let report = Verify { directory: &folder, key: None, each, progress: &mut |_, _| {} }.run();
+    let seconds = started.elapsed().as_secs_f64();
+    assert_eq!(report.problem_count, 0);
+    println!(
+        "{{\"bench\":\"evidence_verify\",\"records\":{records},\"seconds\":{seconds:.2},\
+         \"checkpoints\":{},\"peak_rss_kib\":{},\"goal_seconds\":5}}",
+        report.checkpoints,
+        peak_kib(),
+    );
+    fs::remove_dir_all(&folder).unwrap();
+}
