@@ -617,7 +617,7 @@ mod tests {
     fn every_request_is_what_the_schema_says() {
         let (schema, warnings) = Schema::from_cedarschema_str(SCHEMA).expect("it parses");
         assert_eq!(warnings.count(), 0);
-        let content = ["a.denied_content".to_owned()];
+        let rules = ["a.denied_content".to_owned()];
         let facts = Facts {
             provider: "openai",
             model: "gpt-4o-mini",
@@ -634,7 +634,7 @@ mod tests {
             readable: true,
             approved: false,
             mapped: true,
-            content: &content,
+            content: &rules,
             unix_s: 1_795_341_600,
         };
         let types = Types::new();

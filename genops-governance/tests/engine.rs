@@ -1064,7 +1064,7 @@ fn field(name: &str, value: &str) -> Vec<u8> {
     [vec![0x10], text(name), text(value)].concat()
 }
 
-/// The header block of a chat completion, as a HEADERS frame with END_HEADERS.
+/// The header block of a chat completion, as a HEADERS frame with `END_HEADERS`.
 fn headers(stream: u32) -> Vec<u8> {
     let fields = [
         field(":method", "POST"),

@@ -41,7 +41,10 @@ impl Host {
     }
 
     pub fn on(sections: &Sections, ledger: Ledger) -> Self {
-        let settings = Settings::compile(sections).unwrap();
+        Self::with(Settings::compile(sections).unwrap(), ledger)
+    }
+
+    pub fn with(settings: Settings, ledger: Ledger) -> Self {
         let mut engine = Engine::new(settings, ledger, [7; 32]);
         let exe = Some("/usr/bin/python3.11".to_owned());
         let user = Some("svc-refund".to_owned());
