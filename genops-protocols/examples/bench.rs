@@ -5,6 +5,7 @@
 //! floor of plain bytes is `memchr` over them, of coded ones the decompressor alone.
 #![expect(clippy::print_stdout, reason = "an example that prints")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads a clock and its files")]
+#![expect(clippy::indexing_slicing, reason = "of JSON values, which yields null")]
 #![expect(clippy::cast_precision_loss, reason = "rates need no more than three digits")]
 
 #[path = "../tests/recording/mod.rs"]

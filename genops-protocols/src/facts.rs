@@ -179,6 +179,7 @@ pub(crate) struct Item {
 
 /// The facts of one body.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "three marks for three readers, and a choice")]
 pub(crate) struct Facts {
     values: Vec<(Field, Value)>,
     lists: Vec<(List, String)>,

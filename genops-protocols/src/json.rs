@@ -242,7 +242,7 @@ impl Scanner {
                     reader.text_begin(want);
                 }
             }
-            b'{' | b'[' if self.value == NONE && !self.record_holes => self.begin_skip(),
+            b'{' | b'[' if self.value == NONE => self.begin_skip(),
             b'{' => self.open(true, want, reader),
             b'[' => self.open(false, want, reader),
             b't' | b'f' | b'n' => {
@@ -445,9 +445,8 @@ impl Scanner {
     /// `None`: longer than any that is wanted.
     fn end_key_of(&mut self, key: Option<&[u8]>) {
         self.value = match (self.container(), key) {
-            (NONE, _) => NONE,
             (DEEP, None) => DEEP,
-            (_, None) => NONE,
+            (NONE, _) | (_, None) => NONE,
             (container, Some(key)) => self.schema.child(container, key),
         };
         self.state = State::Colon;

@@ -14,6 +14,8 @@ mod dialect;
 mod eventstream;
 mod exchange;
 mod facts;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod hosts;
 mod http1;
 mod http2;

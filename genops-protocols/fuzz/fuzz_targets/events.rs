@@ -1,0 +1,4 @@
+//! See `genops_protocols::fuzzing::events` for the laws.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| genops_protocols::fuzzing::events(data));
