@@ -6,7 +6,9 @@
 //! decided in `genops-governance`; here it only gets OpenTelemetry's types.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,7 +19,7 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Array, InstrumentationScope, KeyValue, StringValue};
 use opentelemetry_http::hyper::HyperClient;
-use opentelemetry_http::{HttpClient, Request};
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{
@@ -141,7 +143,7 @@ fn http(otlp: &Otlp) -> anyhow::Result<OtlpExporter> {
     let headers = otlp.headers.iter().map(|(name, value)| (name.to_owned(), literal(value)));
     Ok(OtlpExporter::builder()
         .with_http()
-        .with_shared_http_client(http_client(otlp)?)
+        .with_http_client(Telling::new(http_client(otlp)?, &otlp.endpoint))
         .with_endpoint(endpoint)
         .with_timeout(RETRY_BUDGET)
         .with_headers(headers.collect())
@@ -161,6 +163,73 @@ fn http_client(otlp: &Otlp) -> anyhow::Result<Arc<dyn HttpClient>> {
         .enable_http1()
         .build();
     Ok(Arc::new(HyperClient::new(connector, otlp.timeout, None)))
+}
+
+/// A client that says on the standard error why the collector cannot be reached: the exporter
+/// keeps that to itself.
+#[derive(Debug)]
+struct Telling {
+    client: Arc<dyn HttpClient>,
+    endpoint: String,
+    /// When it was last said; a collector that is away is not news each second.
+    told: Mutex<Option<Instant>>,
+}
+
+impl Telling {
+    /// Shortest time between two complaints.
+    const PAUSE: Duration = Duration::from_mins(5);
+
+    fn new(client: Arc<dyn HttpClient>, endpoint: &str) -> Self {
+        Self { client, endpoint: endpoint.to_owned(), told: Mutex::new(None) }
+    }
+
+    fn tell(&self, why: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| at.elapsed() > Self::PAUSE) {
+            *told = Some(Instant::now());
+            eprintln!(
+                "genops-agent: telemetry.otlp: {}: {why}; spans are tried again",
+                self.endpoint
+            );
+        }
+    }
+
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let answer = self.client.send_bytes(request).await;
+        match &answer {
+            Ok(response) if response.status().is_success() => {
+                *self.told.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+            Ok(response) => self.tell(&format!("it answers {}", response.status())),
+            Err(error) => self.tell(&with_causes(error.as_ref())),
+        }
+        answer
+    }
+}
+
+/// An error and what it comes from, on one line.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl HttpClient for Telling {
+    // What `async_trait` makes of `async fn send_bytes(&self, ..)`.
+    fn send_bytes<'client, 'sent>(
+        &'client self,
+        request: Request<Bytes>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'sent>>
+    where
+        'client: 'sent,
+        Self: 'sent,
+    {
+        Box::pin(self.send(request))
+    }
 }
 
 fn grpc(otlp: &Otlp) -> anyhow::Result<OtlpExporter> {

@@ -224,10 +224,8 @@ impl Totals {
 }
 
 fn head() -> String {
-    columns(
-        ["PRINCIPAL", "PROVIDER", "MODEL"],
-        ["CALLS", "BLOCKED", "WARNED", "FAILED", "IN", "OUT", "USD"].map(str::to_owned),
-    )
+    let numbers = ["CALLS", "DENIED", "WARN", "FAIL", "USD", "IN", "OUT"].map(str::to_owned);
+    columns(["PRINCIPAL", "MODEL", "PROVIDER"], numbers)
 }
 
 fn row((principal, provider, model): &Key, sums: &Sums) -> String {
@@ -235,17 +233,17 @@ fn row((principal, provider, model): &Key, sums: &Sums) -> String {
     let counts = [calls, blocked, warned, errors, input, output].map(ToString::to_string);
     let [calls, blocked, warned, errors, input, output] = counts;
     let usd = format!("{usd:.4}");
-    columns([principal, provider, model], [calls, blocked, warned, errors, input, output, usd])
+    columns([principal, model, provider], [calls, blocked, warned, errors, usd, input, output])
 }
 
-/// One line of the table: names to the left, numbers to the right.
-fn columns([principal, provider, model]: [&str; 3], numbers: [String; 7]) -> String {
-    let [calls, blocked, warned, errors, input, output, usd] = numbers;
-    let (principal, provider, model) =
-        (plain(principal, 24), plain(provider, 14), plain(model, 26));
+/// One line of the table: what matters most fits 80 columns.
+fn columns([principal, model, provider]: [&str; 3], numbers: [String; 7]) -> String {
+    let [calls, blocked, warned, errors, usd, input, output] = numbers;
+    let (principal, model, provider) =
+        (plain(principal, 20), plain(model, 22), plain(provider, 16));
     format!(
-        "{principal:<24} {provider:<14} {model:<26} {calls:>7} {blocked:>7} {warned:>6} \
-         {errors:>6} {input:>11} {output:>10} {usd:>11}"
+        "{principal:<20} {model:<22} {calls:>6} {blocked:>6} {warned:>5} {errors:>5} {usd:>9} \
+         {input:>11} {output:>10} {provider}"
     )
 }
 
@@ -270,9 +268,9 @@ mod tests {
         let drawn = totals.draw(200, 100, false);
         let table: Vec<&str> = drawn.lines().skip(2).collect();
         expect![[r"
-            PRINCIPAL                PROVIDER       MODEL                        CALLS BLOCKED WARNED FAILED          IN        OUT         USD
-            refund-bot               openai         gpt-4o-mini                      2       1      0      0          10          3      0.2500
-            -                        anthropic      claude�[2J                       1       0      1      1           0          0      0.0000"]].assert_eq(&table.join("\n"));
+            PRINCIPAL            MODEL                   CALLS DENIED  WARN  FAIL       USD          IN        OUT PROVIDER
+            refund-bot           gpt-4o-mini                 2      1     0     0    0.2500          10          3 openai
+            -                    claude�[2J                  1      0     1     1    0.0000           0          0 anthropic"]].assert_eq(&table.join("\n"));
         assert!(!drawn.contains('\u{1b}'));
         assert!(drawn.starts_with("genops-agent top  0 s  3 calls, 1 blocked, 1 warned, 1 failed"));
     }

@@ -89,7 +89,7 @@ fn grpc_collector() -> (SocketAddr, Receiver<Got>) {
 
 async fn answer_grpc(
     request: Request<h2::RecvStream>,
-    mut respond: h2::server::SendResponse<bytes::Bytes>,
+    mut respond: h2::server::SendResponse<Bytes>,
     sender: std::sync::mpsc::Sender<Got>,
 ) {
     let text = |value: &str| value.to_owned();
@@ -106,10 +106,9 @@ async fn answer_grpc(
     }
     // One byte for compression and four for the length come before the message.
     let request = ExportTraceServiceRequest::decode(message.get(5..).unwrap()).unwrap();
-    let response =
-        opentelemetry_http::Response::builder().header("content-type", "application/grpc");
+    let response = Response::builder().header("content-type", "application/grpc");
     let mut stream = respond.send_response(response.body(()).unwrap(), false).unwrap();
-    stream.send_data(bytes::Bytes::from_static(&[0; 5]), false).unwrap();
+    stream.send_data(Bytes::from_static(&[0; 5]), false).unwrap();
     let trailers = Request::builder().header("grpc-status", "0").body(()).unwrap();
     stream.send_trailers(trailers.headers().clone()).unwrap();
     sender.send((headers, request)).unwrap_or_default();
