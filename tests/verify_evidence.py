@@ -156,7 +156,7 @@ class Records:
                 self.bad(index, "principal's number")
             self.principals[who["prin"]] = (who["pseq"], index)
         if kind == "policy_loaded":
-            self.policies.update(v for v in entry.get("det", {}).values() if v.startswith("sha256:"))
+            self.policies.add("sha256:" + entry.get("det", {}).get("hash", "").replace("sha256:", ""))
             self.policies.update([entry["dec"]["bundle"]] if "dec" in entry else [])
         if "awu" in entry: self.unit(index, kind, entry, self.units.setdefault(entry["awu"], {}))
     def unit(self, index, kind, entry, unit):
@@ -168,7 +168,7 @@ class Records:
             if (dec["result"] == "ALLOWED") == ("code" in dec): self.bad(index, "reason and result")
             if not self.first and dec["bundle"] not in self.policies: self.bad(index, "policies never loaded")
         elif kind != "reservation" and not self.first:
-            if "decision" not in unit or unit.get("reservation") != unit[kind]: self.bad(index, "phases")
+            if "decision" not in unit or "reservation" not in unit or unit[kind] not in ([], unit["reservation"]): self.bad(index, "phases")
             if kind == "reconciliation" and unit.get("result") in ("BLOCKED", "RATE_LIMITED"): self.bad(index, "ran")
 # --- The directory --------------------------------------------------------------------------------------
 class Log:

@@ -13,9 +13,11 @@ use genops_evidence::{Directory, TreeHead};
 
 mod export;
 mod filter;
+pub(crate) mod outward;
 mod prove;
 mod show;
 mod verify;
+pub(crate) mod witness;
 
 /// Where evidence is kept if nothing else is said.
 const DIRECTORY: &str = "/var/lib/genops/evidence";

@@ -21,6 +21,8 @@ pub(crate) mod check;
 mod digest;
 pub(crate) mod entry;
 
+use crate::evidence::outward::{News, Outward, WitnessAt};
+
 use self::digest::Digester;
 use self::entry::{Accounted, Decided, Entry, Head, Heads, Inputs, Kind, Text, VERSION, What, Who};
 
@@ -82,6 +84,9 @@ pub(crate) struct Journal {
     /// Records that could not be taken since the last that was.
     lost: u64,
     buffer: Vec<u8>,
+    outward: Option<Outward>,
+    /// A witness knows more of this log than there is: it is not to be signed on.
+    rolled_back: Option<String>,
 }
 
 impl Journal {
@@ -105,6 +110,8 @@ impl Journal {
             kernel: None,
             lost: 0,
             buffer: Vec::with_capacity(1024),
+            outward: None,
+            rolled_back: None,
         };
         journal.read_heads(recovery.size)?;
         let mut detail = detail;
@@ -117,6 +124,14 @@ impl Journal {
         journal.event(now, Kind::AgentStart, &detail)?;
         journal.commit()?;
         Ok((journal, recovery))
+    }
+
+    /// Has checkpoints cosigned by these witnesses from now on.
+    pub(crate) fn cosign_with(&mut self, witnesses: Vec<WitnessAt>) -> anyhow::Result<()> {
+        if !witnesses.is_empty() {
+            self.outward = Some(Outward::start(self.log.directory(), witnesses)?);
+        }
+        Ok(())
     }
 
     /// What the kernel has counted: verdicts and events made, and those lost on the way. Every
@@ -191,6 +206,9 @@ impl Journal {
 
     /// Makes everything durable that was taken.
     pub(crate) fn commit(&mut self) -> Result<(), CommitError> {
+        if let Some(why) = &self.rolled_back {
+            return Err(CommitError::Io(io::Error::other(why.clone())));
+        }
         self.log.commit()
     }
 
@@ -202,7 +220,33 @@ impl Journal {
                 self.listed = self.log.next_index();
             }
         }
-        self.log.tick(now.unix_ns / 1_000_000)
+        while let Some(news) = self.outward.as_ref().and_then(Outward::news) {
+            self.learn(now, news);
+        }
+        match &self.rolled_back {
+            Some(why) => Err(PublishError(why.clone())),
+            None => self.log.tick(now.unix_ns / 1_000_000),
+        }
+    }
+
+    /// Writes down what witnesses said. After a rollback nothing is made durable or signed any more:
+    /// what happens then is up to `evidence.on_failure`.
+    fn learn(&mut self, now: Now, news: News) {
+        let (kind, detail) = match news {
+            News::Cosigned { witness, checkpoint } => {
+                let note = checkpoint.note.to_string();
+                (Kind::Witnessed, vec![("witness", witness), ("note", note)])
+            }
+            News::Unreachable { witness, why } => {
+                (Kind::WitnessUnreachable, vec![("witness", witness), ("why", why)])
+            }
+            News::RolledBack { witness, why } => {
+                self.rolled_back = Some(format!("x_evidence_rollback: witness {witness}: {why}"));
+                return;
+            }
+        };
+        // A record that is not taken is counted as lost, and said with the next that is.
+        self.event(now, kind, &detail).map_or((), |_| ());
     }
 
     /// Writes down the stop and ends the log properly.

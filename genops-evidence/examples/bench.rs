@@ -9,6 +9,7 @@
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
     clippy::cast_possible_truncation,
     clippy::indexing_slicing,
     reason = "a benchmark may panic, prints its results, and rounds them"

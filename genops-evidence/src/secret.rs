@@ -23,6 +23,11 @@ pub fn load_or_make(path: &Path) -> io::Result<Secret> {
     }
 }
 
+/// Writes a secret text that only its owner can read, whole or not at all.
+pub fn write(path: &Path, text: &str) -> io::Result<()> {
+    crate::log::write_secret(path, text)
+}
+
 /// `<64 digits> <8 digits of its SHA-256>` and a line end.
 fn format(secret: &[u8; 32]) -> Zeroizing<String> {
     let digest = Sha256::digest(secret);

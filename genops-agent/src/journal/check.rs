@@ -27,6 +27,8 @@ struct Unit {
     prevented: bool,
     /// Budget, unit, amount.
     reserved: Option<Vec<(Option<String>, i64)>>,
+    /// More may have been set aside than a budget had: what could not be stopped.
+    overdrawn: bool,
     /// Record in which it began.
     since: u64,
 }
@@ -211,16 +213,19 @@ impl Checker {
 
     /// What does not concern a single unit.
     fn content(&mut self, entry: &Entry<'_>) {
-        let hashes = entry.det.values().filter(|value| value.as_str().starts_with("sha256:"));
-        let known = |value: &super::entry::Text<'_>| value.as_str().to_owned();
+        let hash = entry.det.iter().find(|(key, _)| key.as_str() == "hash");
+        let hash = hash.map(|(_, hash)| {
+            let digits = hash.as_str().trim_start_matches("sha256:");
+            format!("sha256:{digits}")
+        });
         match entry.kind {
             Kind::PolicyLoaded => {
-                self.policies.extend(hashes.map(known));
+                self.policies.extend(hash);
                 self.policies.extend(entry.dec.iter().map(|dec| dec.bundle.as_str().to_owned()));
                 // Limits may have changed.
                 self.balances.clear();
             }
-            Kind::PriceLoaded => self.prices.extend(hashes.map(known)),
+            Kind::PriceLoaded => self.prices.extend(hash),
             Kind::Override | Kind::ModeChange => self.balances.clear(),
             Kind::Gap => {
                 self.counts.gaps += 1;
@@ -319,6 +324,7 @@ impl Checker {
             if self.first == Some(0) && !self.prices.is_empty() && !self.prices.contains(price) {
                 self.find(entry.seq, format!("the prices {price} were never loaded"));
             }
+            unit.overdrawn |= account.rem == Some(0);
             let left = |before: i64| (before.saturating_sub(account.res).max(0), false);
             self.balance(entry.seq, &account, left);
         }
@@ -335,7 +341,8 @@ impl Checker {
                 self.find(entry.seq, "neither an actual amount nor marked as incomplete".into());
             }
             let back = account.act.map_or(0, |used| account.res.saturating_sub(used));
-            self.balance(entry.seq, &account, |before| back_to(before, back));
+            let overdrawn = unit.overdrawn;
+            self.balance(entry.seq, &account, |before| back_to(before, back, overdrawn));
         }
         true
     }
@@ -343,8 +350,8 @@ impl Checker {
     fn release(&mut self, entry: &Entry<'_>, unit: &mut Unit) -> bool {
         self.closing(entry, unit);
         for account in by_budget(&entry.bud) {
-            let back = account.res;
-            self.balance(entry.seq, &account, |before| back_to(before, back));
+            let (back, overdrawn) = (account.res, unit.overdrawn);
+            self.balance(entry.seq, &account, |before| back_to(before, back, overdrawn));
         }
         true
     }
@@ -354,6 +361,12 @@ impl Checker {
         let whole = self.first == Some(0);
         match &unit.reserved {
             None if whole => self.find(entry.seq, "nothing was reserved for the unit".into()),
+            // It says no amounts: what is left of those budgets is known again at their next record.
+            Some(reserved) if entry.bud.is_empty() => {
+                let touched =
+                    |name: &str| reserved.iter().any(|(budget, _)| budget.as_deref() == Some(name));
+                self.balances.retain(|(name, _, _), _| !touched(name));
+            }
             Some(reserved) if *reserved != amounts(&entry.bud) => {
                 let what = "other amounts than were reserved".to_owned();
                 self.find(entry.seq, what);
@@ -394,9 +407,10 @@ impl Checker {
     }
 }
 
-/// What is left after `back` came back (or, negative, more was used than reserved).
-fn back_to(before: i64, back: i64) -> (i64, bool) {
-    (before.saturating_add(back).max(0), before == 0)
+/// What is left after `back` came back (or, negative, more was used than reserved). Of an overdrawn
+/// budget less may be left: it shows zero for anything below.
+fn back_to(before: i64, back: i64, overdrawn: bool) -> (i64, bool) {
+    (before.saturating_add(back).max(0), overdrawn || before == 0)
 }
 
 fn amounts(accounts: &[Accounted<'_>]) -> Vec<(Option<String>, i64)> {

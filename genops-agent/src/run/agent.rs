@@ -91,8 +91,9 @@ impl Agent {
             key_file: config.evidence.key_file.clone(),
             detail: start_detail(&config, capture.can_hold),
         };
-        let (journal, _) = Journal::open(&directory, opening, now)
+        let (mut journal, _) = Journal::open(&directory, opening, now)
             .with_context(|| format!("evidence in {}", directory.display()))?;
+        journal.cosign_with(config.evidence.witnesses.clone())?;
         let state = directory.parent().unwrap_or(&directory).join("state");
         let (ledger, accounts, restored) = LedgerFile::open(&state, now.unix_ns)
             .with_context(|| format!("budget accounts in {}", state.display()))?;
