@@ -223,6 +223,7 @@ impl Connection {
             Protocol::Http2(http2) => {
                 if http2.data(at_ns, direction, start, bytes, context, sink) == http2::Role::Server
                 {
+                    http2.close(at_ns, self.egress.next(), sink);
                     self.protocol = Protocol::Opaque;
                 }
                 return;

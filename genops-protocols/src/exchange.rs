@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::body::{Body, Hints};
-use crate::call::{Call, Exchange, Kind, OpenRequest, Request, Sink, Texts, Unreadable};
+use crate::call::{
+    Call, Exchange, Kind, McpCall, OpenRequest, Request, RequestParams, Sink, Texts, Unreadable,
+    Usage,
+};
 use crate::coding::Coding;
 use crate::dialect::{self, Bodies, Endpoint, Target, jsonrpc};
 use crate::facts::{Facts, Field};
@@ -114,6 +117,8 @@ pub(crate) struct Transaction {
     certain: bool,
     /// Provider that the host stands for.
     host_provider: Option<&'static str>,
+    /// What heads say of an MCP exchange.
+    mcp_head: Option<McpCall>,
     request: Option<Body>,
     response: Option<Body>,
     start: u64,
@@ -135,6 +140,7 @@ impl Transaction {
             endpoint: None,
             certain: false,
             host_provider: None,
+            mcp_head: None,
             request: None,
             response: None,
             start,
@@ -261,7 +267,7 @@ impl Transaction {
             self.certain = true;
         }
         if mcp || head.protocol_version.is_some() {
-            let call = self.call.mcp.get_or_insert_default();
+            let call = self.mcp_head.get_or_insert_default();
             call.session_id.clone_from(&head.session);
             call.protocol_version.clone_from(&head.protocol_version);
             call.method.clone_from(&head.rpc_method);
@@ -339,7 +345,7 @@ impl Transaction {
     pub(crate) fn response_head(&mut self, head: &Head, at_ns: u64) {
         self.call.status = head.status.or(self.call.status);
         if let Some(session) = &head.session {
-            self.call.mcp.get_or_insert_default().session_id = Some(session.clone());
+            self.mcp_head.get_or_insert_default().session_id = Some(session.clone());
         }
         let mut body = Body::new(&dialect::RESPONSES, head.hints(), None);
         let facts = body.facts_mut();
@@ -470,7 +476,7 @@ impl Transaction {
 
     /// Reads what is known of both bodies into the call.
     fn refresh(&mut self) {
-        let Self { call, request, response, endpoint, certain, host_provider, .. } = self;
+        let Self { call, request, response, endpoint, certain, host_provider, mcp_head, .. } = self;
         let none = Facts::default();
         let bodies = Bodies {
             request: request.as_ref().map_or(&none, Body::facts),
@@ -487,8 +493,9 @@ impl Transaction {
         };
         let Some(known) = known else {
             let managed = host_provider.is_some() && call.path.is_some();
+            forget(call);
             call.kind = if managed { Kind::Management } else { Kind::Other };
-            (call.api, call.operation) = (None, None);
+            (call.api, call.operation, call.mcp) = (None, None, None);
             return;
         };
         call.kind = known.kind;
@@ -499,8 +506,8 @@ impl Transaction {
         if known.region.is_some() {
             call.region.clone_from(&known.region);
         }
-        call.server_tool_calls.clear();
-        call.error_type = None;
+        forget(call);
+        call.mcp.clone_from(mcp_head);
         known.dialect.read(&known, &bodies, call);
         let exception = response.as_ref().and_then(Body::exception);
         let status = call.status.filter(|&status| status >= 400);
@@ -509,6 +516,26 @@ impl Transaction {
             .or(call.error_type.take())
             .or_else(|| status.map(|status| status.to_string()));
     }
+}
+
+/// Forgets what bodies said before: they are read anew, and may say otherwise by now.
+fn forget(call: &mut Call) {
+    call.request_model = None;
+    call.response_model = None;
+    call.response_id = None;
+    call.finish_reasons.clear();
+    call.tool_calls.clear();
+    call.server_tool_calls.clear();
+    call.stream = false;
+    call.max_output_tokens = None;
+    call.choices = None;
+    call.params = RequestParams::default();
+    call.usage = Usage::default();
+    call.error_type = None;
+    call.conversation_id = None;
+    call.response_status = None;
+    call.service_tier = None;
+    call.system_fingerprint = None;
 }
 
 /// The request body is what the path says, at a host that is nobody we know.

@@ -217,6 +217,8 @@ pub(crate) struct WebSocket {
     answering: Option<Transaction>,
     answer: Body,
     next_exchange: u64,
+    /// Position of egress up to which messages were read.
+    sent_to: u64,
 }
 
 impl WebSocket {
@@ -234,6 +236,7 @@ impl WebSocket {
             answering: None,
             answer: new_answer(),
             next_exchange,
+            sent_to: 0,
         }
     }
 
@@ -298,24 +301,27 @@ impl WebSocket {
         }
         let (used, ended) = egress.step(at_ns, at, bytes, |piece| asking.request_data(piece));
         asking.call_mut().request_bytes += used as u64;
+        self.sent_to = at + used as u64;
         if ended {
             egress.end_message(&mut |piece| asking.request_data(piece));
             asking.refresh_if_changed();
             if asking.asks() {
-                self.ask(at + used as u64, context, sink);
+                self.ask(context, sink);
             }
         }
         used
     }
 
     /// The request is whole: the next response answers it.
-    fn ask(&mut self, end: u64, context: &Context, sink: &mut dyn Sink) {
+    fn ask(&mut self, context: &Context, sink: &mut dyn Sink) {
         self.asking.number(self.next_exchange);
         self.next_exchange += 1;
         let next = self.session.turn(self.next_exchange, context);
         let mut asked = std::mem::replace(&mut self.asking, next);
-        self.asking_began = false;
-        asked.end_request(end, true, sink);
+        if !std::mem::take(&mut self.asking_began) {
+            asked.begin_at(asked.call().request_at_ns, self.sent_to);
+        }
+        asked.end_request(self.sent_to, true, sink);
         if let Some(mut unanswered) = self.answering.replace(asked) {
             unanswered.end_response(0, false, sink);
         }
@@ -337,20 +343,20 @@ impl WebSocket {
         }
         if ended {
             ingress.end_message(&mut |piece| answer.feed(piece));
-            self.judge(at_ns, at, context, sink);
+            self.judge(at_ns, context, sink);
         }
         used
     }
 
     /// A message of the server ended: what it says of the turn.
-    fn judge(&mut self, at_ns: u64, at: u64, context: &Context, sink: &mut dyn Sink) {
+    fn judge(&mut self, at_ns: u64, context: &Context, sink: &mut dyn Sink) {
         let facts = self.answer.facts();
         let kind = facts.text(Field::Type).unwrap_or_default();
         let begins = kind == "response.created" || facts.has(Field::ServerContent);
         let ends = is_last(kind, facts);
         if (begins || ends && kind != "error") && self.answering.is_none() {
             // The server answered by itself, for instance when the user stopped speaking.
-            self.ask(at, context, sink);
+            self.ask(context, sink);
         }
         if ends && let Some(mut answered) = self.answering.take() {
             let answer = std::mem::replace(&mut self.answer, new_answer());
@@ -376,12 +382,13 @@ impl WebSocket {
         side.held.clear();
         match direction {
             Direction::Egress => {
-                if self.realtime && self.asking_began {
+                if self.realtime && std::mem::take(&mut self.asking_began) {
+                    self.asking.number(self.next_exchange);
+                    self.next_exchange += 1;
                     self.asking.missing(bytes);
                     self.asking.end_request(at, false, sink);
                     self.asking.end_response(at_ns, false, sink);
                 }
-                self.asking_began = false;
             }
             Direction::Ingress => {
                 if let Some(mut answering) = self.answering.take() {
