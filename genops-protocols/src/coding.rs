@@ -58,6 +58,22 @@ enum Engine {
     Zstd(DCtx<'static>),
 }
 
+/// What one call of a decompressor did.
+struct Step {
+    used: usize,
+    made: usize,
+    /// More output waits.
+    more: bool,
+    /// What follows cannot be decoded.
+    damaged: bool,
+}
+
+impl Step {
+    fn skip(used: usize) -> Self {
+        Self { used, made: 0, more: false, damaged: false }
+    }
+}
+
 /// Undoes one coding.
 pub(crate) struct Decoder {
     engine: Engine,
@@ -111,9 +127,12 @@ impl Decoder {
     ) -> Result<(), Unreadable> {
         self.bytes_in += bytes.len() as u64;
         loop {
-            let (used, made, more) = self.step(bytes)?;
+            let Step { used, made, more, damaged } = self.step(bytes)?;
             self.bytes_out += made as u64;
             out(self.out.get(..made).unwrap_or_default());
+            if damaged {
+                return Err(Unreadable::Corrupt);
+            }
             bytes = bytes.get(used..).unwrap_or_default();
             let allowed = self.bytes_in.saturating_mul(Self::EXPANSION_LIMIT);
             if self.bytes_out > allowed.max(Self::FREE_OUTPUT) {
@@ -125,32 +144,32 @@ impl Decoder {
         }
     }
 
-    /// One call of the decompressor: bytes used, bytes made, whether more output waits.
-    fn step(&mut self, bytes: &[u8]) -> Result<(usize, usize, bool), Unreadable> {
+    /// One call of the decompressor.
+    fn step(&mut self, bytes: &[u8]) -> Result<Step, Unreadable> {
         let Self { engine, out, ended, .. } = self;
         match engine {
             Engine::Gzip(inflate) => {
                 if *ended && !bytes.is_empty() {
                     // Members follow one another (RFC 1952 §2.2); padding after them is no member.
                     if bytes.first() != Some(&0x1f) {
-                        return Ok((bytes.len(), 0, false));
+                        return Ok(Step::skip(bytes.len()));
                     }
                     *inflate = Decompress::new_gzip(15);
                     *ended = false;
                 }
-                inflate_step(inflate, bytes, out, ended)
+                Ok(inflate_step(inflate, bytes, out, ended))
             }
             Engine::Deflate(inflate) => {
-                let Some(&first) = bytes.first() else { return Ok((0, 0, false)) };
+                let Some(&first) = bytes.first() else { return Ok(Step::skip(0)) };
                 if *ended {
-                    return Ok((bytes.len(), 0, false));
+                    return Ok(Step::skip(bytes.len()));
                 }
                 // The coding is zlib's format; some servers send it without the wrapper.
                 let wrapped = first & 0x0f == 8 && first >> 4 <= 7;
                 let inflate = inflate.get_or_insert_with(|| Decompress::new(wrapped));
-                inflate_step(inflate, bytes, out, ended)
+                Ok(inflate_step(inflate, bytes, out, ended))
             }
-            Engine::Brotli(state) => brotli_step(state, bytes, out),
+            Engine::Brotli(state) => Ok(brotli_step(state, bytes, out)),
             Engine::Zstd(context) => {
                 let mut input = InBuffer::around(bytes);
                 let mut output = OutBuffer::around(out.as_mut_slice());
@@ -158,7 +177,7 @@ impl Decoder {
                     .decompress_stream(&mut output, &mut input)
                     .map_err(|_| Unreadable::Corrupt)?;
                 let made = output.pos();
-                Ok((input.pos, made, made == Self::OUT_BYTES))
+                Ok(Step { used: input.pos, made, more: made == Self::OUT_BYTES, damaged: false })
             }
         }
     }
@@ -181,26 +200,16 @@ impl fmt::Debug for Decoder {
     }
 }
 
-fn inflate_step(
-    inflate: &mut Decompress,
-    bytes: &[u8],
-    out: &mut [u8],
-    ended: &mut bool,
-) -> Result<(usize, usize, bool), Unreadable> {
+fn inflate_step(inflate: &mut Decompress, bytes: &[u8], out: &mut [u8], ended: &mut bool) -> Step {
     let (before_in, before_out) = (inflate.total_in(), inflate.total_out());
-    let status =
-        inflate.decompress(bytes, out, FlushDecompress::None).map_err(|_| Unreadable::Corrupt)?;
-    *ended = status == Status::StreamEnd;
+    let status = inflate.decompress(bytes, out, FlushDecompress::None);
+    *ended = matches!(status, Ok(Status::StreamEnd));
     let used = usize::try_from(inflate.total_in() - before_in).unwrap_or(bytes.len());
     let made = usize::try_from(inflate.total_out() - before_out).unwrap_or(0);
-    Ok((used, made, made == out.len()))
+    Step { used, made, more: made == out.len(), damaged: status.is_err() }
 }
 
-fn brotli_step(
-    state: &mut Brotli,
-    bytes: &[u8],
-    out: &mut [u8],
-) -> Result<(usize, usize, bool), Unreadable> {
+fn brotli_step(state: &mut Brotli, bytes: &[u8], out: &mut [u8]) -> Step {
     let (mut left_in, mut used) = (bytes.len(), 0);
     let (mut left_out, mut made) = (out.len(), 0);
     let mut total = 0;
@@ -214,10 +223,11 @@ fn brotli_step(
         &mut total,
         state,
     );
-    match result {
-        BrotliResult::ResultFailure => Err(Unreadable::Corrupt),
-        BrotliResult::ResultSuccess => Ok((bytes.len(), made, false)),
-        BrotliResult::NeedsMoreInput => Ok((used, made, false)),
-        BrotliResult::NeedsMoreOutput => Ok((used, made, true)),
+    let ended = matches!(result, BrotliResult::ResultSuccess);
+    Step {
+        used: if ended { bytes.len() } else { used },
+        made,
+        more: matches!(result, BrotliResult::NeedsMoreOutput),
+        damaged: matches!(result, BrotliResult::ResultFailure),
     }
 }

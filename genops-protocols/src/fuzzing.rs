@@ -250,11 +250,8 @@ enum Step<'a> {
 }
 
 fn run(steps: &[Step<'_>], from_start: bool, cut: Option<&[u8]>) -> Laws {
-    let facts = ConnectionFacts {
-        server_name: Some("api.openai.com".into()),
-        remote: None,
-        from_start,
-    };
+    let facts =
+        ConnectionFacts { server_name: Some("api.openai.com".into()), remote: None, from_start };
     let connection = Connection::new(facts, Arc::new(Hosts::builtin()));
     let mut connection = connection.with_text_limit(TEXT_LIMIT);
     let mut laws = Laws::default();

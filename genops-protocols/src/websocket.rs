@@ -93,6 +93,9 @@ impl Side {
                 let over = *left == 0;
                 if data {
                     self.unmasked(piece, mask, from, out);
+                    if matches!(self.state, State::Lost) {
+                        return (bytes.len(), false);
+                    }
                 }
                 if over {
                     self.state = State::Head;
@@ -174,13 +177,14 @@ impl Side {
         let mut room = [0_u8; 4096];
         loop {
             let (before_in, before_out) = (inflate.total_in(), inflate.total_out());
-            let Ok(status) = inflate.decompress(bytes, &mut room, FlushDecompress::Sync) else {
-                self.state = State::Lost;
-                return;
-            };
+            let status = inflate.decompress(bytes, &mut room, FlushDecompress::Sync);
             let used = usize::try_from(inflate.total_in() - before_in).unwrap_or(bytes.len());
             let made = usize::try_from(inflate.total_out() - before_out).unwrap_or(0);
             out(room.get(..made).unwrap_or_default());
+            let Ok(status) = status else {
+                self.state = State::Lost;
+                return;
+            };
             bytes = bytes.get(used..).unwrap_or_default();
             let stuck = used == 0 && made == 0;
             if status == Status::StreamEnd || stuck || bytes.is_empty() && made < room.len() {
