@@ -38,6 +38,8 @@ enum Command {
         after_help = "Example: genops-agent evidence verify /var/lib/genops/evidence"
     )]
     Evidence(evidence::Command),
+    #[command(after_help = "Example: genops-agent witness --listen 0.0.0.0:8741 --log host.vkey")]
+    Witness(evidence::witness::Serve),
     Conformance(conformance::Conformance),
     Top(top::Top),
     #[command(subcommand, after_help = "Example: genops-agent policy show --config agent.yaml")]
@@ -80,6 +82,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Evidence(it) => match it.run() {
             Ok(code) => return code,
             Err(error) => Err(Failure::unreadable(error)),
+        },
+        Command::Witness(it) => match it.run() {
+            Ok(code) => return code,
+            Err(error) => Err(Failure::run(error)),
         },
         Command::Conformance(it) => it.run(),
         Command::Top(it) => it.run(),

@@ -23,6 +23,8 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sha2::{Digest as _, Sha256};
 
+use crate::evidence::outward::WitnessAt;
+
 mod explain;
 mod headers;
 
@@ -117,6 +119,8 @@ pub(crate) struct Evidence {
     /// A verdict waits until its evidence is on disk; otherwise until the next group commit, a few
     /// milliseconds later, has no bearing on it.
     pub(crate) durable_before_release: bool,
+    /// Who cosigns the checkpoints.
+    pub(crate) witnesses: Vec<WitnessAt>,
 }
 
 /// How much is read from the kernel.
@@ -234,7 +238,7 @@ impl Config {
             LoadError::Invalid(lines.place(&place, text, &error.faults, of_cedar))
         })?;
         warnings.extend(oddities(&sections, on_timeout));
-        let evidence = evidence.settle(path);
+        let evidence = evidence.settle(path).map_err(invalid)?;
         if evidence.content != Content::None {
             warnings.push(NO_CONTENT.to_owned());
         }
@@ -393,6 +397,16 @@ struct EvidenceFile {
     origin: Option<String>,
     key_file: Option<PathBuf>,
     durable_before_release: Option<bool>,
+    #[serde(deserialize_with = "or_default")]
+    witnesses: List<WitnessFile>,
+}
+
+/// One entry of `evidence.witnesses`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WitnessFile {
+    url: String,
+    key: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -448,13 +462,56 @@ impl CaptureFile {
 }
 
 impl EvidenceFile {
-    fn settle(self, config: &Path) -> Evidence {
-        let Self { directory, content, on_failure, origin, key_file, durable_before_release } =
-            self;
+    fn settle(self, config: &Path) -> Result<Evidence, Refusal> {
+        let Self {
+            directory,
+            content,
+            on_failure,
+            origin,
+            key_file,
+            durable_before_release,
+            witnesses,
+        } = self;
+        let witnesses = witnesses.into_iter().map(|witness| {
+            let line = witness.referenced.line();
+            witness.value.settle(config).map_err(|message| (line, message))
+        });
+        let witnesses = witnesses.collect::<Result<_, _>>()?;
         let directory = directory.unwrap_or_else(|| "/var/lib/genops/evidence".into());
         let key_file = key_file.map(|file| config.parent().unwrap_or(Path::new("")).join(file));
         let durable_before_release = durable_before_release.unwrap_or(true);
-        Evidence { directory, content, on_failure, origin, key_file, durable_before_release }
+        Ok(Evidence {
+            directory,
+            content,
+            on_failure,
+            origin,
+            key_file,
+            durable_before_release,
+            witnesses,
+        })
+    }
+}
+
+impl WitnessFile {
+    /// The key may stand in the file itself or in one of its own, as `witness` prints it.
+    fn settle(self, config: &Path) -> Result<WitnessAt, String> {
+        let Self { url, key } = self;
+        if !url.starts_with("http://") && !url.starts_with("https://") {
+            return Err(format!(
+                "`evidence.witnesses`: `url`: `{url}` is not a URL such as https://witness.example.com/"
+            ));
+        }
+        let held = match key.parse() {
+            Ok(key) => return Ok(WitnessAt { url, key }),
+            Err(_) => read(&config.parent().unwrap_or(Path::new("")).join(&key)),
+        };
+        let held = held.ok().and_then(|held| held.trim().parse().ok());
+        let key = held.ok_or_else(|| {
+            format!(
+                "`evidence.witnesses`: `key`: `{key}` is neither a verifier key nor a file with one"
+            )
+        })?;
+        Ok(WitnessAt { url, key })
     }
 }
 

@@ -99,6 +99,7 @@ fn without_a_file_everything_has_its_documented_default() {
                 origin: None,
                 key_file: None,
                 durable_before_release: true,
+                witnesses: [],
             },
             Capture {
                 message_limit_bytes: 4194304,
@@ -338,6 +339,22 @@ fn what_is_valid_and_odd_is_a_warning() {
     );
 }
 
+#[test]
+fn a_witness_is_named_by_address_and_key() {
+    check(
+        "evidence:\n  witnesses:\n    - {url: witness.example, key: x}\n",
+        &expect![
+            "agent.yaml:3: `evidence.witnesses`: `url`: `witness.example` is not a URL such as https://witness.example.com/"
+        ],
+    );
+    check(
+        "evidence:\n  witnesses:\n    - {url: \"https://witness.example\", key: nowhere.vkey}\n",
+        &expect![
+            "agent.yaml:3: `evidence.witnesses`: `key`: `nowhere.vkey` is neither a verifier key nor a file with one"
+        ],
+    );
+}
+
 /// A directory of a test's own, removed with its end.
 struct Directory(PathBuf);
 
@@ -383,17 +400,21 @@ fn what_governance_refuses_has_its_line_too() {
             agent.yaml:5: principals[1] (b): `match` names nothing, so no process would match"]],
     );
     check(
-        "providers:\n  - {host: llm, dialect: klingon}\n",
-        &expect![
-            "agent.yaml:2: providers[0] (llm): `dialect` unknown dialect `klingon` of host `llm`; known are openai, azure, azure-inference, anthropic, gemini, vertex, bedrock, mistral, cohere, groq, deepseek, xai, perplexity, together, openrouter, huggingface, ollama, vllm, llama-cpp, watsonx, replicate, copilot"
-        ],
-    );
-    check(
         "grants:\n  - {name: a, parent: b}\n  - {name: b, parent: a}\n",
         &expect![[r"
             agent.yaml:2: grants[0] (a): `parent` leads back to the grant itself
             agent.yaml:3: grants[1] (b): `parent` leads back to the grant itself"]],
     );
+}
+
+#[test]
+fn an_unknown_dialect_names_the_known_ones() {
+    let yaml = "providers:\n  - {host: llm, dialect: klingon}\n";
+    let refusal = Config::parse(Path::new("agent.yaml"), yaml).unwrap_err().to_string();
+    let start =
+        "agent.yaml:2: providers[0] (llm): `dialect` unknown dialect `klingon` of host `llm`";
+    assert!(refusal.starts_with(start), "{refusal}");
+    assert!(refusal.contains("known are openai, "), "{refusal}");
 }
 
 #[test]
