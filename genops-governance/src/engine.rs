@@ -1,10 +1,13 @@
 //! Owns every connection; takes bytes, facts and the time, and gives [`Output`]s.
 //!
 //! No I/O: the caller applies what comes out, in its order. The same inputs give the same outputs.
-//! Here is the public face and what concerns one connection; [`core`] decides and accounts.
+//! Here is the public face; [`core`] has the state, [`decide`] the order of a decision, [`estimate`]
+//! what a request may need, [`account`] how a unit ends, and [`link`] what is known of a connection.
 
+mod account;
 mod core;
 mod decide;
+mod estimate;
 mod link;
 
 use std::collections::BTreeMap;

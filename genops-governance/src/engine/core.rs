@@ -8,22 +8,20 @@ use std::sync::{Arc, OnceLock};
 use genops_protocols::{Call, Direction, Egress, Exchange, Hosts, Kind, Request};
 use sha2::{Digest as _, Sha256};
 
-use super::link::{Link, Opened, Refused, Running};
+use super::link::{Link, Opened, Refused};
 use super::{ConnId, Output};
 use crate::approval::{Approval, LONGEST_NS};
-use crate::awu::{Actual, Awu, AwuId, CaptureLevel, Outcome, Rung, Sla};
-use crate::config::{Mode, Unit};
+use crate::awu::{AwuId, Outcome, Rung};
+use crate::config::Mode;
 use crate::decision::{Decision, ReasonCode, Refusal};
 use crate::ledger::{Demand, Entry, Ledger};
 use crate::policy::Slice;
-use crate::prices::Tokens;
 use crate::principal::Identity;
 use crate::process::{ProcessFacts, ProcessKey};
 use crate::rate::Meters;
-use crate::record::{Accounted, Decided, Record, RecordKind, What, Who};
+use crate::record::{Accounted, Record, RecordKind};
 use crate::settings::Settings;
 use crate::sla::{self, Latencies};
-use crate::telemetry::{has_output, operation_type};
 use crate::time::Now;
 
 /// How long a process is remembered after its end: what it sent may still be on its way.
@@ -34,9 +32,6 @@ pub(super) const HOLD_BYTES: u64 = 64 * 1024;
 
 /// Most blocked requests whose approval is still possible.
 const PENDING_LIMIT: usize = 1_024;
-
-/// Most principals whose provider failures are remembered.
-const FAILURES_LIMIT: usize = 4_096;
 
 /// A process as governance sees it.
 #[derive(Debug)]
@@ -407,296 +402,6 @@ impl Core {
         }
     }
 
-    /// A unit that was permitted ended.
-    fn finish(
-        &mut self,
-        now: Now,
-        link: &Link,
-        mut running: Running,
-        call: Call,
-        response_complete: bool,
-    ) {
-        for limit in &running.limits {
-            self.meters.ended(limit);
-        }
-        if running.withheld {
-            let refusal = Refusal::Block(ReasonCode::AccountingInvariantViolation);
-            let outcome = Outcome::Refused(refusal);
-            let awu = self.awu(now, link, running.opened, outcome, call, false);
-            self.outputs.push_back(Output::Awu(Box::new(awu)));
-            return;
-        }
-        running.sent |= call.status.is_some() || call.response_bytes > 0;
-        let end_ns = call.end_at_ns.unwrap_or(now.mono_ns);
-        let latency_ms = end_ns.saturating_sub(call.request_at_ns) / 1_000_000;
-        self.note_outcome(now, &running, &call, response_complete, latency_ms);
-        let cost = self.cost(now, &running, &call, response_complete);
-        let Running { opened, permission, reservation, shares, sent, target, .. } = running;
-        let outcome = if sent {
-            let actual = self.settle(now, link, &opened, &reservation, &shares, &call, cost);
-            Outcome::Executed(permission, reservation, actual)
-        } else {
-            self.release(now, link, &opened, &reservation, &call);
-            Outcome::NotExecuted(permission, reservation)
-        };
-        let mut awu = self.awu(now, link, opened, outcome, call, response_complete);
-        // What an assumed price gives is a bound for the accounts, not a cost.
-        let priced = cost.filter(|_| !awu.grounds.price_assumed);
-        awu.cost_nano_usd = priced.and_then(|it| it.nano_usd);
-        let ran = awu.outcome.actual().is_some();
-        awu.sla = target.filter(|_| ran).map(|it| Sla {
-            tier: it.tier,
-            target_ms: it.latency_ms,
-            actual_ms: latency_ms,
-        });
-        self.outputs.push_back(Output::Awu(Box::new(awu)));
-    }
-
-    /// Remembers latency, cost and failures for later decisions.
-    fn note_outcome(
-        &mut self,
-        now: Now,
-        running: &Running,
-        call: &Call,
-        complete: bool,
-        latency_ms: u64,
-    ) {
-        let principal = running.opened.attribution.principal.clone();
-        let provider = call.provider.clone().unwrap_or_default();
-        if !running.sent || !complete {
-            return;
-        }
-        self.latencies.note(&format!("provider {provider}"), latency_ms);
-        if let Some(target) = &running.target {
-            let missed = u64::from(latency_ms > target.latency_ms);
-            self.latencies.note(&target_key(target, &principal), missed);
-        }
-        let failed = call.status.is_some_and(|it| it >= 500);
-        if failed && self.failures.len() < FAILURES_LIMIT {
-            self.failures.insert((principal, provider), now.mono_ns);
-        } else if !failed {
-            self.failures.remove(&(principal, provider));
-        }
-    }
-
-    /// What a call used, as far as its response says.
-    fn cost(&mut self, now: Now, running: &Running, call: &Call, complete: bool) -> Option<Cost> {
-        let usage = &call.usage;
-        let reported = usage.input_tokens.is_some() || usage.output_tokens.is_some();
-        if !reported {
-            // The provider refused it, or failed: nothing was used.
-            let rejected = call.status.is_some_and(|it| it >= 400) && complete;
-            let nothing = Cost { tokens: 0, nano_usd: Some(0) };
-            return rejected.then_some(nothing);
-        }
-        if !complete {
-            return None;
-        }
-        let output = usage.output_tokens.or((!has_output(call)).then_some(0))?;
-        let tokens = Tokens {
-            input: usage.input_tokens?,
-            output,
-            cache_read: usage.cache_read_input_tokens.unwrap_or(0),
-            cache_write: usage.cache_creation_input_tokens.unwrap_or(0),
-            reasoning: usage.reasoning_output_tokens.unwrap_or(0),
-            audio_input: usage.audio_input_tokens.unwrap_or(0),
-            audio_output: usage.audio_output_tokens.unwrap_or(0),
-        };
-        let unix_s = now.unix_of(call.request_at_ns) / 1_000_000_000;
-        let tier = call.service_tier.as_deref().or(call.params.service_tier.as_deref());
-        let card = running.price.as_ref().and_then(|it| it.card(unix_s, tier));
-        let nano_usd = card.map(|it| it.actual_nano_usd(&tokens));
-        if let (Some(nano), false) = (nano_usd, running.opened.grounds.price_assumed) {
-            let principal = &running.opened.attribution.principal;
-            let model = call.request_model.as_deref().unwrap_or_default();
-            self.latencies.note(&format!("cost {principal} {model}"), nano.unsigned_abs());
-        }
-        Some(Cost { tokens: tokens.input.saturating_add(tokens.output), nano_usd })
-    }
-
-    /// Settles the accounts of a unit that ran.
-    #[expect(clippy::too_many_arguments, reason = "each is another thing")]
-    fn settle(
-        &mut self,
-        now: Now,
-        link: &Link,
-        opened: &Opened,
-        reservation: &crate::awu::Reservation,
-        shares: &[Unit],
-        call: &Call,
-        cost: Option<Cost>,
-    ) -> Actual {
-        let used = |unit: Unit| cost.and_then(|it| it.in_unit(unit));
-        let actuals: Option<Vec<i64>> = shares.iter().map(|unit| used(*unit)).collect();
-        let known = used(reservation.unit);
-        let accounts = self.accounts_of(opened.id);
-        let mut log = Vec::new();
-        self.ledger.settle(now.unix_ns, opened.id, actuals.clone(), &mut log);
-        let mut record = Record::new(now, RecordKind::Reconciliation);
-        self.fill(&mut record, link, opened, call);
-        record.accounts = self.accounted(&accounts, reservation, |index, unit| {
-            if accounts.is_empty() { used(unit) } else { actuals.as_ref()?.get(index).copied() }
-        });
-        self.put(log, [record]);
-        Actual {
-            amount: known.unwrap_or(reservation.amount),
-            incomplete: known.is_none(),
-            unix_ns: now.unix_ns,
-        }
-    }
-
-    /// Frees what a unit that never ran had set aside.
-    fn release(
-        &mut self,
-        now: Now,
-        link: &Link,
-        opened: &Opened,
-        reservation: &crate::awu::Reservation,
-        call: &Call,
-    ) {
-        let accounts = self.accounts_of(opened.id);
-        let mut log = Vec::new();
-        self.ledger.release(now.unix_ns, opened.id, &mut log);
-        let mut record = Record::new(now, RecordKind::Release);
-        self.fill(&mut record, link, opened, call);
-        record.accounts = self.accounted(&accounts, reservation, |_, _| Some(0));
-        self.put(log, [record]);
-    }
-
-    /// The shares that a unit holds.
-    fn accounts_of(&self, awu: AwuId) -> Vec<crate::ledger::Share> {
-        let own = self.ledger.open().find(|(it, _)| *it == awu);
-        own.map(|(_, shares)| shares.to_vec()).unwrap_or_default()
-    }
-
-    /// The accounts of a record: one for each share, or one without a budget.
-    pub(super) fn accounted(
-        &self,
-        shares: &[crate::ledger::Share],
-        reservation: &crate::awu::Reservation,
-        actual: impl Fn(usize, Unit) -> Option<i64>,
-    ) -> Vec<Accounted> {
-        let price_hash = self.settings.price_hash();
-        let ledger_sequence = self.ledger.sequence();
-        if shares.is_empty() {
-            let actual = actual(0, reservation.unit);
-            return vec![Accounted {
-                budget: None,
-                period: None,
-                unit: reservation.unit,
-                reserved: reservation.amount,
-                actual,
-                remaining: None,
-                incomplete: actual.is_none(),
-                price_hash,
-                ledger_sequence,
-            }];
-        }
-        let of_share = |(index, share): (usize, &crate::ledger::Share)| {
-            let account = self.ledger.account(&share.key);
-            let unit = account.map(|it| it.unit).unwrap_or_default();
-            let actual = actual(index, unit);
-            Accounted {
-                budget: Some(share.key.budget.clone()),
-                period: account.map(|it| it.period.clone()),
-                unit,
-                reserved: share.covered.saturating_add(share.beyond),
-                actual,
-                remaining: account.map(crate::ledger::Account::remaining),
-                incomplete: actual.is_none(),
-                price_hash,
-                ledger_sequence,
-            }
-        };
-        shares.iter().enumerate().map(of_share).collect()
-    }
-
-    /// Who and what of a record.
-    pub(super) fn fill(&self, record: &mut Record, link: &Link, opened: &Opened, call: &Call) {
-        let subject = self.subject(link);
-        let facts = &subject.facts;
-        record.awu = Some(opened.id);
-        record.who = Some(Who {
-            attribution: (*opened.attribution).clone(),
-            process: link.process,
-            pid: link.pid,
-            exe: facts.exe.clone(),
-            user: facts.user.clone(),
-            systemd_unit: facts.systemd_unit.clone(),
-            container_id: facts.container_id.clone(),
-            pod_uid: facts.pod_uid.clone(),
-            namespace: facts.namespace.clone(),
-            cgroup: facts.cgroup.clone(),
-        });
-        record.what = Some(What {
-            operation: call.operation.clone(),
-            operation_type: operation_type(call),
-            provider: call.provider.clone(),
-            model: call.request_model.clone(),
-            region: opened.region.clone(),
-            server: call.server_address.clone(),
-            api: call.api,
-            capture: capture_of(call, opened.complete, true),
-            rung: opened.enforcement.rung,
-        });
-    }
-
-    /// Why a decision is as it is, in words, for its record.
-    pub(super) fn explain(record: &mut Record, opened: &Opened) {
-        let grounds = &opened.grounds;
-        let reason = grounds.reason.iter().map(|it| ("reason", it.clone()));
-        let request = grounds.approval_request.iter().map(|it| ("approval_request", it.clone()));
-        record.detail.extend(reason.chain(request));
-    }
-
-    /// The decision of a record.
-    pub(super) fn decided(&self, opened: &Opened, decision: &Decision) -> Decided {
-        let grounds = &opened.grounds;
-        Decided {
-            result: decision.result(),
-            reason: decision.reason().cloned(),
-            policy: grounds.policy.clone(),
-            matched: grounds.matched.clone(),
-            policy_hash: grounds.policy_hash,
-            epoch: self.epoch,
-            prevented: matches!(decision, Decision::Refuse(_)),
-        }
-    }
-
-    fn awu(
-        &self,
-        now: Now,
-        link: &Link,
-        opened: Opened,
-        outcome: Outcome,
-        call: Call,
-        response_complete: bool,
-    ) -> Awu {
-        let Opened { id, attribution, grounds, enforcement, region, complete, .. } = opened;
-        let refused = matches!(outcome, Outcome::Refused(_));
-        let start_unix_ns = now.unix_of(call.request_at_ns);
-        let end_unix_ns = call.end_at_ns.map_or(now.unix_ns, |at| now.unix_of(at));
-        let exe = link.exe.clone();
-        Awu {
-            id,
-            conn: link.name.clone(),
-            capture: capture_of(&call, complete, refused || response_complete),
-            call,
-            response_complete,
-            start_unix_ns,
-            end_unix_ns: end_unix_ns.max(start_unix_ns),
-            attribution,
-            pid: link.pid,
-            exe: exe.or_else(|| self.subject(link).facts.exe.clone()),
-            outcome,
-            grounds,
-            enforcement,
-            cost_nano_usd: None,
-            region,
-            sla: None,
-        }
-    }
-
     pub(super) fn approve(&mut self, now: Now, approval: Approval) -> Result<(), String> {
         self.start(now);
         let Approval { id, request, approver, given_unix_ns, expires_unix_ns, .. } = &approval;
@@ -790,22 +495,6 @@ impl Core {
     }
 }
 
-/// What a call used.
-#[derive(Clone, Copy, Debug)]
-struct Cost {
-    tokens: u64,
-    nano_usd: Option<i64>,
-}
-
-impl Cost {
-    fn in_unit(self, unit: Unit) -> Option<i64> {
-        match unit {
-            Unit::Usd => self.nano_usd,
-            Unit::Tokens => i64::try_from(self.tokens).ok(),
-        }
-    }
-}
-
 /// Under what name the misses of a target are counted.
 pub(super) fn target_key(target: &sla::Target, principal: &str) -> String {
     format!("sla {} {principal}", target.tier)
@@ -818,15 +507,6 @@ fn is_readable(call: &Call) -> bool {
         || call.response_model.is_some()
         || call.usage.input_tokens.is_some()
         || call.usage.output_tokens.is_some()
-}
-
-fn capture_of(call: &Call, request_complete: bool, response_complete: bool) -> CaptureLevel {
-    let lost = call.missing_bytes > 0 || call.unreadable.is_some() || !call.request_seen;
-    if lost || !request_complete || !response_complete {
-        CaptureLevel::Partial
-    } else {
-        CaptureLevel::Full
-    }
 }
 
 /// What is refused because something else was.

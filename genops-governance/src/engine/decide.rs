@@ -8,58 +8,23 @@ use genops_protocols::{Call, OpenRequest, Request};
 use sha2::{Digest as _, Sha256};
 
 use super::core::{Core, Subject, aftermath, target_key};
+use super::estimate::Ask;
 use super::link::{Link, Opened, Running};
-use crate::awu::{AwuId, BudgetView, Grounds, Held, Reservation, Rung};
-use crate::config::{Estimate, Mode, Unit, UnknownModel, Unmapped};
+use crate::awu::{AwuId, Grounds, Held, Reservation, Rung};
+use crate::config::{Mode, Unit, UnknownModel, Unmapped};
 use crate::decision::{Decision, Permission, ReasonCode, Refusal};
 use crate::ledger::{Demand, Shortfall};
 use crate::money;
 use crate::policy::{Facts, Matched, Opinion, Severity};
-use crate::prices::{Found, output_limit};
 use crate::rate::{Limit, Reached};
 use crate::record::{Inputs, Record, RecordKind};
 use crate::settings::Settings;
 use crate::sla;
-use crate::telemetry::{has_output, hex};
+use crate::telemetry::hex;
 use crate::time::Now;
 
 /// For how long a provider's failure makes the next call to it a warning.
 const FAILURE_NS: u64 = 60 * 1_000_000_000;
-
-/// A request as far as it was read.
-struct Ask<'a> {
-    call: &'a Call,
-    /// It was read to its end, and all of its text.
-    readable: bool,
-    /// Names of the content rules that match.
-    content: Vec<String>,
-    start: u64,
-    end: u64,
-    estimate: Guess,
-    region: Option<String>,
-}
-
-/// Most that a request can use.
-#[derive(Clone, Debug, Default)]
-struct Guess {
-    input_tokens: u64,
-    output_tokens: u64,
-    nano_usd: Option<i64>,
-    price: Option<Found>,
-}
-
-impl Guess {
-    fn tokens(&self) -> u64 {
-        self.input_tokens.saturating_add(self.output_tokens)
-    }
-
-    fn in_unit(&self, unit: Unit) -> i64 {
-        match unit {
-            Unit::Usd => self.nano_usd.unwrap_or(0),
-            Unit::Tokens => i64::try_from(self.tokens()).unwrap_or(i64::MAX),
-        }
-    }
-}
 
 /// Why a request is not simply allowed.
 #[derive(Clone, Debug)]
@@ -525,56 +490,6 @@ impl Core {
         self.settings.0.policies.evaluate(self.slice(subject), who, &subject.lineage, &facts)
     }
 
-    /// Most that a request of so many bytes can use. `output` replaces what the call says.
-    fn estimate(
-        &self,
-        now: Now,
-        subject: &Subject,
-        call: &Call,
-        bytes: u64,
-        output: Option<u64>,
-    ) -> Guess {
-        let settings = &self.settings.0;
-        let model = call.request_model.as_deref();
-        let price = settings.prices.find(call.provider.as_deref(), model);
-        // A token is a byte at least.
-        let input_tokens = bytes;
-        let output_tokens = output.unwrap_or_else(|| {
-            if !has_output(call) {
-                return 0;
-            }
-            let limit = call.max_output_tokens.unwrap_or_else(|| {
-                let known = price.as_ref().map(|it| &*it.price);
-                output_limit(model, known).unwrap_or(settings.max_output_tokens)
-            });
-            limit.saturating_mul(call.choices.unwrap_or(1).max(1))
-        });
-        let unix_s = now.unix_ns / 1_000_000_000;
-        let tier = call.params.service_tier.as_deref();
-        let nano_usd = price
-            .as_ref()
-            .and_then(|it| it.price.worst_nano_usd(unix_s, tier, input_tokens, output_tokens));
-        let usual = settings.estimate == Estimate::P95 && output.is_none();
-        let nano_usd = nano_usd.map(|worst| {
-            let principal = &subject.identity.attribution.principal;
-            let key = format!("cost {principal} {}", model.unwrap_or_default());
-            let known = usual && self.latencies.is_full(&key);
-            let p95 = self.latencies.p95(&key).filter(|_| known);
-            p95.and_then(|it| i64::try_from(it).ok()).map_or(worst, |it| it.min(worst))
-        });
-        Guess { input_tokens, output_tokens, nano_usd, price }
-    }
-
-    /// Where the model computes: what host or path say, else what is configured for the host.
-    fn region(&self, call: &Call) -> Option<String> {
-        let host = call.server_address.as_deref().unwrap_or_default().to_lowercase();
-        let configured = || {
-            let regions = &self.settings.0.regions;
-            regions.iter().find(|(like, _)| crate::glob::matches(like, &host))
-        };
-        call.region.clone().or_else(|| configured().map(|(_, region)| region.clone()))
-    }
-
     fn limits<'s>(
         &'s self,
         subject: &'s Subject,
@@ -621,38 +536,6 @@ impl Core {
         let why = "no price is known for the model, so nothing can be set aside in USD";
         let code = ReasonCode::BudgetReservationFailed;
         Some(Objection::block(code, Some(&in_usd.key.budget), why))
-    }
-
-    /// What a request may need of each budget that it draws on.
-    fn demands(&self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Vec<Demand> {
-        let who = &subject.identity.attribution;
-        let (provider, model) = (ask.call.provider.as_deref(), ask.call.request_model.as_deref());
-        let budgets = self.settings.0.budgets.iter();
-        let own = budgets.filter(|it| it.concerns(who, &subject.lineage, provider, model));
-        let demand = |it: &crate::budget::Budget| {
-            it.demand(&self.ledger, now.unix_ns, ask.estimate.in_unit(it.unit))
-        };
-        own.map(demand).collect()
-    }
-
-    fn reservation(&self, now: Now, ask: &Ask<'_>, demands: &[Demand]) -> Reservation {
-        let unit = if ask.estimate.nano_usd.is_some() { Unit::Usd } else { Unit::Tokens };
-        let views = demands.iter().filter_map(|it| {
-            let account = self.ledger.account(&it.key)?;
-            Some(BudgetView {
-                name: it.key.budget.clone(),
-                period: account.period.clone(),
-                unit: account.unit,
-                allocated: account.allocated(),
-                consumed: account.consumed(),
-                remaining: account.remaining(),
-            })
-        });
-        let tightness = |it: &BudgetView| {
-            i128::from(it.remaining) * 1_000_000 / i128::from(it.allocated.max(1))
-        };
-        let budget = views.min_by_key(tightness);
-        Reservation { unit, amount: ask.estimate.in_unit(unit), budget, unix_ns: now.unix_ns }
     }
 
     /// An approval of exactly this request that is still good.

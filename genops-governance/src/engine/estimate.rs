@@ -1,0 +1,130 @@
+//! What a request may need at most, before it runs: tokens, money, and of which budgets.
+
+use genops_protocols::Call;
+
+use super::core::{Core, Subject};
+use crate::awu::{BudgetView, Reservation};
+use crate::budget::Budget;
+use crate::config::{Estimate, Unit};
+use crate::ledger::Demand;
+use crate::prices::{Found, output_limit};
+use crate::telemetry::has_output;
+use crate::time::Now;
+
+/// A request as far as it was read.
+pub(super) struct Ask<'a> {
+    pub(super) call: &'a Call,
+    /// It was read to its end, and all of its text.
+    pub(super) readable: bool,
+    /// Names of the content rules that match.
+    pub(super) content: Vec<String>,
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) estimate: Guess,
+    pub(super) region: Option<String>,
+}
+
+/// Most that a request can use.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Guess {
+    pub(super) input_tokens: u64,
+    pub(super) output_tokens: u64,
+    pub(super) nano_usd: Option<i64>,
+    pub(super) price: Option<Found>,
+}
+
+impl Guess {
+    pub(super) fn tokens(&self) -> u64 {
+        self.input_tokens.saturating_add(self.output_tokens)
+    }
+
+    pub(super) fn in_unit(&self, unit: Unit) -> i64 {
+        match unit {
+            Unit::Usd => self.nano_usd.unwrap_or(0),
+            Unit::Tokens => i64::try_from(self.tokens()).unwrap_or(i64::MAX),
+        }
+    }
+}
+
+impl Core {
+    /// Most that a request of so many bytes can use. `output` replaces what the call says.
+    pub(super) fn estimate(
+        &self,
+        now: Now,
+        subject: &Subject,
+        call: &Call,
+        bytes: u64,
+        output: Option<u64>,
+    ) -> Guess {
+        let settings = &self.settings.0;
+        let model = call.request_model.as_deref();
+        let price = settings.prices.find(call.provider.as_deref(), model);
+        // A token is a byte at least.
+        let input_tokens = bytes;
+        let output_tokens = output.unwrap_or_else(|| {
+            if !has_output(call) {
+                return 0;
+            }
+            let limit = call.max_output_tokens.unwrap_or_else(|| {
+                let known = price.as_ref().map(|it| &*it.price);
+                output_limit(model, known).unwrap_or(settings.max_output_tokens)
+            });
+            limit.saturating_mul(call.choices.unwrap_or(1).max(1))
+        });
+        let unix_s = now.unix_ns / 1_000_000_000;
+        let tier = call.params.service_tier.as_deref();
+        let nano_usd = price
+            .as_ref()
+            .and_then(|it| it.price.worst_nano_usd(unix_s, tier, input_tokens, output_tokens));
+        let usual = settings.estimate == Estimate::P95 && output.is_none();
+        let nano_usd = nano_usd.map(|worst| {
+            let principal = &subject.identity.attribution.principal;
+            let key = format!("cost {principal} {}", model.unwrap_or_default());
+            let known = usual && self.latencies.is_full(&key);
+            let p95 = self.latencies.p95(&key).filter(|_| known);
+            p95.and_then(|it| i64::try_from(it).ok()).map_or(worst, |it| it.min(worst))
+        });
+        Guess { input_tokens, output_tokens, nano_usd, price }
+    }
+
+    /// Where the model computes: what host or path say, else what is configured for the host.
+    pub(super) fn region(&self, call: &Call) -> Option<String> {
+        let host = call.server_address.as_deref().unwrap_or_default().to_lowercase();
+        let configured = || {
+            let regions = &self.settings.0.regions;
+            regions.iter().find(|(like, _)| crate::glob::matches(like, &host))
+        };
+        call.region.clone().or_else(|| configured().map(|(_, region)| region.clone()))
+    }
+
+    /// What a request may need of each budget that it draws on.
+    pub(super) fn demands(&self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Vec<Demand> {
+        let who = &subject.identity.attribution;
+        let (provider, model) = (ask.call.provider.as_deref(), ask.call.request_model.as_deref());
+        let budgets = self.settings.0.budgets.iter();
+        let own = budgets.filter(|it| it.concerns(who, &subject.lineage, provider, model));
+        let demand =
+            |it: &Budget| it.demand(&self.ledger, now.unix_ns, ask.estimate.in_unit(it.unit));
+        own.map(demand).collect()
+    }
+
+    pub(super) fn reservation(&self, now: Now, ask: &Ask<'_>, demands: &[Demand]) -> Reservation {
+        let unit = if ask.estimate.nano_usd.is_some() { Unit::Usd } else { Unit::Tokens };
+        let views = demands.iter().filter_map(|it| {
+            let account = self.ledger.account(&it.key)?;
+            Some(BudgetView {
+                name: it.key.budget.clone(),
+                period: account.period.clone(),
+                unit: account.unit,
+                allocated: account.allocated(),
+                consumed: account.consumed(),
+                remaining: account.remaining(),
+            })
+        });
+        let tightness = |it: &BudgetView| {
+            i128::from(it.remaining) * 1_000_000 / i128::from(it.allocated.max(1))
+        };
+        let budget = views.min_by_key(tightness);
+        Reservation { unit, amount: ask.estimate.in_unit(unit), budget, unix_ns: now.unix_ns }
+    }
+}
