@@ -411,9 +411,8 @@ fn what_governance_refuses_has_its_line_too() {
 fn an_unknown_dialect_names_the_known_ones() {
     let yaml = "providers:\n  - {host: llm, dialect: klingon}\n";
     let refusal = Config::parse(Path::new("agent.yaml"), yaml).unwrap_err().to_string();
-    let start =
-        "agent.yaml:2: providers[0] (llm): `dialect` unknown dialect `klingon` of host `llm`";
-    assert!(refusal.starts_with(start), "{refusal}");
+    assert!(refusal.starts_with("agent.yaml:2: providers[0] (llm): "), "{refusal}");
+    assert!(refusal.contains("unknown dialect `klingon`"), "{refusal}");
     assert!(refusal.contains("known are openai, "), "{refusal}");
 }
 
