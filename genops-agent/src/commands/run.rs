@@ -29,6 +29,9 @@ impl Run {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let Self { config: file, output, floor } = self;
         let config = Config::load_or_default(file.path.as_deref())?;
+        for warning in &config.warnings {
+            eprintln!("genops-agent: {warning}");
+        }
         let default = if file.path.is_some() { Output::None } else { Output::Table };
         let options = Options { output: output.unwrap_or(default), floor, config_path: file.path };
         crate::run::run(config, options).map_err(Failure::run)
