@@ -69,9 +69,6 @@ pub(crate) fn check(
     let progress = Progress::start(what);
     let result = check().and_then(|complaints| crate::report(what, &complaints));
     progress.end(result.is_ok(), started.elapsed());
-    if let Err(error) = &result {
-        eprintln!("    {error:#}");
-    }
     result
 }
 
