@@ -194,3 +194,44 @@ impl Chain {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(name: &str, change: impl FnOnce(&mut Link)) -> Link {
+        let mut link = Link {
+            name: name.to_owned(),
+            not_before: None,
+            expires: None,
+            revoked: false,
+            max_depth: None,
+            delegated_by: None,
+            accountable: None,
+        };
+        change(&mut link);
+        link
+    }
+
+    #[test]
+    fn every_link_must_hold() {
+        let plain = |name: &str| link(name, |_| {});
+        let of = |links: Vec<Link>| {
+            Chain(links).check(100).map_err(|(code, link)| format!("{code} {link}"))
+        };
+        let failed = |text: &str| Err(text.to_owned());
+        assert_eq!(of(vec![]), Ok(()));
+        assert_eq!(of(vec![plain("a"), plain("b")]), Ok(()));
+        let expired = link("b", |it| it.expires = Some(100));
+        assert_eq!(of(vec![plain("a"), expired]), failed("x_authority_expired b"));
+        let early = link("a", |it| it.not_before = Some(101));
+        assert_eq!(of(vec![early]), failed("x_authority_expired a"));
+        let revoked = link("b", |it| it.revoked = true);
+        assert_eq!(of(vec![plain("a"), revoked]), failed("x_authority_revoked b"));
+        let shallow = link("c", |it| it.max_depth = Some(1));
+        let chain = vec![plain("a"), plain("b"), shallow];
+        assert_eq!(of(chain), failed("x_delegation_exceeded c"));
+        let long = ["a", "b", "c", "d", "e", "f"].map(plain).to_vec();
+        assert_eq!(of(long), failed("x_delegation_exceeded f"));
+    }
+}

@@ -228,3 +228,77 @@ fn service_of(unit: &str) -> Option<String> {
 fn said(value: Option<String>) -> Option<String> {
     value.filter(|it| !it.trim().is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+    use crate::process::ProcessKey;
+
+    /// A process that nothing configured matches, changed by the test.
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut ProcessFacts), expected: &Expect) {
+        let key = ProcessKey { pid: 1, start_ns: 1 };
+        let mut facts = ProcessFacts::bare(key, "python3");
+        change(&mut facts);
+        let Attribution { principal, team, project, environment, mapped, .. } =
+            Roster::default().derive(&facts);
+        assert!(!mapped);
+        let said = |it: Option<String>| it.unwrap_or_else(|| "-".to_owned());
+        let line = format!(
+            "{principal}: team {} project {} environment {}",
+            said(team),
+            said(project),
+            said(environment)
+        );
+        expected.assert_eq(&line);
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "facts are optional")]
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn team_and_project_come_from_the_process() {
+        check(|_| {}, &expect!["python3/python3: team python3 project python3 environment host"]);
+        check(
+            |it| {
+                it.exe = some("/usr/bin/python3.11 (deleted)");
+                it.user = some("alice");
+                it.systemd_unit = some("session-3.scope");
+            },
+            &expect!["alice/python3.11: team alice project python3.11 environment host"],
+        );
+        check(
+            |it| it.uid = Some(1_000),
+            &expect!["uid-1000/python3: team uid-1000 project python3 environment host"],
+        );
+        check(
+            |it| {
+                it.user = some("root");
+                it.systemd_unit = some("refund@7.service");
+                it.exe = some("/opt/refund/bin/server");
+            },
+            &expect!["refund/server: team refund project server environment host"],
+        );
+        check(
+            |it| {
+                it.namespace = some("payments");
+                it.pod_uid = some("2c48913c");
+                it.systemd_unit = some("kubelet.service");
+            },
+            &expect!["payments/python3: team payments project python3 environment kubernetes"],
+        );
+        check(
+            |it| it.container_id = some("9bca8d63"),
+            &expect!["python3/python3: team python3 project python3 environment container"],
+        );
+    }
+
+    #[test]
+    fn a_process_of_which_nothing_is_known_has_no_placeholder() {
+        check(|it| it.comm = String::new(), &expect![": team - project - environment host"]);
+    }
+}

@@ -147,3 +147,124 @@ pub fn parse_zone(name: &str) -> Result<TimeZone, String> {
     TimeZone::get(name)
         .map_err(|_| format!("`{name}` is not a time zone like UTC or Europe/Berlin"))
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests fail by panic")]
+    #![expect(clippy::needless_raw_string_hashes, reason = "as the snapshots are written")]
+
+    use std::fmt::Write as _;
+
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    #[track_caller]
+    fn check(moment: &str, zone: &str, expected: &Expect) {
+        let (unix_ns, zone) = (parse_moment(moment).unwrap(), parse_zone(zone).unwrap());
+        let mut rendered = String::new();
+        for period in [Period::Hour, Period::Day, Period::Week, Period::Month, Period::Total] {
+            let window = period.at(unix_ns, &zone);
+            let inside = i128::from(window.start_s) * 1_000_000_000 <= i128::from(unix_ns)
+                && i128::from(unix_ns) < i128::from(window.end_s) * 1_000_000_000;
+            assert!(inside, "{window:?}");
+            let hours = match period {
+                Period::Total => String::new(),
+                _ => format!(" of {} h", (window.end_s - window.start_s) / 3_600),
+            };
+            writeln!(rendered, "{}{hours}", window.label(&zone)).unwrap();
+        }
+        expected.assert_eq(&rendered);
+    }
+
+    #[test]
+    fn periods_begin_where_the_calendar_says() {
+        check(
+            "2026-11-22T23:59:59Z",
+            "UTC",
+            &expect![[r#"
+            2026-11-22T23 of 1 h
+            2026-11-22 of 24 h
+            2026-W47 of 168 h
+            2026-11 of 720 h
+            total
+        "#]],
+        );
+        // Monday has begun in Berlin.
+        check(
+            "2026-11-22T23:30:00Z",
+            "Europe/Berlin",
+            &expect![[r#"
+            2026-11-23T00 of 1 h
+            2026-11-23 of 24 h
+            2026-W48 of 168 h
+            2026-11 of 720 h
+            total
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_day_on_which_the_clocks_change_has_another_length() {
+        check(
+            "2026-10-25T12:00:00Z",
+            "Europe/Berlin",
+            &expect![[r#"
+            2026-10-25T13 of 1 h
+            2026-10-25 of 25 h
+            2026-W43 of 169 h
+            2026-10 of 745 h
+            total
+        "#]],
+        );
+        check(
+            "2026-03-29T12:00:00Z",
+            "Europe/Berlin",
+            &expect![[r#"
+            2026-03-29T14 of 1 h
+            2026-03-29 of 23 h
+            2026-W13 of 167 h
+            2026-03 of 743 h
+            total
+        "#]],
+        );
+    }
+
+    #[test]
+    fn an_offset_of_half_an_hour_moves_the_hours() {
+        check(
+            "2026-11-22T10:15:00Z",
+            "Asia/Kolkata",
+            &expect![[r#"
+            2026-11-22T15 of 1 h
+            2026-11-22 of 24 h
+            2026-W47 of 168 h
+            2026-11 of 720 h
+            total
+        "#]],
+        );
+    }
+
+    #[test]
+    fn the_first_nanosecond_has_its_periods_too() {
+        check(
+            "1970-01-01T00:00:00Z",
+            "UTC",
+            &expect![[r#"
+            1970-01-01T00 of 1 h
+            1970-01-01 of 24 h
+            1970-W01 of 168 h
+            1970-01 of 744 h
+            total
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_is_no_moment_is_said() {
+        expect!["`tomorrow` is not a moment like 2027-01-01T00:00:00Z"]
+            .assert_eq(&parse_moment("tomorrow").unwrap_err());
+        expect!["`1969-12-31T00:00:00Z` is not a moment like 2027-01-01T00:00:00Z"]
+            .assert_eq(&parse_moment("1969-12-31T00:00:00Z").unwrap_err());
+    }
+}
