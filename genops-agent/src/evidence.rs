@@ -1,5 +1,5 @@
 //! `genops-agent evidence ..`: what an auditor does with an evidence directory, offline, without
-//! the agent running. Nothing here writes into the directory.
+//! the agent running. Nothing but [`upkeep`] writes into the directory.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ mod filter;
 pub(crate) mod outward;
 mod prove;
 mod show;
+mod upkeep;
 mod verify;
 pub(crate) mod witness;
 
@@ -33,6 +34,10 @@ pub(crate) enum Command {
     Prove(prove::Prove),
     /// Hand out records, with proofs and a signed statement.
     Export(export::Export),
+    /// Sign with a new key from here on.
+    Rotate(upkeep::Rotate),
+    /// Give up the bytes of old records.
+    Prune(upkeep::Prune),
 }
 
 impl Command {
@@ -43,6 +48,8 @@ impl Command {
             Self::Show(command) => command.run(),
             Self::Prove(command) => command.run(),
             Self::Export(command) => command.run(),
+            Self::Rotate(command) => command.run(),
+            Self::Prune(command) => command.run(),
         }
     }
 }

@@ -55,9 +55,6 @@ pub(crate) enum JournalError {
     Append(#[from] AppendError),
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// The key for digests.
-    #[error("{path}: {source}")]
-    Digest { path: PathBuf, source: io::Error },
 }
 
 /// How a journal is opened.
@@ -174,36 +171,6 @@ impl Journal {
         self.append(entry)
     }
 
-    /// Takes a text of any length, such as a policy file, in as many records as it needs. The texts
-    /// of all parts in order, put together, have the SHA-256 that `hash` says.
-    pub(crate) fn text(
-        &mut self,
-        now: Now,
-        kind: Kind,
-        name: &str,
-        hash: &str,
-        text: &str,
-    ) -> Result<(), AppendError> {
-        let mut parts = Vec::new();
-        let mut rest = text;
-        while !rest.is_empty() {
-            // Escaped, a byte can need six; the record must stay below its limit.
-            let (part, after) = rest.split_at(rest.floor_char_boundary(8 << 10));
-            parts.push(part);
-            rest = after;
-        }
-        let of = parts.len().to_string();
-        for (number, part) in (1_usize..).zip(&parts) {
-            let mut entry = self.blank(now, kind);
-            let number = number.to_string();
-            let pairs =
-                [("name", name), ("hash", hash), ("of", &of), ("part", &number), ("text", part)];
-            entry.det = pairs.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
-            self.append(entry)?;
-        }
-        Ok(())
-    }
-
     /// Makes everything durable that was taken.
     pub(crate) fn commit(&mut self) -> Result<(), CommitError> {
         if let Some(why) = &self.rolled_back {
@@ -245,8 +212,9 @@ impl Journal {
                 return;
             }
         };
-        // A record that is not taken is counted as lost, and said with the next that is.
-        self.event(now, kind, &detail).map_or((), |_| ());
+        if self.event(now, kind, &detail).is_err() {
+            // It is counted as lost, and the next record that is taken says so.
+        }
     }
 
     /// Writes down the stop and ends the log properly.
@@ -265,14 +233,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Where the evidence is.
-    pub(crate) fn directory(&self) -> &Path {
-        self.log.directory()
-    }
-
-    /// Records in the log, durable or not.
-    pub(crate) fn len(&self) -> u64 {
-        self.log.next_index()
+    /// Gives up the bytes of the records below `below`, as far as whole bundles go, and writes that
+    /// down; returns the first index that is kept.
+    pub(crate) fn prune(&mut self, now: Now, below: u64) -> Result<u64, PublishError> {
+        let first = self.log.prune(below)?;
+        self.event(now, Kind::Retention, &[("first", first.to_string())])
+            .map_err(|error| PublishError(error.to_string()))?;
+        Ok(first)
     }
 
     fn blank(&self, at: Now, kind: Kind) -> Entry<'static> {
@@ -363,11 +330,12 @@ impl Journal {
     /// Finds the newest record of every principal in a log of `size` records.
     fn read_heads(&mut self, size: u64) -> Result<(), ReadError> {
         let directory = Directory::new(self.log.directory());
+        let kept = directory.first_kept()?;
         let mut from = size;
         // Backwards, a bundle at a time, to the last complete list of principals.
-        while from > 0 && size - from < 4 * HEADS_EVERY {
+        while from > kept && size - from < 4 * HEADS_EVERY {
             let to = from;
-            from = from.saturating_sub(256) / 256 * 256;
+            from = (from.saturating_sub(1) / 256 * 256).max(kept);
             let mut parts: Vec<(u64, u64, u64)> = Vec::new();
             directory.records(from, to.max(from), |index, record| {
                 if let Ok(Entry { heads: Some(Heads { part, parts: of, .. }), .. }) =
@@ -381,11 +349,11 @@ impl Journal {
                 if self.follow(&directory, from, size)? {
                     return Ok(());
                 }
-                from -= 1;
+                from = from.saturating_sub(1);
             }
         }
         self.heads.clear();
-        self.follow(&directory, 0, size).map(|_| ())
+        self.follow(&directory, kept, size).map(|_| ())
     }
 
     /// Reads the records from `from` on. True where a complete list of principals is the first thing.

@@ -100,7 +100,7 @@ impl Export {
         }
         let mut failed = Ok(());
         directory
-            .records(0, size, |index, record| {
+            .records(directory.first_kept()?, size, |index, record| {
                 let Ok(entry) = serde_json::from_slice::<Entry<'_>>(record) else { return };
                 if failed.is_err() || !self.filter.takes(&entry) {
                     return;

@@ -69,7 +69,7 @@ fn is(wanted: Option<&String>, found: Option<&Text<'_>>) -> bool {
     wanted.is_none_or(|wanted| found.is_some_and(|found| found.as_str() == wanted))
 }
 
-fn parse_time(text: &str) -> Result<u64, String> {
+pub(super) fn parse_time(text: &str) -> Result<u64, String> {
     let time: jiff::Timestamp =
         text.parse().map_err(|_| format!("`{text}` is not a time like 2026-11-22T10:00:00Z"))?;
     u64::try_from(time.as_nanosecond()).map_err(|_| format!("`{text}` is before 1970"))

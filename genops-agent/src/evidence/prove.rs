@@ -84,7 +84,7 @@ pub(super) fn proof_file(
 /// The newest checkpoint in the log that a witness cosigned.
 fn newest_witnessed(directory: &Directory, head: &TreeHead) -> anyhow::Result<Option<Checkpoint>> {
     let mut newest = None;
-    directory.records(0, head.size, |_, record| {
+    directory.records(directory.first_kept()?, head.size, |_, record| {
         let Ok(entry) = serde_json::from_slice::<Entry<'_>>(record) else { return };
         if entry.kind == Kind::Witnessed
             && let Some((_, note)) = entry.det.iter().find(|(key, _)| key.as_str() == "note")

@@ -30,6 +30,7 @@ impl Show {
         let directory = self.at.open()?;
         let place = directory.path().display();
         let head = super::trusted_head(&directory)?;
+        let first = directory.first_kept().with_context(|| format!("{place}"))?;
         let out = &mut io::stdout().lock();
         let mut kept = std::collections::VecDeque::new();
         let mut failed = Ok(true);
@@ -46,7 +47,7 @@ impl Show {
                 None => {}
             }
         };
-        directory.records(0, head.size, &mut each).with_context(|| format!("{place}"))?;
+        directory.records(first, head.size, &mut each).with_context(|| format!("{place}"))?;
         directory.unpublished(head.size, &mut each).with_context(|| format!("{place}"))?;
         let mut going = failed?;
         for text in kept {

@@ -26,8 +26,6 @@ pub(crate) enum Kind {
     Release,
     /// A set of policies came into force.
     PolicyLoaded,
-    /// Part of the text of a set of policies.
-    PolicyText,
     /// A price table came into force.
     PriceLoaded,
     /// A principal is now observed or enforced.
@@ -71,7 +69,6 @@ impl Kind {
             Self::Reconciliation => "reconciliation",
             Self::Release => "release",
             Self::PolicyLoaded => "policy_loaded",
-            Self::PolicyText => "policy_text",
             Self::PriceLoaded => "price_loaded",
             Self::ModeChange => "mode_change",
             Self::Gap => "gap",
@@ -100,11 +97,6 @@ pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
 impl Text<'_> {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
-    }
-
-    /// The same text, of its own.
-    pub(crate) fn into_static(self) -> Text<'static> {
-        Text(Cow::Owned(self.0.into_owned()))
     }
 }
 

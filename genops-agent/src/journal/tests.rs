@@ -75,7 +75,7 @@ impl Story {
         let opening =
             Opening { origin: Some("example.com/genops/test".to_owned()), ..Opening::default() };
         let (journal, _) = Journal::open(directory, opening, now(0)).unwrap();
-        let units = journal.len() * 1000;
+        let units = journal.log.next_index() * 1000;
         let mut story = Self { journal, ms: 1, units, left: 50_000_000_000, ledger: units };
         for (kind, hash) in [(RecordKind::PolicyLoaded, POLICY), (RecordKind::PriceLoaded, PRICES)]
         {
