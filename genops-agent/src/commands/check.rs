@@ -82,6 +82,7 @@ fn facts(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
         ("rate_limits", json!(sections.rate_limits.len())),
         ("policies", json!(sections.policies.len())),
         ("policy_files", json!(sections.policy_files.len())),
+        ("cedar_policies", json!(config.settings().policy_count())),
         ("sla", json!(sections.sla.len())),
     ]);
     if let Some(otlp) = &telemetry.otlp {
@@ -104,6 +105,7 @@ fn facts(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
     facts.extend([
         ("evidence_directory", json!(evidence.directory)),
         ("evidence_content", json!(content)),
+        ("evidence_witnesses", json!(evidence.witnesses.len())),
         ("message_limit_bytes", json!(capture.message_limit_bytes)),
         ("ring_bytes", json!(capture.ring_bytes)),
         ("sha256", json!(hex(hash))),
