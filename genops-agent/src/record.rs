@@ -10,7 +10,7 @@ use std::io::{self, BufWriter};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use genops_governance::{ConnId, HoldLevel, ProcessFacts};
 
 use crate::cli::{ConfigFile, Failure};
@@ -41,9 +41,14 @@ impl Record {
     pub(crate) fn run(self) -> Result<(), Failure> {
         let Self { output, config, seconds, max_mib } = self;
         let config = Config::load_or_default(config.path.as_deref())?;
-        let writer = Writer::create(&output)
-            .with_context(|| format!("{}", output.display()))
-            .map_err(Failure::unreadable)?;
+        let place = output.display();
+        let writer = match Writer::create(&output) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let taken = anyhow!("{place}: exists already; give another `--output`");
+                return Err(Failure::unreadable(taken));
+            }
+            created => created.with_context(|| format!("{place}")).map_err(Failure::unreadable)?,
+        };
         let recorder = Recorder::new(writer, max_mib.saturating_mul(1 << 20));
         let lines = crate::run::record(&config, recorder, seconds.map(Duration::from_secs))
             .map_err(Failure::run)?;
