@@ -224,7 +224,7 @@ fn call(body: &[u8], coding: &str, chunk: usize) -> Stream {
     vec![(Direction::Egress, egress), (Direction::Ingress, ingress)]
 }
 
-fn coded(bodies: &[Vec<u8>]) -> Result<(), Box<dyn std::error::Error>> {
+fn coded(what: &str, bodies: &[Vec<u8>]) -> Result<(), Box<dyn std::error::Error>> {
     let bytes = bodies.iter().map(Vec::len).sum();
     let mut gzip = Vec::new();
     let mut zstd = Vec::new();
@@ -242,7 +242,7 @@ fn coded(bodies: &[Vec<u8>]) -> Result<(), Box<dyn std::error::Error>> {
         bodies.iter().map(|it| call(it, &format!("Content-Encoding: {coding}\r\n"), 8192)).collect()
     };
     let mut room = vec![0; 16 << 10];
-    report("gzip, events", &calls(&gzip, "gzip"), bytes, || {
+    report(&format!("gzip, {what}"), &calls(&gzip, "gzip"), bytes, || {
         for body in &gzip {
             let mut inflate = flate2::Decompress::new_gzip(15);
             loop {
@@ -256,7 +256,7 @@ fn coded(bodies: &[Vec<u8>]) -> Result<(), Box<dyn std::error::Error>> {
         }
     });
     let mut room = vec![0; 16 << 10];
-    report("zstd, events", &calls(&zstd, "zstd"), bytes, || {
+    report(&format!("zstd, {what}"), &calls(&zstd, "zstd"), bytes, || {
         for body in &zstd {
             let mut context = zstd_safe::DCtx::create();
             let mut input = zstd_safe::InBuffer::around(body);
@@ -282,7 +282,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     report("http/1.1, plain events", &events, total(&events), || scan(&events));
     let long = [call(&made_up().repeat(64), "", 0)];
     report("http/1.1, one long event stream", &long, total(&long), || scan(&long));
-    coded(&bodies)?;
+    coded("events", &bodies)?;
+    coded("one long event stream", &[made_up().repeat(64)])?;
     if let Some(http1) = http1 {
         report("http/1.1, recordings as they are", &http1, total(&http1), || scan(&http1));
     }

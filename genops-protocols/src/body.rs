@@ -371,6 +371,7 @@ fn sniff(hints: &Hints, start: &[u8], enough: bool) -> Option<Form> {
 
 /// Gathers the facts of one body, whatever its form.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "marks of the current event, each on its own")]
 struct Parser {
     schema: &'static Schema,
     scanner: Scanner,
@@ -382,6 +383,8 @@ struct Parser {
     in_event: bool,
     /// The current event was recognised as a repetition: the rest of it says nothing.
     repeated: bool,
+    /// The current event came in pieces: whether it changed a fact is seen at its end.
+    pieced: bool,
     exception: Option<String>,
     corrupt: bool,
 }
@@ -397,6 +400,7 @@ impl Parser {
             templates: Templates::default(),
             in_event: false,
             repeated: false,
+            pieced: false,
             exception: None,
             corrupt: false,
         }
@@ -440,6 +444,7 @@ impl Parser {
         self.scanner.reset();
         self.in_event = false;
         self.repeated = false;
+        self.templates.clear();
     }
 
     /// Scans an event's data that came whole, and learns its shape.
@@ -476,7 +481,7 @@ impl sse::Handler for Parser {
             return;
         }
         if std::mem::replace(&mut self.in_event, true) {
-            self.templates.clear();
+            self.pieced = true;
             self.scan(b"\n");
             self.scan(line);
         } else if self.templates.matches(line) {
@@ -487,7 +492,7 @@ impl sse::Handler for Parser {
     }
 
     fn begin(&mut self) {
-        self.templates.clear();
+        self.pieced = true;
         if std::mem::replace(&mut self.in_event, true) {
             self.scan(b"\n");
         } else {
@@ -505,6 +510,9 @@ impl sse::Handler for Parser {
         if std::mem::take(&mut self.in_event) && !std::mem::take(&mut self.repeated) {
             self.finish_scan();
             self.scanner.reset();
+            if std::mem::take(&mut self.pieced) && self.facts.take_changed() {
+                self.templates.clear();
+            }
         }
     }
 }

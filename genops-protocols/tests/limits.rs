@@ -97,9 +97,9 @@ fn a_response_of_a_gigabyte_is_read_to_its_end() {
 
 #[test]
 fn a_bomb_stops_at_the_limit() {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     let zeros = vec![b' '; 1 << 20];
-    for _ in 0..200 {
+    for _ in 0..70 {
         encoder.write_all(&zeros).expect("memory takes it");
     }
     let bomb = encoder.finish().expect("memory takes it");
