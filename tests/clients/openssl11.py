@@ -21,6 +21,7 @@ def library(pattern):
 def main():
     library("libcrypto-*.so.1.1")
     ssl = library("libssl-*.so.1.1")
+    time.sleep(2)  # A file that nobody has seen before is looked at a moment after it was mapped.
     for function in ("TLS_client_method", "SSL_CTX_new", "SSL_new"):
         getattr(ssl, function).restype = ctypes.c_void_p
     context = ctypes.c_void_p(ssl.SSL_CTX_new(ctypes.c_void_p(ssl.TLS_client_method())))
