@@ -62,16 +62,14 @@ def parse_note(raw):
     return body + "\n", signatures
 def signed_by(note, vkey):
     (name, ident, kind, key), found = vkey, False
-    for signer, by, blob in note[1]:
-        if (signer, by) != (name, ident): continue
+    for blob in [blob for signer, by, blob in note[1] if (signer, by) == (name, ident)]:
         text = note[0].encode()
         if kind == 4: text, blob = b"cosignature/v1\ntime %d\n" % int.from_bytes(blob[:8], "big") + text, blob[8:]
         if not ed25519_verify(key, text, blob): raise ValueError("signature does not fit")
         found = True
     return found
 def parse_checkpoint(raw):
-    note = parse_note(raw)
-    origin, size, root = note[0][:-1].split("\n")
+    note = parse_note(raw); origin, size, root = note[0][:-1].split("\n")
     if not re.fullmatch("0|[1-9][0-9]*", size) or not origin: raise ValueError("checkpoint")
     if len(unbase64(root)) != 32: raise ValueError("root")
     return note, origin, int(size), unbase64(root)
@@ -289,11 +287,13 @@ def main():
     if given.proof:
         try: check_proof(open(given.proof, "rb").read(), open(given.record, "rb").read(), [parse_vkey(given.key)], list(map(parse_vkey, given.witness)))
         except (ValueError, TypeError, IndexError) as error: print("%s: %s" % (given.proof, error)); return 1
+        except OSError as error: print(error, file=sys.stderr); return 2
         print("verified"); return 0
     if not given.directory or not os.path.isdir(given.directory): print("no such directory", file=sys.stderr); return 2
     log = Log(given.directory)
     try: log.verify(given.key, given.checkpoint)
     except Bad as error: log.bad(*error.args)
+    except OSError as error: print(error, file=sys.stderr); return 2
     problems = log.problems + log.records.problems
     for name, what in problems: print("%s: %s" % (name, what))
     print("NOT VERIFIED" if problems else "verified"); return 1 if problems else 0
