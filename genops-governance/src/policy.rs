@@ -13,13 +13,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use cedar_policy::{
-    Authorizer, Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy, PolicyId,
+    Authorizer, Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicyId,
     PolicySet, PrincipalConstraint, Request, RestrictedExpression,
 };
 use regex::RegexSet;
 use sha2::{Digest as _, Sha256};
 
-use self::load::{Loader, content_rules};
+use self::load::{Loader, Stored, content_rules};
 use crate::awu::Attribution;
 use crate::config::{PolicyConfig, PolicyText, Sections, TierConfig};
 use crate::decision::ReasonCode;
@@ -118,7 +118,7 @@ pub(crate) struct Facts<'a> {
 
 /// The policies of a configuration.
 pub(crate) struct Policies {
-    all: Vec<Policy>,
+    all: Vec<Stored>,
     metas: HashMap<PolicyId, Meta>,
     content: Vec<(PolicyConfig, RegexSet)>,
     tiers: Vec<TierConfig>,
@@ -137,6 +137,14 @@ impl fmt::Debug for Policies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policies").field("count", &self.all.len()).finish_non_exhaustive()
     }
+}
+
+/// What a [`Loader`] found.
+#[derive(Default)]
+struct Loaded {
+    policies: Vec<Stored>,
+    metas: HashMap<PolicyId, Meta>,
+    texts: Vec<(String, String)>,
 }
 
 /// The policies that can concern one principal.
@@ -188,15 +196,23 @@ fn uid(name: &EntityTypeName, id: &str) -> EntityUid {
 
 impl Policies {
     pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Self {
-        let mut loader = Loader::default();
+        let plain = sections.policies.is_empty() && sections.grants.is_empty();
+        if plain && sections.policy_files.is_empty() {
+            return Self::of(Loaded::default(), sections, faults);
+        }
+        let mut loader = Loader::new();
         for short::Text { id, cedar } in short::compile(sections, faults) {
             loader.read(&id, &cedar, faults);
         }
         for PolicyText { name, text } in &sections.policy_files {
             loader.read(name, text, faults);
         }
-        loader.validate(faults);
         let Loader { policies, metas, texts, .. } = loader;
+        Self::of(Loaded { policies, metas, texts }, sections, faults)
+    }
+
+    fn of(loaded: Loaded, sections: &Sections, faults: &mut Faults) -> Self {
+        let Loaded { policies, metas, texts } = loaded;
         let mut hash = Sha256::new();
         for (name, text) in &texts {
             hash.update((name.len() as u64).to_be_bytes());
@@ -239,14 +255,14 @@ impl Policies {
 
     /// The policies that can concern a principal. `lineage`: it, and those it is a sub-agent of.
     pub(crate) fn slice(&self, who: &Attribution, lineage: &[String]) -> Arc<Slice> {
-        let ancestors = self.ancestors(who, lineage);
-        let concerns = |policy: &Policy| match policy.principal_constraint() {
+        let (own, ancestors) = (self.own_uid(who), self.ancestors(who, lineage));
+        let concerns = |policy: &Stored| match &policy.concerns {
             PrincipalConstraint::Any => true,
-            PrincipalConstraint::Is(name) => name == self.types.workload,
-            PrincipalConstraint::In(it) => ancestors.contains(&it),
-            PrincipalConstraint::Eq(it) => it == self.own_uid(who),
+            PrincipalConstraint::Is(name) => *name == self.types.workload,
+            PrincipalConstraint::In(it) => ancestors.contains(it),
+            PrincipalConstraint::Eq(it) => *it == own,
             PrincipalConstraint::IsIn(name, it) => {
-                name == self.types.workload && ancestors.contains(&it)
+                *name == self.types.workload && ancestors.contains(it)
             }
         };
         let chosen = self.all.iter().enumerate().filter(|(_, it)| concerns(it));
@@ -266,9 +282,9 @@ impl Policies {
     fn build_slice(&self, chosen: &[usize], content: &[usize]) -> Slice {
         let (mut enforcing, mut advisory) = (PolicySet::new(), PolicySet::new());
         for policy in chosen.iter().filter_map(|index| self.all.get(*index)) {
-            let warns = self.metas.get(policy.id()).is_some_and(|it| it.severity == Severity::Warn);
+            let warns = self.metas.get(&policy.id).is_some_and(|it| it.severity == Severity::Warn);
             let set = if warns { &mut advisory } else { &mut enforcing };
-            set.add(policy.clone()).expect("names are unique, and none is a template");
+            set.add(policy.parse()).expect("names are unique, and none is a template");
         }
         Slice { enforcing, advisory, content: content.to_vec() }
     }

@@ -126,6 +126,15 @@ impl Roster {
         self.principals.get(index)
     }
 
+    /// Tells of every configured principal, with the names of those it is a sub-agent of.
+    pub(crate) fn each(&self, mut tell: impl FnMut(&Attribution, &[String])) {
+        for (index, principal) in self.principals.iter().enumerate() {
+            let lineage: Vec<String> =
+                self.lineage(Some(index)).map(|it| it.name.clone()).collect();
+            tell(&principal.attribution, &lineage);
+        }
+    }
+
     /// The principal and those it is a sub-agent of, itself first.
     pub(crate) fn lineage(&self, index: Option<usize>) -> impl Iterator<Item = &Principal> {
         let first = index.and_then(|it| self.principals.get(it));

@@ -109,6 +109,7 @@ impl Settings {
             faults.0.push("`environment` is empty".to_owned());
         }
         if faults.0.is_empty() {
+            inner.roster.each(|who, lineage| drop(inner.policies.slice(who, lineage)));
             Ok(Self(Arc::new(inner)))
         } else {
             Err(ConfigError { faults: faults.0 })

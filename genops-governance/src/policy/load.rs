@@ -5,7 +5,9 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use cedar_policy::{Effect, Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use cedar_policy::{
+    Effect, Policy, PolicyId, PolicySet, PrincipalConstraint, Schema, ValidationMode, Validator,
+};
 use miette::Diagnostic;
 use regex::{RegexSet, RegexSetBuilder};
 
@@ -43,56 +45,111 @@ pub(super) fn content_rules(
     rules
 }
 
+/// How many policies are validated together: what bounds the memory that a load needs.
+const CHUNK: usize = 64;
+
+/// A policy that was parsed, validated and linted, kept as its text: a parsed one takes a hundred
+/// times as much, and few of them concern a principal that runs here.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) id: PolicyId,
+    pub(super) text: String,
+    pub(super) concerns: PrincipalConstraint,
+}
+
+impl Stored {
+    /// The policy, parsed again.
+    pub(super) fn parse(&self) -> Policy {
+        Policy::parse(Some(self.id.clone()), &self.text).expect("it was parsed before")
+    }
+}
+
 /// Reads, validates and lints Cedar.
-#[derive(Default)]
 pub(super) struct Loader {
-    pub(super) policies: Vec<Policy>,
+    validator: Validator,
+    pub(super) policies: Vec<Stored>,
     pub(super) metas: HashMap<PolicyId, Meta>,
     /// Name and text of everything read.
     pub(super) texts: Vec<(String, String)>,
-    /// In which text each policy is, and on which line it begins.
-    places: HashMap<PolicyId, (usize, usize)>,
+    places: HashMap<PolicyId, Place>,
+}
+
+/// Where a policy is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// In which text.
+    index: usize,
+    /// On which line it begins.
+    line: usize,
+    /// Where its statement begins, in bytes.
+    start: usize,
 }
 
 impl Loader {
-    pub(super) fn read(&mut self, name: &str, text: &str, faults: &mut Faults) {
-        let set: PolicySet = match text.parse() {
-            Ok(set) => set,
-            Err(errors) => {
-                let errors: cedar_policy::ParseErrors = errors;
-                for error in errors.iter() {
-                    let place = position(name, text, error);
-                    faults.0.push(format!("{place}: {error}"));
-                }
-                return;
-            }
-        };
-        let index = self.texts.len();
-        self.texts.push((name.to_owned(), text.to_owned()));
-        if set.templates().next().is_some() {
-            faults.0.push(format!("{name}: templates (`?principal`) have nothing to link them"));
-        }
-        // Parsing numbers the policies in the order of the file.
-        let mut found: Vec<&Policy> = set.policies().collect();
-        found.sort_by_key(|it| it.id().to_string().get(6..).and_then(|it| it.parse::<u64>().ok()));
-        let mut from = 0;
-        for policy in found {
-            let line = line_of(policy, text, &mut from);
-            self.take(policy, index, line, faults);
+    pub(super) fn new() -> Self {
+        let (schema, _) = Schema::from_cedarschema_str(SCHEMA).expect("the schema is a constant");
+        Self {
+            validator: Validator::new(schema),
+            policies: Vec::new(),
+            metas: HashMap::new(),
+            texts: Vec::new(),
+            places: HashMap::new(),
         }
     }
 
-    fn take(&mut self, policy: &Policy, index: usize, line: usize, faults: &mut Faults) {
+    /// Reads a text statement by statement, so that its size does not matter.
+    pub(super) fn read(&mut self, name: &str, text: &str, faults: &mut Faults) {
+        let index = self.texts.len();
+        self.texts.push((name.to_owned(), text.to_owned()));
+        let mut chunk = Vec::new();
+        let mut start = 0;
+        for statement in statements(text) {
+            let set: PolicySet = match statement.parse() {
+                Ok(set) => set,
+                Err(errors) => {
+                    let errors: cedar_policy::ParseErrors = errors;
+                    for error in errors.iter() {
+                        let place = position(name, text, start, error);
+                        faults.0.push(format!("{place}: {error}"));
+                    }
+                    return;
+                }
+            };
+            for template in set.templates() {
+                let line = line_at(text, start, statement, &template.to_string());
+                let why = "templates (`?principal`) have nothing to link them";
+                faults.0.push(format!("{name}:{line}: {why}"));
+            }
+            for policy in set.policies() {
+                let line = line_at(text, start, statement, &policy.to_string());
+                chunk.extend(self.take(policy, index, (line, start), faults));
+            }
+            if chunk.len() >= CHUNK {
+                self.validate(std::mem::take(&mut chunk), faults);
+            }
+            start += statement.len();
+        }
+        self.validate(chunk, faults);
+    }
+
+    /// Lints a policy and gives it its own name.
+    fn take(
+        &mut self,
+        policy: &Policy,
+        index: usize,
+        (line, start): (usize, usize),
+        faults: &mut Faults,
+    ) -> Option<Policy> {
         let name = self.texts.get(index).map(|(name, _)| name.clone()).unwrap_or_default();
         let place = format!("{name}:{line}");
         let Some(id) = policy.annotation("id").filter(|it| !it.is_empty()) else {
             faults.0.push(format!("{place}: the policy has no `@id(\"..\")`"));
-            return;
+            return None;
         };
         let id = PolicyId::new(id);
         if self.places.contains_key(&id) {
             faults.0.push(format!("{place}: `@id(\"{id}\")` is used by a policy before it"));
-            return;
+            return None;
         }
         match meta(policy) {
             Ok(Some(meta)) => {
@@ -103,19 +160,19 @@ impl Loader {
                 faults.0.push(format!("{place}: policy `{id}`: {why}"));
             }
         }
-        self.places.insert(id.clone(), (index, line));
-        self.policies.push(policy.new_id(id));
+        self.places.insert(id.clone(), Place { index, line, start });
+        let (text, concerns) = (policy.to_string(), policy.principal_constraint());
+        self.policies.push(Stored { id: id.clone(), text, concerns });
+        Some(policy.new_id(id))
     }
 
-    /// Strict validation of everything together; warnings count.
-    pub(super) fn validate(&self, faults: &mut Faults) {
-        if self.policies.is_empty() {
+    /// Strict validation; warnings count.
+    fn validate(&self, chunk: Vec<Policy>, faults: &mut Faults) {
+        if chunk.is_empty() {
             return;
         }
-        let (schema, _) = Schema::from_cedarschema_str(SCHEMA).expect("the schema is a constant");
-        let set = PolicySet::from_policies(self.policies.iter().cloned())
-            .expect("names are unique, and none is a template");
-        let result = Validator::new(schema).validate(&set, ValidationMode::Strict);
+        let set = PolicySet::from_policies(chunk).expect("names are unique, none is a template");
+        let result = self.validator.validate(&set, ValidationMode::Strict);
         for error in result.validation_errors() {
             faults.0.push(self.located(error.policy_id(), error));
         }
@@ -125,31 +182,48 @@ impl Loader {
     }
 
     fn located(&self, id: &PolicyId, error: &(impl Diagnostic + fmt::Display)) -> String {
-        let Some((index, line)) = self.places.get(id) else { return error.to_string() };
-        let Some((name, text)) = self.texts.get(*index) else { return error.to_string() };
+        let Some(Place { index, line, start }) = self.places.get(id).copied() else {
+            return error.to_string();
+        };
+        let Some((name, text)) = self.texts.get(index) else { return error.to_string() };
         let exact = error.labels().and_then(|mut it| it.next());
         let place = match exact {
-            Some(_) => position(name, text, error),
+            Some(_) => position(name, text, start, error),
             None => format!("{name}:{line}"),
         };
         format!("{place}: {error}")
     }
 }
 
-/// The line that a policy begins on: its annotations come first in its text.
-fn line_of(policy: &Policy, text: &str, from: &mut usize) -> usize {
-    let own = policy.to_string();
-    let rest = text.get(*from..).unwrap_or_default();
-    let at = rest.find(own.trim()).unwrap_or(0);
-    let start = *from + at;
-    *from = start + own.trim().len().min(rest.len() - at);
-    text.get(..start).unwrap_or_default().matches('\n').count() + 1
+/// The statements of a text, each with its `;` and what stands before it: together the whole
+/// text. A `;` in a string or a comment ends nothing.
+fn statements(text: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut comment, mut before) = (false, false, '\0');
+    text.split_inclusive(move |char| {
+        let escaped = before == '\\';
+        match char {
+            '\n' => comment = false,
+            _ if comment => {}
+            '"' if !escaped => quoted = !quoted,
+            '/' if !quoted && before == '/' => comment = true,
+            _ => {}
+        }
+        // A backslash that is escaped itself escapes nothing.
+        before = if char == '\\' && escaped { '\0' } else { char };
+        char == ';' && !quoted && !comment
+    })
+}
+
+/// The line that a policy of a statement begins on; its annotations come first in its text.
+fn line_at(text: &str, start: usize, statement: &str, policy: &str) -> usize {
+    let at = start + statement.find(policy.trim()).unwrap_or(0);
+    text.get(..at).unwrap_or_default().matches('\n').count() + 1
 }
 
 /// `FILE:LINE:COLUMN` of an error in a text, as far as it says.
-fn position(name: &str, text: &str, error: &impl Diagnostic) -> String {
+fn position(name: &str, text: &str, start: usize, error: &impl Diagnostic) -> String {
     let Some(label) = error.labels().and_then(|mut it| it.next()) else { return name.to_owned() };
-    let before = text.get(..label.offset()).unwrap_or(text);
+    let before = text.get(..start + label.offset()).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
     let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
     format!("{name}:{line}:{column}")
@@ -187,4 +261,19 @@ fn meta(policy: &Policy) -> Result<Option<Meta>, String> {
     };
     let reason = policy.annotation("reason").map(str::to_owned);
     Ok(Some(Meta { severity, code, priority, reason }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::statements;
+
+    #[test]
+    fn a_semicolon_ends_a_statement_unless_quoted_or_in_a_comment() {
+        let text = "@a(\"x;\\\";\") permit; // no; end\nforbid \"\\\\\"; \"/\" / / ; // x";
+        let parts: Vec<&str> = statements(text).collect();
+        assert_eq!(parts.concat(), text);
+        let ends = ["permit;", "\"\\\\\";", "/ / ;", "// x"];
+        assert_eq!(parts.len(), ends.len(), "{parts:?}");
+        assert!(parts.iter().zip(ends).all(|(part, end)| part.ends_with(end)), "{parts:?}");
+    }
 }
