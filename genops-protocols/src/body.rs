@@ -6,6 +6,7 @@
 use crate::call::{Texts, Unreadable};
 use crate::coding::{Coding, Decoder};
 use crate::facts::{Facts, Gather, Nested};
+use crate::grpc;
 use crate::json::tail;
 use crate::json::{Hole, Scanner, Schema, is_number};
 use crate::{eventstream, multipart, sse};
@@ -16,6 +17,8 @@ pub(crate) struct Hints {
     pub(crate) content_type: Option<String>,
     /// `None`: not known, because part of the head is not.
     pub(crate) coding: Option<Coding>,
+    /// What is wanted of it if it is gRPC.
+    pub(crate) grpc: Option<grpc::Table>,
 }
 
 #[derive(Debug)]
@@ -40,6 +43,7 @@ enum Form {
     Sse(sse::Decoder),
     EventStream(Box<eventstream::Decoder>),
     Multipart(Box<multipart::Decoder>),
+    Grpc(Box<grpc::Decoder>),
     /// Media, HTML, anything else.
     Opaque,
 }
@@ -75,7 +79,7 @@ impl Body {
     /// A body of which every message counts as the last.
     pub(crate) fn of_messages(schema: &'static Schema, texts: Option<Texts>) -> Self {
         let coding = Some(Coding::Identity);
-        let hints = Hints { content_type: Some("application/json".into()), coding };
+        let hints = Hints { content_type: Some("application/json".into()), coding, grpc: None };
         let mut body = Self::new(schema, hints, texts);
         body.parser.facts.keep_last_type();
         body
@@ -123,6 +127,7 @@ impl Body {
             Form::Undecided(held) | Form::JsonTail(held) => held.capacity(),
             Form::EventStream(decoder) => decoder.memory_bytes(),
             Form::Multipart(decoder) => decoder.memory_bytes(),
+            Form::Grpc(decoder) => decoder.memory_bytes(),
             Form::Json | Form::JsonLost | Form::Sse(_) | Form::Opaque => 0,
         };
         size_of::<Self>() + stage + form + self.parser.memory_bytes()
@@ -198,9 +203,14 @@ impl Body {
             }
             Form::EventStream(decoder) => decoder.feed(bytes, parser),
             Form::Multipart(decoder) => parser.multipart(decoder, bytes),
+            Form::Grpc(decoder) => {
+                decoder.feed(bytes, &mut parser.facts, parser.texts.as_mut());
+            }
             Form::Undecided(held) => {
                 // Servers keep a connection alive with white space until they have an answer.
-                let bytes = if held.is_empty() { bytes.trim_ascii_start() } else { bytes };
+                let binary = self.hints.is("application/grpc");
+                let bytes =
+                    if held.is_empty() && !binary { bytes.trim_ascii_start() } else { bytes };
                 let room = Self::SNIFF_BYTES.saturating_sub(held.len());
                 let (taken, rest) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
                 held.extend_from_slice(taken);
@@ -237,6 +247,7 @@ impl Body {
             }
             Form::EventStream(decoder) => decoder.gap(),
             Form::Multipart(decoder) => parser.multipart_gap(decoder),
+            Form::Grpc(decoder) => decoder.gap(),
             Form::Undecided(held) => {
                 self.form = match held.first() {
                     _ if self.hints.is_sse() => {
@@ -277,6 +288,11 @@ impl Body {
             Form::Json => parser.finish_scan(),
             Form::JsonTail(held) if complete => parser.read_tail(held),
             _ => {}
+        }
+        if let Form::Grpc(decoder) = &self.form
+            && decoder.skipped()
+        {
+            self.unreadable.get_or_insert(Unreadable::Body);
         }
         if parser.corrupt {
             self.unreadable.get_or_insert(Unreadable::Corrupt);
@@ -340,6 +356,10 @@ fn actual_coding(hint: Option<Coding>, start: &[u8]) -> Coding {
 /// The form a body has. `None`: more bytes are needed.
 fn sniff(hints: &Hints, start: &[u8], enough: bool) -> Option<Form> {
     let content_type = || hints.content_type.as_deref().unwrap_or_default();
+    if hints.is("application/grpc") {
+        let form = hints.grpc.map(|table| Form::Grpc(Box::new(grpc::Decoder::new(table))));
+        return Some(form.unwrap_or(Form::Opaque));
+    }
     if hints.is("multipart/") {
         let decoder = multipart::Decoder::from_content_type(content_type());
         return Some(decoder.map_or(Form::Opaque, |it| Form::Multipart(Box::new(it))));

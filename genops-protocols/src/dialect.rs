@@ -22,6 +22,7 @@ use std::sync::LazyLock;
 
 use crate::call::{Call, Kind, Usage};
 use crate::facts::{Facts, Field, List};
+use crate::grpc;
 use crate::json::Schema;
 use crate::json::schema::Want;
 
@@ -56,6 +57,15 @@ pub(crate) struct Endpoint {
     /// The path alone asks for a stream.
     pub(crate) stream: bool,
     pub(crate) region: Option<String>,
+    /// What is wanted of its bodies where it speaks gRPC.
+    pub(crate) grpc: Option<Messages>,
+}
+
+/// Wanted fields of the messages of a gRPC method.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Messages {
+    pub(crate) request: grpc::Table,
+    pub(crate) response: grpc::Table,
 }
 
 impl Endpoint {
@@ -73,6 +83,7 @@ impl Endpoint {
             model: None,
             stream: false,
             region: None,
+            grpc: None,
         }
     }
 

@@ -103,7 +103,7 @@ impl Head {
             None if self.partial => None,
             coding => Some(coding.unwrap_or_default()),
         };
-        Hints { content_type: self.content_type.clone(), coding }
+        Hints { content_type: self.content_type.clone(), coding, grpc: None }
     }
 }
 
@@ -273,7 +273,9 @@ impl Transaction {
             call.method.clone_from(&head.rpc_method);
         }
         let texts = Texts::new(context.text_limit);
-        self.request = Some(Body::new(&dialect::REQUESTS, head.hints(), Some(texts)));
+        let grpc = self.endpoint.as_ref().and_then(|endpoint| endpoint.grpc).map(|it| it.request);
+        let hints = Hints { grpc, ..head.hints() };
+        self.request = Some(Body::new(&dialect::REQUESTS, hints, Some(texts)));
         self.refresh();
     }
 
@@ -347,7 +349,9 @@ impl Transaction {
         if let Some(session) = &head.session {
             self.mcp_head.get_or_insert_default().session_id = Some(session.clone());
         }
-        let mut body = Body::new(&dialect::RESPONSES, head.hints(), None);
+        let grpc = self.endpoint.as_ref().and_then(|endpoint| endpoint.grpc).map(|it| it.response);
+        let hints = Hints { grpc, ..head.hints() };
+        let mut body = Body::new(&dialect::RESPONSES, hints, None);
         let facts = body.facts_mut();
         let Measured { input, output, cache_read, cache_write } = head.measured;
         let measured = [

@@ -46,6 +46,7 @@ pub(crate) enum Field {
     EvalPrompt,
     FinalId,
     Fingerprint,
+    FinishCode,
     FinishReason,
     FrequencyPenalty,
     GeneratedTokens,
@@ -145,6 +146,8 @@ pub(crate) enum List {
     EncodingFormats,
     /// Tools that the model called.
     Tools,
+    /// As [`List::Tools`], where only names are given.
+    Names,
     /// Blocks of a message in their final form.
     Content,
     /// Items of an output in their final form.
@@ -368,7 +371,7 @@ impl Facts {
         self.touch();
     }
 
-    fn append(&mut self, list: List, text: &str) {
+    pub(crate) fn append(&mut self, list: List, text: &str) {
         self.appended = true;
         self.touch();
         if !text.is_empty() && self.list(list).count() < Self::LIST_LIMIT {

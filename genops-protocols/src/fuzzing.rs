@@ -201,7 +201,8 @@ pub fn body(data: &[u8]) {
     let hole = usize::from(control.first().copied().unwrap_or(0));
     let types = [None, Some("text/event-stream"), Some("application/json"), Some("x/ndjson")];
     let content_type = types.get(hole % 4).copied().flatten().map(str::to_owned);
-    let hints = Hints { content_type, coding: (hole % 3 > 0).then_some(Coding::Identity) };
+    let coding = (hole % 3 > 0).then_some(Coding::Identity);
+    let hints = Hints { content_type, coding, grpc: None };
     let texts = Texts::new(TEXT_LIMIT);
     let mut body = Body::new(&dialect::REQUESTS, hints, Some(texts));
     for (index, piece) in pieces(control, data).into_iter().enumerate() {

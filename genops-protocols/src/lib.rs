@@ -16,6 +16,7 @@ mod exchange;
 mod facts;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod grpc;
 pub mod hosts;
 mod http1;
 mod http2;

@@ -97,7 +97,7 @@ fn a_response_of_a_gigabyte_is_read_to_its_end() {
 
 #[test]
 fn a_bomb_stops_at_the_limit() {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     let zeros = vec![b' '; 1 << 20];
     for _ in 0..70 {
         encoder.write_all(&zeros).expect("memory takes it");

@@ -1,7 +1,9 @@
 //! Google's API, as Gemini and as Vertex AI: generation in whole, SSE and JSON array form,
 //! embeddings, interactions.
 
-use super::{Bodies, Dialect, Endpoint, Paths, Target, percent_decode, read_answer, read_error};
+use super::{
+    Bodies, Dialect, Endpoint, Messages, Paths, Target, percent_decode, read_answer, read_error,
+};
 use super::{read_parameters, set};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
@@ -20,6 +22,12 @@ impl Dialect for Gemini {
         }
         if !matches!(target.method, "POST" | "") {
             return None;
+        }
+        if let [service, method] = target.segments {
+            let endpoint = grpc_endpoint(service, method);
+            if endpoint.is_some() {
+                return endpoint;
+            }
         }
         let (last, before) = target.segments.split_last()?;
         let google = target.host_provider.is_some_and(|name| name.starts_with("gcp."));
@@ -91,7 +99,7 @@ impl Dialect for Gemini {
         read_parameters(request, call);
         read_answer(response, call);
         let named =
-            request.text(Field::Model).map(|name| name.strip_prefix("models/").unwrap_or(name));
+            request.text(Field::Model).map(|name| name.rsplit("models/").next().unwrap_or(name));
         set(&mut call.request_model, endpoint.model.as_deref().or(named));
         set(&mut call.response_model, response.text(Field::ModelVersion));
         call.stream |= endpoint.stream;
@@ -102,6 +110,11 @@ impl Dialect for Gemini {
         {
             call.finish_reasons.push(reason.to_owned());
         }
+        call.tool_calls.extend(response.list(List::Names).map(str::to_owned));
+        if let Some(code) = response.count(Field::FinishCode) {
+            let known = usize::try_from(code).ok().and_then(|code| FINISH_REASONS.get(code));
+            call.finish_reasons = vec![known.map_or_else(|| code.to_string(), |it| (*it).into())];
+        }
         read_error(response, call);
         if endpoint.api == "gemini.interactions" {
             read_interaction(response, call);
@@ -111,6 +124,71 @@ impl Dialect for Gemini {
         }
     }
 }
+
+/// What the client libraries call when they speak gRPC.
+fn grpc_endpoint(service: &str, method: &str) -> Option<Endpoint> {
+    let vertex =
+        service.starts_with("google.cloud.aiplatform.") && service.ends_with(".PredictionService");
+    let gemini = service.starts_with("google.ai.generativelanguage.")
+        && service.ends_with(".GenerativeService");
+    let (provider, messages) = match (vertex, gemini) {
+        (true, _) => ("gcp.vertex_ai", VERTEX),
+        (_, true) => ("gcp.gemini", GENERATIVE),
+        _ => return None,
+    };
+    let (api, stream) = match method {
+        "GenerateContent" => ("gemini.generateContent", false),
+        "StreamGenerateContent" => ("gemini.streamGenerateContent", true),
+        _ => return None,
+    };
+    let endpoint = Endpoint::new(&Gemini, api, "generate_content").of(provider).streaming(stream);
+    Some(Endpoint { grpc: Some(messages), ..endpoint })
+}
+
+/// Names of `FinishReason`, by number.
+const FINISH_REASONS: [&str; 6] =
+    ["FINISH_REASON_UNSPECIFIED", "STOP", "MAX_TOKENS", "SAFETY", "RECITATION", "OTHER"];
+
+/// `google.cloud.aiplatform.v1`: `prediction_service.proto`, `content.proto`.
+const VERTEX: Messages = Messages {
+    request: &[
+        (&[5], Want::Keep(Field::Model)),
+        (&[2, 2, 1], Want::ProseAnd(Field::HasContents)),
+        (&[8, 2, 1], Want::ProseAnd(Field::HasSystem)),
+    ],
+    response: &[
+        (&[2, 3], Want::Keep(Field::FinishCode)),
+        (&[2, 2, 2, 5, 1], Want::Append(List::Names)),
+        (&[4, 1], Want::Keep(Field::PromptCount)),
+        (&[4, 2], Want::Keep(Field::CandidateCount)),
+        (&[4, 3], Want::Keep(Field::TotalTokens)),
+        (&[4, 5], Want::Keep(Field::CachedTokens)),
+        (&[4, 14], Want::Keep(Field::ThoughtTokens)),
+        (&[11], Want::Keep(Field::ModelVersion)),
+        (&[13], Want::Keep(Field::Id)),
+    ],
+};
+
+/// `google.ai.generativelanguage.v1beta`: `generative_service.proto`, `content.proto`.
+const GENERATIVE: Messages = Messages {
+    request: &[
+        (&[1], Want::Keep(Field::Model)),
+        (&[2, 1, 2], Want::ProseAnd(Field::HasContents)),
+        (&[8, 1, 2], Want::ProseAnd(Field::HasSystem)),
+    ],
+    response: &[
+        (&[1, 2], Want::Keep(Field::FinishCode)),
+        (&[1, 1, 1, 4, 1], Want::Append(List::Names)),
+        (&[3, 1], Want::Keep(Field::PromptCount)),
+        (&[3, 2], Want::Keep(Field::CandidateCount)),
+        (&[3, 3], Want::Keep(Field::TotalTokens)),
+        (&[3, 4], Want::Keep(Field::CachedTokens)),
+        (&[3, 8], Want::Keep(Field::ToolPromptTokens)),
+        (&[3, 10], Want::Keep(Field::ThoughtTokens)),
+        (&[4], Want::Keep(Field::ModelVersion)),
+        (&[5], Want::Keep(Field::Id)),
+    ],
+};
 
 fn predicts(model: &str) -> &'static str {
     if model.contains("embedding") || model.contains("gecko") {
