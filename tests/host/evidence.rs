@@ -50,6 +50,10 @@ fn every_decision_is_in_the_evidence_and_a_changed_byte_is_found() -> anyhow::Re
     let directory = agent.evidence();
     let verified = evidence("verify", &directory)?;
     ensure!(verified.status.code() == Some(0), "{}", String::from_utf8_lossy(&verified.stdout));
+    // A second implementation, in another language, comes to the same.
+    let second = Path::new(env!("CARGO_MANIFEST_DIR")).join("verify_evidence.py");
+    let second = Command::new("python3").arg(second).arg(&directory).output()?;
+    ensure!(second.status.code() == Some(0), "{}", String::from_utf8_lossy(&second.stdout));
     let shown = evidence("show", &directory)?;
     let shown = String::from_utf8(shown.stdout)?;
     for result in ["ALLOWED", "BLOCKED"] {
