@@ -220,7 +220,12 @@ fn cedar_is_parsed_validated_and_linted_with_line_and_column() {
 fn a_fault_in_a_later_statement_has_its_own_line() {
     let fine = "@id(\"a\") @reason_code(\"x_a\")\nforbid (principal, action, resource)\nwhen { context.model == \"a;b\" }; // fine; so far\n\n";
     let wrong = "@id(\"b\") @reason_code(\"x_b\")\nforbid (principal, action, resource)\nwhen { context.modle == \"a\" };\n";
-    check_cedar(&format!("{fine}{wrong}"), &expect![[r#"rules.cedar:7:8: for policy `b`, attribute `modle` in context for GenOps::Action::"invoke" not found"#]]);
+    check_cedar(
+        &format!("{fine}{wrong}"),
+        &expect![[
+            r#"rules.cedar:7:8: for policy `b`, attribute `modle` in context for GenOps::Action::"invoke" not found"#
+        ]],
+    );
     check_cedar(
         &format!("{fine}@id(\"b\") forbid (principal, action, resource)\nwhn {{ true }};"),
         &expect!["rules.cedar:6:1: invalid policy condition: whn"],
