@@ -24,6 +24,7 @@ pub(crate) mod entry;
 use crate::evidence::outward::{News, Outward, WitnessAt};
 
 use self::digest::Digester;
+pub(crate) use self::digest::hex;
 use self::entry::{Accounted, Decided, Entry, Head, Heads, Inputs, Kind, Text, VERSION, What, Who};
 
 /// Longest text in a record, in bytes.
@@ -586,7 +587,7 @@ fn convert_detail<'a>(
 
 /// `sha256:` and 64 hexadecimal digits.
 pub(crate) fn sha256_text(hash: &[u8; 32]) -> String {
-    format!("sha256:{}", digest::hex(hash))
+    format!("sha256:{}", hex(hash))
 }
 
 /// Which boot of the host this is: 16 hexadecimal digits of the kernel's boot id.
@@ -610,7 +611,7 @@ fn host_origin() -> String {
         .chain_update(machine.trim())
         .chain_update(&name)
         .finalize();
-    let digits: String = digest::hex(&digest).chars().take(16).collect();
+    let digits: String = hex(&digest).chars().take(16).collect();
     format!("genops.local/{name}/{digits}")
 }
 

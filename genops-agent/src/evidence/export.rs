@@ -18,6 +18,7 @@ use super::filter::Filter;
 use super::prove::proof_file;
 use super::{At, line, time_text, trusted_head};
 use crate::journal::entry::Entry;
+use crate::journal::hex;
 
 /// How records are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -137,7 +138,10 @@ impl Export {
         for index in &written.indices {
             let proof = proof_file(directory, *index, checkpoint, checkpoint.head.size)?;
             let name = format!("proofs/{index}.tlog-proof");
-            sums.push_str(&format!("{}  {name}\n", hex(&Sha256::digest(&proof))));
+            sums.push_str(&hex(&Sha256::digest(&proof)));
+            sums.push_str("  ");
+            sums.push_str(&name);
+            sums.push('\n');
             fs::write(self.to.join(&name), proof).with_context(|| name)?;
         }
         let path = self.to.join("proofs.sha256");
@@ -271,8 +275,4 @@ fn quote(cell: &str) -> String {
     } else {
         cell
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::filter::Filter;
 use super::{At, Output, line, time_text};
-use crate::journal::entry::{Accounted, Entry};
+use crate::journal::entry::{Accounted, Entry, Text};
 
 /// List records. They are not verified; `evidence verify` does that.
 #[derive(Debug, Args)]
@@ -79,21 +79,21 @@ fn describe(index: u64, entry: &Entry<'_>) -> String {
     };
     if let Some(dec) = &entry.dec {
         add("", Some(dec.result.as_str()));
-        add("", dec.code.as_ref().map(|code| code.as_str()));
-        add("by ", dec.policy.as_ref().map(|policy| policy.as_str()));
+        add("", dec.code.as_ref().map(Text::as_str));
+        add("by ", dec.policy.as_ref().map(Text::as_str));
     }
     if let Some(who) = &entry.who {
         add("", Some(who.prin.as_str()));
-        add("team=", who.team.as_ref().map(|team| team.as_str()));
+        add("team=", who.team.as_ref().map(Text::as_str));
         add("pid=", who.pid.map(|pid| pid.to_string()).as_deref());
     }
     if let Some(what) = &entry.what {
-        add("", what.prov.as_ref().map(|provider| provider.as_str()));
-        add("", what.model.as_ref().map(|model| model.as_str()));
+        add("", what.prov.as_ref().map(Text::as_str));
+        add("", what.model.as_ref().map(Text::as_str));
     }
     for account in &entry.bud {
         let Accounted { name, unit, res, act, rem, .. } = account;
-        add("budget=", name.as_ref().map(|name| name.as_str()));
+        add("budget=", name.as_ref().map(Text::as_str));
         add("reserved=", Some(&amount(*res, unit.as_str())));
         add("actual=", act.map(|act| amount(act, unit.as_str())).as_deref());
         add("left=", rem.map(|rem| amount(rem, unit.as_str())).as_deref());

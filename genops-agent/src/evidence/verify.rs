@@ -61,14 +61,14 @@ impl Verify {
                 Checkpoint::parse(&bytes).with_context(|| path.display().to_string())?;
             given.push((path.display().to_string(), checkpoint));
         }
-        let mut found = self.once(&directory, key.as_ref(), &given, &witnesses);
+        let mut found = Self::once(&directory, key.as_ref(), &given, &witnesses);
         // A log that is being written changes under the reader's hands.
         for _ in 1..TRIES {
             if found.report.problems.is_empty() || !in_use(directory.path()) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(300));
-            found = self.once(&directory, key.as_ref(), &given, &witnesses);
+            found = Self::once(&directory, key.as_ref(), &given, &witnesses);
         }
         self.tell(&found)?;
         let good = found.report.problem_count == 0;
@@ -76,7 +76,6 @@ impl Verify {
     }
 
     fn once(
-        &self,
         directory: &Directory,
         key: Option<&PublicKey>,
         given: &[(String, Checkpoint)],
@@ -104,10 +103,10 @@ impl Verify {
             }
         }
         for witnessed in &checker.witnessed {
-            let checked = Checkpoint::parse(witnessed.note.as_bytes())
+            let compared = Checkpoint::parse(witnessed.note.as_bytes())
                 .map_err(|error| error.to_string())
                 .and_then(|it| compare(directory, &report, &it, &[]));
-            if let Err(what) = checked {
+            if let Err(what) = compared {
                 let file = holder(&report, witnessed.seq);
                 report.problem(&file, format!("record {}: {what}", witnessed.seq));
             }

@@ -295,8 +295,8 @@ mod tests {
         assert_eq!(ask(b"GET /add-checkpoint HTTP/1.1\r\n\r\n"), "404");
         assert_eq!(ask(b"PUT /add-checkpoint HTTP/1.1\r\n\r\n"), "405");
         assert_eq!(ask(b"POST /add-checkpoint HTTP/1.1\r\n\r\n"), "411");
-        let long = format!("POST /add-checkpoint HTTP/1.1\r\nContent-Length: {}\r\n\r\n", 1 << 30);
-        assert_eq!(ask(long.as_bytes()), "413");
+        let huge = format!("POST /add-checkpoint HTTP/1.1\r\nContent-Length: {}\r\n\r\n", 1 << 30);
+        assert_eq!(ask(huge.as_bytes()), "413");
         assert_eq!(ask(b"POST /add-checkpoint HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"), "400");
         assert_eq!(ask(b"POST /add-checkpoint HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc"), "closed");
         assert_eq!(ask(&vec![b'a'; 20_000]), "431");

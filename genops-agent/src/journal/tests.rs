@@ -1,4 +1,12 @@
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::format_collect,
+    clippy::needless_pass_by_value,
+    clippy::needless_raw_string_hashes,
+    reason = "a test may panic and be told everything by value"
+)]
 
 use std::fs;
 
@@ -166,9 +174,9 @@ impl Story {
         for unit in 0..units {
             let principal = ["refund-bot", "chat", "search"][(unit % 3) as usize];
             if unit % 5 == 4 {
-                self.blocked(principal)
+                self.blocked(principal);
             } else {
-                self.allowed(principal)
+                self.allowed(principal);
             }
             if unit % 4 == 0 {
                 self.journal.commit().unwrap();
