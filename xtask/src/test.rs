@@ -148,7 +148,10 @@ fn score(corpus: &Path, name: &str) -> anyhow::Result<()> {
     let units = workspace::cache().join(format!("{name}.awus.jsonl"));
     let mut replay = Command::new(workspace::agent());
     replay.arg("replay").arg(corpus.join(format!("{name}.jsonl"))).args(["--output", "json"]);
-    std::fs::write(&units, steps::run(&format!("replay the corpus ({name})"), &mut replay)?)?;
+    // Both streams are in the output; a unit is a JSON object.
+    let output = steps::run(&format!("replay the corpus ({name})"), &mut replay)?;
+    let lines: Vec<_> = output.lines().filter(|line| line.starts_with('{')).collect();
+    std::fs::write(&units, lines.join("\n"))?;
     let mut score = Command::new("python3");
     score.arg(corpus.join("score.py")).arg(corpus.join(format!("{name}.labels.jsonl"))).arg(&units);
     for line in steps::run(&format!("score of {name}"), &mut score)?.lines() {
