@@ -44,14 +44,17 @@ const SELF_HOSTED: [&str; 6] = ["ollama", "vllm", "llama_cpp", "llama-cpp", "lms
 
 /// Most tokens of one answer, as the providers document it; the first that fits. What is not here
 /// is limited by its context window.
-const OUTPUT_LIMITS: [(&str, u64); 16] = [
+const OUTPUT_LIMITS: [(&str, u64); 19] = [
+    ("gpt-3.5-turbo-16k*", 16_384),
     ("gpt-3.5*", 4_096),
-    ("gpt-4-*", 4_096),
+    ("gpt-4-32k*", 32_768),
+    ("gpt-4-*", 8_192),
     ("gpt-4", 8_192),
     ("chatgpt-4o*", 16_384),
     ("gpt-4o*", 16_384),
     ("gpt-4.1*", 32_768),
     ("gpt-4.5*", 16_384),
+    ("gpt-5-pro*", 272_000),
     ("gpt-5*", 128_000),
     ("o1*", 100_000),
     ("o3*", 100_000),
