@@ -59,8 +59,9 @@ pub(crate) enum Finding {
     Detached,
     /// It should have, and can't.
     Failed { path: PathBuf, error: String },
-    /// Everything that ran at the start has its probes.
-    Ready,
+    /// Everything that ran at the start was looked at; every file that could be has its probes, unless
+    /// the kernel refused one.
+    Ready { refused: Option<String> },
 }
 
 /// A mapped file that may be a TLS library.
@@ -79,13 +80,21 @@ pub(crate) struct Discovery {
     /// Files with probes, and when a process was last seen to map them. Those of the standard
     /// directories have no time: they stay.
     used: HashMap<FileId, Option<Instant>>,
+    /// Why the kernel refused a probe, the first time that it did.
+    kernel_refused: Option<String>,
     /// Programs to look at, by the time of the look.
     waiting: BTreeMap<(Instant, u32), usize>,
 }
 
 impl Discovery {
     pub(crate) fn new(probes: Probes) -> Self {
-        Self { probes, refused: HashSet::new(), used: HashMap::new(), waiting: BTreeMap::new() }
+        Self {
+            probes,
+            refused: HashSet::new(),
+            used: HashMap::new(),
+            kernel_refused: None,
+            waiting: BTreeMap::new(),
+        }
     }
 
     /// Attaches what is there already; then follows the programs that start, until the sender of
@@ -93,7 +102,7 @@ impl Discovery {
     pub(crate) fn run(mut self, started: &Receiver<u32>, mut tell: impl FnMut(Finding)) {
         self.library_directories(&mut tell);
         self.scan(&mut tell);
-        tell(Finding::Ready);
+        tell(Finding::Ready { refused: self.kernel_refused.take() });
         let mut next_scan = Instant::now() + SCAN_INTERVAL;
         loop {
             let wake = self.waiting.keys().next().map_or(next_scan, |&(at, _)| at.min(next_scan));
@@ -145,8 +154,8 @@ impl Discovery {
 
     fn process(&mut self, pid: u32, tell: &mut impl FnMut(Finding)) {
         for Mapped { file, path } in mapped_runtimes(pid) {
-            let inside = format!("/proc/{pid}/root{}", path.display());
-            self.file(file, Path::new(&inside), path, Some(Instant::now()), tell);
+            let Some(reached) = reach(pid, file, &path) else { continue };
+            self.file(file, &reached, path, Some(Instant::now()), tell);
         }
     }
 
@@ -196,9 +205,16 @@ impl Discovery {
         }
     }
 
+    /// # Errors
+    ///
+    /// What the file is not, or what the kernel refused.
     fn attach(&mut self, runtime: &Runtime, file: FileId, path: &Path) -> Result<(), String> {
         let points = (runtime.probe_points)(path).map_err(|error| error.to_string())?;
-        self.probes.attach(file, path, &points).map_err(|error| error.to_string())
+        self.probes.attach(file, path, &points).map_err(|error| {
+            let error = error.to_string();
+            self.kernel_refused.get_or_insert_with(|| error.clone());
+            error
+        })
     }
 
     fn detach_unused(&mut self, tell: &mut impl FnMut(Finding)) {
@@ -214,6 +230,16 @@ impl Discovery {
             tell(Finding::Detached);
         }
     }
+}
+
+/// A path that leads us to the file that a process maps: through its root, or, where that is a changed
+/// root within our own mount namespace, the path as `/proc` shows it to us. `None`: the file is gone, or
+/// another has taken its name.
+pub(crate) fn reach(pid: u32, file: FileId, path: &Path) -> Option<PathBuf> {
+    let inside = PathBuf::from(format!("/proc/{pid}/root{}", path.display()));
+    [inside, path.to_owned()]
+        .into_iter()
+        .find(|it| fs::metadata(it).is_ok_and(|metadata| metadata.ino() == file.inode))
 }
 
 /// Every process of the host, but not ourselves.

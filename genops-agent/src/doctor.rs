@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     cli::Format,
     config::Config,
-    discovery::{mapped_runtimes, pids},
+    discovery::{mapped_runtimes, pids, reach},
     identity::Identities,
     kernel::{self, features::Features},
     runtimes::runtime_of,
@@ -113,7 +113,7 @@ fn mechanisms() -> Vec<Mechanism> {
         mechanism(
             "capabilities",
             missing.is_empty(),
-            "BPF, PERFMON, NET_ADMIN, SYS_PTRACE, DAC_READ_SEARCH",
+            "BPF, PERFMON, NET_ADMIN, SYS_PTRACE, SYS_ADMIN, DAC_READ_SEARCH",
             "run it as root, or with the capabilities that deploy/ lists",
         ),
         mechanism(
@@ -150,6 +150,8 @@ fn missing_capabilities() -> Vec<&'static str> {
         ("PERFMON", CapabilitySet::PERFMON),
         ("NET_ADMIN", CapabilitySet::NET_ADMIN),
         ("SYS_PTRACE", CapabilitySet::SYS_PTRACE),
+        // Kernels since 2025 want it for uprobes again, beside PERFMON.
+        ("SYS_ADMIN", CapabilitySet::SYS_ADMIN),
         ("DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH),
     ];
     let effective = rustix::thread::capabilities(None)
@@ -166,8 +168,8 @@ fn programs() -> (Vec<Program>, BTreeMap<String, String>) {
         for mapped in mapped_runtimes(pid) {
             let Some(runtime) = runtime_of(&mapped.path) else { continue };
             let library = mapped.path.display().to_string();
-            let inside = format!("/proc/{pid}/root{library}");
-            if let Err(error) = (runtime.probe_points)(inside.as_ref()) {
+            let Some(reached) = reach(pid, mapped.file, &mapped.path) else { continue };
+            if let Err(error) = (runtime.probe_points)(&reached) {
                 refused.insert(library, error.to_string());
                 continue;
             }

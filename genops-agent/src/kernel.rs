@@ -8,7 +8,7 @@ pub(crate) mod features;
 pub(crate) mod holds;
 pub(crate) mod sockets;
 
-use std::{fs::File, path::PathBuf};
+use std::{fs::File, net::IpAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -191,7 +191,12 @@ impl Maps {
     /// Tells the programs which names are AI providers'.
     fn set_hosts(&mut self, hosts: &Hosts) -> Result<()> {
         for pattern in hosts.host_patterns() {
-            let HostPattern { suffix, prefix, port: _, provider: _ } = pattern;
+            let HostPattern { suffix, prefix, port, provider: _ } = pattern;
+            // The programs compare names, not ports: every service of this host would be held. What is
+            // an AI API on a local port is known by its path.
+            if port.is_some() && is_this_host(suffix) {
+                continue;
+            }
             let key = name_key(suffix, !suffix.starts_with(['.', '-']));
             self.hosts.insert(&key, name_rule(prefix), 0).with_context(|| suffix.to_owned())?;
         }
@@ -237,6 +242,12 @@ impl Maps {
         }
         sums
     }
+}
+
+/// Names of the host itself.
+fn is_this_host(name: &str) -> bool {
+    name == "localhost"
+        || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// A name reversed; `whole` rules end with the NUL that stands before a name's first character.

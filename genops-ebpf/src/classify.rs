@@ -144,20 +144,24 @@ fn find_host(scratch: *mut Scratch) {
             break;
         }
         if it == b'\n' && is_host_header(scratch, at + 1) {
+            // SAFETY: this thread's own map element; here and below.
             unsafe { (*scratch).start = at + 6 };
             break;
         }
         at += 1;
     }
+    // SAFETY: as above.
     let mut start = unsafe { ptr::read_volatile(&raw const (*scratch).start) };
     if start == 0 {
         return;
     }
     if byte(scratch, start) == b' ' {
         start += 1;
+        // SAFETY: as above.
         unsafe { (*scratch).start = start };
     } else {
         // `Host:name` is allowed (RFC 9112 §5): a border in place of the colon.
+        // SAFETY: as above, and the mask keeps the index within `bytes`.
         unsafe {
             *(&raw mut (*scratch).bytes)
                 .cast::<u8>()
@@ -168,6 +172,7 @@ fn find_host(scratch: *mut Scratch) {
     while length < NAME_LEN as u32 {
         let it = byte(scratch, start + length);
         if it == b'\r' || it == b'\n' || it == b':' || it == b' ' || it == END {
+            // SAFETY: as above.
             unsafe { (*scratch).end = start + length };
             break;
         }
@@ -215,20 +220,18 @@ fn matches(scratch: *mut Scratch, trie: &LpmTrie<NameKey, NameRule>) -> bool {
 
 #[inline(always)]
 fn has_prefix(scratch: *mut Scratch, start: u32, rule: &NameRule) -> bool {
-    let mut at = 0;
-    for expected in &rule.prefix {
+    for (at, expected) in (0..).zip(&rule.prefix) {
         if at >= rule.prefix_len {
             break;
         }
         if lower(byte(scratch, start + at)) != *expected {
             return false;
         }
-        at += 1;
     }
     true
 }
 
 #[inline(always)]
 fn lower(it: u8) -> u8 {
-    if it >= b'A' && it <= b'Z' { it | 0x20 } else { it }
+    if it.is_ascii_uppercase() { it | 0x20 } else { it }
 }

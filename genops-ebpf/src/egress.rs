@@ -115,7 +115,7 @@ fn tcp(ctx: &SkBuffContext) -> Option<Tcp> {
 }
 
 /// Joins the socket with the connection for which its thread is about to send, if the packet is what
-/// was announced: a ClientHello, or a record of the right type and length.
+/// was announced: a `ClientHello`, or a record of the right type and length.
 #[inline(always)]
 fn join(ctx: &SkBuffContext, cookie: u64, thread: u64, mark: Mark) -> i32 {
     // SAFETY: a helper without arguments.
@@ -173,15 +173,17 @@ fn decide(ctx: &SkBuffContext, id: u64) -> i32 {
         Some(verdict) => (verdict.released_to, verdict.denied),
         None => (0, 0),
     };
-    // SAFETY: an element of the map, alive while this program runs; here and below.
+    // SAFETY: an element of the map, alive while this program runs.
     unsafe { (*hold).packets += 1 };
     if denied != 0 {
         return DROP;
     }
+    // SAFETY: as above.
     if unsafe { !(*hold).is_waiting(released_to) } {
         return PASS;
     }
     let Some(settings) = settings() else { return PASS };
+    // SAFETY: as above.
     let (now, armed_at, to, reported_to) = unsafe {
         (bpf_ktime_get_ns(), (*hold).armed_at_mono_ns, (*hold).armed_to, (*hold).reported_to)
     };
@@ -189,6 +191,7 @@ fn decide(ctx: &SkBuffContext, id: u64) -> i32 {
         return DROP;
     }
     let pass = settings.closed == 0;
+    // SAFETY: as above.
     unsafe {
         if pass {
             (*hold).passed_to = to;

@@ -13,6 +13,13 @@
 #![no_main]
 #![allow(unsafe_code, reason = "kernel boundary: helpers, maps and user memory are raw pointers")]
 #![allow(missing_docs, reason = "a binary: the programs are documented where they are defined")]
+#![allow(
+    clippy::inline_always,
+    reason = "one program, one body: the verifier then knows its state"
+)]
+#![allow(clippy::cast_possible_truncation, reason = "halves of pid_tgid, and numbers with a bound")]
+#![allow(clippy::cast_sign_loss, reason = "checked to be positive before")]
+#![allow(clippy::needless_pass_by_value, reason = "the macros of aya pass contexts by value")]
 
 mod classify;
 mod egress;

@@ -2,7 +2,7 @@
 //!
 //! A write is reported at its entry, before anything is encrypted, at the position where the last
 //! successful write ended. A write that fails and is repeated is reported again at the same position,
-//! as OpenSSL wants the same bytes again (SSL_write(3), "WARNINGS"); the reader drops the overlap.
+//! as OpenSSL wants the same bytes again (`SSL_write(3)`, "WARNINGS"); the reader drops the overlap.
 
 use aya_ebpf::{
     helpers::{
@@ -49,7 +49,7 @@ pub(crate) fn ssl_ctrl(ctx: ProbeContext) -> u32 {
 }
 
 /// `int SSL_do_handshake(SSL *ssl)`, `int SSL_connect(SSL *ssl)`: the next record of this thread is
-/// the ClientHello.
+/// the `ClientHello`.
 #[uprobe]
 pub(crate) fn ssl_handshake(ctx: ProbeContext) -> u32 {
     if let Some(ssl) = ctx.arg::<u64>(0) {
@@ -190,7 +190,7 @@ fn server_name(ssl: u64, name: u64) {
             name as *const _,
         )
     };
-    if len < 2 || len > NAME_LEN as i64 {
+    if !(2..=NAME_LEN as u64).contains(&(len as u64)) {
         return;
     }
     let len = len as u32 - 1;
@@ -353,15 +353,13 @@ fn open(key: ConnKey, origin: u32, name: Option<(*mut Scratch, u32)>) {
         None => 0,
     };
     let record: *mut Open = entry.as_mut_ptr();
-    let (name, name_len) = match name {
-        Some((scratch, len)) => (scratch.cast_const(), len),
-        None => match EMPTY_SCRATCH.get_ptr(0) {
-            Some(empty) => (empty, 0),
-            None => {
-                entry.discard(0);
-                return;
-            }
-        },
+    let (name, name_len) = if let Some((scratch, len)) = name {
+        (scratch.cast_const(), len)
+    } else if let Some(empty) = EMPTY_SCRATCH.get_ptr(0) {
+        (empty, 0)
+    } else {
+        entry.discard(0);
+        return;
     };
     // Field by field: the record does not fit on the stack beside the rest.
     // SAFETY: `record` is reserved ring buffer of its type; `bytes` is longer than the name.

@@ -16,6 +16,8 @@ use crate::dialect;
 use crate::exchange::{Context, Transaction};
 use crate::facts::{Facts, Field};
 
+/// Longest head of a frame: two bytes, eight of length, four of mask (RFC 6455 §5.2).
+const HEAD_LIMIT: usize = 14;
 const FIN: u8 = 0x80;
 const COMPRESSED: u8 = 0x40;
 const CONTINUATION: u8 = 0;
@@ -43,6 +45,7 @@ enum State {
 /// Frames of one direction.
 struct Side {
     state: State,
+    /// The head of a frame that has begun: at most [`HEAD_LIMIT`].
     held: Vec<u8>,
     /// The message being read is compressed.
     compressed: bool,
@@ -63,7 +66,7 @@ impl Side {
     fn new(deflate: bool) -> Self {
         Self {
             state: State::Head,
-            held: Vec::new(),
+            held: Vec::with_capacity(HEAD_LIMIT),
             compressed: false,
             inflate: deflate.then(|| Box::new(Decompress::new(false))),
             start: 0,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, ensure};
 
@@ -28,7 +29,8 @@ impl Fuzz {
             targets.retain(|target| target.name == *wanted);
             ensure!(!targets.is_empty(), "no fuzz target is named `{wanted}`");
         }
-        targets.iter().try_for_each(|target| target.run(self.seconds))
+        build(&targets)?;
+        run_all(targets, self.seconds).into_iter().collect()
     }
 }
 
@@ -42,25 +44,63 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Runs it from its seeds, without a sanitizer: the crates forbid `unsafe`, and it is several times
-    /// faster so. What it finds is kept for the next time, but not in the tree.
-    pub(crate) fn run(&self, seconds: u32) -> anyhow::Result<()> {
+    /// `cargo fuzz` with what all of its commands need. Without a sanitizer: the crates forbid `unsafe`,
+    /// and it is several times faster so.
+    fn cargo_fuzz(&self, command: &str) -> Command {
+        let mut fuzz = Command::new("cargo");
+        fuzz.args(["+nightly", "fuzz", command, "--sanitizer", "none", "--fuzz-dir"]);
+        fuzz.arg(&self.directory).arg("--target-dir").arg(workspace::target().join("fuzz"));
+        fuzz.current_dir(&self.directory).env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
+        fuzz
+    }
+
+    /// Runs it from its seeds. What it finds is kept for the next time, but not in the tree.
+    fn run(&self, seconds: u32) -> anyhow::Result<()> {
         let Self { name, directory } = self;
         let found = workspace::cache().join("fuzz").join(name);
         std::fs::create_dir_all(&found).with_context(|| format!("{}", found.display()))?;
-        let mut fuzz = Command::new("cargo");
-        fuzz.args(["+nightly", "fuzz", "run", "--sanitizer", "none", "--fuzz-dir"]).arg(directory);
-        fuzz.arg("--target-dir").arg(workspace::target().join("fuzz")).arg(name).arg(&found);
+        let mut fuzz = self.cargo_fuzz("run");
+        fuzz.arg(name).arg(&found);
         let seeds = directory.join("seeds").join(name);
         if seeds.exists() {
             fuzz.arg(seeds);
         }
         fuzz.args(["--", &format!("-max_total_time={seconds}"), "-timeout=10"]);
         fuzz.arg(format!("-artifact_prefix={}/", workspace::cache().join("fuzz").display()));
-        fuzz.current_dir(directory).env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
         steps::run(&format!("fuzz {name} for {seconds} s"), &mut fuzz)?;
         Ok(())
     }
+}
+
+/// Builds every target, so that a minute of fuzzing is a minute.
+pub(crate) fn build(targets: &[Target]) -> anyhow::Result<()> {
+    let mut built = Vec::new();
+    for target in targets {
+        if !built.contains(&&target.directory) {
+            built.push(&target.directory);
+            steps::run("build the fuzz targets", &mut target.cargo_fuzz("build"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs the targets for so many seconds each, two at a time.
+pub(crate) fn run_all(targets: Vec<Target>, seconds: u32) -> Vec<anyhow::Result<()>> {
+    let queue = Mutex::new(targets);
+    let work = || {
+        let mut results = Vec::new();
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let Some(target) = next else { return results };
+            results.push(target.run(seconds));
+        }
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        let mut results = work();
+        results.extend(other.join().unwrap_or_default());
+        results
+    })
 }
 
 /// Why this machine cannot fuzz, if so.

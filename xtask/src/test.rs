@@ -9,8 +9,8 @@ use crate::setup::Toolchain;
 use crate::steps::{self, Outcome};
 use crate::{fuzz, licences, setup, tidy, workspace};
 
-/// For all fuzz targets together, in seconds; each gets at most a minute of it.
-const FUZZ_SECONDS: u32 = 300;
+/// For each fuzz target.
+const FUZZ_SECONDS: u32 = 60;
 
 /// Run every test.
 #[derive(Debug, clap::Args)]
@@ -129,9 +129,10 @@ fn fuzz_all(tally: &mut Tally) {
     if targets.is_empty() {
         return tally.skip("fuzzing", "there are no targets");
     }
-    let each = FUZZ_SECONDS / u32::try_from(targets.len()).unwrap_or(u32::MAX).max(1);
-    for target in &targets {
-        tally.note(target.run(each.clamp(5, 60)));
+    if tally.note(fuzz::build(&targets)) {
+        for result in fuzz::run_all(targets, FUZZ_SECONDS) {
+            tally.note(result);
+        }
     }
 }
 

@@ -309,6 +309,7 @@ impl Agent {
         match output {
             Output::Release { conn, to } => {
                 if !durable && self.config.evidence.on_failure == OnFailure::Block {
+                    self.engine.withhold(clock::now(), conn);
                     self.enforcer.deny(maps, &self.metrics, conn.0);
                 } else if !self.enforcer.release(maps, &self.metrics, conn.0, to) {
                     self.engine.timed_out(clock::now(), conn, to, false);

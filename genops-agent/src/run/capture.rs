@@ -158,6 +158,7 @@ fn note(metrics: &Metrics, finding: Finding) {
             metrics.attach_failures.increment();
             eprintln!("genops-agent: {}: not captured: {error}", path.display());
         }
-        Finding::Ready => metrics.readiness.reached(Part::Probes),
+        Finding::Ready { refused: None } => metrics.readiness.reached(Part::Probes),
+        Finding::Ready { refused: Some(why) } => metrics.readiness.waits(Part::Probes, why),
     }
 }
