@@ -43,6 +43,8 @@ pub struct Launch {
     pub arguments: Vec<OsString>,
     /// Keep the human-readable output, line by line, instead of JSON.
     pub readable: bool,
+    /// Keys of the configuration's section `evidence`, as YAML in braces has them: `key: value, `.
+    pub evidence: &'static str,
 }
 
 /// A running agent with its own evidence directory and metrics port; it is killed when dropped.
@@ -75,7 +77,8 @@ impl Agent {
         let config = scratch.join("config.yaml");
         let evidence = scratch.join("evidence");
         let text = format!(
-            "{configuration}\ntelemetry: {{metrics_listen: \"{metrics}\"}}\nevidence: {{directory: \"{}\"}}\n",
+            "{configuration}\ntelemetry: {{metrics_listen: \"{metrics}\"}}\nevidence: {{{}directory: \"{}\"}}\n",
+            launch.evidence,
             evidence.display()
         );
         std::fs::write(&config, text)?;

@@ -1,8 +1,9 @@
 //! Measures the agent beside its floors, in one run, and prints a table for the README.
 //!
-//! Latency and CPU time are those of one keep-alive client over TLS on loopback, in four set-ups that take
+//! Latency and CPU time are those of one keep-alive client over TLS on loopback, in five set-ups that take
 //! turns, so that a busy machine is equally unkind to all: no agent; the same probes with empty programs;
-//! the agent observing; the agent holding each request until its verdict.
+//! the agent observing; the agent holding each request until its verdict, with the evidence written to disk
+//! after the verdict and before it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
@@ -44,9 +45,11 @@ enum Setup {
     Floor,
     Observing,
     Holding,
+    HoldingDurably,
 }
 
-const SETUPS: [Setup; 4] = [Setup::NoAgent, Setup::Floor, Setup::Observing, Setup::Holding];
+const SETUPS: [Setup; 5] =
+    [Setup::NoAgent, Setup::Floor, Setup::Observing, Setup::Holding, Setup::HoldingDurably];
 
 /// What was measured in one set-up, over all rounds.
 #[derive(Debug, Default)]
@@ -97,7 +100,8 @@ impl Setup {
             Self::NoAgent => "no agent",
             Self::Floor => "floor: the same probes, empty programs",
             Self::Observing => "observing",
-            Self::Holding => "held and released",
+            Self::Holding => "held and released, evidence on disk a moment later",
+            Self::HoldingDurably => "held and released, evidence on disk before (default)",
         }
     }
 
@@ -109,7 +113,11 @@ impl Setup {
                 &Launch { arguments: vec!["--floor".into()], ..Launch::default() },
             ),
             Self::Observing => Agent::start("mode: observe"),
-            Self::Holding => Agent::start(ENFORCING),
+            Self::Holding => Agent::launch(
+                ENFORCING,
+                &Launch { evidence: "durable_before_release: false, ", ..Launch::default() },
+            ),
+            Self::HoldingDurably => Agent::start(ENFORCING),
         };
         Ok(Some(agent.context(self.name())?))
     }
