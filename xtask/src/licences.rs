@@ -120,8 +120,8 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
 impl Package {
     fn complaint(&self, allowed: &[String]) -> Option<String> {
         let Self { id: _, name, version, license, source, manifest_path: _ } = self;
-        if !source.as_ref()?.ends_with("crates.io-index") {
-            return Some(format!("{name} {version} is not from crates.io"));
+        if !source.as_ref()?.starts_with("registry+") {
+            return Some(format!("{name} {version} does not come from the registry"));
         }
         let Some(license) = license else {
             return Some(format!("{name} {version} names no licence"));
