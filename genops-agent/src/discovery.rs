@@ -233,13 +233,17 @@ impl Discovery {
 }
 
 /// A path that leads us to the file that a process maps: through its root, or, where that is a changed
-/// root within our own mount namespace, the path as `/proc` shows it to us. `None`: the file is gone, or
-/// another has taken its name.
+/// root within our own mount namespace, the path as `/proc` shows it to us. `None`: the file is gone.
+///
+/// An overlay may show another inode number than the mapping has; then the path through the root counts.
 pub(crate) fn reach(pid: u32, file: FileId, path: &Path) -> Option<PathBuf> {
+    let inode = |it: &Path| fs::metadata(it).ok().map(|metadata| metadata.ino());
     let inside = PathBuf::from(format!("/proc/{pid}/root{}", path.display()));
-    [inside, path.to_owned()]
-        .into_iter()
-        .find(|it| fs::metadata(it).is_ok_and(|metadata| metadata.ino() == file.inode))
+    let found = inode(&inside);
+    if found != Some(file.inode) && inode(path) == Some(file.inode) {
+        return Some(path.to_owned());
+    }
+    found.map(|_| inside)
 }
 
 /// Every process of the host, but not ourselves.
