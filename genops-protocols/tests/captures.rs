@@ -36,6 +36,11 @@ fn rendered(Replayed { lines, texts, peak_bytes: _ }: &Replayed) -> String {
     out
 }
 
+/// Lines as values: whether `serde_json` keeps the order of keys depends on what else is built.
+fn values(lines: &str) -> Vec<serde_json::Value> {
+    lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
 #[test]
 fn every_capture_decodes_as_expected_however_it_is_cut() {
     let directory = root().join("tests/captures");
@@ -55,7 +60,7 @@ fn every_capture_decodes_as_expected_however_it_is_cut() {
             std::fs::write(path.join("expected.jsonl"), &found).expect("writable");
         }
         let expected = std::fs::read_to_string(path.join("expected.jsonl")).expect("expected");
-        assert_eq!(found, expected, "{name}");
+        assert_eq!(values(&found), values(&expected), "{name}");
         let longest = recording.lines().map(str::len).max().unwrap_or(0);
         let cuts = [1, 2, 3, 7].map(Cut::Every).into_iter().chain((0..longest).map(Cut::At));
         for cut in cuts {

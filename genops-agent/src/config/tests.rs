@@ -420,10 +420,13 @@ fn an_unknown_dialect_names_the_known_ones() {
 fn a_cedar_file_is_refused_with_its_own_name_and_line() {
     let policies = Directory::new("cedar");
     let file = policies.path().join("a.cedar");
-    std::fs::write(&file, "permit (principal, action, resource);\n@id(\"x\")\nforbid (principal\n")
-        .unwrap();
+    std::fs::write(
+        &file,
+        "@id(\"all\")\npermit (principal, action, resource);\n@id(\"x\") forbid (principal\n",
+    )
+    .unwrap();
     let yaml = format!("policy_files: [{}]\n", file.display());
     let refusal = Config::parse(Path::new("agent.yaml"), &yaml).unwrap_err().to_string();
     let refusal = refusal.replace(&policies.path().display().to_string(), "DIR");
-    expect!["DIR/a.cedar:3:18: unexpected end of input"].assert_eq(&refusal);
+    expect!["DIR/a.cedar:3:27: unexpected end of input"].assert_eq(&refusal);
 }
