@@ -59,6 +59,8 @@ pub(crate) struct Body {
 }
 
 impl Body {
+    /// Bytes looked at to find the coding.
+    const CODING_BYTES: usize = 4;
     /// Bytes looked at to find the form.
     const SNIFF_BYTES: usize = 16;
 
@@ -145,11 +147,13 @@ impl Body {
             Stage::Failed => {}
             Stage::Coded(_) => self.coded(bytes),
             Stage::Undecided(held) => {
-                held.extend_from_slice(bytes.get(..4).unwrap_or(bytes));
-                if held.len() < 4 && bytes.len() <= 4 {
+                // Exactly as many, however they were cut: a longer look could decide otherwise.
+                let missing = Self::CODING_BYTES.saturating_sub(held.len());
+                let (taken, rest) = bytes.split_at_checked(missing).unwrap_or((bytes, &[]));
+                held.extend_from_slice(taken);
+                if held.len() < Self::CODING_BYTES {
                     return;
                 }
-                let rest = bytes.get(4..).unwrap_or_default();
                 let held = std::mem::take(held);
                 self.decide_stage(&held);
                 self.feed(&held);
@@ -643,6 +647,24 @@ fn string_len(bytes: &[u8]) -> Option<usize> {
         match bytes.get(at)? {
             b'"' => return Some(at),
             _ => at += 2,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dialect;
+
+    #[test]
+    fn an_unknown_coding_is_found_however_the_body_is_cut() {
+        let text = b"{\"m\"\x00\xff: 1}";
+        for len in 1..=text.len() {
+            let mut body = Body::new(&dialect::REQUESTS, Hints::default(), None);
+            for piece in text.chunks(len) {
+                body.feed(piece);
+            }
+            assert!(matches!(body.stage, Stage::Plain), "pieces of {len}: {:?}", body.stage);
         }
     }
 }
