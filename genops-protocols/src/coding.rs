@@ -160,13 +160,19 @@ impl Decoder {
                 Ok(inflate_step(inflate, bytes, out, ended))
             }
             Engine::Deflate(inflate) => {
-                let Some(&first) = bytes.first() else { return Ok(Step::skip(0)) };
                 if *ended {
                     return Ok(Step::skip(bytes.len()));
                 }
-                // The coding is zlib's format; some servers send it without the wrapper.
-                let wrapped = first & 0x0f == 8 && first >> 4 <= 7;
-                let inflate = inflate.get_or_insert_with(|| Decompress::new(wrapped));
+                // Without input too: what did not fit into the last output is still to come.
+                let inflate = match (inflate.as_mut(), bytes.first()) {
+                    (None, None) => return Ok(Step::skip(0)),
+                    (Some(running), _) => running,
+                    // The coding is zlib's format; some servers send it without the wrapper.
+                    (None, Some(first)) => {
+                        let wrapped = first & 0x0f == 8 && first >> 4 <= 7;
+                        inflate.insert(Decompress::new(wrapped))
+                    }
+                };
                 Ok(inflate_step(inflate, bytes, out, ended))
             }
             Engine::Brotli(state) => Ok(brotli_step(state, bytes, out)),
@@ -229,5 +235,29 @@ fn brotli_step(state: &mut Brotli, bytes: &[u8], out: &mut [u8]) -> Step {
         made,
         more: matches!(result, BrotliResult::NeedsMoreOutput),
         damaged: matches!(result, BrotliResult::ResultFailure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::{Compression, write::ZlibEncoder};
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_into_one_output_comes_with_the_next() {
+        for len in [Decoder::OUT_BYTES, Decoder::OUT_BYTES + 2, 3 * Decoder::OUT_BYTES + 1] {
+            let mut encoder = ZlibEncoder::new(Vec::new(), Compression::best());
+            encoder.write_all(&vec![b'x'; len]).expect("memory");
+            let coded = encoder.finish().expect("memory");
+            // Without the checksum, so that nothing but the pending output is left to do.
+            let coded = coded.split_at(coded.len() - 4).0;
+            let mut decoder = Decoder::new(Coding::Deflate).expect("known").expect("coded");
+            let mut made = 0;
+            decoder.feed(coded, |bytes| made += bytes.len()).expect("sound");
+            assert_eq!(made, len);
+        }
     }
 }
