@@ -30,7 +30,7 @@ impl Fuzz {
             ensure!(!targets.is_empty(), "no fuzz target is named `{wanted}`");
         }
         build(&targets)?;
-        run_all(targets, self.seconds).into_iter().collect()
+        run_all(targets, self.seconds, None).into_iter().collect()
     }
 }
 
@@ -55,7 +55,7 @@ impl Target {
     }
 
     /// Runs it from its seeds. What it finds is kept for the next time, but not in the tree.
-    fn run(&self, seconds: u32) -> anyhow::Result<()> {
+    fn run(&self, seconds: u32, seed: Option<u32>) -> anyhow::Result<()> {
         let Self { name, directory } = self;
         let found = workspace::cache().join("fuzz").join(name);
         std::fs::create_dir_all(&found).with_context(|| format!("{}", found.display()))?;
@@ -65,7 +65,8 @@ impl Target {
         if seeds.exists() {
             fuzz.arg(seeds);
         }
-        fuzz.args(["--", &format!("-max_total_time={seconds}"), "-timeout=10"]);
+        fuzz.args(["--", &format!("-max_total_time={seconds}"), "-timeout=10", "-max_len=8192"]);
+        fuzz.args(seed.map(|seed| format!("-seed={seed}")));
         fuzz.arg(format!("-artifact_prefix={}/", workspace::cache().join("fuzz").display()));
         steps::run(&format!("fuzz {name} for {seconds} s"), &mut fuzz)?;
         Ok(())
@@ -84,15 +85,19 @@ pub(crate) fn build(targets: &[Target]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the targets for so many seconds each, two at a time.
-pub(crate) fn run_all(targets: Vec<Target>, seconds: u32) -> Vec<anyhow::Result<()>> {
+/// Runs the targets for so many seconds each, two at a time. The same `seed` makes the same inputs.
+pub(crate) fn run_all(
+    targets: Vec<Target>,
+    seconds: u32,
+    seed: Option<u32>,
+) -> Vec<anyhow::Result<()>> {
     let queue = Mutex::new(targets);
     let work = || {
         let mut results = Vec::new();
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(target) = next else { return results };
-            results.push(target.run(seconds));
+            results.push(target.run(seconds, seed));
         }
     };
     std::thread::scope(|scope| {
