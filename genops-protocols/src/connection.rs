@@ -232,16 +232,17 @@ impl Connection {
                 return websocket.data(at_ns, direction, start, bytes, context, sink);
             }
         };
-        self.upgrade();
+        self.upgrade(at_ns, sink);
         if let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty()) {
             self.read(at_ns, direction, start + used as u64, rest, sink);
         }
     }
 
-    fn upgrade(&mut self) {
+    fn upgrade(&mut self, at_ns: u64, sink: &mut dyn Sink) {
         let Protocol::Http1(http1) = &mut self.protocol else { return };
+        let upgrade = http1.take_upgrade(at_ns, self.egress.next(), sink);
         let next_exchange = http1.next_exchange();
-        self.protocol = match http1.take_upgrade() {
+        self.protocol = match upgrade {
             Upgrade::None => return,
             Upgrade::Opaque => Protocol::Opaque,
             Upgrade::WebSocket(transaction) => {

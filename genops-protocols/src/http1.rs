@@ -190,8 +190,19 @@ impl Http1 {
         }
     }
 
-    pub(crate) fn take_upgrade(&mut self) -> Upgrade {
-        std::mem::replace(&mut self.upgrade, Upgrade::None)
+    /// What the connection became. If that is no longer HTTP/1, what else was in flight ends here,
+    /// at position `at` of egress: nothing can answer it any more.
+    pub(crate) fn take_upgrade(&mut self, at_ns: u64, at: u64, sink: &mut dyn Sink) -> Upgrade {
+        let mut upgrade = std::mem::replace(&mut self.upgrade, Upgrade::None);
+        match &mut upgrade {
+            Upgrade::None => return upgrade,
+            Upgrade::WebSocket(transaction) | Upgrade::Http2(transaction) => {
+                transaction.end_request(at, false, sink);
+            }
+            Upgrade::Opaque => {}
+        }
+        self.close(at_ns, at, sink);
+        upgrade
     }
 
     pub(crate) fn next_exchange(&self) -> u64 {
@@ -458,6 +469,7 @@ impl Http1 {
             "h2c" => Upgrade::Http2(Box::new(transaction)),
             _ => {
                 transaction.end_response(at_ns, true, sink);
+                self.queue.push_front(transaction);
                 Upgrade::Opaque
             }
         };

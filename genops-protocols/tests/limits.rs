@@ -178,6 +178,29 @@ fn positions_tell_what_is_open_and_what_may_leave() {
 }
 
 #[test]
+fn what_was_pipelined_behind_an_upgrade_ends_with_it() {
+    for protocol in ["websocket", "h2c", "else"] {
+        let (mut connection, mut told) = (connection(true), Told::default());
+        let asked = format!(
+            "GET /v1/realtime?model=m HTTP/1.1\r\nHost: api.openai.com\r\nUpgrade: {protocol}\r\n\r\n"
+        );
+        connection.data(1, Direction::Egress, asked.as_bytes(), &mut told);
+        for (sent, len) in [("{}", 2), ("{\"model\":", 40)] {
+            connection.data(1, Direction::Egress, &post(len, ""), &mut told);
+            connection.data(1, Direction::Egress, sent.as_bytes(), &mut told);
+        }
+        let answer = format!("HTTP/1.1 101 Switching Protocols\r\nUpgrade: {protocol}\r\n\r\n");
+        connection.data(2, Direction::Ingress, answer.as_bytes(), &mut told);
+        connection.close(3, &mut told);
+        let requests: Vec<_> = told.requests.iter().map(|it| (it.0, it.1)).collect();
+        assert_eq!(requests, [(0, true), (1, true), (2, false)], "{protocol}");
+        let mut ended: Vec<_> = told.exchanges.iter().map(|it| it.call.exchange).collect();
+        ended.sort_unstable();
+        assert_eq!(ended, [0, 1, 2], "{protocol}");
+    }
+}
+
+#[test]
 fn a_key_written_with_escapes_or_twice_is_still_that_key() {
     for body in [
         r#"{"mod\u0065l":"gpt-4o","messages":[{"role":"user","cont\u0065nt":"secret words"}]}"#,
