@@ -37,7 +37,7 @@ fn rendered(Replayed { lines, texts, peak_bytes: _ }: &Replayed) -> String {
 }
 
 /// Lines as values: whether `serde_json` keeps the order of keys depends on what else is built.
-fn values(lines: &str) -> Vec<serde_json::Value> {
+fn values(lines: &str) -> Vec<Value> {
     lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
