@@ -233,7 +233,8 @@ fn brotli_step(state: &mut Brotli, bytes: &[u8], out: &mut [u8]) -> Step {
     Step {
         used: if ended { bytes.len() } else { used },
         made,
-        more: matches!(result, BrotliResult::NeedsMoreOutput),
+        // It asks for input also while output that did not fit still waits.
+        more: matches!(result, BrotliResult::NeedsMoreOutput) || made == out.len(),
         damaged: matches!(result, BrotliResult::ResultFailure),
     }
 }
