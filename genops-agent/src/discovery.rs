@@ -16,7 +16,7 @@ use std::{
 
 use crate::{
     kernel::{Probes, attach::FileId},
-    runtimes::{Runtime, runtime_of},
+    runtimes::{Role, Runtime, runtime_of},
 };
 
 /// When a program that has started is looked at, counted from its start.
@@ -35,6 +35,13 @@ const DETACH_AFTER: Duration = Duration::from_mins(1);
 const WAITING_LIMIT: usize = 16_384;
 /// Longest memory map of a process that is read, in bytes.
 const MAPS_LIMIT: u64 = 8 << 20;
+
+/// Most files that are remembered as of no use; past that, all are looked at once more.
+const REFUSED_LIMIT: usize = 65_536;
+
+/// Programs with a TLS library inside that may be started: attached before.
+const EXECUTABLES: [&str; 4] =
+    ["/usr/bin/node", "/usr/bin/nodejs", "/usr/local/bin/node", "/opt/node/bin/node"];
 
 /// Where libraries are that programs will map: attached before the first of them starts.
 const LIBRARY_DIRECTORIES: [&str; 10] = [
@@ -64,9 +71,10 @@ pub(crate) enum Finding {
     Ready { refused: Option<String> },
 }
 
-/// A mapped file that may be a TLS library.
+/// A mapped file that may be, or hold, a TLS library.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Mapped {
+    pub(crate) role: Role,
     pub(crate) file: FileId,
     /// As the process names it, in its own mount namespace.
     pub(crate) path: PathBuf,
@@ -100,7 +108,7 @@ impl Discovery {
     /// Attaches what is there already; then follows the programs that start, until the sender of
     /// `started` is gone.
     pub(crate) fn run(mut self, started: &Receiver<u32>, mut tell: impl FnMut(Finding)) {
-        self.library_directories(&mut tell);
+        self.standard_places(&mut tell);
         self.scan(&mut tell);
         tell(Finding::Ready { refused: self.kernel_refused.take() });
         let mut next_scan = Instant::now() + SCAN_INTERVAL;
@@ -153,36 +161,37 @@ impl Discovery {
     }
 
     fn process(&mut self, pid: u32, tell: &mut impl FnMut(Finding)) {
-        for Mapped { file, path } in mapped_runtimes(pid) {
-            let Some(reached) = reach(pid, file, &path) else { continue };
-            self.file(file, &reached, path, Some(Instant::now()), tell);
-        }
-    }
-
-    fn library_directories(&mut self, tell: &mut impl FnMut(Finding)) {
-        for directory in LIBRARY_DIRECTORIES {
-            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if runtime_of(&path).is_none() {
-                    continue;
-                }
-                if let Ok(metadata) = fs::metadata(&path) {
-                    let file = FileId { device: metadata.dev(), inode: metadata.ino() };
-                    self.file(file, &path, path.clone(), None, tell);
-                }
+        for mapped in mapped_runtimes(pid) {
+            if let Some(reached) = reach(pid, &mapped) {
+                self.file(mapped, &reached, Some(Instant::now()), tell);
             }
         }
     }
 
-    /// Attaches the probes of one file, once. `path` is how we reach it, `shown` how it is called.
+    fn standard_places(&mut self, tell: &mut impl FnMut(Finding)) {
+        let libraries = LIBRARY_DIRECTORIES.iter().flat_map(|directory| {
+            let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+            entries.map(|entry| (Role::Library, entry.path()))
+        });
+        let executables = EXECUTABLES.iter().map(|path| (Role::Executable, PathBuf::from(path)));
+        for (role, path) in executables.chain(libraries) {
+            if runtime_of(role, &path).is_some()
+                && let Some(file) = file_id(&path)
+            {
+                self.file(Mapped { role, file, path: path.clone() }, &path, None, tell);
+            }
+        }
+    }
+
+    /// Attaches the probes of one file, once. `path` is how we reach it.
     fn file(
         &mut self,
-        file: FileId,
+        mapped: Mapped,
         path: &Path,
-        shown: PathBuf,
         seen: Option<Instant>,
         tell: &mut impl FnMut(Finding),
     ) {
+        let Mapped { role, file, path: shown } = mapped;
         if let Some(used) = self.used.get_mut(&file) {
             if used.is_some() {
                 *used = seen;
@@ -192,25 +201,36 @@ impl Discovery {
         if self.refused.contains(&file) {
             return;
         }
-        let Some(runtime) = runtime_of(&shown) else { return };
-        match self.attach(runtime, file, path) {
-            Ok(()) => {
-                self.used.insert(file, seen);
-                tell(Finding::Attached);
-            }
-            Err(error) => {
-                self.refused.insert(file);
-                tell(Finding::Failed { path: shown, error });
-            }
+        let Some(runtime) = runtime_of(role, &shown) else { return };
+        let attached = self.attach(runtime, file, path);
+        if matches!(attached, Ok(true)) {
+            self.used.insert(file, seen);
+            return tell(Finding::Attached);
+        }
+        if attached.is_err() && !path.exists() {
+            return; // its process ended meanwhile; the next one is looked at again
+        }
+        if self.refused.len() >= REFUSED_LIMIT {
+            self.refused.clear();
+        }
+        self.refused.insert(file);
+        if let Err(error) = attached {
+            tell(Finding::Failed { path: shown, error });
         }
     }
 
+    /// Whether the file has places for probes.
+    ///
     /// # Errors
     ///
     /// What the file is not, or what the kernel refused.
-    fn attach(&mut self, runtime: &Runtime, file: FileId, path: &Path) -> Result<(), String> {
+    fn attach(&mut self, runtime: &Runtime, file: FileId, path: &Path) -> Result<bool, String> {
         let points = (runtime.probe_points)(path).map_err(|error| error.to_string())?;
-        self.probes.attach(file, path, &points).map_err(|error| {
+        if points.is_empty() {
+            return Ok(false);
+        }
+        let attached = self.probes.attach(file, path, &points);
+        attached.map(|()| true).map_err(|error| {
             let error = error.to_string();
             self.kernel_refused.get_or_insert_with(|| error.clone());
             error
@@ -232,16 +252,25 @@ impl Discovery {
     }
 }
 
+fn file_id(path: &Path) -> Option<FileId> {
+    let metadata = fs::metadata(path).ok()?;
+    Some(FileId { device: metadata.dev(), inode: metadata.ino() })
+}
+
 /// A path that leads us to the file that a process maps: through its root, or, where that is a changed
 /// root within our own mount namespace, the path as `/proc` shows it to us. `None`: the file is gone.
 ///
 /// An overlay may show another inode number than the mapping has; then the path through the root counts.
-pub(crate) fn reach(pid: u32, file: FileId, path: &Path) -> Option<PathBuf> {
+pub(crate) fn reach(pid: u32, mapped: &Mapped) -> Option<PathBuf> {
+    let Mapped { role, file, path } = mapped;
+    if *role == Role::Executable {
+        return Some(PathBuf::from(format!("/proc/{pid}/exe")));
+    }
     let inode = |it: &Path| fs::metadata(it).ok().map(|metadata| metadata.ino());
     let inside = PathBuf::from(format!("/proc/{pid}/root{}", path.display()));
     let found = inode(&inside);
     if found != Some(file.inode) && inode(path) == Some(file.inode) {
-        return Some(path.to_owned());
+        return Some(path.clone());
     }
     found.map(|_| inside)
 }
@@ -255,7 +284,7 @@ pub(crate) fn pids() -> impl Iterator<Item = u32> {
         .filter(move |&pid| pid != own)
 }
 
-/// The files that a process maps and that may be TLS libraries.
+/// The files that a process maps and that may be, or hold, TLS libraries.
 pub(crate) fn mapped_runtimes(pid: u32) -> BTreeSet<Mapped> {
     let path = format!("/proc/{pid}/maps");
     let Ok(file) = fs::File::open(path) else { return BTreeSet::new() };
@@ -263,17 +292,25 @@ pub(crate) fn mapped_runtimes(pid: u32) -> BTreeSet<Mapped> {
     // A map that is not text, or ends while it is read, gives what was read so far.
     let _partial =
         std::io::Read::read_to_string(&mut std::io::Read::take(file, MAPS_LIMIT), &mut text);
-    text.lines().filter_map(mapped_runtime).collect()
+    text.lines().filter_map(mapped_library).chain(executable(pid)).collect()
+}
+
+/// The program that a process runs.
+fn executable(pid: u32) -> Option<Mapped> {
+    let link = PathBuf::from(format!("/proc/{pid}/exe"));
+    let path = fs::read_link(&link).ok()?;
+    runtime_of(Role::Executable, &path)?;
+    Some(Mapped { role: Role::Executable, file: file_id(&link)?, path })
 }
 
 /// One line of `/proc/PID/maps` (`proc_pid_maps(5)`):
 /// `7f2c...-7f2c... r-xp 00016000 fe:00 1835 /usr/lib/x86_64-linux-gnu/libssl.so.3`.
-fn mapped_runtime(line: &str) -> Option<Mapped> {
+fn mapped_library(line: &str) -> Option<Mapped> {
     // Cheap first: most lines are not TLS libraries.
     let at = line.find('/')?;
     let (fields, path) = line.split_at_checked(at)?;
     let path = Path::new(path.strip_suffix(" (deleted)").unwrap_or(path));
-    runtime_of(path)?;
+    runtime_of(Role::Library, path)?;
     let mut fields = fields.split_ascii_whitespace();
     let (major, minor) = fields.nth(3)?.split_once(':')?;
     let number = |text| u32::from_str_radix(text, 16).ok();
@@ -281,7 +318,7 @@ fn mapped_runtime(line: &str) -> Option<Mapped> {
         device: rustix::fs::makedev(number(major)?, number(minor)?),
         inode: fields.next()?.parse().ok()?,
     };
-    Some(Mapped { file, path: path.to_owned() })
+    Some(Mapped { role: Role::Library, file, path: path.to_owned() })
 }
 
 #[cfg(test)]
@@ -291,7 +328,7 @@ mod tests {
     #[test]
     fn a_line_of_the_map_names_the_file() {
         let line = "7f2c8a000000-7f2c8a016000 r-xp 00016000 fe:00 1835       /usr/lib/x86_64-linux-gnu/libssl.so.3";
-        let mapped = mapped_runtime(line).expect("a libssl");
+        let mapped = mapped_library(line).expect("a libssl");
         assert_eq!(mapped.path, Path::new("/usr/lib/x86_64-linux-gnu/libssl.so.3"));
         assert_eq!(mapped.file.inode, 1835);
         assert_eq!(mapped.file.device, rustix::fs::makedev(0xfe, 0));
@@ -306,14 +343,14 @@ mod tests {
             "garbage",
             "",
         ] {
-            assert_eq!(mapped_runtime(line), None, "{line}");
+            assert_eq!(mapped_library(line), None, "{line}");
         }
     }
 
     #[test]
     fn a_library_that_was_replaced_while_mapped_keeps_its_name() {
         let line = "7f00-7f01 r-xp 00000000 fe:00 5 /opt/venv/lib/libssl.so.3 (deleted)";
-        let mapped = mapped_runtime(line).expect("a libssl");
+        let mapped = mapped_library(line).expect("a libssl");
         assert_eq!(mapped.path, Path::new("/opt/venv/lib/libssl.so.3"));
     }
 }

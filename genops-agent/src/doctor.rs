@@ -1,7 +1,7 @@
 //! What this kernel and host allow: each mechanism, and each program that would be captured.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io::{self, Write},
 };
 
@@ -73,7 +73,7 @@ impl Findings {
 fn examine() -> Findings {
     let mechanisms = mechanisms();
     let has = |name: &str| mechanisms.iter().any(|it| it.name == name && it.available);
-    let holds = has("egress hold") && has("join by sending thread");
+    let holds = has("egress hold");
     let (programs, not_captured) = programs();
     let name = rustix::system::uname();
     Findings {
@@ -134,12 +134,6 @@ fn mechanisms() -> Vec<Mechanism> {
             "holds a request until it is decided",
             "the kernel refuses programs at the packets of a cgroup",
         ),
-        mechanism(
-            "join by sending thread",
-            features.egress_current_pid_tgid,
-            "joins TLS object and socket",
-            "`bpf_get_current_pid_tgid` is not allowed in cgroup programs (Linux 6.10 has it)",
-        ),
     ]
 }
 
@@ -164,14 +158,24 @@ fn programs() -> (Vec<Program>, BTreeMap<String, String>) {
     let identities = Identities::new();
     let mut programs = Vec::new();
     let mut refused = BTreeMap::new();
+    // A file is read once, whatever number of processes map it.
+    let mut looked_at = HashMap::new();
     for pid in pids() {
         for mapped in mapped_runtimes(pid) {
-            let Some(runtime) = runtime_of(&mapped.path) else { continue };
+            let Some(runtime) = runtime_of(mapped.role, &mapped.path) else { continue };
             let library = mapped.path.display().to_string();
-            let Some(reached) = reach(pid, mapped.file, &mapped.path) else { continue };
-            if let Err(error) = (runtime.probe_points)(&reached) {
-                refused.insert(library, error.to_string());
-                continue;
+            let Some(reached) = reach(pid, &mapped) else { continue };
+            let known = looked_at.entry(mapped.file).or_insert_with(|| {
+                let points = (runtime.probe_points)(&reached);
+                points.map(|points| !points.is_empty()).map_err(|error| error.to_string())
+            });
+            match known {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    refused.insert(library, error.clone());
+                    continue;
+                }
             }
             let Some(facts) = identities.of(pid) else { continue };
             programs.push(Program {

@@ -22,7 +22,6 @@ use genops_ebpf_common::{
 use genops_protocols::{API_PATH_SUFFIXES, HostPattern, Hosts};
 
 pub(crate) use attach::Probes;
-use features::Features;
 pub(crate) use holds::Holds;
 
 /// The compiled kernel programs; empty where the build skipped them.
@@ -66,14 +65,8 @@ impl Kernel {
                 "this agent was built without its kernel programs; build it with `cargo xtask build`"
             );
         }
-        let features = Features::probe();
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("EVENTS", options.ring_bytes)
-            .override_global(
-                "HAS_CURRENT_PID_TGID",
-                &u8::from(features.egress_current_pid_tgid),
-                true,
-            )
             .load(OBJECT)
             .context("the kernel refused the programs or maps")?;
         let mut maps = Maps::take(&mut ebpf)?;

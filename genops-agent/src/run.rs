@@ -153,7 +153,5 @@ fn kernel_settings(config: &Config) -> Settings {
         call_limit: config.capture.message_limit_bytes,
         hold_unknown: u32::from(config.enforces()),
         closed: u32::from(config.on_timeout == OnTimeout::Closed),
-        capture_all: 0,
-        reserved: 0,
     }
 }

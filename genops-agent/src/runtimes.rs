@@ -24,17 +24,26 @@ pub(crate) struct ProbePoint {
 pub(crate) struct Runtime {
     /// As `doctor` shows it.
     pub(crate) name: &'static str,
-    /// Whether a mapped file of this name may be one; cheap, asked for each mapping of each process.
-    pub(crate) may_be: fn(file_name: &str) -> bool,
+    /// Whether a file of this name may be one; cheap, asked for each mapping of each process.
+    pub(crate) may_be: fn(role: Role, file_name: &str) -> bool,
     /// The places in the file; none where it is something else after all.
     pub(crate) probe_points: fn(file: &Path) -> Result<Vec<ProbePoint>, ElfError>,
 }
 
+/// What a file is to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Role {
+    /// The program itself.
+    Executable,
+    /// Something else that it maps.
+    Library,
+}
+
 /// Every runtime.
-pub(crate) const RUNTIMES: &[Runtime] = &[openssl::SHARED];
+pub(crate) const RUNTIMES: &[Runtime] = &[openssl::SHARED, openssl::IN_EXECUTABLE];
 
 /// The first runtime that a file of this path may belong to.
-pub(crate) fn runtime_of(path: &Path) -> Option<&'static Runtime> {
+pub(crate) fn runtime_of(role: Role, path: &Path) -> Option<&'static Runtime> {
     let name = path.file_name()?.to_str()?;
-    RUNTIMES.iter().find(|runtime| (runtime.may_be)(name))
+    RUNTIMES.iter().find(|runtime| (runtime.may_be)(role, name))
 }

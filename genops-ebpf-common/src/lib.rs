@@ -84,8 +84,6 @@ pub mod origin {
     pub const SERVER_NAME: u32 = 0;
     /// The host or the path of an HTTP/1 request.
     pub const REQUEST: u32 = 1;
-    /// Everything is captured.
-    pub const CAPTURE_ALL: u32 = 2;
 }
 
 /// A TLS object that speaks to an AI provider was seen for the first time.
@@ -298,9 +296,6 @@ pub struct Hold {
     pub passed_to: u64,
     /// Position up to which an expired deadline was reported.
     pub reported_to: u64,
-    /// Packets with payload that came by since the hold was armed. Not exact (no atomic addition on
-    /// this target), so nothing depends on it.
-    pub packets: u64,
     /// Thread-group id in the initial pid namespace.
     pub tgid: u32,
     /// Zero.
@@ -347,10 +342,6 @@ pub struct Settings {
     pub hold_unknown: u32,
     /// 1: after the deadline, bytes stay dropped; 0: they pass.
     pub closed: u32,
-    /// 1: every TLS connection is captured, not only those to AI providers.
-    pub capture_all: u32,
-    /// Zero.
-    pub reserved: u32,
 }
 
 /// Key of the tries of host names and path ends: the name reversed, in lower case.
@@ -406,9 +397,9 @@ layout! {
     Process = 48,
     ConnKey = 16,
     Conn = 32,
-    Hold = 48,
+    Hold = 40,
     Verdict = 16,
-    Settings = 32,
+    Settings = 24,
     NameRule = 32,
 }
 

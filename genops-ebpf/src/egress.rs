@@ -6,60 +6,48 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{
-        bpf_get_current_pid_tgid,
-        generated::{bpf_get_socket_cookie, bpf_ktime_get_ns},
-    },
+    helpers::generated::{bpf_get_current_task, bpf_get_socket_cookie, bpf_ktime_get_ns},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
 use genops_ebpf_common::{Join, TimedOut, kind, loss};
 
 use crate::maps::{
-    CONNS, COOKIES, EVENTS, HOLDS, MARKS, Mark, SOCKETS, VERDICTS, count_loss, settings,
+    CONNS, COOKIES, EVENTS, HOLDS, MARK_LIFETIME_NS, MARKS, Mark, SOCKETS, VERDICTS, count_loss,
+    settings,
 };
-
-/// Set by the agent before loading: 1 where `bpf_get_current_pid_tgid` is allowed in this program
-/// type (Linux 6.10).
-#[unsafe(no_mangle)]
-static HAS_CURRENT_PID_TGID: u8 = 0;
 
 const DROP: i32 = 0;
 const PASS: i32 = 1;
 
-/// How long after the TLS call its packet may come.
-const MARK_LIFETIME_NS: u64 = 1_000_000_000;
 const IPPROTO_TCP: u8 = 6;
 /// `ClientHello` (RFC 8446 §4).
 const CLIENT_HELLO: u8 = 1;
 const HANDSHAKE: u8 = 22;
-/// Most bytes by which a record is longer than its plaintext: RFC 5246 §6.2.3 allows 2,048, but what
-/// ciphers in use add (nonce, padding, tag) is far less.
-const RECORD_OVERHEAD: u32 = 256;
+/// By how much a record is longer than its plaintext: TLS 1.3 adds a content type and a tag (RFC 8446
+/// §5.2, 17 bytes; 9 with a short tag), TLS 1.2 a tag (RFC 7905, 16) and for GCM and CCM a nonce
+/// before it (RFC 5288 §3, 24; 16 with a short tag).
+const AEAD_OVERHEADS: [u32; 4] = [9, 16, 17, 24];
+/// With CBC (RFC 5246 §6.2.3.2): 16 bytes of IV, 1 to 16 of padding, and a MAC of 20 to 48.
+const CBC_OVERHEADS: core::ops::RangeInclusive<u32> = 37..=80;
 
 #[cgroup_skb(egress)]
 pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
-    // SAFETY: the context that this program was entered with.
-    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    if let Some(conn) = COOKIES.get_ptr_mut(cookie) {
+    // SAFETY: the context that this program was entered with, and a helper without arguments: the task
+    // that sends, in whose context this program runs unless TCP defers.
+    let (cookie, task) = unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), bpf_get_current_task()) };
+    let mut conn = 0;
+    if let Some(joined) = COOKIES.get_ptr_mut(cookie) {
         // SAFETY: copied at once.
-        return decide(&ctx, unsafe { *conn });
+        conn = unsafe { *joined };
     }
-    let thread = current_thread();
     // SAFETY: copied at once; only this thread writes its element.
-    match unsafe { MARKS.get(thread) } {
-        Some(mark) => join(&ctx, cookie, thread, *mark),
-        None => PASS,
+    if let Some(mark) = unsafe { MARKS.get(task) }
+        && let Some(joined) = join(&ctx, cookie, task, *mark)
+    {
+        conn = joined;
     }
-}
-
-/// The sending thread: this program runs in its context, unless TCP defers. 0 where the kernel does
-/// not say; then no socket is joined, and none held.
-#[inline(always)]
-fn current_thread() -> u64 {
-    // SAFETY: a volatile read of a static that the loader fixes before the verifier runs.
-    let allowed = unsafe { core::ptr::read_volatile(&raw const HAS_CURRENT_PID_TGID) };
-    if allowed != 0 { bpf_get_current_pid_tgid() } else { 0 }
+    if conn == 0 { PASS } else { decide(&ctx, conn) }
 }
 
 /// Addresses and payload of a TCP packet.
@@ -115,38 +103,42 @@ fn tcp(ctx: &SkBuffContext) -> Option<Tcp> {
 }
 
 /// Joins the socket with the connection for which its thread is about to send, if the packet is what
-/// was announced: a `ClientHello`, or a record of the right type and length.
+/// was announced: a `ClientHello`, or a record of the right type and length. What was joined before
+/// (the socket of a TLS object that a child process inherited) gives way to the newer proof.
 #[inline(always)]
-fn join(ctx: &SkBuffContext, cookie: u64, thread: u64, mark: Mark) -> i32 {
+fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<u64> {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     if now - mark.at_mono_ns > MARK_LIFETIME_NS {
-        let _gone = MARKS.remove(thread);
-        return PASS;
+        let _gone = MARKS.remove(task);
+        return None;
     }
-    let Some(tcp) = tcp(ctx) else { return PASS };
+    if mark.ambiguous != 0 {
+        return None;
+    }
+    let tcp = tcp(ctx)?;
     if tcp.payload_len < 6 {
-        return PASS;
+        return None;
     }
-    let Ok(record) = ctx.load::<[u8; 6]>(tcp.payload_at as usize) else { return PASS };
+    let record = ctx.load::<[u8; 6]>(tcp.payload_at as usize).ok()?;
     if !is_announced(record, mark) {
-        return PASS;
+        return None;
     }
-    let Some(conn) = CONNS.get_ptr_mut(mark.conn) else { return PASS };
+    let conn = CONNS.get_ptr_mut(mark.conn)?;
+    let _gone = MARKS.remove(task);
     // SAFETY: an element of the map, alive while this program runs.
     let id = unsafe {
         if (*conn).cookie != 0 {
-            return PASS;
+            return None;
         }
         (*conn).cookie = cookie;
         (*conn).id
     };
-    let _gone = MARKS.remove(thread);
     // Where there is no room, the next packets are not held, and the agent learns no address.
     if COOKIES.insert(cookie, id, 0).is_ok() {
         report_join(&tcp, id, cookie, mark.conn.tgid);
     }
-    decide(ctx, id)
+    Some(id)
 }
 
 #[inline(always)]
@@ -158,7 +150,8 @@ fn is_announced(record: [u8; 6], mark: Mark) -> bool {
         return record[5] == CLIENT_HELLO;
     }
     let length = u32::from(u16::from_be_bytes([record[3], record[4]]));
-    length >= mark.record_len && length <= mark.record_len + RECORD_OVERHEAD
+    let more = length.wrapping_sub(mark.record_len);
+    AEAD_OVERHEADS.contains(&more) || CBC_OVERHEADS.contains(&more)
 }
 
 /// Whether a packet of this connection may leave now.
@@ -173,12 +166,10 @@ fn decide(ctx: &SkBuffContext, id: u64) -> i32 {
         Some(verdict) => (verdict.released_to, verdict.denied),
         None => (0, 0),
     };
-    // SAFETY: an element of the map, alive while this program runs.
-    unsafe { (*hold).packets += 1 };
     if denied != 0 {
         return DROP;
     }
-    // SAFETY: as above.
+    // SAFETY: an element of the map, alive while this program runs.
     if unsafe { !(*hold).is_waiting(released_to) } {
         return PASS;
     }

@@ -50,7 +50,9 @@ pub(crate) static PATHS: LpmTrie<NameKey, NameRule> = LpmTrie::with_max_entries(
 #[map]
 pub(crate) static CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(16_384, 0);
 
-/// Threads that are about to send for a connection whose socket is not known.
+/// Tasks (`struct task_struct`, by address) that are about to send for a connection whose socket is not
+/// known. By address, since programs at packets can't ask for a thread's number before Linux 6.10; a
+/// task that ends takes its mark along.
 #[map]
 pub(crate) static MARKS: LruHashMap<u64, Mark> = LruHashMap::with_max_entries(16_384, 0);
 
@@ -86,10 +88,16 @@ pub(crate) struct Mark {
     pub(crate) at_mono_ns: u64,
     /// TLS content type of the record that will be sent (RFC 8446 §5.1): 22 handshake, 23 data.
     pub(crate) content_type: u8,
-    pub(crate) reserved: [u8; 3],
+    /// 1: another connection's mark was still open when this one was made, so that a record could be
+    /// either's. Nothing is joined by it.
+    pub(crate) ambiguous: u8,
+    pub(crate) reserved: [u8; 2],
     /// Bytes of plaintext that the first record carries.
     pub(crate) record_len: u32,
 }
+
+/// How long after the TLS call its packet may come.
+pub(crate) const MARK_LIFETIME_NS: u64 = 1_000_000_000;
 
 /// Bytes of a request that are looked at to find its host and path.
 pub(crate) const WINDOW: usize = 512;

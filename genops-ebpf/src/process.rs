@@ -3,14 +3,14 @@
 use aya_ebpf::{
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        generated::{bpf_get_current_cgroup_id, bpf_ktime_get_ns},
+        generated::{bpf_get_current_cgroup_id, bpf_get_current_task, bpf_ktime_get_ns},
     },
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
 use genops_ebpf_common::{Process, kind, loss};
 
-use crate::maps::{EVENTS, count_loss};
+use crate::maps::{EVENTS, MARKS, count_loss};
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn process_exec(_: RawTracePointContext) -> i32 {
@@ -21,6 +21,8 @@ pub(crate) fn process_exec(_: RawTracePointContext) -> i32 {
 /// Fires for each thread; a process ends with its leader.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub(crate) fn process_exit(_: RawTracePointContext) -> i32 {
+    // SAFETY: a helper without arguments. Another task may get the same address.
+    let _none = MARKS.remove(unsafe { bpf_get_current_task() });
     let pid_tgid = bpf_get_current_pid_tgid();
     if pid_tgid as u32 == (pid_tgid >> 32) as u32 {
         report(kind::EXIT);

@@ -8,8 +8,8 @@ use aya_ebpf::{
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         generated::{
-            bpf_get_current_cgroup_id, bpf_get_smp_processor_id, bpf_ktime_get_ns,
-            bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str,
+            bpf_get_current_cgroup_id, bpf_get_current_task, bpf_get_smp_processor_id,
+            bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str,
         },
     },
     macros::uprobe,
@@ -24,8 +24,8 @@ use crate::{
     classify,
     emit::emit_call,
     maps::{
-        CALLS, CONNS, Call, EMPTY_SCRATCH, EVENTS, HOLDS, MARKS, Mark, PROCESSES, Scratch,
-        VERDICTS, count_loss, settings,
+        CALLS, CONNS, Call, EMPTY_SCRATCH, EVENTS, HOLDS, MARK_LIFETIME_NS, MARKS, Mark, PROCESSES,
+        Scratch, VERDICTS, count_loss, settings,
     },
 };
 
@@ -54,14 +54,22 @@ pub(crate) fn ssl_ctrl(ctx: ProbeContext) -> u32 {
 pub(crate) fn ssl_handshake(ctx: ProbeContext) -> u32 {
     if let Some(ssl) = ctx.arg::<u64>(0) {
         let key = conn_key(ssl);
-        if let Some(conn) = CONNS.get_ptr_mut(key)
-            // SAFETY: an element of the map, alive while this program runs.
-            && unsafe { (*conn).cookie } == 0
-        {
-            mark(key, HANDSHAKE, 0);
+        if let Some(conn) = CONNS.get_ptr_mut(key) {
+            handshake_begins(key, conn);
         }
     }
     0
+}
+
+/// A connection that has carried nothing will send a `ClientHello` first, whichever call makes it:
+/// Node.js lets `SSL_read` do the handshake.
+#[inline(always)]
+fn handshake_begins(key: ConnKey, conn: *mut Conn) {
+    // SAFETY: an element of the map, alive while this program runs.
+    let Conn { cookie, egress_offset, ingress_offset, .. } = unsafe { *conn };
+    if cookie == 0 && egress_offset == 0 && ingress_offset == 0 {
+        mark(key, HANDSHAKE, 0);
+    }
 }
 
 /// `int SSL_write(SSL *ssl, const void *buf, int num)`.
@@ -204,13 +212,10 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
     let Some(settings) = settings() else { return };
     let key = conn_key(ssl);
     if CONNS.get_ptr_mut(key).is_none() {
-        if settings.capture_all != 0 {
-            open(key, origin::CAPTURE_ALL, None);
-        } else if classify::is_ai_request(buffer, len) != 0 {
-            open(key, origin::REQUEST, None);
-        } else {
+        if classify::is_ai_request(buffer, len) == 0 {
             return;
         }
+        open(key, origin::REQUEST, None);
     }
     let Some(conn) = CONNS.get_ptr_mut(key) else { return };
     call_begins(ctx, ssl, buffer, count_at);
@@ -229,13 +234,8 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
 #[inline(always)]
 fn read_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, count_at: u64) {
     let key = conn_key(ssl);
-    if CONNS.get_ptr_mut(key).is_none() {
-        let Some(settings) = settings() else { return };
-        if settings.capture_all == 0 {
-            return;
-        }
-        open(key, origin::CAPTURE_ALL, None);
-    }
+    let Some(conn) = CONNS.get_ptr_mut(key) else { return };
+    handshake_begins(key, conn);
     call_begins(ctx, ssl, buffer, count_at);
 }
 
@@ -297,7 +297,6 @@ fn arm(id: u64, tgid: u32, to: u64) -> bool {
             armed_at_mono_ns: now,
             passed_to: 0,
             reported_to: 0,
-            packets: 0,
             tgid,
             reserved: 0,
         };
@@ -312,25 +311,35 @@ fn arm(id: u64, tgid: u32, to: u64) -> bool {
         let released_to = VERDICTS.get(id).map_or(0, |verdict| verdict.released_to);
         if !(*hold).is_waiting(released_to) {
             (*hold).armed_at_mono_ns = now;
-            (*hold).packets = 0;
         }
         (*hold).armed_to = to;
     }
     true
 }
 
+/// Announces that this thread is about to send a record for `conn`.
 #[inline(always)]
 fn mark(conn: ConnKey, content_type: u8, record_len: u64) {
+    // SAFETY: helpers without arguments.
+    let (now, task) = unsafe { (bpf_ktime_get_ns(), bpf_get_current_task()) };
+    let mut ambiguous = 0;
+    // SAFETY: copied at once; only this thread writes its element.
+    if let Some(before) = unsafe { MARKS.get(task) }
+        && (before.conn.ssl != conn.ssl || before.conn.tgid != conn.tgid)
+        && now - before.at_mono_ns <= MARK_LIFETIME_NS
+    {
+        ambiguous = 1;
+    }
     let mark = Mark {
         conn,
-        // SAFETY: a helper without arguments.
-        at_mono_ns: unsafe { bpf_ktime_get_ns() },
+        at_mono_ns: now,
         content_type,
-        reserved: [0; 3],
+        ambiguous,
+        reserved: [0; 2],
         record_len: record_len as u32,
     };
     // Without a mark the socket stays unknown, and the agent says so.
-    let _full = MARKS.insert(bpf_get_current_pid_tgid(), mark, 0);
+    let _full = MARKS.insert(task, mark, 0);
 }
 
 /// Begins a connection and tells the agent.

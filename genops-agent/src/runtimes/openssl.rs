@@ -1,4 +1,4 @@
-//! OpenSSL 1.1 and 3 as a shared library.
+//! OpenSSL 1.1 and 3, as a shared library or linked into an executable that has its symbols (Node.js).
 //!
 //! Probes sit at the entry of each function and at each of its RET instructions: a return probe would
 //! use a system call that seccomp filters of existing containers kill (Linux 6.11 and later).
@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::{
-    ProbePoint, Runtime,
+    ProbePoint, Role, Runtime,
     elf::{Elf, ElfError},
 };
 
@@ -14,10 +14,29 @@ use super::{
 /// `libssl-1b2e3c4d.so.3`. (`libssl3.so` is NSS.)
 pub(super) const SHARED: Runtime = Runtime { name: "openssl", may_be: is_libssl, probe_points };
 
-fn is_libssl(file_name: &str) -> bool {
-    file_name
-        .strip_prefix("libssl")
-        .is_some_and(|rest| rest.starts_with(['.', '-']) && rest.contains(".so"))
+fn is_libssl(role: Role, file_name: &str) -> bool {
+    let is_named_so = || {
+        let rest = file_name.strip_prefix("libssl");
+        rest.is_some_and(|rest| rest.starts_with(['.', '-']) && rest.contains(".so"))
+    };
+    role == Role::Library && is_named_so()
+}
+
+/// Any executable may be one; its symbols tell.
+pub(super) const IN_EXECUTABLE: Runtime = Runtime {
+    name: "openssl-static",
+    may_be: |role, _| role == Role::Executable,
+    probe_points: probe_points_if_any,
+};
+
+/// Most executables hold no TLS library, and that is no error.
+fn probe_points_if_any(file: &Path) -> Result<Vec<ProbePoint>, ElfError> {
+    match probe_points(file) {
+        Err(ElfError::NoSymbol { .. } | ElfError::Machine | ElfError::Malformed(_)) => {
+            Ok(Vec::new())
+        }
+        points => points,
+    }
 }
 
 /// A function, the program at its entry, and the program at its RET instructions.
@@ -87,11 +106,12 @@ mod tests {
     #[test]
     fn names_of_libssl_in_the_wild() {
         for name in ["libssl.so.3", "libssl.so.1.1", "libssl-1b2e3c4d.so.3", "libssl.so"] {
-            assert!(is_libssl(name), "{name}");
+            assert!(is_libssl(Role::Library, name), "{name}");
         }
         for name in ["libcrypto.so.3", "libnss_ssl.so", "libssl3.so", "libssl-notes.txt"] {
-            assert!(!is_libssl(name), "{name}");
+            assert!(!is_libssl(Role::Library, name), "{name}");
         }
+        assert!(!is_libssl(Role::Executable, "libssl.so.3"));
     }
 
     #[test]
