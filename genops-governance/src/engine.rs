@@ -2,9 +2,11 @@
 //!
 //! No I/O: the caller applies what comes out, in its order. The same inputs give the same outputs.
 //! Here is the public face; [`core`] has the state, [`decide`] the order of a decision, [`estimate`]
-//! what a request may need, [`account`] how a unit ends, and [`link`] what is known of a connection.
+//! what a request may need, [`account`] how a unit ends, [`again`] how
+//! a recorded decision is made again, and [`link`] what is known of a connection.
 
 mod account;
+mod again;
 mod core;
 mod decide;
 mod estimate;
@@ -25,6 +27,8 @@ use crate::process::{ProcessFacts, ProcessKey};
 use crate::record::Record;
 use crate::settings::Settings;
 use crate::time::Now;
+
+pub use self::again::Again;
 
 /// A connection, as the caller numbers them. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -130,6 +134,11 @@ impl Engine {
     #[must_use]
     pub fn new(settings: Settings, ledger: Ledger, entropy: [u8; 32]) -> Self {
         Self { conns: BTreeMap::new(), core: Core::new(settings, ledger, entropy) }
+    }
+
+    /// Has records of decisions carry what was sent to the model, or not.
+    pub fn keep_texts(&mut self, keep: bool) {
+        self.core.keeps_texts = keep;
     }
 
     /// Puts other settings in force, for every decision from here on.

@@ -422,6 +422,27 @@ impl Ledger {
         known
     }
 
+    /// The account of a demand as it is, or as it would be opened.
+    pub(crate) fn standing(&self, demand: &Demand) -> Account {
+        let Demand { key, end_s, period, unit, limit, amount: _ } = demand;
+        let mut probe = Self { lost_unix_ns: self.lost_unix_ns, ..Self::default() };
+        if let Some(account) = self.accounts.get(key) {
+            probe.accounts.insert(key.clone(), account.clone());
+        }
+        probe.open_account(key, *end_s, period, *unit, *limit);
+        probe.accounts.remove(key).unwrap_or_default()
+    }
+
+    /// Makes the account of a demand have what one had, for a decision that is made again.
+    pub(crate) fn recall(&mut self, demand: &Demand, allocated: i64, remaining: i64) {
+        let Demand { key, end_s, period, unit, limit, amount: _ } = demand;
+        self.open_account(key, *end_s, period, *unit, *limit);
+        if let Some(account) = self.accounts.get_mut(key) {
+            account.adjusted = allocated.saturating_sub(*limit);
+            account.spent = allocated.saturating_sub(remaining);
+        }
+    }
+
     /// The period of a budget that a time belongs to. A clock that stepped back behind periods
     /// that are settled and forgotten gets the oldest one kept: nothing is granted twice.
     #[must_use]

@@ -41,13 +41,15 @@ pub use config::{
     RateLimitConfig, ScopeConfig, Sections, SlaConfig, TierConfig, Unit, UnknownModel, Unmapped,
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};
-pub use engine::{ConnId, ConnectionOpen, ConnectionUpdate, Engine, Output};
+pub use engine::{Again, ConnId, ConnectionOpen, ConnectionUpdate, Engine, Output};
 pub use explain::Explanation;
 pub use ledger::{
     Account, AccountKey, Change, Demand, Entry, Ledger, RestoreError, Restored, Share, Shortfall,
 };
 pub use process::{Ancestor, ProcessFacts, ProcessKey};
-pub use record::{Accounted, Decided, Inputs, Record, RecordKind, What, Who};
+pub use record::{
+    Accounted, Decided, Had, Inputs, Metered, Record, RecordKind, Seen, Texts, What, Who,
+};
 pub use settings::{ConfigError, Settings};
 pub use telemetry::{Attribute, Event, Value};
 pub use time::Now;

@@ -126,6 +126,11 @@ impl Roster {
         self.principals.get(index)
     }
 
+    /// Index of the configured principal of that name.
+    pub(crate) fn position(&self, name: &str) -> Option<usize> {
+        self.principals.iter().position(|it| it.name == name)
+    }
+
     /// Tells of every configured principal, with the names of those it is a sub-agent of.
     pub(crate) fn each(&self, mut tell: impl FnMut(&Attribution, &[String])) {
         for (index, principal) in self.principals.iter().enumerate() {
@@ -179,6 +184,14 @@ impl Roster {
 }
 
 impl Principal {
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    pub(crate) fn attribution(&self) -> &Attribution {
+        &self.attribution
+    }
+
     fn fits(&self, facts: &ProcessFacts) -> bool {
         let MatchConfig { user, exe, systemd_unit, container, namespace, service_account } =
             &self.matches;

@@ -122,6 +122,19 @@ impl Meters {
         }
     }
 
+    /// What a limit has counted: how far its theoretical arrival time lies ahead, in nanoseconds, and
+    /// how many requests run.
+    pub(crate) fn reading(&self, limit: &str, mono_ns: u64) -> (u64, u32) {
+        let arrival = self.arrivals.get(limit).copied().unwrap_or(mono_ns);
+        (arrival.saturating_sub(mono_ns), self.running.get(limit).copied().unwrap_or_default())
+    }
+
+    /// Makes a limit have counted what one had, for a decision that is made again.
+    pub(crate) fn recall(&mut self, limit: &str, arrival_ns: u64, running: u32) {
+        self.arrivals.insert(limit.to_owned(), arrival_ns);
+        self.running.insert(limit.to_owned(), running);
+    }
+
     /// A counted request ended.
     pub(crate) fn ended(&mut self, limit: &str) {
         if let Some(running) = self.running.get_mut(limit) {

@@ -156,6 +156,90 @@ pub struct Inputs {
     pub approval: Option<String>,
     /// Bytes of the request that had left before the decision.
     pub bytes_before_decision: u64,
+    /// What stood in memory besides.
+    pub seen: Seen,
+    /// What was sent to the model, where somebody asked for it to be kept.
+    pub texts: Texts,
+}
+
+/// What stood in memory when a decision was made: with the rest of its record and the configuration,
+/// enough to make it again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// A refusal could still keep the request from running.
+    pub preventable: bool,
+    /// What had settled the matter before: another refusal on the connection, or the deadline.
+    pub settled: Option<ReasonCode>,
+    /// The request had not ended yet; it was refused for what no rest of it could change.
+    pub early: bool,
+    /// It asked for a stream.
+    pub stream: bool,
+    /// 95th percentile of the provider's last latencies.
+    pub p95_latency_ms: Option<u64>,
+    /// Too many of the last calls missed their latency target.
+    pub slow: bool,
+    /// The provider had failed the principal less than a minute ago.
+    pub failed: bool,
+    /// The rate limits that concern it, before it was counted.
+    pub limits: Vec<Metered>,
+    /// The budgets that it draws on, before anything was set aside.
+    pub budgets: Vec<Had>,
+}
+
+/// What a rate limit had counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metered {
+    /// Its name.
+    pub limit: String,
+    /// How far its theoretical arrival time lay ahead, in nanoseconds.
+    pub ahead_ns: u64,
+    /// Requests that were running.
+    pub running: u32,
+}
+
+/// What a budget had, in nano-USD or tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Had {
+    /// Its name.
+    pub budget: String,
+    /// Of its period, adjustments included.
+    pub allocated: i64,
+    /// What could still be set aside.
+    pub remaining: i64,
+}
+
+/// Texts of a request. `Debug` shows how many, never what they say.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Texts {
+    /// In the order of the request.
+    pub texts: Vec<String>,
+    /// Bytes beyond [`Texts::LIMIT`] that were left out.
+    pub left_out_bytes: u64,
+}
+
+impl Texts {
+    /// Most bytes that are kept of one request.
+    pub const LIMIT: usize = 256 << 10;
+
+    pub(crate) fn of(all: &[&str]) -> Self {
+        let mut kept = Self::default();
+        let mut room = Self::LIMIT;
+        for text in all {
+            let part = text.get(..text.floor_char_boundary(room)).unwrap_or_default();
+            kept.left_out_bytes += (text.len() - part.len()) as u64;
+            room -= part.len();
+            if !part.is_empty() {
+                kept.texts.push(part.to_owned());
+            }
+        }
+        kept
+    }
+}
+
+impl std::fmt::Debug for Texts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Texts").field("count", &self.texts.len()).finish_non_exhaustive()
+    }
 }
 
 /// A decision, and what it rests on.

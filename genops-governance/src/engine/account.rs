@@ -3,7 +3,7 @@
 use genops_protocols::Call;
 
 use super::Output;
-use super::core::{Core, target_key};
+use super::core::{Core, provider_key, target_key};
 use super::link::{Link, Opened, Running};
 use crate::awu::{Actual, Awu, AwuId, CaptureLevel, Outcome, Reservation, Sla};
 use crate::config::Unit;
@@ -77,7 +77,7 @@ impl Core {
         if !running.sent || !complete {
             return;
         }
-        self.latencies.note(&format!("provider {provider}"), latency_ms);
+        self.latencies.note(&provider_key(&provider), latency_ms);
         if let Some(target) = &running.target {
             let missed = u64::from(latency_ms > target.latency_ms);
             self.latencies.note(&target_key(target, &principal), missed);

@@ -40,7 +40,7 @@ pub(super) struct Subject {
     pub(super) identity: Identity,
     /// Its principal, and those that one is a sub-agent of.
     pub(super) lineage: Vec<String>,
-    slice: OnceLock<Arc<Slice>>,
+    pub(super) slice: OnceLock<Arc<Slice>>,
     /// Nothing is known of it, not even a name.
     pub(super) nameless: bool,
 }
@@ -63,6 +63,8 @@ pub(super) struct Core {
     /// Who may not approve a blocked request: the people of its chain, and itself.
     pub(super) pending: BTreeMap<String, Vec<String>>,
     pub(super) outputs: VecDeque<Output>,
+    /// Records of decisions carry what was sent to the model.
+    pub(super) keeps_texts: bool,
 }
 
 impl Core {
@@ -81,6 +83,7 @@ impl Core {
             failures: HashMap::new(),
             pending: BTreeMap::new(),
             outputs: VecDeque::new(),
+            keeps_texts: false,
         }
     }
 
@@ -493,6 +496,11 @@ impl Core {
         link.over.insert(call.exchange);
         link.refused.push(Refused { opened, refusal, call: call.clone() });
     }
+}
+
+/// Under what name the latencies of a provider are remembered.
+pub(super) fn provider_key(provider: &str) -> String {
+    format!("provider {provider}")
 }
 
 /// Under what name the misses of a target are counted.

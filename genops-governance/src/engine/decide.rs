@@ -7,7 +7,7 @@
 use genops_protocols::{Call, OpenRequest, Request};
 use sha2::{Digest as _, Sha256};
 
-use super::core::{Core, Subject, aftermath, target_key};
+use super::core::{Core, Subject, aftermath, provider_key, target_key};
 use super::estimate::Ask;
 use super::link::{Link, Opened, Running};
 use crate::awu::{AwuId, Grounds, Held, Reservation, Rung};
@@ -17,7 +17,7 @@ use crate::ledger::{Demand, Shortfall};
 use crate::money;
 use crate::policy::{Facts, Matched, Opinion, Severity};
 use crate::rate::{Limit, Reached};
-use crate::record::{Inputs, Record, RecordKind};
+use crate::record::{Had, Inputs, Metered, Record, RecordKind, Seen, Texts};
 use crate::settings::Settings;
 use crate::sla;
 use crate::telemetry::hex;
@@ -28,15 +28,15 @@ const FAILURE_NS: u64 = 60 * 1_000_000_000;
 
 /// Why a request is not simply allowed.
 #[derive(Clone, Debug)]
-struct Objection {
+pub(super) struct Objection {
     severity: Severity,
-    code: ReasonCode,
-    policy: Option<String>,
+    pub(super) code: ReasonCode,
+    pub(super) policy: Option<String>,
     reason: String,
 }
 
 impl Objection {
-    fn block(code: ReasonCode, policy: Option<&str>, reason: impl Into<String>) -> Self {
+    pub(super) fn block(code: ReasonCode, policy: Option<&str>, reason: impl Into<String>) -> Self {
         let policy = policy.map(str::to_owned);
         Self { severity: Severity::Block, code, policy, reason: reason.into() }
     }
@@ -47,7 +47,7 @@ impl Objection {
         Self { severity, code, policy: Some(matched.id.clone()), reason }
     }
 
-    fn refusal(&self) -> Refusal {
+    pub(super) fn refusal(&self) -> Refusal {
         match self.severity {
             Severity::LimitRate => Refusal::LimitRate(self.code.clone()),
             Severity::Block | Severity::Warn => Refusal::Block(self.code.clone()),
@@ -57,7 +57,7 @@ impl Objection {
 
 /// Which mutating steps were done.
 #[derive(Clone, Copy, Debug, Default)]
-struct Done {
+pub(super) struct Done {
     counted: bool,
     reserved: bool,
 }
@@ -82,6 +82,7 @@ impl Core {
             end: request.end,
             estimate: self.estimate(now, &subject, call, bytes, None),
             region: self.region(call),
+            texts: if self.keeps_texts { Texts::of(&texts) } else { Texts::default() },
         };
         self.decide(now, link, &subject, &ask, request.complete);
     }
@@ -92,13 +93,15 @@ impl Core {
         let subject = self.subject(link);
         let estimate = self.estimate(now, &subject, call, call.request_bytes, None);
         let region = self.region(call);
-        let ask =
-            Ask { call, readable: false, content: vec![], start: 0, end: 0, estimate, region };
+        let texts = Texts::default();
+        let content = vec![];
+        let ask = Ask { call, readable: false, content, start: 0, end: 0, estimate, region, texts };
         let id = self.issue();
+        let seen = self.seen(now, &subject, &ask, false);
         let opinion = self.opinion(now, &subject, &ask, None);
         let mut done = Done::default();
         let objection = self.objection(now, id, &subject, &ask, &opinion, None, &mut done);
-        self.permit(now, id, link, &subject, &ask, &opinion, objection, None, done, false)
+        self.permit(now, id, link, &subject, &ask, &opinion, objection, None, done, false, seen)
     }
 
     fn decide(
@@ -110,11 +113,14 @@ impl Core {
         complete: bool,
     ) {
         let id = self.issue();
+        let mut seen = self.seen(now, subject, ask, link.can_prevent(ask.end));
         if let Some(code) = aftermath(link) {
+            seen.settled = Some(code.clone());
             let why = "nothing more of this connection may leave";
             let objection = Objection::block(code, None, why);
             let opened = self.opened(now, id, link, subject, ask, &objection, complete);
-            self.refuse(now, link, opened, objection.refusal(), ask.call, inputs(ask, 0, None));
+            let inputs = inputs(ask, 0, None, seen);
+            self.refuse(now, link, opened, objection.refusal(), ask.call, inputs);
             return;
         }
         let approval = self.approval_for(now, subject, ask);
@@ -122,7 +128,7 @@ impl Core {
         let mut done = Done::default();
         let objection =
             self.objection(now, id, subject, ask, &opinion, approval.as_deref(), &mut done);
-        let enforced = subject.identity.mode == Mode::Enforce && link.can_prevent(ask.end);
+        let enforced = subject.identity.mode == Mode::Enforce && seen.preventable;
         match objection {
             Some(objection) if enforced => {
                 if done.counted {
@@ -136,12 +142,13 @@ impl Core {
                     opened.grounds.approval_request = Some(request);
                 }
                 let left = opened.enforcement.bytes_before_decision;
-                let inputs = inputs(ask, left, None);
+                let inputs = inputs(ask, left, None, seen);
                 self.refuse(now, link, opened, objection.refusal(), ask.call, inputs);
             }
             objection => {
                 let running = self.permit(
                     now, id, link, subject, ask, &opinion, objection, approval, done, complete,
+                    seen,
                 );
                 link.units.insert(ask.call.exchange, running);
             }
@@ -150,7 +157,7 @@ impl Core {
 
     /// Steps 1 to 6. What was counted and reserved on the way is in `done`.
     #[expect(clippy::too_many_arguments, reason = "each is another thing")]
-    fn objection(
+    pub(super) fn objection(
         &mut self,
         now: Now,
         id: AwuId,
@@ -179,7 +186,7 @@ impl Core {
     }
 
     /// Steps 1 to 4: nothing is counted.
-    fn standing(
+    pub(super) fn standing(
         &self,
         now: Now,
         subject: &Subject,
@@ -230,19 +237,14 @@ impl Core {
         approval: Option<String>,
         done: Done,
         complete: bool,
+        seen: Seen,
     ) -> Running {
         let mut log = Vec::new();
-        if !done.counted {
-            self.count_unchecked(now, subject, ask);
-        }
-        let demands = self.demands(now, subject, ask);
-        if !done.reserved {
-            self.ledger.reserve_unchecked(now.unix_ns, id, &demands, &mut log);
-        }
+        let (demands, warning) =
+            self.weigh(now, id, subject, ask, opinion, objection, done, &mut log);
         if let Some(approval) = &approval {
             self.ledger.use_approval(now.unix_ns, approval, &mut log);
         }
-        let warning = objection.or_else(|| self.warning(now, subject, ask, opinion, &demands));
         let reservation = self.reservation(now, ask, &demands);
         let permission = match &warning {
             None => Permission::Allow,
@@ -253,7 +255,7 @@ impl Core {
         let mut opened = self.opened(now, id, link, subject, ask, grounds, complete);
         opened.grounds.matched = opinion.matched();
         opened.grounds.approval.clone_from(&approval);
-        let inputs = inputs(ask, opened.enforcement.bytes_before_decision, approval);
+        let inputs = inputs(ask, opened.enforcement.bytes_before_decision, approval, seen);
         self.write_permit(now, link, &opened, &permission, &reservation, inputs, log, ask.call);
         let lineage = &subject.lineage;
         let model = ask.call.request_model.as_deref();
@@ -268,6 +270,71 @@ impl Core {
             limits: self.limits(subject, ask).map(|it| it.name.clone()).collect(),
             target: sla::find(&self.settings.0.targets, lineage, model).cloned(),
         }
+    }
+
+    /// Counts and sets aside for a call that may run, as far as that was not done; what it draws on,
+    /// and what speaks for a closer look at it.
+    #[expect(clippy::too_many_arguments, reason = "each is another thing")]
+    pub(super) fn weigh(
+        &mut self,
+        now: Now,
+        id: AwuId,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        opinion: &Opinion,
+        objection: Option<Objection>,
+        done: Done,
+        log: &mut Vec<crate::ledger::Entry>,
+    ) -> (Vec<Demand>, Option<Objection>) {
+        if !done.counted {
+            self.count_unchecked(now, subject, ask);
+        }
+        let demands = self.demands(now, subject, ask);
+        if !done.reserved {
+            self.ledger.reserve_unchecked(now.unix_ns, id, &demands, log);
+        }
+        let warning = objection.or_else(|| self.warning(now, subject, ask, opinion, &demands));
+        (demands, warning)
+    }
+
+    /// What stands in memory that the decision will look at.
+    fn seen(&self, now: Now, subject: &Subject, ask: &Ask<'_>, preventable: bool) -> Seen {
+        let who = &subject.identity.attribution.principal;
+        let settings = &self.settings.0;
+        let provider = ask.call.provider.clone().unwrap_or_default();
+        let p95_latency_ms = self.latencies.p95(&provider_key(&provider));
+        let metered = |limit: &Limit| {
+            let (ahead_ns, running) = self.meters.reading(&limit.name, now.mono_ns);
+            Metered { limit: limit.name.clone(), ahead_ns, running }
+        };
+        let had = |demand: &Demand| {
+            let account = self.ledger.standing(demand);
+            let (allocated, remaining) = (account.allocated(), account.remaining());
+            Had { budget: demand.key.budget.clone(), allocated, remaining }
+        };
+        let model = ask.call.request_model.as_deref();
+        let target = sla::find(&settings.targets, &subject.lineage, model);
+        Seen {
+            preventable,
+            settled: None,
+            early: false,
+            stream: ask.call.stream,
+            p95_latency_ms,
+            slow: target.is_some_and(|it| self.is_slow(it, who)),
+            failed: self.has_failed(now, who, provider),
+            limits: self.limits(subject, ask).map(metered).collect(),
+            budgets: self.demands(now, subject, ask).iter().map(had).collect(),
+        }
+    }
+
+    /// Too many of the last calls missed the target.
+    fn is_slow(&self, target: &sla::Target, principal: &str) -> bool {
+        self.latencies.p95(&target_key(target, principal)) == Some(1)
+    }
+
+    fn has_failed(&self, now: Now, principal: &str, provider: String) -> bool {
+        let failed = self.failures.get(&(principal.to_owned(), provider));
+        failed.is_some_and(|at| now.mono_ns.saturating_sub(*at) < FAILURE_NS)
     }
 
     /// Ledger, decision, reservation: in the order in which they must be durable.
@@ -320,8 +387,7 @@ impl Core {
         let who = &subject.identity.attribution.principal;
         let model = ask.call.request_model.as_deref();
         let target = sla::find(&settings.targets, &subject.lineage, model);
-        let missed = |it: &&sla::Target| self.latencies.p95(&target_key(it, who)) == Some(1);
-        if let Some(target) = target.filter(missed) {
+        if let Some(target) = target.filter(|it| self.is_slow(it, who)) {
             let why = format!("of the last calls, too many took over {} ms", target.latency_ms);
             return Some(Objection::block(
                 ReasonCode::SlaLatencyViolation,
@@ -330,8 +396,7 @@ impl Core {
             ));
         }
         let provider = ask.call.provider.clone().unwrap_or_default();
-        let failed = self.failures.get(&(who.clone(), provider));
-        if failed.is_some_and(|at| now.mono_ns.saturating_sub(*at) < FAILURE_NS) {
+        if self.has_failed(now, who, provider) {
             let why = "the provider failed less than a minute ago";
             return Some(Objection::block(ReasonCode::ProviderErrorUpstream, None, why));
         }
@@ -377,6 +442,7 @@ impl Core {
             end: u64::MAX,
             estimate: self.estimate(now, &subject, call, open.body_bytes, Some(0)),
             region: self.region(call),
+            texts: Texts::default(),
         };
         let opinion = self.opinion(now, &subject, &ask, Some(""));
         let Some(objection) = self.standing(now, &subject, &ask, &opinion, true) else {
@@ -386,7 +452,8 @@ impl Core {
         let mut opened = self.opened(now, id, link, &subject, &ask, &objection, false);
         opened.grounds.matched = opinion.matched();
         let left = opened.enforcement.bytes_before_decision;
-        self.refuse(now, link, opened, objection.refusal(), call, inputs(&ask, left, None));
+        let seen = Seen { early: true, ..self.seen(now, &subject, &ask, true) };
+        self.refuse(now, link, opened, objection.refusal(), call, inputs(&ask, left, None, seen));
         true
     }
 
@@ -408,12 +475,15 @@ impl Core {
             end: received,
             estimate: self.estimate(now, &subject, call, open.body_bytes, None),
             region: self.region(call),
+            texts: Texts::default(),
         };
+        let settled = Some(ReasonCode::DECISION_TIMEOUT);
+        let seen = Seen { settled, ..self.seen(now, &subject, &ask, false) };
         let why = "no decision came before the deadline, and the configuration refuses then";
         let objection = Objection::block(ReasonCode::DECISION_TIMEOUT, None, why);
         let id = self.issue();
         let opened = self.opened(now, id, link, &subject, &ask, &objection, false);
-        self.refuse(now, link, opened, objection.refusal(), call, inputs(&ask, 0, None));
+        self.refuse(now, link, opened, objection.refusal(), call, inputs(&ask, 0, None, seen));
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is another thing")]
@@ -457,7 +527,7 @@ impl Core {
     }
 
     /// What the policies say.
-    fn opinion(
+    pub(super) fn opinion(
         &self,
         now: Now,
         subject: &Subject,
@@ -479,7 +549,7 @@ impl Core {
             est_tokens: ask.estimate.tokens(),
             max_output_tokens: ask.estimate.output_tokens,
             request_bytes: call.request_bytes,
-            p95_latency_ms: self.latencies.p95(&format!("provider {provider}")).unwrap_or(0),
+            p95_latency_ms: self.latencies.p95(&provider_key(provider)).unwrap_or(0),
             stream: call.stream,
             readable: ask.readable,
             approved: approval.is_some(),
@@ -490,7 +560,7 @@ impl Core {
         self.settings.0.policies.evaluate(self.slice(subject), who, &subject.lineage, &facts)
     }
 
-    fn limits<'s>(
+    pub(super) fn limits<'s>(
         &'s self,
         subject: &'s Subject,
         ask: &'s Ask<'_>,
@@ -593,7 +663,12 @@ fn involved(subject: &Subject, settings: &Settings) -> Vec<String> {
     names
 }
 
-fn inputs(ask: &Ask<'_>, bytes_before_decision: u64, approval: Option<String>) -> Inputs {
+fn inputs(
+    ask: &Ask<'_>,
+    bytes_before_decision: u64,
+    approval: Option<String>,
+    seen: Seen,
+) -> Inputs {
     Inputs {
         input_tokens: ask.estimate.input_tokens,
         output_tokens: ask.estimate.output_tokens,
@@ -603,6 +678,8 @@ fn inputs(ask: &Ask<'_>, bytes_before_decision: u64, approval: Option<String>) -
         content: ask.content.clone(),
         approval,
         bytes_before_decision,
+        seen,
+        texts: ask.texts.clone(),
     }
 }
 

@@ -8,6 +8,7 @@ use crate::budget::Budget;
 use crate::config::{Estimate, Unit};
 use crate::ledger::Demand;
 use crate::prices::{Found, output_limit};
+use crate::record::Texts;
 use crate::telemetry::has_output;
 use crate::time::Now;
 
@@ -22,6 +23,8 @@ pub(super) struct Ask<'a> {
     pub(super) end: u64,
     pub(super) estimate: Guess,
     pub(super) region: Option<String>,
+    /// What it says, where that is to be kept.
+    pub(super) texts: Texts,
 }
 
 /// Most that a request can use.

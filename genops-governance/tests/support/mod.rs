@@ -8,9 +8,9 @@ use std::fmt::Write as _;
 
 use expect_test::Expect;
 use genops_governance::{
-    Awu, BudgetConfig, ConnId, ConnectionOpen, Engine, Entry, HoldLevel, Ledger, MatchConfig, Mode,
-    Now, Output, PolicyConfig, PrincipalConfig, ProcessFacts, ProcessKey, Rung, Sections, Settings,
-    Value, time::Period,
+    Again, Awu, BudgetConfig, ConnId, ConnectionOpen, Engine, Entry, HoldLevel, Ledger,
+    MatchConfig, Mode, Now, Output, PolicyConfig, PrincipalConfig, ProcessFacts, ProcessKey,
+    Record, Rung, Sections, Settings, Value, time::Period,
 };
 use genops_protocols::Direction;
 
@@ -102,9 +102,14 @@ impl Host {
         self
     }
 
-    /// Renders what came out, one line each; identities are left out.
+    /// Renders what came out, one line each; identities are left out. Every decision is made again from
+    /// its record, and has to come to the same.
     pub fn drain(&mut self) {
-        for output in self.engine.outputs() {
+        let outputs: Vec<Output> = self.engine.outputs().collect();
+        for output in outputs {
+            if let Output::Record(record) = &output {
+                same_again(self.engine.settings(), record);
+            }
             let out = &mut self.text;
             match output {
                 Output::Release { conn, to } => writeln!(out, "release c{} to {to}", conn.0),
@@ -140,6 +145,18 @@ impl Host {
         expected.assert_eq(&self.text);
         self.text.clear();
     }
+}
+
+/// What a record says was decided is what comes of deciding it again.
+fn same_again(settings: &Settings, record: &Record) {
+    let again = settings.decide_again(record);
+    let decided = record.decision.clone().map(|it| Again {
+        result: it.result,
+        reason: it.reason,
+        policy: it.policy,
+        matched: it.matched,
+    });
+    assert_eq!(again, decided, "{record:#?}");
 }
 
 /// The attributes of a unit that tests look at.

@@ -1,0 +1,174 @@
+//! Making a recorded decision again, by the steps of [`super::decide`] on what its record holds.
+//!
+//! Who asked, what for, what it may need and what stood in memory are taken as recorded; identity,
+//! grants, policies, limits, budgets and prices are those of the settings. On other settings than it
+//! was made on, it says what would have come of it.
+
+use std::sync::{Arc, OnceLock};
+
+use genops_protocols::Call;
+
+use super::core::{Core, Subject, provider_key, target_key};
+use super::decide::{Done, Objection};
+use super::estimate::{Ask, Guess};
+use crate::awu::{Attribution, AwuId};
+use crate::config::Mode;
+use crate::decision::{Decision, Permission, PolicyResult, ReasonCode};
+use crate::ledger::Ledger;
+use crate::policy::Opinion;
+use crate::process::{ProcessFacts, ProcessKey};
+use crate::record::{Inputs, Record, Seen, Texts, What};
+use crate::settings::Settings;
+use crate::sla;
+use crate::time::Now;
+
+/// What a decision comes to when it is made again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// The result.
+    pub result: PolicyResult,
+    /// The reason, unless allowed.
+    pub reason: Option<ReasonCode>,
+    /// The policy, grant, budget or limit that decided.
+    pub policy: Option<String>,
+    /// Every policy that matched.
+    pub matched: Vec<String>,
+}
+
+impl Settings {
+    /// Makes the decision of a record again. `None`: it is not the record of a decision.
+    #[must_use]
+    pub fn decide_again(&self, record: &Record) -> Option<Again> {
+        let who = &record.who.as_ref()?.attribution;
+        let (what, inputs) = (record.what.as_ref()?, record.inputs.as_ref()?);
+        record.decision.as_ref()?;
+        let mut core = Core::new(self.clone(), Ledger::new(), [0; 32]);
+        let subject = core.recalled(who);
+        let call = call(what, inputs);
+        let ask = core.asked(&call, what, inputs);
+        core.recall(record.at, &subject, &ask, &inputs.seen);
+        Some(core.again(record.at, &subject, &ask, inputs))
+    }
+
+    /// What the settings make of a configured principal; `None`: there is none of that name. Without
+    /// the human who answers for it.
+    #[must_use]
+    pub fn attribution(&self, principal: &str) -> Option<Attribution> {
+        let index = self.0.roster.position(principal)?;
+        let attribution = self.0.roster.get(index)?.attribution();
+        Some(Attribution { accountable: None, ..attribution.clone() })
+    }
+}
+
+fn call(what: &What, inputs: &Inputs) -> Call {
+    Call {
+        provider: what.provider.clone(),
+        operation: what.operation.clone(),
+        request_model: what.model.clone(),
+        server_address: what.server.clone(),
+        stream: inputs.seen.stream,
+        request_bytes: inputs.request_bytes,
+        ..Call::default()
+    }
+}
+
+impl Core {
+    /// Whoever a record says it was.
+    fn recalled(&self, who: &Attribution) -> Subject {
+        let roster = &self.settings.0.roster;
+        let principal = roster.position(&who.principal).filter(|_| who.mapped);
+        let known = principal.and_then(|it| roster.get(it));
+        let identity = crate::principal::Identity {
+            attribution: Arc::new(who.clone()),
+            principal,
+            mode: known.map_or(self.settings.mode(), crate::principal::Principal::mode),
+        };
+        let lineage = roster.lineage(principal).map(|it| it.name.clone()).collect();
+        let facts = ProcessFacts::bare(ProcessKey { pid: 0, start_ns: 0 }, "");
+        let nameless = who.project.is_none();
+        Subject { facts, identity, lineage, slice: OnceLock::new(), nameless }
+    }
+
+    fn asked<'a>(&self, call: &'a Call, what: &What, inputs: &Inputs) -> Ask<'a> {
+        let prices = &self.settings.0.prices;
+        let price = prices.find(call.provider.as_deref(), call.request_model.as_deref());
+        Ask {
+            call,
+            readable: inputs.complete,
+            content: inputs.content.clone(),
+            start: 0,
+            end: 0,
+            estimate: Guess {
+                input_tokens: inputs.input_tokens,
+                output_tokens: inputs.output_tokens,
+                nano_usd: inputs.nano_usd,
+                price,
+            },
+            region: what.region.clone(),
+            texts: Texts::default(),
+        }
+    }
+
+    /// Puts into memory what stood there.
+    fn recall(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>, seen: &Seen) {
+        let who = subject.identity.attribution.principal.clone();
+        let provider = ask.call.provider.clone().unwrap_or_default();
+        if let Some(p95) = seen.p95_latency_ms {
+            self.latencies.note(&provider_key(&provider), p95);
+        }
+        let settings = self.settings.clone();
+        let model = ask.call.request_model.as_deref();
+        if let Some(target) = sla::find(&settings.0.targets, &subject.lineage, model) {
+            self.latencies.note(&target_key(target, &who), u64::from(seen.slow));
+        }
+        if seen.failed {
+            self.failures.insert((who, provider), now.mono_ns);
+        }
+        for limit in &seen.limits {
+            let arrival_ns = now.mono_ns.saturating_add(limit.ahead_ns);
+            self.meters.recall(&limit.limit, arrival_ns, limit.running);
+        }
+        for demand in self.demands(now, subject, ask) {
+            if let Some(had) = seen.budgets.iter().find(|it| it.budget == demand.key.budget) {
+                self.ledger.recall(&demand, had.allocated, had.remaining);
+            }
+        }
+    }
+
+    fn again(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>, inputs: &Inputs) -> Again {
+        let Inputs { approval, seen, .. } = inputs;
+        if let Some(code) = &seen.settled {
+            let objection = Objection::block(code.clone(), None, "");
+            return told(Some(&objection), true, &Opinion::default());
+        }
+        let approval = if seen.early { Some("") } else { approval.as_deref() };
+        let opinion = self.opinion(now, subject, ask, approval);
+        if seen.early {
+            let objection = self.standing(now, subject, ask, &opinion, true);
+            return told(objection.as_ref(), true, &opinion);
+        }
+        let id = AwuId { trace: [0; 16], span: [0; 8] };
+        let mut done = Done::default();
+        let objection = self.objection(now, id, subject, ask, &opinion, approval, &mut done);
+        if objection.is_some() && subject.identity.mode == Mode::Enforce && seen.preventable {
+            return told(objection.as_ref(), true, &opinion);
+        }
+        let mut log = Vec::new();
+        let (_, warning) = self.weigh(now, id, subject, ask, &opinion, objection, done, &mut log);
+        told(warning.as_ref(), false, &opinion)
+    }
+}
+
+fn told(objection: Option<&Objection>, refused: bool, opinion: &Opinion) -> Again {
+    let decision = match objection {
+        None => Decision::Permit(Permission::Allow),
+        Some(it) if refused => Decision::Refuse(it.refusal()),
+        Some(it) => Decision::Permit(Permission::Warn(it.code.clone())),
+    };
+    Again {
+        result: decision.result(),
+        reason: decision.reason().cloned(),
+        policy: objection.and_then(|it| it.policy.clone()),
+        matched: opinion.matched(),
+    }
+}
