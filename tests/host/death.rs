@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use genops_tests::agent::Agent;
 use genops_tests::clients::{Stage, finish};
+use genops_tests::patience::scaled;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -26,22 +27,24 @@ enum Fate {
 
 /// A client makes a call that is allowed, then another one while the agent cannot answer.
 fn second_call(on_timeout: &str, fate: Fate) -> anyhow::Result<(Value, usize)> {
-    let configuration =
-        format!("mode: enforce\non_timeout: {on_timeout}\nhold_deadline_ms: {}", HOLD.as_millis());
+    let configuration = format!(
+        "mode: enforce\non_timeout: {on_timeout}\nhold_deadline_ms: {}",
+        scaled(HOLD).as_millis()
+    );
     let mut agent = Agent::start(&configuration)?;
     let stage = Stage::new()?;
-    let pause = PAUSE.as_secs_f64().to_string();
+    let pause = scaled(PAUSE).as_secs_f64().to_string();
     let client = stage.python("openai", &["--repeat", "2", "--pause", &pause])?.spawn()?;
-    let deadline = Instant::now() + Duration::from_secs(15);
+    let deadline = Instant::now() + scaled(Duration::from_secs(15));
     while stage.provider.log.request_count() == 0 {
         ensure!(Instant::now() < deadline, "the first call did not arrive");
         std::thread::sleep(Duration::from_millis(2));
     }
     // The first answer is on its way; the pause has not ended.
-    std::thread::sleep(PAUSE / 2);
+    std::thread::sleep(scaled(PAUSE / 2));
     agent.signal(Signal::STOP)?;
     if fate == Fate::Killed {
-        std::thread::sleep(PAUSE / 2 + HOLD / 4);
+        std::thread::sleep(scaled(PAUSE / 2 + HOLD / 4));
         agent.kill()?;
     }
     let finished = finish(client)?;
@@ -70,8 +73,8 @@ fn a_held_request_passes_when_the_agent_is_killed_and_timeouts_are_open() -> any
         "{report}, {arrived} arrived"
     );
     let took = seconds(&report)?;
-    ensure!(took > HOLD / 5, "it was not held: {took:?}");
-    ensure!(took < HOLD + GRACE, "it was held for {took:?}");
+    ensure!(took > scaled(HOLD / 5), "it was not held: {took:?}");
+    ensure!(took < scaled(HOLD + GRACE), "it was held for {took:?}");
     Ok(())
 }
 
@@ -86,7 +89,7 @@ fn a_held_request_fails_when_the_agent_is_killed_and_timeouts_are_closed() -> an
         "{report}, {arrived} arrived"
     );
     let took = seconds(&report)?;
-    ensure!(took < HOLD + GRACE, "the client knew only after {took:?}");
+    ensure!(took < scaled(HOLD + GRACE), "the client knew only after {took:?}");
     Ok(())
 }
 
@@ -102,6 +105,6 @@ fn a_held_request_passes_at_its_deadline_when_the_agent_hangs_and_timeouts_are_o
         "{report}, {arrived} arrived"
     );
     let took = seconds(&report)?;
-    ensure!(took > HOLD / 2 && took < HOLD + GRACE, "it was held for {took:?}");
+    ensure!(took > scaled(HOLD / 2) && took < scaled(HOLD + GRACE), "it was held for {took:?}");
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use genops_tests::agent::Agent;
 use genops_tests::clients::{Finished, Stage, finish, run};
+use genops_tests::patience::scaled;
 use genops_tests::scratch::Scratch;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use crate::support::{PRINCIPAL, assert_says, can_run};
 const ENFORCING: &str = r#"
 mode: enforce
 on_timeout: closed
-hold_deadline_ms: 2000
+hold_deadline_ms: 20000
 principals:
   - {name: shell, match: {exe: "*/curl"}, team: platform, project: scripts}
   - {name: assistant, match: {exe: "*/python3*"}, team: research, project: notes}
@@ -54,7 +55,7 @@ fn check(
         ensure!(!denied.output.status.success(), "the call went through");
         denied.took
     };
-    ensure!(took < Duration::from_secs(1), "the client knew only after {took:?}");
+    ensure!(took < scaled(Duration::from_secs(1)), "the client knew only after {took:?}");
     let awu = agent.only_awu_of(denied.pid)?;
     let expected = [
         ("genops.policy.result", "BLOCKED"),
@@ -66,7 +67,10 @@ fn check(
 
     let report = finish(bystander)?.succeeded()?.report()?;
     let p99_us = report.get("p99_us").and_then(Value::as_f64).context("p99")?;
-    ensure!(p99_us < 500_000.0, "calls of another process took up to {p99_us} µs at the same time");
+    ensure!(
+        p99_us < scaled(Duration::from_millis(500)).as_secs_f64() * 1e6,
+        "calls of another process took up to {p99_us} µs at the same time"
+    );
     let of_bystander = elsewhere.provider.log.request_count();
     ensure!(
         of_bystander == BYSTANDER_REQUESTS,
@@ -90,7 +94,7 @@ fn bystander(stage: &Stage) -> anyhow::Result<std::process::Child> {
 
 /// The handshake was completed, and then came nothing.
 fn nothing_arrived(stage: &Stage) -> anyhow::Result<()> {
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(scaled(Duration::from_millis(300)));
     let connections = stage.provider.log.connections();
     ensure!(!connections.is_empty(), "the client did not even connect");
     for connection in connections {
@@ -184,7 +188,7 @@ fn is_not_held(name: &str) -> anyhow::Result<()> {
     let fetched = run(&mut curl);
     agent.signal(Signal::CONT)?;
     let fetched = fetched?.succeeded()?;
-    ensure!(fetched.took < Duration::from_millis(1_500), "it took {:?}", fetched.took);
+    ensure!(fetched.took < scaled(Duration::from_millis(1_500)), "it took {:?}", fetched.took);
     ensure!(stage.provider.log.request_count() == 1, "the request did not arrive");
     Ok(())
 }
@@ -245,7 +249,10 @@ fn a_denied_call_in_another_network_namespace_ends_too() -> anyhow::Result<()> {
     let report = denied.report()?;
     ensure!(report.get("ok") == Some(&Value::Bool(false)), "the call went through: {report}");
     let seconds = report.get("seconds").and_then(Value::as_f64).context("seconds")?;
-    ensure!(seconds < 1.0, "the client knew only after {seconds} s");
+    ensure!(
+        seconds < scaled(Duration::from_secs(1)).as_secs_f64(),
+        "the client knew only after {seconds} s"
+    );
     let log = std::fs::read_to_string(log)?;
     ensure!(log.contains("gpt-4o-mini") && !log.contains("o1-pro"), "{log}");
     assert_says(&agent.only_awu_of(denied.pid)?, &[("genops.policy.result", "BLOCKED".into())]);

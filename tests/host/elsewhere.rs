@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use genops_tests::agent::Agent;
 use genops_tests::clients::{Stage, finish, python, run, script};
+use genops_tests::patience::scaled;
 use genops_tests::scratch::Scratch;
 use serde_json::{Value, json};
 
@@ -103,12 +104,13 @@ fn a_program_that_ran_before_the_agent_is_captured() -> anyhow::Result<()> {
         return Ok(());
     }
     let stage = Stage::new()?;
-    let client = stage.python("requests", &["--repeat", "2", "--pause", "4"])?.spawn()?;
+    let pause = scaled(Duration::from_secs(4)).as_secs_f64().to_string();
+    let client = stage.python("requests", &["--repeat", "2", "--pause", &pause])?.spawn()?;
     ensure!(
         stage.provider.log.wait_for_connections(1, Duration::from_secs(10)),
         "the client did not start"
     );
-    std::thread::sleep(Duration::from_millis(300));
+    std::thread::sleep(scaled(Duration::from_millis(300)));
     let agent = Agent::start("mode: observe")?;
     let finished = finish(client)?.succeeded()?;
     ensure!(stage.provider.log.connections().len() == 1, "the client did not keep its connection");

@@ -9,6 +9,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use genops_tests::agent::{Agent, program};
 use genops_tests::clients::{Stage, python, run, script};
+use genops_tests::patience::scaled;
 use genops_tests::provider::Behaviour;
 use genops_tests::scratch::Scratch;
 use rustix::process::Signal;
@@ -64,7 +65,7 @@ fn asked_with(bytes: &[u8]) -> anyhow::Result<()> {
         let mut raw = stage.command(python()?);
         let call =
             run(raw.arg(script("raw.py")).args(["api.openai.com", &base64, "2"]))?.succeeded()?;
-        ensure!(call.took < Duration::from_secs(8), "the client hung for {:?}", call.took);
+        ensure!(call.took < scaled(Duration::from_secs(8)), "the client hung for {:?}", call.took);
         still_works(&agent)?;
     }
     Ok(())
@@ -193,7 +194,7 @@ fn a_process_that_dies_in_the_middle_of_its_call() -> anyhow::Result<()> {
     let agent = Agent::start("mode: enforce")?;
     let mut client = stage.curl(URL, &question()).spawn()?;
     ensure!(stage.provider.log.wait_for_connections(1, Duration::from_secs(5)), "no connection");
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(scaled(Duration::from_millis(500)));
     client.kill()?;
     client.wait()?;
     let awu = agent.only_awu_of(client.id())?;

@@ -52,8 +52,18 @@ fn nothing_in_deploy_is_privileged() -> anyhow::Result<()> {
 /// `setpriv` that leaves exactly these capabilities to the program it becomes.
 pub(crate) fn confined(capabilities: &BTreeSet<String>) -> Launch {
     let list = capabilities.iter().fold("-all".to_owned(), |list, name| format!("{list},+{name}"));
-    let wrapper =
-        ["setpriv", "--bounding-set", &list, "--inh-caps", "-all", "--no-new-privs", "--"];
+    // As the unit has it: maps of kernels before 5.11 count as locked memory.
+    let wrapper = [
+        "prlimit",
+        "--memlock=unlimited",
+        "setpriv",
+        "--bounding-set",
+        &list,
+        "--inh-caps",
+        "-all",
+        "--no-new-privs",
+        "--",
+    ];
     Launch { wrapper: wrapper.iter().map(Into::into).collect(), ..Launch::default() }
 }
 

@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::patience::scaled;
 use crate::scratch::Scratch;
 
 /// How long the agent may take until it is ready. Far above its goal of a second: a busy machine is no failure.
@@ -124,7 +125,7 @@ impl Agent {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the agent ended with {status}: {}", self.stderr());
             }
-            if started.elapsed() > START_PATIENCE {
+            if started.elapsed() > scaled(START_PATIENCE) {
                 let (status, reason) = self.get("/readyz").unwrap_or_default();
                 bail!("the agent is not ready ({status}: {reason}): {}", self.stderr());
             }
@@ -175,7 +176,7 @@ impl Agent {
         patience: Duration,
         wanted: impl Fn(&Value) -> bool,
     ) -> anyhow::Result<Vec<Value>> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + scaled(patience);
         let mut lines = self.lines.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen = 0;
         let mut found = Vec::new();
@@ -216,7 +217,7 @@ impl Agent {
         let of_pid =
             |awu: &Value| awu.get("process.pid").and_then(Value::as_u64) == Some(pid.into());
         self.wait_for(1, Duration::from_secs(5), of_pid)?;
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(scaled(Duration::from_millis(50)));
         let mut awus = self.awus();
         awus.retain(of_pid);
         ensure!(awus.len() == 1, "process {pid} made one call, reported were {awus:#?}");
@@ -225,8 +226,8 @@ impl Agent {
 
     /// Reads one of the agent's HTTP pages: status and body.
     pub fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
-        let mut stream = TcpStream::connect_timeout(&self.metrics, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let mut stream = TcpStream::connect_timeout(&self.metrics, scaled(Duration::from_secs(1)))?;
+        stream.set_read_timeout(Some(scaled(Duration::from_secs(2))))?;
         write!(
             stream,
             "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
@@ -275,7 +276,7 @@ impl Agent {
     /// Asks it to end, waits, and returns how it ended and every line it wrote. Its files stay until it is dropped.
     pub fn stop(&mut self) -> anyhow::Result<(ExitStatus, Vec<String>)> {
         self.signal(Signal::TERM)?;
-        let deadline = Instant::now() + STOP_PATIENCE;
+        let deadline = Instant::now() + scaled(STOP_PATIENCE);
         loop {
             if let Some(status) = self.child.try_wait()? {
                 // The reader thread sees the end of the pipe a moment later.

@@ -16,6 +16,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::authority::NAMES;
+use crate::patience::scaled;
 use crate::provider::{Options, Provider};
 use crate::scratch::Scratch;
 
@@ -190,13 +191,13 @@ pub fn run(command: &mut Command) -> anyhow::Result<Finished> {
 /// Waits for a client that was started.
 pub fn finish(mut child: Child) -> anyhow::Result<Finished> {
     let pid = child.id();
-    let started = Instant::now();
+    let (started, patience) = (Instant::now(), scaled(PATIENCE));
     let watched = std::thread::spawn(move || -> anyhow::Result<Output> {
         // What clients write fits a pipe; the longest is a streamed answer.
         while child.try_wait()?.is_none() {
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > patience {
                 child.kill()?;
-                bail!("the client goes on after {PATIENCE:?}");
+                bail!("the client goes on after {patience:?}");
             }
             std::thread::sleep(Duration::from_millis(1));
         }

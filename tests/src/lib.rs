@@ -6,6 +6,7 @@ pub mod bench;
 pub mod client;
 pub mod clients;
 pub mod demo;
+pub mod patience;
 pub mod process;
 pub mod provider;
 pub mod scratch;

@@ -4,11 +4,13 @@
 //! assert: adding a test never edits this program.
 
 mod fuzz;
+mod kernels;
 mod licences;
 mod setup;
 mod steps;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -25,6 +27,7 @@ enum Command {
     Build,
     /// Run every test, the fast ones first; those on this kernel need root.
     Test(test::Test),
+    Vm(vm::Vm),
     /// Run what needs no kernel and no privilege: formatting, lints, unit tests, tidy, licences.
     Ci,
     /// Check the invariants of ARCHITECTURE.md.
@@ -62,10 +65,12 @@ impl Command {
         match self {
             Self::Setup => {
                 setup::toolchain()?;
-                setup::clients()
+                setup::clients()?;
+                setup::machines()
             }
             Self::Build => workspace::build_release(&setup::toolchain()?),
             Self::Test(test) => test.run(),
+            Self::Vm(vm) => vm.run(),
             Self::Ci => test::ci(),
             Self::Tidy => report("tidy", &tidy::check()?),
             Self::Licences => report("licences", &licences::check()?),

@@ -28,6 +28,9 @@ const DEBIAN_BUILD: &[&str] = &["gcc", "g++", "libc6-dev", "make", "pkg-config"]
 /// Debian's packages for the clients and peers of the tests and the demo.
 const DEBIAN_CLIENTS: &[&str] =
     &["curl", "libssl-dev", "python3", "python3-venv", "util-linux", "libcap2-bin", "iproute2"];
+/// Debian's packages for the virtual machines; QEMU brings the server of a shared file system.
+const DEBIAN_MACHINES: &[&str] =
+    &["qemu-system-x86", "busybox-static", "debian-archive-keyring", "iproute2", "xz-utils"];
 const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Where Debian's LLVM 22 has `llvm-config`.
 const LLVM_BIN: &str = "/usr/lib/llvm-22/bin";
@@ -104,6 +107,11 @@ pub(crate) fn clients() -> anyhow::Result<()> {
     std::fs::write(&installed, text).with_context(|| format!("{}", installed.display()))
 }
 
+/// Installs what boots other kernels.
+pub(crate) fn machines() -> anyhow::Result<()> {
+    if is_debian() { debian_packages(DEBIAN_MACHINES) } else { Ok(()) }
+}
+
 /// The Python environment of the clients.
 pub(crate) fn venv() -> PathBuf {
     workspace::cache().join("venv")
@@ -126,7 +134,7 @@ fn nightly_has_source() -> bool {
     })
 }
 
-fn is_debian() -> bool {
+pub(crate) fn is_debian() -> bool {
     os_release("ID").is_some_and(|id| id == "debian")
 }
 

@@ -5,9 +5,10 @@ use std::process::Command;
 
 use anyhow::ensure;
 
+use crate::kernels::Kernels;
 use crate::setup::Toolchain;
 use crate::steps::{self, Outcome};
-use crate::{fuzz, licences, setup, tidy, workspace};
+use crate::{fuzz, licences, setup, tidy, vm, workspace};
 
 /// For each fuzz target.
 const FUZZ_SECONDS: u32 = 60;
@@ -23,12 +24,16 @@ pub(crate) struct Test {
     /// Leave out what needs this host's kernel.
     #[arg(long)]
     no_host: bool,
+    /// Leave out the virtual machines with other kernels.
+    #[arg(long)]
+    no_vm: bool,
 }
 
 impl Test {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let toolchain = setup::toolchain()?;
         setup::clients()?;
+        setup::machines()?;
         let mut tally = Tally::default();
         fast(&mut tally);
         kernel_lints(&mut tally, &toolchain);
@@ -44,8 +49,13 @@ impl Test {
             } else {
                 host(&mut tally);
             }
+            if self.no_vm {
+                tally.skip("tests on other kernels", "--no-vm was given");
+            } else {
+                other_kernels(&mut tally);
+            }
         } else {
-            tally.skip("corpus, tests on this kernel", "there is no agent to test");
+            tally.skip("corpus, tests on any kernel", "there is no agent to test");
         }
         tally.report()
     }
@@ -172,6 +182,34 @@ fn host(tally: &mut Tally) {
     host.args(["test", "--locked", "--package", "genops-tests", "--no-fail-fast"]);
     // One kernel: a test at a time.
     tally.tests("tests on this kernel", host.args(["--", "--test-threads=1", "--show-output"]));
+}
+
+/// The selected tests of each kernel that has some.
+fn other_kernels(tally: &mut Tally) {
+    if let Some(reason) = vm::unavailable() {
+        return tally.skip("tests on other kernels", &reason);
+    }
+    let (kernels, program) = match Kernels::read().and_then(|it| Ok((it, std::env::current_exe()?)))
+    {
+        Ok(found) => found,
+        Err(error) => {
+            tally.note(Err(error));
+            return;
+        }
+    };
+    for kernel in kernels.all() {
+        let what = format!("tests on Linux {}", kernel.line);
+        if kernel.selection.is_empty() {
+            let command = format!("cargo xtask vm --kernel {}", kernel.line);
+            tally.skip(&what, &format!("`{command}` runs them"));
+        } else if let Err(error) = kernel.fetch() {
+            tally.skip(&what, &format!("{error:#}"));
+        } else {
+            let mut guest = Command::new(&program);
+            tally
+                .tests(&what, guest.args(["vm", "--kernel", &kernel.line]).args(&kernel.selection));
+        }
+    }
 }
 
 /// How many of each.

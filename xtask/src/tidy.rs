@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
+use crate::kernels::{Kernel, Kernels};
 use crate::licences::Metadata;
 use crate::workspace;
 
@@ -56,6 +57,7 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
         complaints.extend(source.complaints());
     }
     complaints.extend(captures()?);
+    complaints.extend(support()?);
     Ok(complaints)
 }
 
@@ -238,6 +240,15 @@ fn is_unsafe(code: &str) -> bool {
                 .iter()
                 .any(|opening| after.starts_with(opening))
     })
+}
+
+/// The README says of each kernel what was found in its virtual machine.
+fn support() -> anyhow::Result<Vec<String>> {
+    let readme = std::fs::read_to_string(workspace::root().join("README.md"))?;
+    let kernels = Kernels::read()?;
+    let rows = kernels.all().iter().map(Kernel::row);
+    let missing = rows.filter(|row| !readme.lines().any(|line| line == row));
+    Ok(missing.map(|row| format!("README.md lacks this row of kernels.toml: {row}")).collect())
 }
 
 /// Every dialect has recorded exchanges: a directory with its name, or the protocol's, in its own.

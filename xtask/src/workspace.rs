@@ -59,6 +59,28 @@ pub(crate) fn build_release(toolchain: &Toolchain) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Builds the tests on this kernel, and the peers that they start; their program.
+pub(crate) fn host_tests() -> anyhow::Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["test", "--locked", "--package", "genops-tests", "--test", "host", "--no-run"]);
+    let output = steps::run("build the tests on this kernel", build.arg("--message-format=json"))?;
+    let artifacts = output.lines().filter_map(|line| serde_json::from_str::<Artifact>(line).ok());
+    let program = artifacts.filter(|it| it.target.name == "host").find_map(|it| it.executable);
+    program.context("cargo built no tests named `host`")
+}
+
+/// A message of cargo's about something that it built.
+#[derive(Debug, serde::Deserialize)]
+struct Artifact {
+    target: Target,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Target {
+    name: String,
+}
+
 /// Sets up, builds, and runs a command of `genops-tests` on this terminal.
 pub(crate) fn run_tool(name: &str, arguments: &[String]) -> anyhow::Result<()> {
     let toolchain = setup::toolchain()?;

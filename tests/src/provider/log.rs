@@ -13,6 +13,8 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::patience::scaled;
+
 /// One TLS connection whose handshake was completed.
 #[derive(Clone, Copy, Debug)]
 pub struct Connection {
@@ -93,7 +95,7 @@ impl Log {
     /// Waits until there are `count` connections; false when `patience` is over first.
     #[must_use]
     pub fn wait_for_connections(&self, count: usize, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + scaled(patience);
         while self.lock().connections.len() < count {
             if Instant::now() > deadline {
                 return false;
