@@ -27,8 +27,10 @@ use crate::evidence::outward::WitnessAt;
 
 mod explain;
 mod headers;
+mod watch;
 
 pub(crate) use headers::Headers;
+pub(crate) use watch::Watch;
 
 /// Longest configuration or policy file, in bytes.
 const FILE_LIMIT: u64 = 8 << 20;
@@ -76,7 +78,7 @@ pub(crate) enum Protocol {
 }
 
 /// Where spans go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Otlp {
     /// `http://` or `https://`, host, port; for HTTP without the `/v1/traces` that is appended.
     pub(crate) endpoint: String,
@@ -93,7 +95,7 @@ pub(crate) struct Otlp {
 }
 
 /// What the agent tells, and where.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Telemetry {
     /// Spans; `None`: nowhere.
     pub(crate) otlp: Option<Otlp>,
@@ -213,6 +215,20 @@ impl Config {
     /// The sections that decide, as the file has them.
     pub(crate) fn sections(&self) -> &Sections {
         &self.sections
+    }
+
+    /// The keys that differ in `next` and count from the next start on only.
+    pub(crate) fn wait_for_start(&self, next: &Self) -> Vec<&'static str> {
+        let (old, new) = (&self.evidence, &next.evidence);
+        let differ = [
+            ("telemetry", self.telemetry != next.telemetry),
+            ("capture", self.capture != next.capture),
+            ("evidence.directory", old.directory != new.directory),
+            ("evidence.origin", old.origin != new.origin),
+            ("evidence.key_file", old.key_file != new.key_file),
+            ("evidence.witnesses", old.witnesses != new.witnesses),
+        ];
+        differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }
 
     /// Settles `text`; `path` is for messages and for finding files that it names.
@@ -618,6 +634,14 @@ fn policy_texts(config: &Path, named: &[Spanned<PathBuf>]) -> Result<Vec<PolicyT
         }
     }
     Ok(texts)
+}
+
+/// Where the file at `path` says that policies are, as far as it can be read.
+fn policy_paths(path: &Path) -> Vec<PathBuf> {
+    let file = read(path).ok().and_then(|text| explain::parse::<File>(&text).ok());
+    let named = file.map(|file| file.policy_files).unwrap_or_default();
+    let base = path.parent().unwrap_or(Path::new(""));
+    named.into_iter().map(|it| base.join(it.value)).collect()
 }
 
 fn cedar_files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {

@@ -417,6 +417,7 @@ impl From<RecordKind> for Kind {
             RecordKind::Reconciliation => Self::Reconciliation,
             RecordKind::Release => Self::Release,
             RecordKind::PolicyLoaded => Self::PolicyLoaded,
+            RecordKind::PolicyRefused => Self::PolicyRefused,
             RecordKind::PriceLoaded => Self::PriceLoaded,
             RecordKind::ModeChange => Self::ModeChange,
             RecordKind::Gap => Self::Gap,

@@ -182,7 +182,7 @@ impl Maps {
     }
 
     /// Tells the programs which names are AI providers'.
-    fn set_hosts(&mut self, hosts: &Hosts) -> Result<()> {
+    pub(crate) fn set_hosts(&mut self, hosts: &Hosts) -> Result<()> {
         for pattern in hosts.host_patterns() {
             let HostPattern { suffix, prefix, port, provider: _ } = pattern;
             // The programs compare names, not ports: every service of this host would be held. What is

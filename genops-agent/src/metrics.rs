@@ -233,6 +233,10 @@ metrics! {
         /// Memory held for decoding.
         decoder_memory_bytes,
     }
+    Gauge "genops_agent_configuration_refused" "1 while what the configuration says now is refused, and the one before is in force." {
+        /// 1 while the present configuration is refused.
+        configuration_refused,
+    }
     Gauge "genops_agent_enforcing" "1 where at least one principal is in enforce mode and egress can be held." {
         /// 1 where something is enforced.
         enforcing,

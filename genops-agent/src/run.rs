@@ -16,7 +16,7 @@ use genops_governance::{ConnId, HoldLevel, OnTimeout};
 
 use crate::{
     clock,
-    config::Config,
+    config::{Config, Watch},
     identity::Identities,
     kernel::holds::socket_of,
     metrics::{self, Metrics},
@@ -25,7 +25,7 @@ use crate::{
     render::Output,
 };
 use agent::Agent;
-use capture::{Capture, Woken};
+use capture::{Capture, Woken, signals};
 
 /// How `run` was asked for, beside the configuration.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub(crate) struct Options {
     pub(crate) output: Output,
     /// Attach programs that do nothing.
     pub(crate) floor: bool,
-    /// Read again on SIGHUP.
+    /// Read again on SIGHUP, and when it changes.
     pub(crate) config_path: Option<PathBuf>,
 }
 
@@ -45,7 +45,13 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
         metrics::listener::start(address, Arc::clone(&metrics))?;
     }
     let mut capture = Capture::start(&config, kernel_settings(&config), options.floor, &metrics)?;
-    let mut agent = Agent::start(config, options, &mut capture, &metrics)?;
+    // Without a file a SIGHUP asks for nothing, and ends nothing.
+    let asked = signals(&[signal_hook::consts::SIGHUP])?;
+    let watch = match options.config_path {
+        Some(path) => Some(Watch::start(path, &config, asked, capture.reread()?)?),
+        None => None,
+    };
+    let mut agent = Agent::start(config, options.output, watch, &mut capture, &metrics)?;
     loop {
         match capture.wait(agent.patience())? {
             Woken::Work => {}
@@ -73,6 +79,7 @@ pub(crate) fn record(
     let metrics = Arc::new(Metrics::default());
     let settings = Settings { hold_unknown: 0, ..kernel_settings(config) };
     let mut capture = Capture::start(config, settings, false, &metrics)?;
+    let _deaf = signals(&[signal_hook::consts::SIGHUP])?;
     let identities = Identities::new();
     let end = duration.map(|it| std::time::Instant::now() + it);
     let mut outcome: std::io::Result<Room> = Ok(Room::Left);

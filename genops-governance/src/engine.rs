@@ -146,6 +146,11 @@ impl Engine {
         self.core.reload(now, settings);
     }
 
+    /// Other settings were refused, and those in force stay: that is evidence too.
+    pub fn refused(&mut self, now: Now, why: &str) {
+        self.core.refused(now, why);
+    }
+
     /// Takes facts about a process, new or better ones.
     pub fn process(&mut self, now: Now, facts: ProcessFacts) {
         self.core.start(now);
@@ -179,7 +184,7 @@ impl Engine {
     pub fn learn(&mut self, _now: Now, conn: ConnId, update: ConnectionUpdate) {
         let Some((connection, link)) = self.conns.get_mut(&conn) else { return };
         let ConnectionUpdate { process, server_name, local: _, remote, hold } = update;
-        link.learn(process, hold);
+        link.learn(process, hold, connection.egress().received);
         if server_name.is_some() || remote.is_some() {
             connection.learn(ConnectionFacts { server_name, remote, from_start: true });
         }

@@ -11,7 +11,7 @@ use crate::run::Options;
     after_help = "Examples:\n  genops-agent run\n  genops-agent run --config /etc/genops/agent.yaml --output json\n\n\
     Without a configuration it observes the whole host, prints each AI Workload Unit as a line, \
     and keeps evidence under /var/lib/genops/evidence. SIGTERM and SIGINT end it: it drains, writes \
-    what is open, and ends with 0. SIGHUP reads the configuration again."
+    what is open, and ends with 0. SIGHUP, or a change of its files, reads the configuration again."
 )]
 pub(crate) struct Run {
     #[command(flatten)]

@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Release,
     /// A set of policies came into force.
     PolicyLoaded,
+    /// Others were refused; those before stay in force.
+    PolicyRefused,
     /// A price table came into force.
     PriceLoaded,
     /// A principal is now observed or enforced.
@@ -69,6 +71,7 @@ impl Kind {
             Self::Reconciliation => "reconciliation",
             Self::Release => "release",
             Self::PolicyLoaded => "policy_loaded",
+            Self::PolicyRefused => "policy_refused",
             Self::PriceLoaded => "price_loaded",
             Self::ModeChange => "mode_change",
             Self::Gap => "gap",

@@ -12,10 +12,10 @@ use genops_governance::{
 };
 use genops_protocols::Direction;
 
-use super::{Options, capture::Capture, enforcer::Enforcer, hold_deadline, kernel_settings};
+use super::{capture::Capture, enforcer::Enforcer, hold_deadline, kernel_settings};
 use crate::{
     clock,
-    config::{Config, OnFailure},
+    config::{Config, LoadError, OnFailure, Watch},
     control::{self, Control},
     export::Exporter,
     guard::{self, Guarded},
@@ -27,7 +27,7 @@ use crate::{
     },
     ledger_file::{LedgerFile, Restored},
     metrics::{Metrics, Part},
-    render::Printer,
+    render::{self, Printer},
 };
 
 /// Longest wait for records; also how often evidence is published.
@@ -57,7 +57,7 @@ struct Known {
 /// Everything that a run owns.
 pub(super) struct Agent {
     config: Config,
-    options: Options,
+    watch: Option<Watch>,
     metrics: Arc<Metrics>,
     engine: Engine,
     enforcer: Enforcer,
@@ -80,7 +80,8 @@ impl Agent {
     /// Opens evidence and accounts, and starts what runs beside.
     pub(super) fn start(
         config: Config,
-        options: Options,
+        output: render::Output,
+        watch: Option<Watch>,
         capture: &mut Capture,
         metrics: &Arc<Metrics>,
     ) -> Result<Self> {
@@ -113,9 +114,9 @@ impl Agent {
         metrics.readiness.reached(Part::Policy);
         Ok(Self {
             enforcer: Enforcer::new(hold_deadline(&config), config.on_timeout),
-            printer: Printer::start(options.output, Arc::clone(metrics))?,
+            printer: Printer::start(output, Arc::clone(metrics))?,
             config,
-            options,
+            watch,
             metrics: Arc::clone(metrics),
             engine,
             can_hold: capture.can_hold,
@@ -418,21 +419,37 @@ impl Agent {
         self.metrics.decoder_memory_bytes.set(self.engine.memory_bytes() as u64);
     }
 
-    /// Reads the configuration again; the old one stays in force where the new one is refused.
+    /// Puts in force what was read again; the configuration before stays where it was refused.
     pub(super) fn reload(&mut self, maps: &mut Maps) {
-        let Some(path) = &self.options.config_path else { return };
-        let loaded = Config::load(path);
-        let config = match loaded {
-            Ok(config) => config,
-            Err(error) => {
-                self.metrics.policy_loads_refused.increment();
-                eprintln!("genops-agent: {error}; the configuration before stays in force");
-                return;
+        while let Some(reading) = self.watch.as_ref().and_then(Watch::next) {
+            match reading {
+                Ok(config) => self.put_in_force(maps, *config),
+                Err(error) => self.refuse(&error),
             }
-        };
+            self.settle(maps);
+        }
+    }
+
+    fn refuse(&mut self, error: &LoadError) {
+        self.metrics.policy_loads_refused.increment();
+        self.metrics.configuration_refused.set(1);
+        self.engine.refused(clock::now(), &error.to_string());
+        eprintln!("genops-agent: {error}; the configuration before stays in force");
+    }
+
+    fn put_in_force(&mut self, maps: &mut Maps, config: Config) {
+        let old = std::mem::replace(&mut self.config, config);
+        let config = &self.config;
+        for warning in &config.warnings {
+            eprintln!("genops-agent: {warning}");
+        }
+        for key in old.wait_for_start(config) {
+            eprintln!("genops-agent: `{key}` has changed; that counts from the next start on");
+        }
         self.engine.reload(clock::now(), config.settings());
-        self.enforcer.set(hold_deadline(&config), config.on_timeout);
-        if let Err(error) = maps.set_settings(kernel_settings(&config)) {
+        self.enforcer.set(hold_deadline(config), config.on_timeout);
+        let told = maps.set_settings(kernel_settings(config));
+        if let Err(error) = told.and_then(|()| maps.set_hosts(&config.hosts)) {
             eprintln!("genops-agent: the kernel programs keep their settings: {error:#}");
         }
         for (&tgid, known) in &self.processes {
@@ -441,13 +458,33 @@ impl Agent {
         }
         let enforcing = config.enforces() && self.can_hold;
         self.metrics.enforcing.set(u64::from(enforcing));
-        if let Some(guard) = self.guard.take() {
-            guard.finish();
+        let guarded = (old.on_timeout, old.hold_deadline, enforcing);
+        if guarded != (config.on_timeout, config.hold_deadline, self.guard.is_some()) {
+            let next = if enforcing { start_guard(config, maps) } else { None };
+            if let Some(before) = std::mem::replace(&mut self.guard, next) {
+                // It stays as long as a request waits, and decisions don't wait for it.
+                std::thread::spawn(|| before.finish());
+            }
         }
-        self.guard = if enforcing { start_guard(&config, maps) } else { None };
-        self.config = config;
+        self.hold_more();
         self.metrics.policy_loads_accepted.increment();
-        self.settle(maps);
+        self.metrics.configuration_refused.set(0);
+        eprintln!("genops-agent: the configuration was read again and is in force");
+    }
+
+    /// Connections of processes that are enforced from now on are held; one that was held stays so.
+    fn hold_more(&mut self) {
+        let held = Some(HoldLevel::Held(Rung::EgressHold));
+        for (&conn, live) in self.conns.iter_mut().filter(|(_, it)| !it.holds) {
+            let known = self.processes.get(&live.key.tgid);
+            let enforce =
+                known.is_some_and(|it| self.engine.principal_mode(it.key) == Mode::Enforce);
+            if enforce && self.can_hold {
+                live.holds = true;
+                let update = ConnectionUpdate { hold: held, ..ConnectionUpdate::default() };
+                self.engine.learn(clock::now(), ConnId(conn), update);
+            }
+        }
     }
 
     /// Closes and writes everything, and ends what runs beside.

@@ -31,7 +31,7 @@ const BATCH: usize = 256;
 pub(crate) enum Woken {
     /// Records may have come, or time has passed.
     Work,
-    /// SIGHUP: read the configuration again.
+    /// The configuration was read again.
     Reload,
     /// SIGTERM or SIGINT: drain and end.
     Stop,
@@ -45,6 +45,7 @@ pub(crate) struct Capture {
     started: Sender<u32>,
     stop: UnixStream,
     reload: UnixStream,
+    reread: UnixStream,
     metrics: Arc<Metrics>,
 }
 
@@ -67,15 +68,23 @@ impl Capture {
         std::thread::Builder::new().name("discovery".to_owned()).spawn(move || {
             Discovery::new(probes).run(&programs, |finding| note(&found, finding));
         })?;
+        let (reload, reread) = UnixStream::pair()?;
+        reload.set_nonblocking(true)?;
         Ok(Self {
             maps,
             can_hold,
             ring,
             started,
             stop: signals(&[signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?,
-            reload: signals(&[signal_hook::consts::SIGHUP])?,
+            reload,
+            reread,
             metrics: Arc::clone(metrics),
         })
+    }
+
+    /// What is written to it makes [`Self::wait`] say that the configuration was read again.
+    pub(crate) fn reread(&self) -> std::io::Result<UnixStream> {
+        self.reread.try_clone()
     }
 
     /// Waits for records or a signal, for `patience` at most.
@@ -135,7 +144,7 @@ impl Capture {
 }
 
 /// A socket that becomes readable when one of the signals comes.
-fn signals(signals: &[i32]) -> Result<UnixStream> {
+pub(crate) fn signals(signals: &[i32]) -> Result<UnixStream> {
     let (reader, writer) = UnixStream::pair()?;
     reader.set_nonblocking(true)?;
     for &signal in signals {

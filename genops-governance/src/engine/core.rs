@@ -30,6 +30,9 @@ const REMEMBER_NS: u64 = 10 * 1_000_000_000;
 /// Most bytes of an unfinished request that are kept back: the sender may be waiting for room.
 pub(super) const HOLD_BYTES: u64 = 64 * 1024;
 
+/// Most characters of why settings were refused that are written down.
+const REASON_LIMIT: usize = 2_048;
+
 /// Most blocked requests whose approval is still possible.
 const PENDING_LIMIT: usize = 1_024;
 
@@ -149,6 +152,15 @@ impl Core {
     pub(super) fn put(&mut self, log: Vec<Entry>, records: impl IntoIterator<Item = Record>) {
         self.outputs.extend(log.into_iter().map(Output::Ledger));
         self.outputs.extend(records.into_iter().map(|it| Output::Record(Box::new(it))));
+    }
+
+    /// See [`super::Engine::refused`].
+    pub(super) fn refused(&mut self, now: Now, why: &str) {
+        self.start(now);
+        let mut record = Record::new(now, RecordKind::PolicyRefused);
+        let reason = why.chars().take(REASON_LIMIT).collect();
+        record.detail = vec![("reason", reason), ("epoch", self.epoch.to_string())];
+        self.put(Vec::new(), [record]);
     }
 
     pub(super) fn reload(&mut self, now: Now, settings: Settings) {

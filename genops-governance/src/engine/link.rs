@@ -107,12 +107,21 @@ impl Link {
         }
     }
 
-    pub(super) fn learn(&mut self, process: Option<ProcessKey>, hold: Option<HoldLevel>) {
+    /// `received`: egress so far. What was not held has left.
+    pub(super) fn learn(
+        &mut self,
+        process: Option<ProcessKey>,
+        hold: Option<HoldLevel>,
+        received: u64,
+    ) {
         if let Some(process) = process {
             self.process = Some(process);
             self.pid = Some(process.pid);
         }
         if let Some(hold) = hold {
+            if self.rung() == Rung::None {
+                self.released = received;
+            }
             self.hold = hold;
         }
     }
