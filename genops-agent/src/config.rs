@@ -16,7 +16,7 @@ use std::time::Duration;
 use genops_governance::{
     BudgetConfig, GrantConfig, Mode, OnTimeout, PolicyConfig, PolicyText, PricesConfig,
     PrincipalConfig, ProviderConfig, RateLimitConfig, Sections, Settings, SlaConfig, TierConfig,
-    Unmapped,
+    Uninspectable, Unmapped,
 };
 use genops_protocols::Hosts;
 use serde::Deserialize;
@@ -294,6 +294,7 @@ impl File {
             on_timeout,
             hold_deadline_ms,
             unmapped,
+            uninspectable,
             default_deny,
             telemetry,
             evidence,
@@ -313,6 +314,7 @@ impl File {
             environment,
             mode,
             unmapped,
+            uninspectable,
             default_deny,
             principals: values(principals),
             grants: values(grants),
@@ -338,6 +340,7 @@ struct File {
     on_timeout: OnTimeout,
     hold_deadline_ms: Option<Spanned<u64>>,
     unmapped: Unmapped,
+    uninspectable: Uninspectable,
     default_deny: bool,
     #[serde(deserialize_with = "or_default")]
     telemetry: TelemetryFile,

@@ -516,6 +516,7 @@ fn convert_inputs<'a>(inputs: &'a genops_governance::Inputs, cut: &mut Cut) -> I
         content,
         approval,
         bytes_before_decision,
+        ..
     } = inputs;
     Inputs {
         tok_in: *input_tokens,

@@ -6,23 +6,28 @@
 pub(crate) mod attach;
 pub(crate) mod features;
 pub(crate) mod holds;
+pub(crate) mod providers;
+pub(crate) mod rungs;
 pub(crate) mod sockets;
 
-use std::{fs::File, net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, lpm_trie::Key},
-    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, RawTracePoint, UProbe},
+    programs::{RawTracePoint, UProbe},
 };
 use genops_ebpf_common::{
-    Conn, ConnKey, NAME_LEN, NameKey, NameRule, Settings, loss, process_mode,
+    AddressKey, Conn, ConnKey, DeniedKey, NAME_LEN, NameKey, NameRule, Settings, Sock, loss,
+    process_mode,
 };
-use genops_protocols::{API_PATH_SUFFIXES, HostPattern, Hosts};
+use genops_protocols::{API_PATH_SUFFIXES, HostPattern};
 
 pub(crate) use attach::Probes;
 pub(crate) use holds::Holds;
+pub(crate) use providers::Providers;
+pub(crate) use rungs::Rungs;
 
 /// The compiled kernel programs; empty where the build skipped them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/genops-ebpf"));
@@ -50,16 +55,18 @@ pub(crate) struct Kernel {
     pub(crate) probes: Probes,
     pub(crate) maps: Maps,
     pub(crate) ring: RingBuf<MapData>,
-    /// Whether a request can be held: the egress program is attached.
-    pub(crate) can_hold: bool,
-    /// Why it is not.
-    pub(crate) cannot_hold: Option<String>,
+    /// By which mechanisms calls can be stopped here, and why not by the others.
+    pub(crate) rungs: Rungs,
 }
 
 impl Kernel {
     /// Loads the programs and attaches those that are not in files. Settings are in force, and the
     /// names of providers known to the programs, before the first of them runs.
-    pub(crate) fn load(options: Options, settings: Settings, hosts: &Hosts) -> Result<Self> {
+    pub(crate) fn load(
+        options: Options,
+        settings: Settings,
+        providers: &Providers,
+    ) -> Result<Self> {
         if !is_built_in() {
             bail!(
                 "this agent was built without its kernel programs; build it with `cargo xtask build`"
@@ -71,7 +78,7 @@ impl Kernel {
             .context("the kernel refused the programs or maps")?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.set_settings(settings)?;
-        maps.set_hosts(hosts)?;
+        maps.set_hosts(providers)?;
         let ring = RingBuf::try_from(take(&mut ebpf, "EVENTS")?)?;
         for program in attach::UPROBES {
             uprobe(&mut ebpf, program)?.load().with_context(|| format!("program `{program}`"))?;
@@ -81,14 +88,8 @@ impl Kernel {
                 attach_tracepoint(&mut ebpf, program, tracepoint)?;
             }
         }
-        let held = attach_egress(&mut ebpf);
-        Ok(Self {
-            probes: Probes::new(ebpf, options.floor),
-            maps,
-            ring,
-            can_hold: held.is_ok(),
-            cannot_hold: held.err().map(|error| format!("{error:#}")),
-        })
+        let rungs = Rungs::attach(&mut ebpf);
+        Ok(Self { probes: Probes::new(ebpf, options.floor), maps, ring, rungs })
     }
 }
 
@@ -120,23 +121,6 @@ fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, tracepoint: &str) -> Result
     Ok(())
 }
 
-/// Attaches the egress program to the root of the v2 hierarchy, beside whatever is there.
-fn attach_egress(ebpf: &mut Ebpf) -> Result<()> {
-    let root = cgroup2_root().context("no cgroup v2 hierarchy is mounted")?;
-    let directory = File::open(&root).with_context(|| format!("{}", root.display()))?;
-    let program: &mut CgroupSkb = ebpf
-        .program_mut("egress_hold")
-        .context("the kernel object has no program `egress_hold`")?
-        .try_into()?;
-    program.load().context("program `egress_hold`")?;
-    // `Single` is no flag; a link is beside others in any case, and refuses the flag that says so
-    // (`kernel/bpf/cgroup.c`, `cgroup_bpf_link_attach`).
-    program
-        .attach(directory, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
-        .with_context(|| format!("cgroup {}", root.display()))?;
-    Ok(())
-}
-
 /// Where cgroup v2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` in the hybrid layout.
 pub(crate) fn cgroup2_root() -> Option<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
@@ -152,7 +136,9 @@ pub(crate) struct Maps {
     pub(crate) holds: Holds,
     settings: Array<MapData, Settings>,
     conns: HashMap<MapData, ConnKey, Conn>,
-    cookies: HashMap<MapData, u64, u64>,
+    socks: HashMap<MapData, u64, Sock>,
+    addresses: HashMap<MapData, AddressKey, u32>,
+    denied: HashMap<MapData, DeniedKey, u32>,
     processes: HashMap<MapData, u32, u32>,
     losses: PerCpuArray<MapData, u64>,
     hosts: LpmTrie<MapData, NameKey, NameRule>,
@@ -169,7 +155,9 @@ impl Maps {
             ])?,
             settings: take(ebpf, "SETTINGS")?.try_into()?,
             conns: take(ebpf, "CONNS")?.try_into()?,
-            cookies: take(ebpf, "COOKIES")?.try_into()?,
+            socks: take(ebpf, "SOCKS")?.try_into()?,
+            addresses: take(ebpf, "ADDRESSES")?.try_into()?,
+            denied: take(ebpf, "DENIED")?.try_into()?,
             processes: take(ebpf, "PROCESSES")?.try_into()?,
             losses: take(ebpf, "LOSSES")?.try_into()?,
             hosts: take(ebpf, "HOSTS")?.try_into()?,
@@ -181,21 +169,47 @@ impl Maps {
         Ok(self.settings.set(0, settings, 0)?)
     }
 
+    /// An address is a provider's (its number), or (0) nobody's alone.
+    pub(crate) fn set_address(&mut self, address: &AddressKey, provider: u32) {
+        // Where there is no room, the provider is recognised later.
+        let _full = match provider {
+            0 => self.addresses.remove(address),
+            provider => self.addresses.insert(address, provider, 0),
+        };
+    }
+
+    /// Whether a process may not call a provider at all.
+    pub(crate) fn set_denied(&mut self, key: DeniedKey, denied: bool) {
+        // Where there is no room, each request is decided by itself.
+        let _full = if denied { self.denied.insert(key, 1, 0) } else { self.denied.remove(&key) };
+    }
+
+    /// A socket, of which only now is known that it goes to a provider, is a connection of its own.
+    pub(crate) fn set_socket(&mut self, cookie: u64) {
+        let sock = Sock { conn: cookie, ..Sock::default() };
+        let _full = self.socks.insert(cookie, sock, 0);
+    }
+
+    /// A socket goes to no provider.
+    pub(crate) fn forget_socket(&mut self, cookie: u64) {
+        let _absent = self.socks.remove(&cookie);
+    }
+
     /// Tells the programs which names are AI providers'.
-    pub(crate) fn set_hosts(&mut self, hosts: &Hosts) -> Result<()> {
-        for pattern in hosts.host_patterns() {
-            let HostPattern { suffix, prefix, port, provider: _ } = pattern;
+    pub(crate) fn set_hosts(&mut self, providers: &Providers) -> Result<()> {
+        for (HostPattern { suffix, prefix, port, provider: _ }, number) in providers.hosts() {
             // The programs compare names, not ports: every service of this host would be held. What is
             // an AI API on a local port is known by its path.
             if port.is_some() && is_this_host(suffix) {
                 continue;
             }
             let key = name_key(suffix, !suffix.starts_with(['.', '-']));
-            self.hosts.insert(&key, name_rule(prefix), 0).with_context(|| suffix.to_owned())?;
+            let rule = name_rule(prefix, number);
+            self.hosts.insert(&key, rule, 0).with_context(|| suffix.to_owned())?;
         }
         for suffix in API_PATH_SUFFIXES {
             self.paths
-                .insert(&name_key(suffix, false), name_rule(""), 0)
+                .insert(&name_key(suffix, false), name_rule("", 0), 0)
                 .with_context(|| (*suffix).to_owned())?;
         }
         Ok(())
@@ -205,8 +219,7 @@ impl Maps {
     pub(crate) fn forget(&mut self, conn: u64, cookie: Option<u64>) {
         self.holds.forget(conn);
         if let Some(cookie) = cookie {
-            // What is not there needs no removal.
-            let _absent = self.cookies.remove(&cookie);
+            self.forget_socket(cookie);
         }
     }
 
@@ -254,8 +267,8 @@ fn name_key(name: &str, whole: bool) -> Key<NameKey> {
     Key::new(u32::try_from(compared * 8).unwrap_or(0), data)
 }
 
-fn name_rule(prefix: &str) -> NameRule {
-    let mut rule = NameRule { prefix: [0; 28], prefix_len: 0 };
+fn name_rule(prefix: &str, provider: u32) -> NameRule {
+    let mut rule = NameRule { prefix: [0; 28], prefix_len: 0, provider };
     for (to, from) in rule.prefix.iter_mut().zip(prefix.bytes()) {
         *to = from;
         rule.prefix_len += 1;

@@ -147,6 +147,29 @@ metrics! {
         /// From servers.
         captured_ingress_bytes = "direction=\"ingress\"",
     }
+    Counter "genops_agent_socket_bytes_total" "Bytes that sockets to providers carried, by direction." {
+        /// From clients.
+        socket_egress_bytes = "direction=\"egress\"",
+        /// From servers.
+        socket_ingress_bytes = "direction=\"ingress\"",
+    }
+    Counter "genops_agent_unread_bytes_total"
+        "Bytes that sockets to providers carried and that what was read can't account for, by direction." {
+        /// From clients.
+        unread_egress_bytes = "direction=\"egress\"",
+        /// From servers.
+        unread_ingress_bytes = "direction=\"ingress\"",
+    }
+    Counter "genops_agent_joins_total" "TLS connections to providers, by whether their socket was proved." {
+        /// The socket is known.
+        joins_proved = "outcome=\"proved\"",
+        /// It never became known.
+        joins_unknown = "outcome=\"unknown\"",
+    }
+    Counter "genops_agent_uninspectable_connections_total" "Connections to providers whose plaintext no probe reads." {
+        /// Connections whose plaintext is not read.
+        uninspectable_connections,
+    }
     Counter "genops_agent_kernel_records_total" "Records read from the kernel's ring buffer." {
         /// Records read from the ring buffer.
         kernel_records,

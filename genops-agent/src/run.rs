@@ -6,7 +6,10 @@
 
 mod agent;
 mod capture;
+mod contacts;
+mod coverage;
 mod enforcer;
+mod standing;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -142,7 +145,12 @@ fn write(
             recorder.open(unix_ns, ConnId(join.conn), facts)?;
         }
         Record::Close(close) => recorder.close(unix_ns, ConnId(close.conn))?,
-        Record::TimedOut(_) | Record::Exec(_) | Record::Exit(_) => {}
+        Record::TimedOut(_)
+        | Record::Exec(_)
+        | Record::Exit(_)
+        | Record::Contact(..)
+        | Record::Released(_)
+        | Record::Dns(_) => {}
     }
     Ok(Room::Left)
 }

@@ -42,6 +42,12 @@ pub mod kind {
     pub const EXEC: u32 = 6;
     /// A [`crate::Process`] record that says that a process ended.
     pub const EXIT: u32 = 7;
+    /// A [`crate::Contact`] record.
+    pub const CONTACT: u32 = 8;
+    /// A [`crate::Released`] record.
+    pub const RELEASED: u32 = 9;
+    /// A [`crate::Dns`] record.
+    pub const DNS: u32 = 10;
 }
 
 /// [`Data::direction`]: what the program sent.
@@ -53,6 +59,8 @@ pub const INGRESS: u8 = 1;
 pub const DATA_HELD: u8 = 1;
 /// [`Data::flags`]: bytes before this record were left out because the call exceeded the limit.
 pub const DATA_CUT: u8 = 2;
+/// [`Data::flags`]: the kernel denied these bytes by itself, as the agent had told it in [`DeniedKey`].
+pub const DATA_DENIED: u8 = 4;
 
 /// Plaintext that went into or came out of a TLS library; `captured_len` bytes of payload follow.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -140,6 +148,86 @@ pub struct Join {
     pub tgid: u32,
 }
 
+/// How a process reached for a provider over a socket whose plaintext no probe reads.
+pub mod contact {
+    /// It sent a `ClientHello` with a provider's name, which follows.
+    pub const HELLO: u32 = 0;
+    /// It sent the beginning, or more, of a `ClientHello` that is not whole yet; the bytes follow.
+    pub const HELLO_PART: u32 = 1;
+    /// It addressed a provider by UDP.
+    pub const DATAGRAM: u32 = 2;
+    /// It was refused the connection, as the agent had told the kernel in [`crate::DeniedKey`].
+    pub const REFUSED: u32 = 3;
+}
+
+/// Longest part of a `ClientHello` in one [`Contact`]. One with a post-quantum key share has about 1,800.
+pub const HELLO_LEN: usize = 4096;
+
+/// A process reached for a provider; `captured_len` bytes of a `ClientHello` follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Contact {
+    /// [`kind::CONTACT`].
+    pub kind: u32,
+    /// One of [`contact`].
+    pub what: u32,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_mono_ns: u64,
+    /// Socket cookie: also the number of the connection ([`Sock::conn`]).
+    pub cookie: u64,
+    /// Network byte order; the first four bytes for IPv4.
+    pub local: [u8; 16],
+    /// Network byte order; the first four bytes for IPv4.
+    pub remote: [u8; 16],
+    /// Host byte order.
+    pub local_port: u16,
+    /// Host byte order.
+    pub remote_port: u16,
+    /// 4 or 6.
+    pub ip_version: u32,
+    /// Thread-group id of the process that connected; 0 where it did before the programs ran.
+    pub tgid: u32,
+    /// Number of the provider; 0 where it is not known yet.
+    pub provider: u32,
+    /// 1 where the kernel holds what comes after the `ClientHello` until a verdict.
+    pub held: u32,
+    /// Bytes that follow.
+    pub captured_len: u32,
+}
+
+/// The program let go of a socket to a provider.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Released {
+    /// [`kind::RELEASED`].
+    pub kind: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_mono_ns: u64,
+    /// Socket cookie.
+    pub cookie: u64,
+    /// [`Sock::conn`].
+    pub conn: u64,
+    /// [`Sock::sent`].
+    pub sent: u64,
+    /// [`Sock::received`].
+    pub received: u64,
+}
+
+/// Longest DNS answer that is reported, in bytes.
+pub const DNS_LEN: usize = 1024;
+
+/// An answer of a name server (RFC 1035 §4.1); `captured_len` bytes of the message follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Dns {
+    /// [`kind::DNS`].
+    pub kind: u32,
+    /// Bytes that follow, at most [`DNS_LEN`].
+    pub captured_len: u32,
+}
+
 /// The program freed its TLS object.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -205,6 +293,12 @@ pub enum Record<'a> {
     Exec(Process),
     /// [`kind::EXIT`].
     Exit(Process),
+    /// A provider was reached for past the probes, with the bytes of a `ClientHello`.
+    Contact(Contact, Payload<'a>),
+    /// A socket to a provider was let go.
+    Released(Released),
+    /// A name server's answer.
+    Dns(Payload<'a>),
 }
 
 /// Captured plaintext. `Debug` shows its length only.
@@ -235,13 +329,18 @@ impl<'a> Record<'a> {
         let (kind, _) = u32::read_from_prefix(record).map_err(|_| malformed)?;
         match kind {
             kind::DATA => {
-                let (data, rest) = Data::read_from_prefix(record).map_err(|_| malformed)?;
-                let payload = usize::try_from(data.captured_len)
-                    .ok()
-                    .and_then(|len| rest.get(..len))
-                    .ok_or(malformed)?;
-                Ok(Self::Data(data, Payload(payload)))
+                let (data, payload) = with_payload(record, |it: &Data| it.captured_len)?;
+                Ok(Self::Data(data, payload))
             }
+            kind::CONTACT => {
+                let (contact, payload) = with_payload(record, |it: &Contact| it.captured_len)?;
+                Ok(Self::Contact(contact, payload))
+            }
+            kind::DNS => {
+                let (_, payload) = with_payload(record, |it: &Dns| it.captured_len)?;
+                Ok(Self::Dns(payload))
+            }
+            kind::RELEASED => read(record).map(Self::Released),
             kind::OPEN => read(record).map(Self::Open),
             kind::JOIN => read(record).map(Self::Join),
             kind::CLOSE => read(record).map(Self::Close),
@@ -251,6 +350,18 @@ impl<'a> Record<'a> {
             _ => Err(malformed),
         }
     }
+}
+
+/// A record and the bytes that follow it, as many as it says.
+fn with_payload<T: FromBytes>(
+    record: &[u8],
+    captured_len: impl Fn(&T) -> u32,
+) -> Result<(T, Payload<'_>), Malformed> {
+    let malformed = Malformed { len: record.len() };
+    let (header, rest) = T::read_from_prefix(record).map_err(|_| malformed)?;
+    let len = usize::try_from(captured_len(&header)).map_err(|_| malformed)?;
+    let payload = rest.get(..len).ok_or(malformed)?;
+    Ok((header, Payload(payload)))
 }
 
 fn read<T: FromBytes>(record: &[u8]) -> Result<T, Malformed> {
@@ -281,6 +392,49 @@ pub struct Conn {
     pub egress_offset: u64,
     /// Position after the last byte that the program received.
     pub ingress_offset: u64,
+    /// Number of the provider, as the agent numbers them; 0 where its name did not say.
+    pub provider: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A socket to a provider, by its cookie. Only the kernel programs write it.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Sock {
+    /// The connection that it carries: [`Conn::id`]; or its own cookie, where no TLS object is joined
+    /// with it; or 0, where it is not known yet whether it goes to a provider.
+    pub conn: u64,
+    /// Bytes of payload that left, each counted once.
+    pub sent: u64,
+    /// Bytes of payload that came (`tcp_sock.bytes_received`).
+    pub received: u64,
+    /// TCP's sequence number after the last byte that was counted.
+    pub next_sequence: u32,
+    /// Bytes of a `ClientHello` that was not whole in its first packet, reported so far; otherwise 0.
+    pub hello_len: u32,
+}
+
+/// A provider's address, learnt from name servers' answers and from sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AddressKey {
+    /// Network byte order; the first four bytes for IPv4, the others zero.
+    pub address: [u8; 16],
+    /// Host byte order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// A process that may not call a provider at all. Written by the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct DeniedKey {
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+    /// Number of the provider, as the agent numbers them.
+    pub provider: u32,
 }
 
 /// What waits for a verdict on a connection, by [`Conn::id`]. The kernel programs write it; the agent
@@ -355,6 +509,8 @@ pub struct NameRule {
     pub prefix: [u8; 28],
     /// Bytes of `prefix` in use; 0: any name.
     pub prefix_len: u32,
+    /// Number of the provider, as the agent numbers them; 0 for a path.
+    pub provider: u32,
 }
 
 /// Why bytes, events or probes were lost: an index into the array of counters.
@@ -396,11 +552,17 @@ layout! {
     TimedOut = 24,
     Process = 48,
     ConnKey = 16,
-    Conn = 32,
+    Conn = 40,
+    Sock = 32,
+    AddressKey = 20,
+    DeniedKey = 8,
+    Contact = 80,
+    Released = 48,
+    Dns = 8,
     Hold = 40,
     Verdict = 16,
     Settings = 24,
-    NameRule = 32,
+    NameRule = 36,
 }
 
 #[cfg(test)]

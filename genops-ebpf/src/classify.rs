@@ -24,17 +24,22 @@ const BYTES_MASK: u32 = 2 * WINDOW as u32 - 1;
 /// This thread's room to work in.
 #[inline(always)]
 pub(crate) fn scratch() -> Option<*mut Scratch> {
-    let thread = bpf_get_current_pid_tgid();
-    if let Some(found) = SCRATCH.get_ptr_mut(thread) {
-        return Some(found);
-    }
-    SCRATCH.insert(thread, EMPTY_SCRATCH.get(0)?, 0).ok()?;
-    SCRATCH.get_ptr_mut(thread)
+    scratch_of(bpf_get_current_pid_tgid())
 }
 
-/// Whether the name of `len` bytes behind the first of `bytes` is a provider's.
+/// The room of a thread or of a socket: nothing else may use it at the same time.
 #[inline(always)]
-pub(crate) fn is_provider_name(scratch: *mut Scratch, len: u32) -> bool {
+pub(crate) fn scratch_of(user: u64) -> Option<*mut Scratch> {
+    if let Some(found) = SCRATCH.get_ptr_mut(user) {
+        return Some(found);
+    }
+    SCRATCH.insert(user, EMPTY_SCRATCH.get(0)?, 0).ok()?;
+    SCRATCH.get_ptr_mut(user)
+}
+
+/// The number of the provider whose name the `len` bytes behind the first of `bytes` are.
+#[inline(always)]
+pub(crate) fn provider_of_name(scratch: *mut Scratch, len: u32) -> Option<u32> {
     // SAFETY: `scratch` is this thread's own map element.
     unsafe {
         *(&raw mut (*scratch).bytes).cast::<u8>() = BORDER;
@@ -44,48 +49,51 @@ pub(crate) fn is_provider_name(scratch: *mut Scratch, len: u32) -> bool {
     matches(scratch, &HOSTS)
 }
 
-/// 1 where `len` bytes at `address` begin an HTTP/1 request to an AI API, otherwise 0.
+/// Where `len` bytes at `address` begin an HTTP/1 request to an AI API: 1, and more by the number of the
+/// provider if its host is known. Otherwise 0.
 ///
 /// A function of its own, with numbers only: the verifier then checks its loops once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn is_ai_request(address: u64, len: u64) -> u64 {
-    u64::from(looks_like_ai(address, len))
+    looks_like_ai(address, len).map_or(0, |provider| 1 + u64::from(provider))
 }
 
 #[inline(always)]
-fn looks_like_ai(address: u64, len: u64) -> bool {
+fn looks_like_ai(address: u64, len: u64) -> Option<u32> {
     if len < 16 {
-        return false;
+        return None;
     }
     let mut method = [0u8; 8];
     // SAFETY: eight bytes onto the stack; the address is the program's own buffer of 16 or more.
     if unsafe { bpf_probe_read_user(method.as_mut_ptr().cast(), 8, address as *const _) } != 0 {
-        return false;
+        return None;
     }
     if !is_method(&method) {
-        return false;
+        return None;
     }
-    let Some(scratch) = scratch() else { return false };
+    let scratch = scratch()?;
     let window = if len < WINDOW as u64 { len as u32 } else { WINDOW as u32 };
     // SAFETY: `bytes` has twice WINDOW.
     let failed = unsafe {
         bpf_probe_read_user((&raw mut (*scratch).bytes).cast(), window, address as *const _)
     };
     if failed != 0 {
-        return false;
+        return None;
     }
     // The end is a byte and not a number to compare with: the verifier would follow each length.
     // SAFETY: the mask keeps the index within `bytes`.
     unsafe {
         *(&raw mut (*scratch).bytes).cast::<u8>().add((window & BYTES_MASK) as usize) = END;
     }
-    find_path(scratch);
-    if matches(scratch, &PATHS) {
-        return true;
-    }
+    // Not `or_else`: the verifier follows each combination of states that a closure leaves.
     find_host(scratch);
-    matches(scratch, &HOSTS)
+    let by_host = matches(scratch, &HOSTS);
+    if by_host.is_some() {
+        return by_host;
+    }
+    find_path(scratch);
+    matches(scratch, &PATHS)
 }
 
 /// The methods that AI APIs are called with, and GET for an upgrade to WebSocket.
@@ -189,12 +197,12 @@ fn is_host_header(scratch: *mut Scratch, at: u32) -> bool {
         && byte(scratch, at + 4) == b':'
 }
 
-/// Whether the name between `start` and `end` is in the trie. In front of `start` stands a border.
+/// The provider of the name between `start` and `end`, if it is in the trie. In front of `start` stands a border.
 ///
 /// The loop ends by what it reads and not by a length, and what it finds goes through memory: the
 /// verifier then follows two states (before and behind the border) and not one for each length.
 #[inline(always)]
-fn matches(scratch: *mut Scratch, trie: &LpmTrie<NameKey, NameRule>) -> bool {
+fn matches(scratch: *mut Scratch, trie: &LpmTrie<NameKey, NameRule>) -> Option<u32> {
     // SAFETY: this thread's own map element; indices are masked to the arrays' sizes.
     unsafe {
         let start = ptr::read_volatile(&raw const (*scratch).start);
@@ -211,10 +219,8 @@ fn matches(scratch: *mut Scratch, trie: &LpmTrie<NameKey, NameRule>) -> bool {
         }
         (*scratch).prefix_len = NAME_LEN as u32 * 8;
         let key = scratch.cast::<Key<NameKey>>();
-        match trie.get(&*key) {
-            None => false,
-            Some(rule) => has_prefix(scratch, start, rule),
-        }
+        let rule = trie.get(&*key)?;
+        if has_prefix(scratch, start, rule) { Some(rule.provider) } else { None }
     }
 }
 

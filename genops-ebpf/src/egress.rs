@@ -1,29 +1,36 @@
 //! The packets of a socket: whose connection it is, and whether they may leave.
 //!
 //! Runs for every packet that leaves a socket on the host, and lets it pass after two look-ups that
-//! find nothing, unless the socket carries an AI call. A packet that is dropped here stays in TCP's
-//! send queue; TCP sends it again when the agent kicks the socket, or when its timer fires.
+//! find nothing, unless the socket carries an AI call or this is a `ClientHello`. A packet that is
+//! dropped here stays in TCP's send queue; TCP sends it again when the agent kicks the socket, or when
+//! its timer fires.
 
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::generated::{bpf_get_current_task, bpf_get_socket_cookie, bpf_ktime_get_ns},
+    helpers::generated::{
+        bpf_get_current_task, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sk_fullsock,
+        bpf_tcp_sock,
+    },
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use genops_ebpf_common::{Join, TimedOut, kind, loss};
+use genops_ebpf_common::{Join, Sock, kind, loss};
 
-use crate::maps::{
-    CONNS, COOKIES, EVENTS, HOLDS, MARK_LIFETIME_NS, MARKS, Mark, SOCKETS, VERDICTS, count_loss,
-    settings,
+use crate::{
+    hello,
+    hold::may_leave,
+    maps::{CONNS, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, SOCKETS, SOCKS, count_loss},
+    packet::{Ends, IPPROTO_TCP, Packet},
 };
 
-const DROP: i32 = 0;
-const PASS: i32 = 1;
+pub(crate) const DROP: i32 = 0;
+pub(crate) const PASS: i32 = 1;
 
-const IPPROTO_TCP: u8 = 6;
 /// `ClientHello` (RFC 8446 §4).
-const CLIENT_HELLO: u8 = 1;
-const HANDSHAKE: u8 = 22;
+pub(crate) const CLIENT_HELLO: u8 = 1;
+/// TLS content types (RFC 8446 §5.1).
+pub(crate) const HANDSHAKE: u8 = 22;
+pub(crate) const APPLICATION_DATA: u8 = 23;
 /// By how much a record is longer than its plaintext: TLS 1.3 adds a content type and a tag (RFC 8446
 /// §5.2, 17 bytes; 9 with a short tag), TLS 1.2 a tag (RFC 7905, 16) and for GCM and CCM a nonce
 /// before it (RFC 5288 §3, 24; 16 with a short tag).
@@ -36,77 +43,33 @@ pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
     // SAFETY: the context that this program was entered with, and a helper without arguments: the task
     // that sends, in whose context this program runs unless TCP defers.
     let (cookie, task) = unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), bpf_get_current_task()) };
-    let mut conn = 0;
-    if let Some(joined) = COOKIES.get_ptr_mut(cookie) {
-        // SAFETY: copied at once.
-        conn = unsafe { *joined };
-    }
     // SAFETY: copied at once; only this thread writes its element.
-    if let Some(mark) = unsafe { MARKS.get(task) }
-        && let Some(joined) = join(&ctx, cookie, task, *mark)
-    {
-        conn = joined;
+    if let Some(mark) = unsafe { MARKS.get(task) } {
+        join(&ctx, cookie, task, *mark);
     }
-    if conn == 0 { PASS } else { decide(&ctx, conn) }
-}
-
-/// Addresses and payload of a TCP packet.
-struct Tcp {
-    ip_version: u32,
-    local: [u8; 16],
-    remote: [u8; 16],
-    local_port: u16,
-    remote_port: u16,
-    /// Where the payload begins, from the IP header.
-    payload_at: u32,
-    payload_len: u32,
-}
-
-/// Borders of the payload, or `None` where the packet is not TCP or carries nothing.
-#[inline(always)]
-fn payload(ctx: &SkBuffContext) -> Option<(u32, u32, u32)> {
-    let first = ctx.load::<u8>(0).ok()?;
-    let (ip_version, tcp_at) = match first >> 4 {
-        4 if ctx.load::<u8>(9).ok()? == IPPROTO_TCP => (4, u32::from(first & 0xf) * 4),
-        6 if ctx.load::<u8>(6).ok()? == IPPROTO_TCP => (6, 40),
-        _ => return None,
+    let Some(sock) = SOCKS.get_ptr_mut(cookie) else {
+        hello::look(&ctx, cookie);
+        return PASS;
     };
-    let tcp_len = u32::from(ctx.load::<u8>(tcp_at as usize + 12).ok()? >> 4) * 4;
-    let at = tcp_at + tcp_len;
-    if ctx.len() <= at {
-        return None;
+    // SAFETY: an element of the map, alive while this program runs.
+    let Sock { conn, hello_len, .. } = unsafe { *sock };
+    let Some(packet) = Packet::of(&ctx) else { return PASS };
+    if conn == 0 {
+        hello::go_on(&ctx, cookie, &packet, hello_len);
+        return PASS;
     }
-    Some((ip_version, tcp_at, at))
-}
-
-#[inline(always)]
-fn tcp(ctx: &SkBuffContext) -> Option<Tcp> {
-    let (ip_version, tcp_at, payload_at) = payload(ctx)?;
-    let mut local = [0; 16];
-    let mut remote = [0; 16];
-    if ip_version == 4 {
-        local[..4].copy_from_slice(&ctx.load::<[u8; 4]>(12).ok()?);
-        remote[..4].copy_from_slice(&ctx.load::<[u8; 4]>(16).ok()?);
-    } else {
-        local = ctx.load::<[u8; 16]>(8).ok()?;
-        remote = ctx.load::<[u8; 16]>(24).ok()?;
+    if packet.payload_len > 0 && !may_leave(conn) {
+        return DROP;
     }
-    Some(Tcp {
-        ip_version,
-        local,
-        remote,
-        local_port: u16::from_be_bytes(ctx.load(tcp_at as usize).ok()?),
-        remote_port: u16::from_be_bytes(ctx.load(tcp_at as usize + 2).ok()?),
-        payload_at,
-        payload_len: ctx.len() - payload_at,
-    })
+    account(&ctx, sock, &packet);
+    PASS
 }
 
 /// Joins the socket with the connection for which its thread is about to send, if the packet is what
 /// was announced: a `ClientHello`, or a record of the right type and length. What was joined before
 /// (the socket of a TLS object that a child process inherited) gives way to the newer proof.
 #[inline(always)]
-fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<u64> {
+fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     if now - mark.at_mono_ns > MARK_LIFETIME_NS {
@@ -116,11 +79,11 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<u64> 
     if mark.ambiguous != 0 {
         return None;
     }
-    let tcp = tcp(ctx)?;
-    if tcp.payload_len < 6 {
+    let packet = Packet::of(ctx)?;
+    if packet.protocol != IPPROTO_TCP || packet.payload_len < 6 {
         return None;
     }
-    let record = ctx.load::<[u8; 6]>(tcp.payload_at as usize).ok()?;
+    let record = ctx.load::<[u8; 6]>(packet.payload_at as usize).ok()?;
     if !is_announced(record, mark) {
         return None;
     }
@@ -135,10 +98,11 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<u64> 
         (*conn).id
     };
     // Where there is no room, the next packets are not held, and the agent learns no address.
-    if COOKIES.insert(cookie, id, 0).is_ok() {
-        report_join(&tcp, id, cookie, mark.conn.tgid);
+    if carries(ctx, cookie, &packet, id) {
+        let ends = packet.ends(ctx)?;
+        report_join(&ends, packet.ip_version, id, cookie, mark.conn.tgid);
     }
-    Some(id)
+    Some(())
 }
 
 #[inline(always)]
@@ -154,58 +118,67 @@ fn is_announced(record: [u8; 6], mark: Mark) -> bool {
     AEAD_OVERHEADS.contains(&more) || CBC_OVERHEADS.contains(&more)
 }
 
-/// Whether a packet of this connection may leave now.
+/// From this packet on, the socket carries connection `conn`. False where there is no room to say so.
 #[inline(always)]
-fn decide(ctx: &SkBuffContext, id: u64) -> i32 {
-    let Some(hold) = HOLDS.get_ptr_mut(id) else { return PASS };
-    if payload(ctx).is_none() {
-        return PASS;
+pub(crate) fn carries(ctx: &SkBuffContext, cookie: u64, packet: &Packet, conn: u64) -> bool {
+    if let Some(sock) = SOCKS.get_ptr_mut(cookie) {
+        // SAFETY: an element of the map, alive while this program runs.
+        unsafe { (*sock).conn = conn };
+        return true;
     }
-    // SAFETY: copied at once.
-    let (released_to, denied) = match unsafe { VERDICTS.get(id) } {
-        Some(verdict) => (verdict.released_to, verdict.denied),
-        None => (0, 0),
-    };
-    if denied != 0 {
-        return DROP;
-    }
-    // SAFETY: an element of the map, alive while this program runs.
-    if unsafe { !(*hold).is_waiting(released_to) } {
-        return PASS;
-    }
-    let Some(settings) = settings() else { return PASS };
-    // SAFETY: as above.
-    let (now, armed_at, to, reported_to) = unsafe {
-        (bpf_ktime_get_ns(), (*hold).armed_at_mono_ns, (*hold).armed_to, (*hold).reported_to)
-    };
-    if now - armed_at < settings.hold_deadline_ns {
-        return DROP;
-    }
-    let pass = settings.closed == 0;
-    // SAFETY: as above.
+    let next_sequence = sequence(ctx, packet);
+    let sock = Sock { conn, sent: 0, received: 0, next_sequence, hello_len: 0 };
+    SOCKS.insert(cookie, sock, 0).is_ok()
+}
+
+/// TCP's number of the first byte of payload.
+#[inline(always)]
+fn sequence(ctx: &SkBuffContext, packet: &Packet) -> u32 {
+    ctx.load::<u32>(packet.header_at as usize + 4).map_or(0, u32::from_be)
+}
+
+/// Counts what passes: each byte once, however often TCP sends it.
+#[inline(always)]
+fn account(ctx: &SkBuffContext, sock: *mut Sock, packet: &Packet) {
+    // SAFETY: `sock` is an element of the map, alive while this program runs; the kernel checks the
+    // pointers to its socket, and gives null for one of another kind.
     unsafe {
-        if pass {
-            (*hold).passed_to = to;
+        if packet.protocol != IPPROTO_TCP {
+            (*sock).sent += u64::from(packet.payload_len);
+            return;
         }
-        (*hold).reported_to = to;
+        let end = sequence(ctx, packet).wrapping_add(packet.payload_len);
+        let new = end.wrapping_sub((*sock).next_sequence);
+        if new < u32::MAX / 2 {
+            (*sock).sent += u64::from(new);
+            (*sock).next_sequence = end;
+        }
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        if socket.is_null() {
+            return;
+        }
+        let tcp = bpf_tcp_sock(socket);
+        if !tcp.is_null() {
+            (*sock).received = (*tcp).bytes_received;
+        }
     }
-    if reported_to < to {
-        report_timeout(id, to, pass);
-    }
-    if pass { PASS } else { DROP }
 }
 
 #[inline(always)]
-fn report_join(tcp: &Tcp, conn: u64, cookie: u64, tgid: u32) {
+pub(crate) fn report_join(ends: &Ends, ip_version: u32, conn: u64, cookie: u64, tgid: u32) {
     let join = Join {
         kind: kind::JOIN,
-        ip_version: tcp.ip_version,
+        ip_version,
         conn,
         cookie,
-        local: tcp.local,
-        remote: tcp.remote,
-        local_port: tcp.local_port,
-        remote_port: tcp.remote_port,
+        local: ends.local,
+        remote: ends.remote,
+        local_port: ends.local_port,
+        remote_port: ends.remote_port,
         tgid,
     };
     if SOCKETS.insert(conn, join, 0).is_err() {
@@ -214,14 +187,4 @@ fn report_join(tcp: &Tcp, conn: u64, cookie: u64, tgid: u32) {
     if EVENTS.output::<Join>(join, 0).is_err() {
         count_loss(loss::RING_FULL_RECORDS, 1);
     }
-}
-
-#[inline(always)]
-fn report_timeout(conn: u64, to: u64, pass: bool) {
-    let Some(mut entry) = EVENTS.reserve::<TimedOut>(0) else {
-        count_loss(loss::RING_FULL_RECORDS, 1);
-        return;
-    };
-    entry.write(TimedOut { kind: kind::TIMED_OUT, passed: u32::from(pass), conn, to });
-    entry.submit(0);
 }

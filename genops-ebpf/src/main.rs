@@ -4,7 +4,11 @@
 //! - `tls`: entry and RET probes on the TLS library's functions;
 //! - `classify`: is this an AI provider? (host name, or path of the request);
 //! - `emit`: plaintext into the ring buffer;
-//! - `egress`: the packets of a socket: join, hold, deadline;
+//! - `egress`: the packets of a socket: join, hold, count (`packet`: where things are in one);
+//! - `hold`: what waits, and the deadline;
+//! - `hello`: providers that are reached past the probes, by the name in the `ClientHello`;
+//! - `connect`: sockets as they are got and let go of; name servers' answers;
+//! - `lsm`: send calls of denied connections;
 //! - `process`: exec and exit.
 //!
 //! They decide nothing but that: policies live in the agent. Nothing here writes to a workload's
@@ -22,9 +26,14 @@
 #![allow(clippy::needless_pass_by_value, reason = "the macros of aya pass contexts by value")]
 
 mod classify;
+mod connect;
 mod egress;
 mod emit;
+mod hello;
+mod hold;
+mod lsm;
 mod maps;
+mod packet;
 mod process;
 mod tls;
 

@@ -4,7 +4,10 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
-use genops_ebpf_common::{Conn, ConnKey, Hold, Join, NameKey, NameRule, Settings, Verdict, loss};
+use genops_ebpf_common::{
+    AddressKey, Conn, ConnKey, DeniedKey, Hold, Join, NameKey, NameRule, Settings, Sock, Verdict,
+    loss,
+};
 
 /// Everything the agent reads. The agent sets the size before loading.
 #[map]
@@ -18,9 +21,22 @@ pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static CONNS: HashMap<ConnKey, Conn> = HashMap::with_max_entries(16_384, 0);
 
-/// Which connection ([`Conn::id`]) a socket (by cookie) carries. Written by the programs.
+/// Sockets to providers, by cookie. Written by the programs, deleted by the agent.
 #[map]
-pub(crate) static COOKIES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(32_768, 0);
+pub(crate) static SOCKS: LruHashMap<u64, Sock> = LruHashMap::with_max_entries(32_768, 0);
+
+/// Who connected a socket: its cookie, and the thread-group id. Programs at packets can't ask before
+/// Linux 6.10.
+#[map]
+pub(crate) static OWNERS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(32_768, 0);
+
+/// Addresses of providers, with their number. Written by the agent.
+#[map]
+pub(crate) static ADDRESSES: LruHashMap<AddressKey, u32> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Processes that may not call a provider at all. Written by the agent.
+#[map]
+pub(crate) static DENIED: HashMap<DeniedKey, u32> = HashMap::with_max_entries(16_384, 0);
 
 /// What waits, by [`Conn::id`]. Written by the programs, deleted by the agent.
 #[map]
@@ -56,7 +72,8 @@ pub(crate) static CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(16
 #[map]
 pub(crate) static MARKS: LruHashMap<u64, Mark> = LruHashMap::with_max_entries(16_384, 0);
 
-/// Room to work in, by thread: the stack is 512 bytes, and nothing per CPU is safe here.
+/// Room to work in, by thread or (smaller numbers) by socket cookie: the stack is 512 bytes, and nothing
+/// per CPU is safe here.
 #[map]
 pub(crate) static SCRATCH: LruHashMap<u64, Scratch> = LruHashMap::with_max_entries(2_048, 0);
 

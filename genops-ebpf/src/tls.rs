@@ -16,24 +16,23 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use genops_ebpf_common::{
-    Close, Conn, ConnKey, DATA_HELD, EGRESS, Hold, INGRESS, NAME_LEN, Open, kind, loss, origin,
-    process_mode,
+    Close, Conn, ConnKey, DATA_DENIED, DATA_HELD, DeniedKey, EGRESS, INGRESS, NAME_LEN, Open,
+    Verdict, kind, loss, origin,
 };
 
 use crate::{
     classify,
+    egress::{APPLICATION_DATA, HANDSHAKE},
     emit::emit_call,
+    hold::{arm, is_held},
     maps::{
-        CALLS, CONNS, Call, EMPTY_SCRATCH, EVENTS, HOLDS, MARK_LIFETIME_NS, MARKS, Mark, PROCESSES,
-        Scratch, VERDICTS, count_loss, settings,
+        CALLS, CONNS, Call, DENIED, EMPTY_SCRATCH, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, Scratch,
+        VERDICTS, count_loss, settings,
     },
 };
 
 /// `SSL_CTRL_SET_TLSEXT_HOSTNAME` (`openssl/ssl.h`).
 const SET_SERVER_NAME: i32 = 55;
-/// TLS content types (RFC 8446 §5.1).
-const HANDSHAKE: u8 = 22;
-const APPLICATION_DATA: u8 = 23;
 /// Longest plaintext of one TLS record (RFC 8446 §5.1).
 const RECORD_LEN: u64 = 16_384;
 
@@ -202,8 +201,8 @@ fn server_name(ssl: u64, name: u64) {
         return;
     }
     let len = len as u32 - 1;
-    if classify::is_provider_name(scratch, len) {
-        open(conn_key(ssl), origin::SERVER_NAME, Some((scratch, len)));
+    if let Some(provider) = classify::provider_of_name(scratch, len) {
+        open(conn_key(ssl), origin::SERVER_NAME, provider, Some((scratch, len)));
     }
 }
 
@@ -212,18 +211,25 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
     let Some(settings) = settings() else { return };
     let key = conn_key(ssl);
     if CONNS.get_ptr_mut(key).is_none() {
-        if classify::is_ai_request(buffer, len) == 0 {
+        let found = classify::is_ai_request(buffer, len);
+        if found == 0 {
             return;
         }
-        open(key, origin::REQUEST, None);
+        open(key, origin::REQUEST, (found - 1) as u32, None);
     }
     let Some(conn) = CONNS.get_ptr_mut(key) else { return };
     call_begins(ctx, ssl, buffer, count_at);
     // SAFETY: an element of the map, alive while this program runs.
-    let Conn { id, cookie, egress_offset: offset, .. } = unsafe { *conn };
+    let Conn { id, cookie, egress_offset: offset, provider, .. } = unsafe { *conn };
     let mut flags = 0;
     if is_held(key.tgid, settings.hold_unknown) && arm(id, key.tgid, offset + len) {
         flags = DATA_HELD;
+    }
+    // SAFETY: copied at once.
+    if unsafe { DENIED.get(DeniedKey { tgid: key.tgid, provider }) }.is_some()
+        && VERDICTS.insert(id, Verdict { released_to: 0, denied: 1, reserved: 0 }, 0).is_ok()
+    {
+        flags |= DATA_DENIED;
     }
     if cookie == 0 {
         mark(key, APPLICATION_DATA, if len < RECORD_LEN { len } else { RECORD_LEN });
@@ -276,47 +282,6 @@ fn call_returns(ctx: &ProbeContext) -> Option<(Call, u64)> {
     Some((call, count))
 }
 
-/// Whether requests of this process wait for a verdict.
-#[inline(always)]
-fn is_held(tgid: u32, hold_unknown: u32) -> bool {
-    // SAFETY: copied at once.
-    match unsafe { PROCESSES.get(tgid) } {
-        Some(mode) => *mode == process_mode::ENFORCE,
-        None => hold_unknown != 0,
-    }
-}
-
-/// From now on nothing before `to` leaves without a verdict. False where there is no room to say so.
-#[inline(always)]
-fn arm(id: u64, tgid: u32, to: u64) -> bool {
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    let Some(hold) = HOLDS.get_ptr_mut(id) else {
-        let hold = Hold {
-            armed_to: to,
-            armed_at_mono_ns: now,
-            passed_to: 0,
-            reported_to: 0,
-            tgid,
-            reserved: 0,
-        };
-        let armed = HOLDS.insert(id, hold, 0).is_ok();
-        if !armed {
-            count_loss(loss::CONNECTIONS_FULL, 1);
-        }
-        return armed;
-    };
-    // SAFETY: copied at once; and `hold` is an element of the map, alive while this program runs.
-    unsafe {
-        let released_to = VERDICTS.get(id).map_or(0, |verdict| verdict.released_to);
-        if !(*hold).is_waiting(released_to) {
-            (*hold).armed_at_mono_ns = now;
-        }
-        (*hold).armed_to = to;
-    }
-    true
-}
-
 /// Announces that this thread is about to send a record for `conn`.
 #[inline(always)]
 fn mark(conn: ConnKey, content_type: u8, record_len: u64) {
@@ -344,11 +309,16 @@ fn mark(conn: ConnKey, content_type: u8, record_len: u64) {
 
 /// Begins a connection and tells the agent.
 #[inline(always)]
-fn open(key: ConnKey, origin: u32, name: Option<(*mut Scratch, u32)>) {
+fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u32)>) {
     // SAFETY: helpers without arguments.
     let (now, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
     let id = now << 8 | u64::from(cpu & 0xff);
-    let conn = Conn { id, cookie: 0, egress_offset: 0, ingress_offset: 0 };
+    if let Some(before) = CONNS.get_ptr_mut(key) {
+        // A TLS object that is used again, or one at the address of another that nobody freed.
+        // SAFETY: an element of the map, alive while this program runs.
+        report_close(unsafe { (*before).id });
+    }
+    let conn = Conn { id, cookie: 0, egress_offset: 0, ingress_offset: 0, provider, reserved: 0 };
     if CONNS.insert(key, conn, 0).is_err() {
         count_loss(loss::CONNECTIONS_FULL, 1);
         return;

@@ -2,6 +2,7 @@
 //! about it, and what became of it.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -289,6 +290,19 @@ impl Held {
     }
 }
 
+/// The transport below a unit, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Network {
+    /// The client's end.
+    pub local: Option<SocketAddr>,
+    /// The server's end.
+    pub remote: Option<SocketAddr>,
+    /// Bytes that left on the connection; only where it is all that is known of the unit.
+    pub sent_bytes: Option<u64>,
+    /// Bytes that came, likewise.
+    pub received_bytes: Option<u64>,
+}
+
 /// A latency target and how the call did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sla {
@@ -329,6 +343,8 @@ pub struct Awu {
     pub enforcement: Held,
     /// How much of it was read.
     pub capture: CaptureLevel,
+    /// Over which connection.
+    pub network: Network,
     /// Cost in nano-USD, where a price and the usage are known.
     pub cost_nano_usd: Option<i64>,
     /// Where the model computes, as far as known.

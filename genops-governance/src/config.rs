@@ -38,6 +38,20 @@ pub enum Unmapped {
     Block,
 }
 
+/// What happens to a connection to a provider whose plaintext no probe reads: of it only process, provider,
+/// time and bytes are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Uninspectable {
+    /// It passes, if nothing that is known speaks against it.
+    Allow,
+    /// Likewise, with a warning.
+    #[default]
+    Warn,
+    /// In enforce mode it is ended before it carries a request.
+    Block,
+}
+
 /// What a request is assumed to cost when no price is known for its model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -425,6 +439,8 @@ pub struct Sections {
     pub mode: Mode,
     /// What happens to unmapped processes in enforce mode.
     pub unmapped: Unmapped,
+    /// What happens to connections whose plaintext is not read.
+    pub uninspectable: Uninspectable,
     /// Whether a request that no Cedar `permit` covers is refused.
     pub default_deny: bool,
     /// Who is who.

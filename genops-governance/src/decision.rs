@@ -63,6 +63,8 @@ extensions! {
     BUDGET_THRESHOLD = "x_budget_threshold";
     /// No decision came in time, and the configuration says to refuse then.
     DECISION_TIMEOUT = "x_decision_timeout";
+    /// A connection to a provider whose plaintext nobody reads.
+    UNINSPECTABLE = "x_uninspectable";
     /// Another request on the same connection was refused, and nothing more of it may leave.
     CONNECTION_DENIED = "x_connection_denied";
 }

@@ -11,6 +11,7 @@ mod core;
 mod decide;
 mod estimate;
 mod link;
+mod opaque;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -72,6 +73,17 @@ pub struct ConnectionUpdate {
     pub remote: Option<SocketAddr>,
     /// Whether its egress is held from here on.
     pub hold: Option<HoldLevel>,
+}
+
+/// How much of one direction of a connection was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// Which.
+    pub direction: Direction,
+    /// Bytes that the socket carried, records and all.
+    pub passed_bytes: u64,
+    /// Bytes of plaintext that were read.
+    pub read_bytes: u64,
 }
 
 /// What the caller has to do, in this order.
@@ -183,7 +195,9 @@ impl Engine {
     /// More is known of a connection.
     pub fn learn(&mut self, _now: Now, conn: ConnId, update: ConnectionUpdate) {
         let Some((connection, link)) = self.conns.get_mut(&conn) else { return };
-        let ConnectionUpdate { process, server_name, local: _, remote, hold } = update;
+        let ConnectionUpdate { process, server_name, local, remote, hold } = update;
+        link.network.local = local.or(link.network.local);
+        link.network.remote = remote.or(link.network.remote);
         link.learn(process, hold, connection.egress().received);
         if server_name.is_some() || remote.is_some() {
             connection.learn(ConnectionFacts { server_name, remote, from_start: true });
@@ -230,6 +244,41 @@ impl Engine {
         let mut turn = Turn { core: &mut self.core, link: &mut link, now };
         connection.close(at_ns, &mut turn);
         self.core.abandon(now, &mut link);
+    }
+
+    /// No plaintext of this connection will be read, and it goes to this provider: it is one unit, decided
+    /// by what is known of it. [`Self::close`] ends it.
+    ///
+    /// `refused`: the kernel has refused it already, as it was told after [`Self::denies_all`].
+    pub fn opaque(
+        &mut self,
+        now: Now,
+        conn: ConnId,
+        server: Option<&str>,
+        provider: &str,
+        refused: bool,
+    ) {
+        let Some((_, link)) = self.conns.get_mut(&conn) else { return };
+        self.core.open_opaque(now, link, server, provider, refused);
+    }
+
+    /// What a connection carried, of which no plaintext is read.
+    pub fn carried(&mut self, conn: ConnId, sent_bytes: u64, received_bytes: u64) {
+        let Some((_, link)) = self.conns.get_mut(&conn) else { return };
+        link.network.sent_bytes = Some(sent_bytes);
+        link.network.received_bytes = Some(received_bytes);
+    }
+
+    /// Whether every request of this process to this provider would be refused now, whatever it says:
+    /// by its grants, by a policy on the host, or for want of any budget.
+    #[must_use]
+    pub fn denies_all(&self, now: Now, process: ProcessKey, provider: &str) -> bool {
+        self.core.denies_all(now, process, provider)
+    }
+
+    /// Bytes that passed between a process and a provider, and that were not read.
+    pub fn note_unread(&mut self, now: Now, conn: ConnId, unread: Unread) {
+        self.core.note_unread(now, conn, unread);
     }
 
     /// The kernel applied the deadline by itself to the bytes up to `to`: they passed, or they

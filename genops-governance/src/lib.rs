@@ -32,16 +32,17 @@ pub mod time;
 
 pub use approval::{Approval, LONGEST_NS as APPROVAL_LONGEST_NS};
 pub use awu::{
-    Actual, Attribution, Awu, AwuId, BudgetView, CaptureLevel, Grounds, Held, HoldLevel, NotAnId,
-    Outcome, Reservation, Rung, Sla,
+    Actual, Attribution, Awu, AwuId, BudgetView, CaptureLevel, Grounds, Held, HoldLevel, Network,
+    NotAnId, Outcome, Reservation, Rung, Sla,
 };
 pub use config::{
     BudgetConfig, Enforcement, Estimate, GrantConfig, MatchConfig, Mode, OnTimeout, Per,
     PolicyConfig, PolicyText, PriceConfig, PricesConfig, PrincipalConfig, ProviderConfig,
-    RateLimitConfig, ScopeConfig, Sections, SlaConfig, TierConfig, Unit, UnknownModel, Unmapped,
+    RateLimitConfig, ScopeConfig, Sections, SlaConfig, TierConfig, Uninspectable, Unit,
+    UnknownModel, Unmapped,
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};
-pub use engine::{Again, ConnId, ConnectionOpen, ConnectionUpdate, Engine, Output};
+pub use engine::{Again, ConnId, ConnectionOpen, ConnectionUpdate, Engine, Output, Unread};
 pub use explain::Explanation;
 pub use ledger::{
     Account, AccountKey, Change, Demand, Entry, Ledger, RestoreError, Restored, Share, Shortfall,

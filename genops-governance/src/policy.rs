@@ -50,6 +50,9 @@ struct Meta {
     /// Larger goes first.
     priority: i64,
     reason: Option<String>,
+    /// It looks at the host and not at the request: what it says of a connection holds for every
+    /// request on it.
+    of_host: bool,
 }
 
 /// A policy that matched.
@@ -60,6 +63,7 @@ pub(crate) struct Matched {
     priority: i64,
     pub(crate) id: String,
     pub(crate) reason: Option<String>,
+    pub(crate) of_host: bool,
 }
 
 impl Matched {
@@ -110,6 +114,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) p95_latency_ms: u64,
     pub(crate) stream: bool,
     pub(crate) readable: bool,
+    pub(crate) inspectable: bool,
     pub(crate) approved: bool,
     pub(crate) mapped: bool,
     pub(crate) content: &'a [String],
@@ -370,8 +375,8 @@ impl Policies {
                 opinion.not_permitted = false;
                 continue;
             };
-            let Meta { severity, code, priority, reason } = meta.clone();
-            let matched = Matched { severity, code, priority, id: id.to_string(), reason };
+            let Meta { severity, code, priority, reason, of_host } = meta.clone();
+            let matched = Matched { severity, code, priority, id: id.to_string(), reason, of_host };
             match severity {
                 Severity::Warn => opinion.warnings.push(matched),
                 _ if matched.code == ReasonCode::APPROVAL_REQUIRED => {
@@ -425,7 +430,7 @@ fn pairs(facts: &Facts<'_>) -> Vec<(String, RestrictedExpression)> {
     };
     let flag = RestrictedExpression::new_bool;
     let est_nano_usd = facts.est_nano_usd.unwrap_or(AMOUNT_LIMIT).unsigned_abs();
-    let pairs: [(&str, RestrictedExpression); 18] = [
+    let pairs: [(&str, RestrictedExpression); 19] = [
         ("provider", text(facts.provider)),
         ("model", text(facts.model)),
         ("operation", text(facts.operation)),
@@ -439,6 +444,7 @@ fn pairs(facts: &Facts<'_>) -> Vec<(String, RestrictedExpression)> {
         ("p95_latency_ms", amount(facts.p95_latency_ms)),
         ("stream", flag(facts.stream)),
         ("readable", flag(facts.readable)),
+        ("inspectable", flag(facts.inspectable)),
         ("approved", flag(facts.approved)),
         ("mapped", flag(facts.mapped)),
         ("content", RestrictedExpression::new_set(facts.content.iter().map(|it| text(it)))),
@@ -479,6 +485,7 @@ mod tests {
             p95_latency_ms: 0,
             stream: true,
             readable: true,
+            inspectable: true,
             approved: false,
             mapped: true,
             content: &rules,

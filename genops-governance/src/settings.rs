@@ -6,7 +6,7 @@ use genops_protocols::Hosts;
 
 use crate::authority::Grants;
 use crate::budget::{self, Budget};
-use crate::config::{Estimate, Mode, Sections, Unmapped};
+use crate::config::{Estimate, Mode, Sections, Uninspectable, Unmapped};
 use crate::policy::Policies;
 use crate::prices::Prices;
 use crate::principal::Roster;
@@ -27,6 +27,7 @@ pub(crate) struct Inner {
     pub(crate) regions: Vec<(String, String)>,
     pub(crate) mode: Mode,
     pub(crate) unmapped: Unmapped,
+    pub(crate) uninspectable: Uninspectable,
     pub(crate) roster: Roster,
     pub(crate) policies: Policies,
     pub(crate) budgets: Vec<Budget>,
@@ -93,6 +94,7 @@ impl Settings {
             regions: regions(sections),
             mode: sections.mode,
             unmapped: sections.unmapped,
+            uninspectable: sections.uninspectable,
             roster: Roster::compile(sections, &grants, &mut faults),
             policies: Policies::compile(sections, &mut faults),
             budgets: budget::compile(sections, &mut faults),

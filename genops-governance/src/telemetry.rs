@@ -6,7 +6,7 @@
 
 use genops_protocols::{Call, RequestParams, Usage};
 
-use crate::awu::{Attribution, Awu, Outcome, Rung};
+use crate::awu::{Attribution, Awu, CaptureLevel, Network, Outcome, Rung};
 use crate::decision::{PolicyResult, ReasonCode};
 
 /// The specification's version, on every unit.
@@ -112,7 +112,10 @@ impl Awu {
     pub fn compliance(&self) -> &'static str {
         let Attribution { team, project, environment, .. } = &*self.attribution;
         let attributed = team.is_some() && project.is_some() && environment.is_some();
-        if attributed && self.enforcement.before_execution() { "full" } else { "partial" }
+        let before = self.enforcement.before_execution();
+        // Nothing was set aside for what nobody could read.
+        let blind = self.capture == CaptureLevel::Metadata && self.outcome.reservation().is_some();
+        if attributed && before && !blind { "full" } else { "partial" }
     }
 
     fn error_type(&self) -> Option<String> {
@@ -120,7 +123,11 @@ impl Awu {
         match &self.outcome {
             Outcome::Refused(refusal) => Some(refusal.reason().as_str().to_owned()),
             Outcome::NotExecuted(_, _) => known.or_else(|| Some("connection_closed".to_owned())),
-            Outcome::Executed(_, _, _) if self.response_complete => known,
+            Outcome::Executed(_, _, _)
+                if self.response_complete || self.capture == CaptureLevel::Metadata =>
+            {
+                known
+            }
             Outcome::Executed(_, _, _) => known.or_else(|| Some("connection_closed".to_owned())),
         }
     }
@@ -133,6 +140,7 @@ impl Awu {
         out.int("exchange", self.call.exchange);
         out.int("time_ns", self.call.request_at_ns);
         transport(&self.call, &mut out);
+        network(&self.network, &mut out);
         request(&self.call, &mut out);
         response(&self.call, &mut out);
         out.text_if("error.type", self.error_type().as_ref());
@@ -351,6 +359,22 @@ pub(crate) fn operation_type(call: &Call) -> &'static str {
 /// Whether the operation answers with tokens that are counted.
 pub(crate) fn has_output(call: &Call) -> bool {
     !matches!(call.operation.as_deref(), Some("embeddings" | "rerank" | "moderation"))
+}
+
+/// Both ends of the connection (semantic conventions for networks), and what it carried where no
+/// exchange was read.
+fn network(network: &Network, out: &mut Attributes) {
+    let Network { local, remote, sent_bytes, received_bytes } = network;
+    if let Some(remote) = remote {
+        out.text("network.peer.address", remote.ip().to_string());
+        out.int("network.peer.port", remote.port().into());
+    }
+    if let Some(local) = local {
+        out.text("network.local.address", local.ip().to_string());
+        out.int("network.local.port", local.port().into());
+    }
+    out.int_if("genops.network.sent_bytes", *sent_bytes);
+    out.int_if("genops.network.received_bytes", *received_bytes);
 }
 
 fn transport(call: &Call, out: &mut Attributes) {

@@ -128,13 +128,16 @@ impl Holds {
     }
 }
 
+/// An address as the kernel programs write it: the first four bytes for IPv4.
+pub(crate) fn address_of(ip_version: u32, bytes: [u8; 16], port: u16) -> SocketAddr {
+    let [a, b, c, d, ..] = bytes;
+    let ip = if ip_version == 4 { IpAddr::from([a, b, c, d]) } else { bytes.into() };
+    SocketAddr::new(ip, port)
+}
+
 /// The socket that a kernel record names.
 pub(crate) fn socket_of(join: &Join) -> Socket {
-    let address = |bytes: [u8; 16], port| -> SocketAddr {
-        let [a, b, c, d, ..] = bytes;
-        let ip = if join.ip_version == 4 { IpAddr::from([a, b, c, d]) } else { bytes.into() };
-        SocketAddr::new(ip, port)
-    };
+    let address = |bytes, port| address_of(join.ip_version, bytes, port);
     Socket {
         cookie: join.cookie,
         tgid: join.tgid,

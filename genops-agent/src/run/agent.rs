@@ -1,18 +1,26 @@
 //! The state of a run, and what happens to it with each record of the kernel.
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use genops_ebpf_common::{
-    ConnKey, DATA_HELD, Data, EGRESS, Open, Payload, Process, Record, TimedOut,
+    ConnKey, Contact, DATA_DENIED, DATA_HELD, Data, EGRESS, Join, Open, Payload, Process, Record,
+    Released, TimedOut, contact,
 };
 use genops_governance::{
     Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, OnTimeout,
-    Output, PolicyResult, ProcessFacts, ProcessKey, Rung,
+    Outcome, Output, PolicyResult, ProcessFacts, ProcessKey, Rung,
 };
 use genops_protocols::Direction;
 
-use super::{capture::Capture, enforcer::Enforcer, hold_deadline, kernel_settings};
+use super::{
+    capture::Capture,
+    contacts::{Contacts, Hello, Reached},
+    coverage::Coverage,
+    enforcer::Enforcer,
+    hold_deadline, kernel_settings,
+    standing::Standing,
+};
 use crate::{
     clock,
     config::{Config, LoadError, OnFailure, Watch},
@@ -22,8 +30,9 @@ use crate::{
     identity::Identities,
     journal::{Journal, Opening},
     kernel::{
-        Maps,
-        holds::{Expired, socket_of},
+        Maps, Providers, Rungs,
+        holds::{Expired, address_of, socket_of},
+        sockets::Socket,
     },
     ledger_file::{LedgerFile, Restored},
     metrics::{Metrics, Part},
@@ -43,9 +52,13 @@ const CONNECTIONS_LIMIT: usize = 16_384;
 
 /// A connection that is followed.
 struct Live {
-    key: ConnKey,
+    tgid: u32,
+    /// Its TLS object; none where no probe reads it.
+    tls: Option<ConnKey>,
     /// The kernel holds it for a verdict.
     holds: bool,
+    /// Number of the provider, where its name says.
+    provider: u32,
 }
 
 /// A process with connections.
@@ -61,7 +74,11 @@ pub(super) struct Agent {
     metrics: Arc<Metrics>,
     engine: Engine,
     enforcer: Enforcer,
-    can_hold: bool,
+    rungs: Rungs,
+    providers: Providers,
+    contacts: Contacts,
+    standing: Standing,
+    coverage: Coverage,
     identities: Identities,
     journal: Journal,
     ledger: LedgerFile,
@@ -90,7 +107,7 @@ impl Agent {
         let opening = Opening {
             origin: config.evidence.origin.clone(),
             key_file: config.evidence.key_file.clone(),
-            detail: start_detail(&config, capture.can_hold),
+            detail: start_detail(&config, &capture.rungs),
         };
         let (mut journal, _) = Journal::open(&directory, opening, now)
             .with_context(|| format!("evidence in {}", directory.display()))?;
@@ -108,7 +125,7 @@ impl Agent {
             .transpose()?;
         let control =
             config.telemetry.socket.as_ref().and_then(|path| start_control(path, metrics));
-        let enforcing = config.enforces() && capture.can_hold;
+        let enforcing = config.enforces() && capture.rungs.has(Rung::EgressHold);
         let guard = if enforcing { start_guard(&config, &capture.maps) } else { None };
         metrics.enforcing.set(u64::from(enforcing));
         metrics.readiness.reached(Part::Policy);
@@ -119,7 +136,11 @@ impl Agent {
             watch,
             metrics: Arc::clone(metrics),
             engine,
-            can_hold: capture.can_hold,
+            rungs: capture.rungs.clone(),
+            providers: capture.providers.clone(),
+            contacts: Contacts::default(),
+            standing: Standing::default(),
+            coverage: Coverage::default(),
             identities: Identities::new(),
             journal,
             ledger,
@@ -154,18 +175,13 @@ impl Agent {
         match record {
             Record::Data(data, payload) => self.data(maps, &data, payload),
             Record::Open(open) => self.open(maps, &open),
-            Record::Join(join) => {
-                let socket = socket_of(&join);
-                if !self.conns.contains_key(&join.conn) {
-                    return;
+            Record::Join(join) => self.join(maps, &join),
+            Record::Contact(contact, payload) => self.contact(maps, &contact, payload),
+            Record::Released(released) => self.released(maps, &released),
+            Record::Dns(payload) => {
+                for (address, provider) in self.contacts.answer(&self.providers, payload.0) {
+                    maps.set_address(&address, provider);
                 }
-                self.enforcer.joined(join.conn, socket);
-                let update = ConnectionUpdate {
-                    local: Some(socket.local),
-                    remote: Some(socket.remote),
-                    ..ConnectionUpdate::default()
-                };
-                self.engine.learn(clock::now(), ConnId(join.conn), update);
             }
             Record::Close(close) => {
                 self.close(close.conn, close.at_mono_ns);
@@ -179,47 +195,178 @@ impl Agent {
     }
 
     fn open(&mut self, maps: &mut Maps, open: &Open) {
+        let facts = self.identities.of(open.tgid).unwrap_or_else(|| {
+            let comm = String::from_utf8_lossy(&open.comm);
+            let comm = comm.trim_end_matches('\0');
+            self.identities.of_gone(open.tgid, open.at_mono_ns, open.uid, comm)
+        });
+        let server_name = server_name(open).map(str::to_owned);
+        let provider = server_name.as_deref().map_or(0, |it| self.providers.of_host(it).0);
+        let tls = ConnKey { ssl: open.ssl, tgid: open.tgid, reserved: 0 };
+        let live = Live { tgid: open.tgid, tls: Some(tls), holds: false, provider };
+        self.follow(maps, open.conn, live, Some(facts), server_name);
+    }
+
+    /// Takes a connection up. False: there are too many.
+    fn follow(
+        &mut self,
+        maps: &mut Maps,
+        conn: u64,
+        mut live: Live,
+        facts: Option<ProcessFacts>,
+        server_name: Option<String>,
+    ) -> bool {
         if self.conns.len() >= CONNECTIONS_LIMIT {
             self.metrics.lost_connections.increment();
-            return;
+            return false;
         }
         let now = clock::now();
-        let facts = self.facts(open);
-        let key = facts.key;
-        let (comm, exe) = (facts.comm.clone(), facts.exe.clone());
-        self.engine.process(now, facts);
-        let known =
-            self.processes.entry(open.tgid).or_insert_with(|| Known { key, conns: Vec::new() });
-        known.key = key;
-        known.conns.push(open.conn);
-        let enforce = self.engine.principal_mode(key) == Mode::Enforce;
-        // Where there is no room, the kernel goes by the default, which is stricter.
-        let _full = maps.set_process(open.tgid, enforce);
-        let holds = enforce && self.can_hold;
-        let hold = if holds { HoldLevel::Held(Rung::EgressHold) } else { HoldLevel::None };
+        let key = facts.as_ref().map(|it| it.key);
+        let (comm, exe) =
+            facts.as_ref().map_or((None, None), |it| (Some(it.comm.clone()), it.exe.clone()));
+        if let Some(facts) = facts {
+            self.known(maps, now, conn, live.tgid, facts);
+        }
+        if let Some(key) = key {
+            self.standing.seen(key, live.provider);
+            live.holds = self.engine.principal_mode(key) == Mode::Enforce
+                && self.rungs.has(Rung::EgressHold);
+        }
+        let hold = if live.holds { HoldLevel::Held(Rung::EgressHold) } else { HoldLevel::None };
         let opened = ConnectionOpen {
-            name: format!("c{}", open.conn),
-            process: Some(key),
-            pid: Some(open.tgid),
-            comm: Some(comm),
+            name: format!("c{conn}"),
+            process: key,
+            pid: (live.tgid != 0).then_some(live.tgid),
+            comm,
             exe,
-            server_name: server_name(open).map(str::to_owned),
+            server_name,
             local: None,
             remote: None,
             from_start: true,
             hold,
         };
-        self.engine.open(now, ConnId(open.conn), opened);
-        let key = ConnKey { ssl: open.ssl, tgid: open.tgid, reserved: 0 };
-        self.conns.insert(open.conn, Live { key, holds });
+        self.engine.open(now, ConnId(conn), opened);
+        self.conns.insert(conn, live);
+        true
     }
 
-    fn facts(&self, open: &Open) -> ProcessFacts {
-        self.identities.of(open.tgid).unwrap_or_else(|| {
-            let comm = String::from_utf8_lossy(&open.comm);
-            let comm = comm.trim_end_matches('\0');
-            self.identities.of_gone(open.tgid, open.at_mono_ns, open.uid, comm)
-        })
+    /// A process has a connection.
+    fn known(&mut self, maps: &mut Maps, now: Now, conn: u64, tgid: u32, facts: ProcessFacts) {
+        let key = facts.key;
+        self.engine.process(now, facts);
+        let known = self.processes.entry(tgid).or_insert_with(|| Known { key, conns: Vec::new() });
+        known.key = key;
+        known.conns.push(conn);
+        let enforce = self.engine.principal_mode(key) == Mode::Enforce;
+        // Where there is no room, the kernel goes by the default, which is stricter.
+        let _full = maps.set_process(tgid, enforce);
+    }
+
+    /// The socket of a connection became known.
+    fn join(&mut self, maps: &mut Maps, join: &Join) {
+        let socket = socket_of(join);
+        let Some(live) = self.conns.get(&join.conn) else { return };
+        let (provider, tls) = (live.provider, live.tls.is_some());
+        if tls {
+            self.metrics.joins_proved.increment();
+            // What nobody read so far is read from here on.
+            self.close(socket.cookie, clock::mono_ns());
+        }
+        self.learn_address(maps, socket.remote, provider);
+        self.enforcer.joined(join.conn, socket);
+        let update = ConnectionUpdate {
+            local: Some(socket.local),
+            remote: Some(socket.remote),
+            ..ConnectionUpdate::default()
+        };
+        self.engine.learn(clock::now(), ConnId(join.conn), update);
+    }
+
+    fn learn_address(&mut self, maps: &mut Maps, remote: SocketAddr, provider: u32) {
+        if provider != 0
+            && let Some((address, number)) =
+                self.contacts.learn(remote.ip().to_canonical(), provider, remote.port())
+        {
+            maps.set_address(&address, number);
+        }
+    }
+
+    /// A provider was reached for past the probes.
+    fn contact(&mut self, maps: &mut Maps, contact: &Contact, payload: Payload<'_>) {
+        let reached = match contact.what {
+            contact::HELLO | contact::HELLO_PART => {
+                self.contacts.hello(&self.providers, contact, payload.0)
+            }
+            _ => Hello::Provider(Reached { server_name: None, provider: contact.provider }),
+        };
+        match reached {
+            Hello::Provider(reached) => self.opaque(maps, contact, reached),
+            Hello::Other => maps.forget_socket(contact.cookie),
+            Hello::Part => {}
+        }
+    }
+
+    /// A connection of which no plaintext is read.
+    fn opaque(&mut self, maps: &mut Maps, contact: &Contact, reached: Reached) {
+        let (conn, now) = (contact.cookie, clock::now());
+        let Reached { server_name, provider } = reached;
+        let socket = socket_of_contact(contact);
+        if contact.what == contact::HELLO_PART {
+            maps.set_socket(conn);
+        }
+        let facts = self.identities.of(contact.tgid);
+        let live = Live { tgid: contact.tgid, tls: None, holds: false, provider };
+        if !self.follow(maps, conn, live, facts, server_name.clone()) {
+            return;
+        }
+        self.metrics.uninspectable_connections.increment();
+        let refused = contact.what == contact::REFUSED;
+        let update = ConnectionUpdate {
+            local: (contact.local_port != 0).then_some(socket.local),
+            remote: Some(socket.remote),
+            hold: refused.then_some(HoldLevel::Held(Rung::Connect)),
+            ..ConnectionUpdate::default()
+        };
+        self.engine.learn(now, ConnId(conn), update);
+        self.learn_address(maps, socket.remote, provider);
+        if contact.what != contact::HELLO {
+            self.enforcer.joined(conn, socket);
+        }
+        if contact.held != 0 {
+            self.enforcer.arrived(conn, 1, contact.at_mono_ns);
+        }
+        let name = self.providers.name(provider).unwrap_or_default();
+        self.engine.opaque(now, ConnId(conn), server_name.as_deref(), name, refused);
+        if contact.held != 0 && !self.conns.get(&conn).is_some_and(|it| it.holds) {
+            // The kernel held before it knew that this process is only observed.
+            self.enforcer.release(maps, &self.metrics, conn, u64::MAX);
+        }
+        if refused {
+            self.close(conn, contact.at_mono_ns);
+        }
+    }
+
+    /// A socket to a provider was let go of: how much of what it carried was read.
+    fn released(&mut self, maps: &mut Maps, released: &Released) {
+        let Released { at_mono_ns, cookie, conn, sent, received, .. } = *released;
+        self.metrics.socket_egress_bytes.add(sent);
+        self.metrics.socket_ingress_bytes.add(received);
+        let now = clock::now();
+        let opaque = self.conns.get(&conn).is_some_and(|it| it.tls.is_none());
+        for unread in self.coverage.released(conn, opaque, sent, received) {
+            let bytes = unread.passed_bytes.saturating_sub(unread.read_bytes);
+            match unread.direction {
+                Direction::Egress => self.metrics.unread_egress_bytes.add(bytes),
+                Direction::Ingress => self.metrics.unread_ingress_bytes.add(bytes),
+            }
+            self.engine.note_unread(now, ConnId(conn), unread);
+        }
+        if opaque {
+            self.engine.carried(ConnId(conn), sent, received);
+            self.close(conn, at_mono_ns);
+        } else if conn == 0 {
+            maps.forget_socket(cookie);
+        }
     }
 
     fn data(&mut self, maps: &mut Maps, data: &Data, payload: Payload<'_>) {
@@ -230,6 +377,7 @@ impl Agent {
             }
             return;
         };
+        let (holds, tgid) = (live.holds, live.tgid);
         let end = data.offset.saturating_add(u64::from(data.captured_len));
         let direction = if data.direction == EGRESS {
             self.metrics.captured_egress_bytes.add(u64::from(data.captured_len));
@@ -240,25 +388,36 @@ impl Agent {
         };
         if data.flags & DATA_HELD != 0 {
             self.enforcer.arrived(data.conn, end, data.at_mono_ns);
-            if !live.holds {
+            if !holds {
                 // The kernel held before it knew that this process is only observed.
                 self.enforcer.release(maps, &self.metrics, data.conn, end);
             }
         }
         let conn = ConnId(data.conn);
+        if data.flags & DATA_DENIED != 0 {
+            // The kernel has ended it already, as it was told.
+            let rung = if self.rungs.has(Rung::Lsm) { Rung::Lsm } else { Rung::EgressHold };
+            let hold = Some(HoldLevel::Held(rung));
+            let update = ConnectionUpdate { hold, ..ConnectionUpdate::default() };
+            self.engine.learn(clock::now(), conn, update);
+            self.standing.refused(tgid);
+        }
+        self.coverage.read(data.conn, direction, data.offset, u64::from(data.captured_len));
         self.engine.data_at(clock::now(), conn, data.at_mono_ns, direction, data.offset, payload.0);
     }
 
     fn close(&mut self, conn: u64, at_mono_ns: u64) -> Option<ConnKey> {
-        let live = self.conns.remove(&conn);
-        if let Some(known) = live.as_ref().and_then(|it| self.processes.get_mut(&it.key.tgid)) {
+        let live = self.conns.remove(&conn)?;
+        if let Some(known) = self.processes.get_mut(&live.tgid) {
             known.conns.retain(|&other| other != conn);
         }
-        if live.is_some() {
-            self.engine.close(clock::now(), ConnId(conn), at_mono_ns);
+        self.engine.close(clock::now(), ConnId(conn), at_mono_ns);
+        self.coverage.ended(conn, at_mono_ns);
+        if live.tls.is_some() && self.enforcer.socket(conn).is_none() {
+            self.metrics.joins_unknown.increment();
         }
         self.enforcer.ended(at_mono_ns, conn);
-        live.map(|it| it.key)
+        live.tls
     }
 
     fn exit(&mut self, maps: &mut Maps, tgid: u32, at_mono_ns: u64) {
@@ -270,6 +429,7 @@ impl Agent {
             }
         }
         self.engine.process_exit(clock::now(), known.key);
+        self.standing.forget(maps, tgid);
         maps.forget_process(tgid);
     }
 
@@ -320,7 +480,13 @@ impl Agent {
                 self.metrics.collateral_exchanges.add(collateral);
                 self.enforcer.deny(maps, &self.metrics, conn.0);
             }
-            Output::Awu(awu) => self.tell(&Arc::from(awu)),
+            Output::Awu(awu) => {
+                let refused = matches!(awu.outcome, Outcome::Refused(_));
+                if let Some(tgid) = awu.pid.filter(|_| refused) {
+                    self.standing.refused(tgid);
+                }
+                self.tell(&Arc::from(awu));
+            }
             Output::Record(_) | Output::Ledger(_) => {}
         }
     }
@@ -390,6 +556,7 @@ impl Agent {
         }
         self.settle(maps);
         self.answer(maps);
+        self.standing.tell(maps, &self.engine, &self.providers, now);
         self.enforcer.forget(maps, now.mono_ns);
         if self.guard.as_mut().is_some_and(|guard| !guard.beat()) {
             eprintln!("genops-agent: the guard process has ended; it is started again");
@@ -449,14 +616,16 @@ impl Agent {
         self.engine.reload(clock::now(), config.settings());
         self.enforcer.set(hold_deadline(config), config.on_timeout);
         let told = maps.set_settings(kernel_settings(config));
-        if let Err(error) = told.and_then(|()| maps.set_hosts(&config.hosts)) {
+        self.providers.replace(&config.hosts);
+        self.standing.all_changed();
+        if let Err(error) = told.and_then(|()| maps.set_hosts(&self.providers)) {
             eprintln!("genops-agent: the kernel programs keep their settings: {error:#}");
         }
         for (&tgid, known) in &self.processes {
             let enforce = self.engine.principal_mode(known.key) == Mode::Enforce;
             let _full = maps.set_process(tgid, enforce);
         }
-        let enforcing = config.enforces() && self.can_hold;
+        let enforcing = config.enforces() && self.rungs.has(Rung::EgressHold);
         self.metrics.enforcing.set(u64::from(enforcing));
         let guarded = (old.on_timeout, old.hold_deadline, enforcing);
         if guarded != (config.on_timeout, config.hold_deadline, self.guard.is_some()) {
@@ -476,10 +645,10 @@ impl Agent {
     fn hold_more(&mut self) {
         let held = Some(HoldLevel::Held(Rung::EgressHold));
         for (&conn, live) in self.conns.iter_mut().filter(|(_, it)| !it.holds) {
-            let known = self.processes.get(&live.key.tgid);
+            let known = self.processes.get(&live.tgid);
             let enforce =
                 known.is_some_and(|it| self.engine.principal_mode(it.key) == Mode::Enforce);
-            if enforce && self.can_hold {
+            if enforce && self.rungs.has(Rung::EgressHold) {
                 live.holds = true;
                 let update = ConnectionUpdate { hold: held, ..ConnectionUpdate::default() };
                 self.engine.learn(clock::now(), ConnId(conn), update);
@@ -507,6 +676,13 @@ impl Agent {
             guard.finish();
         }
     }
+}
+
+/// The socket that a contact names.
+fn socket_of_contact(contact: &Contact) -> Socket {
+    let Contact { cookie, tgid, ip_version, local, remote, local_port, remote_port, .. } = *contact;
+    let address = |bytes: [u8; 16], port| address_of(ip_version, bytes, port);
+    Socket { cookie, tgid, local: address(local, local_port), remote: address(remote, remote_port) }
 }
 
 /// The name that the program gave its TLS library.
@@ -548,13 +724,13 @@ fn start_control(path: &Path, metrics: &Arc<Metrics>) -> Option<Control> {
     }
 }
 
-fn start_detail(config: &Config, can_hold: bool) -> Vec<(&'static str, String)> {
+fn start_detail(config: &Config, rungs: &Rungs) -> Vec<(&'static str, String)> {
     let mode = if config.enforces() { "enforce" } else { "observe" };
     vec![
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("mode", mode.to_owned()),
         ("config", crate::journal::sha256_text(&config.hash)),
-        ("rung", if can_hold { "egress_hold" } else { "none" }.to_owned()),
+        ("rung", rungs.names()),
     ]
 }
 

@@ -14,12 +14,13 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
 use genops_ebpf_common::{Record, Settings, loss};
+use genops_governance::Rung;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     config::Config,
     discovery::{Discovery, Finding},
-    kernel::{self, Kernel, Maps},
+    kernel::{self, Kernel, Maps, Providers, Rungs},
     metrics::{Metrics, Part},
 };
 
@@ -40,7 +41,8 @@ pub(crate) enum Woken {
 /// A running capture.
 pub(crate) struct Capture {
     pub(crate) maps: Maps,
-    pub(crate) can_hold: bool,
+    pub(crate) rungs: Rungs,
+    pub(crate) providers: Providers,
     ring: RingBuf<MapData>,
     started: Sender<u32>,
     stop: UnixStream,
@@ -58,9 +60,10 @@ impl Capture {
         metrics: &Arc<Metrics>,
     ) -> Result<Self> {
         let options = kernel::Options { ring_bytes: config.capture.ring_bytes, floor };
-        let loaded = Kernel::load(options, settings, &config.hosts)?;
-        let Kernel { probes, maps, ring, can_hold, cannot_hold } = loaded;
-        if let Some(why) = cannot_hold {
+        let providers = Providers::new(&config.hosts);
+        let loaded = Kernel::load(options, settings, &providers)?;
+        let Kernel { probes, maps, ring, rungs } = loaded;
+        if let Some(why) = rungs.why_not(Rung::EgressHold) {
             eprintln!("genops-agent: requests can't be held on this host, only observed: {why}");
         }
         let (started, programs) = channel();
@@ -72,7 +75,8 @@ impl Capture {
         reload.set_nonblocking(true)?;
         Ok(Self {
             maps,
-            can_hold,
+            rungs,
+            providers,
             ring,
             started,
             stop: signals(&[signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?,

@@ -130,6 +130,11 @@ impl Enforcer {
         }
     }
 
+    /// The socket of a connection, as far as it is known.
+    pub(super) fn socket(&self, conn: u64) -> Option<Socket> {
+        self.held.get(&conn)?.socket
+    }
+
     /// Nothing more may leave.
     pub(super) fn deny(&mut self, maps: &mut Maps, metrics: &Metrics, conn: u64) {
         if let Some(since) = self.waits_no_more(conn) {

@@ -247,7 +247,7 @@ impl Core {
             region: opened.region.clone(),
             server: call.server_address.clone(),
             api: call.api,
-            capture: capture_of(call, opened.complete, true),
+            capture: capture_of(link, call, opened.complete, true),
             rung: opened.enforcement.rung,
         });
     }
@@ -291,7 +291,8 @@ impl Core {
         Awu {
             id,
             conn: link.name.clone(),
-            capture: capture_of(&call, complete, refused || response_complete),
+            capture: capture_of(link, &call, complete, refused || response_complete),
+            network: link.network,
             call,
             response_complete,
             start_unix_ns,
@@ -325,7 +326,15 @@ impl Cost {
     }
 }
 
-fn capture_of(call: &Call, request_complete: bool, response_complete: bool) -> CaptureLevel {
+fn capture_of(
+    link: &Link,
+    call: &Call,
+    request_complete: bool,
+    response_complete: bool,
+) -> CaptureLevel {
+    if link.opaque.is_some() {
+        return CaptureLevel::Metadata;
+    }
     let lost = call.missing_bytes > 0 || call.unreadable.is_some() || !call.request_seen;
     if lost || !request_complete || !response_complete {
         CaptureLevel::Partial

@@ -11,7 +11,8 @@ use genops_protocols::Call;
 use super::core::{Core, Subject, provider_key, target_key};
 use super::decide::{Done, Objection};
 use super::estimate::{Ask, Guess};
-use crate::awu::{Attribution, AwuId};
+use super::opaque::Judged;
+use crate::awu::{Attribution, AwuId, CaptureLevel};
 use crate::config::Mode;
 use crate::decision::{Decision, Permission, PolicyResult, ReasonCode};
 use crate::ledger::Ledger;
@@ -95,6 +96,7 @@ impl Core {
         Ask {
             call,
             readable: inputs.complete,
+            inspectable: what.capture != CaptureLevel::Metadata,
             content: inputs.content.clone(),
             start: 0,
             end: 0,
@@ -140,6 +142,18 @@ impl Core {
         if let Some(code) = &seen.settled {
             let objection = Objection::block(code.clone(), None, "");
             return told(Some(&objection), true, &Opinion::default());
+        }
+        if !ask.inspectable {
+            let nothing = Opinion::default();
+            return match self.judge_host(now, subject, ask, seen.preventable) {
+                Judged::Refused(objection) => told(Some(&objection), true, &nothing),
+                Judged::Passes(None) => {
+                    let demands = self.demands(now, subject, ask);
+                    let warning = self.warning(now, subject, ask, &nothing, &demands);
+                    told(warning.as_ref(), false, &nothing)
+                }
+                Judged::Passes(warning) => told(warning.as_ref(), false, &nothing),
+            };
         }
         let approval = if seen.early { Some("") } else { approval.as_deref() };
         let opinion = self.opinion(now, subject, ask, approval);

@@ -57,7 +57,7 @@ pub(super) struct Core {
     issued: u64,
     started: bool,
     pub(super) epoch: u64,
-    processes: HashMap<ProcessKey, Arc<Subject>>,
+    pub(super) processes: HashMap<ProcessKey, Arc<Subject>>,
     ended: VecDeque<(u64, ProcessKey)>,
     pub(super) meters: Meters,
     pub(super) latencies: Latencies,
@@ -319,7 +319,8 @@ impl Core {
     pub(super) fn abandon(&mut self, now: Now, link: &mut Link) {
         self.tell_refused(now, link, 0);
         for (exchange, running) in std::mem::take(&mut link.units) {
-            let call = Call { exchange, kind: Kind::Inference, ..Call::default() };
+            let unknown = Call { exchange, kind: Kind::Inference, ..Call::default() };
+            let call = link.opaque.clone().unwrap_or(unknown);
             self.finish(now, link, running, call, false);
         }
     }
@@ -353,8 +354,19 @@ impl Core {
         self.outputs.push_back(Output::Release { conn: link.id, to });
     }
 
+    /// Everything of a connection may leave, whatever comes.
+    pub(super) fn let_go(&mut self, link: &mut Link) {
+        link.released = u64::MAX;
+        for running in link.units.values_mut() {
+            running.sent = true;
+        }
+        if link.rung() != Rung::None {
+            self.outputs.push_back(Output::Release { conn: link.id, to: u64::MAX });
+        }
+    }
+
     /// Carries out a refusal of this turn: the connection is over. False: there was none.
-    fn deny(&mut self, now: Now, link: &mut Link) -> bool {
+    pub(super) fn deny(&mut self, now: Now, link: &mut Link) -> bool {
         let Some(first) = link.refused.first().map(|it| it.opened.id) else { return false };
         let collateral = link.units.len() as u64;
         if !std::mem::replace(&mut link.denied, true) {

@@ -77,6 +77,7 @@ impl Core {
         let ask = Ask {
             call,
             readable: is_whole(call, request.complete) && !request.texts_truncated(),
+            inspectable: true,
             content,
             start: request.start,
             end: request.end,
@@ -95,7 +96,17 @@ impl Core {
         let region = self.region(call);
         let texts = Texts::default();
         let content = vec![];
-        let ask = Ask { call, readable: false, content, start: 0, end: 0, estimate, region, texts };
+        let ask = Ask {
+            call,
+            readable: false,
+            inspectable: true,
+            content,
+            start: 0,
+            end: 0,
+            estimate,
+            region,
+            texts,
+        };
         let id = self.issue();
         let seen = self.seen(now, &subject, &ask, false);
         let opinion = self.opinion(now, &subject, &ask, None);
@@ -368,7 +379,7 @@ impl Core {
     }
 
     /// What speaks for a closer look although it may run.
-    fn warning(
+    pub(super) fn warning(
         &self,
         now: Now,
         subject: &Subject,
@@ -402,7 +413,8 @@ impl Core {
         }
         let over = demands.iter().find_map(|it| self.threshold(it));
         over.or_else(|| {
-            let assumed = ask.estimate.price.as_ref().is_none_or(|it| it.assumed);
+            let known = ask.estimate.price.as_ref();
+            let assumed = ask.inspectable && known.is_none_or(|it| it.assumed);
             let why = "no price is known for the model";
             assumed.then(|| Objection::block(ReasonCode::PRICE_UNKNOWN, None, why))
         })
@@ -437,6 +449,7 @@ impl Core {
         let ask = Ask {
             call,
             readable: true,
+            inspectable: true,
             content: Vec::new(),
             start: open.start,
             end: u64::MAX,
@@ -457,6 +470,41 @@ impl Core {
         true
     }
 
+    /// Refuses a connection of which no request can be read.
+    pub(super) fn refuse_opaque(
+        &mut self,
+        now: Now,
+        link: &mut Link,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        objection: &Objection,
+    ) {
+        let id = self.issue();
+        let seen = self.seen(now, subject, ask, true);
+        let opened = self.opened(now, id, link, subject, ask, objection, false);
+        self.refuse(now, link, opened, objection.refusal(), ask.call, inputs(ask, 0, None, seen));
+    }
+
+    /// Lets such a connection pass; nothing is counted or set aside for it.
+    pub(super) fn permit_opaque(
+        &mut self,
+        now: Now,
+        link: &mut Link,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        warning: Option<Objection>,
+    ) {
+        let id = self.issue();
+        let seen = self.seen(now, subject, ask, link.can_prevent(u64::MAX));
+        let done = Done { counted: true, reserved: true };
+        let opinion = Opinion::default();
+        let mut running =
+            self.permit(now, id, link, subject, ask, &opinion, warning, None, done, false, seen);
+        running.limits.clear();
+        running.shares.clear();
+        link.units.insert(ask.call.exchange, running);
+    }
+
     /// The kernel's deadline stopped a request before it could be decided.
     pub(super) fn refuse_stopped(
         &mut self,
@@ -470,6 +518,7 @@ impl Core {
         let ask = Ask {
             call,
             readable: false,
+            inspectable: true,
             content: Vec::new(),
             start: open.start,
             end: received,
@@ -552,6 +601,7 @@ impl Core {
             p95_latency_ms: self.latencies.p95(&provider_key(provider)).unwrap_or(0),
             stream: call.stream,
             readable: ask.readable,
+            inspectable: ask.inspectable,
             approved: approval.is_some(),
             mapped: who.mapped,
             content: &ask.content,

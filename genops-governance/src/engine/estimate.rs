@@ -17,6 +17,8 @@ pub(super) struct Ask<'a> {
     pub(super) call: &'a Call,
     /// It was read to its end, and all of its text.
     pub(super) readable: bool,
+    /// There is a request to read; otherwise only a connection.
+    pub(super) inspectable: bool,
     /// Names of the content rules that match.
     pub(super) content: Vec<String>,
     pub(super) start: u64,

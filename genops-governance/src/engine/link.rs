@@ -7,7 +7,7 @@ use std::sync::Arc;
 use genops_protocols::Call;
 
 use super::{ConnId, ConnectionOpen};
-use crate::awu::{Attribution, AwuId, Grounds, Held, HoldLevel, Reservation, Rung};
+use crate::awu::{Attribution, AwuId, Grounds, Held, HoldLevel, Network, Reservation, Rung};
 use crate::config::Unit;
 use crate::decision::{Permission, Refusal};
 use crate::prices::ModelPrice;
@@ -24,6 +24,9 @@ pub(super) struct Link {
     pub(super) comm: Option<String>,
     pub(super) exe: Option<String>,
     pub(super) hold: HoldLevel,
+    pub(super) network: Network,
+    /// Where no plaintext of it is read: what is known of all of its requests together.
+    pub(super) opaque: Option<Call>,
     /// Egress up to here may leave.
     pub(super) released: u64,
     /// What `released` was before the last time.
@@ -86,7 +89,7 @@ pub(super) struct Refused {
 
 impl Link {
     pub(super) fn new(id: ConnId, open: ConnectionOpen) -> Self {
-        let ConnectionOpen { name, process, pid, comm, exe, hold, .. } = open;
+        let ConnectionOpen { name, process, pid, comm, exe, hold, local, remote, .. } = open;
         Self {
             id,
             name,
@@ -95,6 +98,8 @@ impl Link {
             comm,
             exe,
             hold,
+            network: Network { local, remote, ..Network::default() },
+            opaque: None,
             released: 0,
             released_before: 0,
             passed: 0,

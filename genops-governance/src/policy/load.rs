@@ -6,10 +6,12 @@ use std::collections::HashMap;
 use std::fmt;
 
 use cedar_policy::{
-    Effect, Policy, PolicyId, PolicySet, PrincipalConstraint, Schema, ValidationMode, Validator,
+    Effect, Policy, PolicyId, PolicySet, PrincipalConstraint, ResourceConstraint, Schema,
+    ValidationMode, Validator,
 };
 use miette::Diagnostic;
 use regex::{RegexSet, RegexSetBuilder};
+use serde_json::Value;
 
 use super::{Meta, SCHEMA, Severity};
 use crate::config::{PolicyConfig, Sections};
@@ -260,12 +262,76 @@ fn meta(policy: &Policy) -> Result<Option<Meta>, String> {
         Some(text) => text.parse().map_err(|_| format!("`@priority(\"{text}\")` is no integer"))?,
     };
     let reason = policy.annotation("reason").map(str::to_owned);
-    Ok(Some(Meta { severity, code, priority, reason }))
+    Ok(Some(Meta { severity, code, priority, reason, of_host: of_host(policy) }))
+}
+
+/// What is known of a connection before any request is read.
+const OF_HOST: [&str; 8] = [
+    "provider",
+    "region",
+    "server",
+    "environment",
+    "mapped",
+    "inspectable",
+    "hour_utc",
+    "weekday_utc",
+];
+
+/// Whether a policy looks at nothing but the host: at no model, content, size or price.
+fn of_host(policy: &Policy) -> bool {
+    let any_model = match policy.resource_constraint() {
+        ResourceConstraint::Any | ResourceConstraint::Is(_) => true,
+        ResourceConstraint::In(it) | ResourceConstraint::IsIn(_, it) => {
+            it.type_name().basename() == "Provider"
+        }
+        ResourceConstraint::Eq(_) => false,
+    };
+    // What has no JSON looks at anything.
+    let json = policy.to_json().ok();
+    let conditions = json.as_ref().and_then(|it| it.get("conditions"));
+    any_model && conditions.is_some_and(looks_at_host_only)
+}
+
+/// Cedar's JSON: a variable is `{"Var": "context"}`, an attribute `{".": {"left": .., "attr": ..}}`.
+fn looks_at_host_only(json: &Value) -> bool {
+    match json {
+        Value::Object(fields) => {
+            if let Some(access) = fields.get(".")
+                && access.pointer("/left/Var").and_then(Value::as_str) == Some("context")
+            {
+                let attribute = access.get("attr").and_then(Value::as_str);
+                return attribute.is_some_and(|it| OF_HOST.contains(&it));
+            }
+            let variable = fields.get("Var").and_then(Value::as_str);
+            variable.is_none_or(|it| it == "principal" || it == "action")
+                && fields.values().all(looks_at_host_only)
+        }
+        Value::Array(items) => items.iter().all(looks_at_host_only),
+        _ => true,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::statements;
+    use cedar_policy::Policy;
+
+    use super::{of_host, statements};
+
+    #[test]
+    fn a_policy_is_of_the_host_if_it_looks_at_nothing_else() {
+        let check = |resource: &str, condition: &str| {
+            let text = format!("forbid (principal, action, {resource}) {condition};");
+            of_host(&Policy::parse(None, text).expect("Cedar"))
+        };
+        assert!(check("resource", "unless { context.provider like \"openai\" }"));
+        assert!(check("resource", "when { !context.inspectable }"));
+        assert!(check("resource in GenOps::Provider::\"openai\"", ""));
+        assert!(!check("resource", "when { context.model like \"*-pro\" }"));
+        assert!(!check("resource", "when { context.provider == \"x\" && context.stream }"));
+        assert!(!check("resource", "when { resource in GenOps::Tier::\"frontier\" }"));
+        assert!(!check("resource in GenOps::Tier::\"frontier\"", ""));
+        assert!(!check("resource == GenOps::Model::\"openai/o1\"", ""));
+    }
 
     #[test]
     fn a_semicolon_ends_a_statement_unless_quoted_or_in_a_comment() {

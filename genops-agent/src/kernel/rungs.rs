@@ -1,0 +1,155 @@
+//! The mechanisms by which a call is stopped, strictest first. Each is tried at the start; what the kernel
+//! refuses is absent, with the reason.
+//!
+//! They work together: the hold keeps a request back until it is decided, the hook at `sendmsg` makes the
+//! send call of a denied connection fail at once, and the hooks at `connect` keep a process that may not
+//! call a provider at all from reaching it.
+
+use std::fs::File;
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Btf, Ebpf,
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSock, CgroupSockAddr, Lsm, ProgramError,
+        cgroup_skb::CgroupSkbAttachType,
+    },
+};
+use genops_governance::Rung;
+
+use super::cgroup2_root;
+
+/// One mechanism.
+trait Mechanism {
+    /// As telemetry names it.
+    const RUNG: Rung;
+
+    /// Loads and attaches its programs, all or none.
+    fn attach(ebpf: &mut Ebpf) -> Result<()>;
+}
+
+/// What can be done to a call on this host.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rungs {
+    available: Vec<Rung>,
+    missing: Vec<(Rung, String)>,
+}
+
+impl Rungs {
+    /// Attaches every mechanism that this kernel has.
+    pub(super) fn attach(ebpf: &mut Ebpf) -> Self {
+        let mut rungs = Self::default();
+        rungs.add::<EgressHold>(ebpf);
+        rungs.add::<SendHook>(ebpf);
+        rungs.add::<ConnectHooks>(ebpf);
+        rungs
+    }
+
+    fn add<M: Mechanism>(&mut self, ebpf: &mut Ebpf) {
+        match M::attach(ebpf) {
+            Ok(()) => self.available.push(M::RUNG),
+            Err(error) => self.missing.push((M::RUNG, format!("{error:#}"))),
+        }
+    }
+
+    /// Whether this mechanism works here.
+    pub(crate) fn has(&self, rung: Rung) -> bool {
+        self.available.contains(&rung)
+    }
+
+    /// Why it does not.
+    pub(crate) fn why_not(&self, rung: Rung) -> Option<&str> {
+        self.missing.iter().find(|(it, _)| *it == rung).map(|(_, why)| why.as_str())
+    }
+
+    /// Those that work, strictest first, as text: `lsm,egress_hold,connect`.
+    pub(crate) fn names(&self) -> String {
+        let order = [Rung::Lsm, Rung::EgressHold, Rung::Connect];
+        let names: Vec<_> =
+            order.into_iter().filter(|it| self.has(*it)).map(Rung::as_str).collect();
+        if names.is_empty() { Rung::None.as_str().to_owned() } else { names.join(",") }
+    }
+}
+
+/// Packets of a request wait in TCP's queue (`cgroup_skb/egress`).
+struct EgressHold;
+
+impl Mechanism for EgressHold {
+    const RUNG: Rung = Rung::EgressHold;
+
+    fn attach(ebpf: &mut Ebpf) -> Result<()> {
+        let root = root()?;
+        let program: &mut CgroupSkb = program(ebpf, "egress_hold")?;
+        program.load().context("program `egress_hold`")?;
+        // `Single` is no flag; a link is beside others in any case, and refuses the flag that says so
+        // (`kernel/bpf/cgroup.c`, `cgroup_bpf_link_attach`).
+        program.attach(root, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)?;
+        Ok(())
+    }
+}
+
+/// The send call of a denied connection fails (`security_socket_sendmsg`).
+struct SendHook;
+
+impl Mechanism for SendHook {
+    const RUNG: Rung = Rung::Lsm;
+
+    fn attach(ebpf: &mut Ebpf) -> Result<()> {
+        let active = std::fs::read_to_string("/sys/kernel/security/lsm");
+        // Where securityfs is not mounted, loading tells.
+        let listed =
+            active.as_deref().map_or(true, |it| it.split(',').any(|name| name.trim() == "bpf"));
+        anyhow::ensure!(
+            listed,
+            "`bpf` is not among the active security modules (boot parameter `lsm=`)"
+        );
+        let btf = Btf::from_sys_fs().context("/sys/kernel/btf/vmlinux")?;
+        let program: &mut Lsm = program(ebpf, "deny_sendmsg")?;
+        program.load("socket_sendmsg", &btf).context("program `deny_sendmsg`")?;
+        program.attach()?;
+        Ok(())
+    }
+}
+
+/// A process that may not call a provider at all is refused the connection (`cgroup/connect4` and its
+/// like), also by UDP.
+struct ConnectHooks;
+
+impl ConnectHooks {
+    const PROGRAMS: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
+}
+
+impl Mechanism for ConnectHooks {
+    const RUNG: Rung = Rung::Connect;
+
+    fn attach(ebpf: &mut Ebpf) -> Result<()> {
+        let root = root()?;
+        for name in Self::PROGRAMS {
+            let it: &mut CgroupSockAddr = program(ebpf, name)?;
+            it.load().with_context(|| format!("program `{name}`"))?;
+            it.attach(root.try_clone()?, CgroupAttachMode::Single)?;
+        }
+        let release: &mut CgroupSock = program(ebpf, "socket_release")?;
+        release.load().context("program `socket_release`")?;
+        release.attach(root.try_clone()?, CgroupAttachMode::Single)?;
+        let answers: &mut CgroupSkb = program(ebpf, "ingress_dns")?;
+        answers.load().context("program `ingress_dns`")?;
+        answers.attach(root, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single)?;
+        Ok(())
+    }
+}
+
+fn root() -> Result<File> {
+    let root = cgroup2_root().context("no cgroup v2 hierarchy is mounted")?;
+    File::open(&root).with_context(|| format!("{}", root.display()))
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the kernel object has no program `{name}`"))?;
+    Ok(program.try_into()?)
+}

@@ -1,0 +1,313 @@
+//! Providers as they are found without plaintext: by the server name of a `ClientHello`, and by the
+//! answers of name servers.
+//!
+//! What strangers send is read by libraries that are made for it; everything kept has a limit.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use genops_ebpf_common::{AddressKey, Contact, contact};
+use simple_dns::{Packet, rdata::RData};
+
+use crate::kernel::Providers;
+
+/// Most `ClientHello`s in pieces at a time.
+const PARTS_LIMIT: usize = 1_024;
+/// Most bytes of one: what a record holds (RFC 8446 §5.1).
+const HELLO_LIMIT: usize = 16_384 + 5;
+/// Most addresses that are remembered; past that, all are learnt again.
+const ADDRESSES_LIMIT: usize = 65_536;
+/// Where providers listen, unless the configuration says otherwise.
+const HTTPS: u16 = 443;
+
+/// A provider that a process reached for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reached {
+    pub(super) server_name: Option<String>,
+    /// Its number.
+    pub(super) provider: u32,
+}
+
+/// What a `ClientHello` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Hello {
+    /// It names a provider.
+    Provider(Reached),
+    /// It names somebody else, or nobody, or is none.
+    Other,
+    /// More of it has to come.
+    Part,
+}
+
+/// What has been learnt so far.
+#[derive(Debug, Default)]
+pub(super) struct Contacts {
+    /// By socket cookie.
+    parts: HashMap<u64, Vec<u8>>,
+    addresses: HashMap<IpAddr, Address>,
+}
+
+/// Whose names an address was the answer for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Address {
+    provider: u32,
+    port: u16,
+    /// Another's too: a shared front end, of which nothing may be concluded.
+    shared: bool,
+}
+
+impl Contacts {
+    /// Takes the bytes of a contact.
+    pub(super) fn hello(
+        &mut self,
+        providers: &Providers,
+        contact: &Contact,
+        bytes: &[u8],
+    ) -> Hello {
+        let whole = contact.what == contact::HELLO;
+        let name = if whole {
+            server_name(bytes)
+        } else {
+            if self.parts.len() >= PARTS_LIMIT && !self.parts.contains_key(&contact.cookie) {
+                self.parts.clear();
+            }
+            let so_far = self.parts.entry(contact.cookie).or_default();
+            so_far.extend_from_slice(bytes);
+            let name = server_name(so_far);
+            match name {
+                Read::Part if so_far.len() < HELLO_LIMIT => return Hello::Part,
+                _ => self.parts.remove(&contact.cookie),
+            };
+            name
+        };
+        let server_name = if let Read::Name(name) = name { Some(name) } else { None };
+        let by_name = server_name.as_deref().map_or(0, |name| providers.of_host(name).0);
+        // The kernel program has compared the name already.
+        match if whole { contact.provider } else { by_name } {
+            0 => Hello::Other,
+            provider => Hello::Provider(Reached { server_name, provider }),
+        }
+    }
+
+    /// Takes a name server's answer: addresses that are a provider's from now on (its number), or no
+    /// longer one's alone (0).
+    pub(super) fn answer(
+        &mut self,
+        providers: &Providers,
+        message: &[u8],
+    ) -> Vec<(AddressKey, u32)> {
+        let Ok(packet) = Packet::parse(message) else { return Vec::new() };
+        let Some(asked) = packet.questions.first().map(|it| it.qname.to_string()) else {
+            return Vec::new();
+        };
+        let (provider, port) = providers.of_host(&asked);
+        let mut news = Vec::new();
+        for record in &packet.answers {
+            let ip: IpAddr = match &record.rdata {
+                RData::A(it) => std::net::Ipv4Addr::from(it.address).into(),
+                RData::AAAA(it) => std::net::Ipv6Addr::from(it.address).into(),
+                _ => continue,
+            };
+            news.extend(self.learn(ip, provider, port.unwrap_or(HTTPS)));
+        }
+        news
+    }
+
+    /// An address belongs to a provider, or (0) to somebody else; what that changes.
+    pub(super) fn learn(
+        &mut self,
+        ip: IpAddr,
+        provider: u32,
+        port: u16,
+    ) -> Option<(AddressKey, u32)> {
+        let known = self.addresses.get(&ip).copied();
+        if known.is_none() && provider == 0 {
+            // Only what may be a provider's as well is worth a place.
+            return None;
+        }
+        if self.addresses.len() >= ADDRESSES_LIMIT {
+            self.addresses.clear();
+        }
+        let before = known.unwrap_or_default();
+        let shared = before.shared || known.is_some_and(|it| it.provider != provider);
+        let now = Address { provider: before.provider.max(provider), port, shared };
+        self.addresses.insert(ip, now);
+        let number = if shared { 0 } else { provider };
+        let told = if before.shared { 0 } else { before.provider };
+        let port = if provider == 0 { before.port } else { port };
+        (number != told).then(|| (address_key(SocketAddr::new(ip, port)), number))
+    }
+}
+
+/// An address as the kernel programs compare it.
+fn address_key(address: SocketAddr) -> AddressKey {
+    let mut bytes = [0; 16];
+    match address.ip().to_canonical() {
+        IpAddr::V4(it) => {
+            for (to, from) in bytes.iter_mut().zip(it.octets()) {
+                *to = from;
+            }
+        }
+        IpAddr::V6(it) => bytes = it.octets(),
+    }
+    AddressKey { address: bytes, port: address.port(), reserved: 0 }
+}
+
+/// What was read of a `ClientHello`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Read {
+    Name(String),
+    Nameless,
+    Part,
+}
+
+/// The server name in the TLS records that a client began with.
+fn server_name(bytes: &[u8]) -> Read {
+    let mut acceptor = rustls::server::Acceptor::default();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match acceptor.read_tls(&mut rest) {
+            Ok(0) | Err(_) => return Read::Nameless,
+            Ok(_) => {}
+        }
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => {
+                let hello = accepted.client_hello();
+                let name = hello.server_name().map(str::to_owned);
+                return name.map_or(Read::Nameless, Read::Name);
+            }
+            Err(_) => return Read::Nameless,
+        }
+    }
+    Read::Part
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use genops_protocols::Hosts;
+    use simple_dns::{
+        CLASS, Name, PacketFlag, QCLASS, QTYPE, Question, ResourceRecord, TYPE,
+        rdata::{A, AAAA},
+    };
+
+    use super::*;
+
+    /// What a rustls client sends first.
+    fn client_hello(name: &str) -> Vec<u8> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let name = name.to_owned().try_into().expect("a name");
+        let mut client = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
+        let mut bytes = Vec::new();
+        client.write_tls(&mut bytes).expect("memory");
+        bytes
+    }
+
+    fn providers() -> Providers {
+        Providers::new(&Hosts::builtin())
+    }
+
+    fn part(provider: u32, what: u32) -> Contact {
+        Contact {
+            kind: genops_ebpf_common::kind::CONTACT,
+            what,
+            at_mono_ns: 0,
+            cookie: 7,
+            local: [0; 16],
+            remote: [0; 16],
+            local_port: 0,
+            remote_port: 443,
+            ip_version: 4,
+            tgid: 0,
+            provider,
+            held: 0,
+            captured_len: 0,
+        }
+    }
+
+    #[test]
+    fn a_name_is_read_wherever_the_hello_is_cut() {
+        let hello = client_hello("api.openai.com");
+        let providers = providers();
+        let openai = providers.number("openai");
+        for cut in 1..hello.len() {
+            let (first, second) = hello.split_at(cut);
+            let mut contacts = Contacts::default();
+            let contact = part(0, contact::HELLO_PART);
+            assert_eq!(contacts.hello(&providers, &contact, first), Hello::Part, "{cut}");
+            let Hello::Provider(reached) = contacts.hello(&providers, &contact, second) else {
+                panic!("cut at {cut}");
+            };
+            assert_eq!(reached.server_name.as_deref(), Some("api.openai.com"));
+            assert_eq!(reached.provider, openai);
+            assert!(contacts.parts.is_empty());
+        }
+    }
+
+    #[test]
+    fn somebody_elses_name_and_what_is_no_hello_are_passed_over() {
+        let providers = providers();
+        let mut contacts = Contacts::default();
+        let contact = part(0, contact::HELLO_PART);
+        let other = client_hello("files.example.test");
+        assert_eq!(contacts.hello(&providers, &contact, &other), Hello::Other);
+        for junk in [&[22, 3, 1, 0, 5, 9, 9, 9, 9, 9][..], b"GET / HTTP/1.1\r\n\r\n", &[0; 64]] {
+            assert_eq!(contacts.hello(&providers, &contact, junk), Hello::Other, "{junk:?}");
+        }
+    }
+
+    fn answer(name: &str, ips: &[IpAddr]) -> Vec<u8> {
+        let mut packet = Packet::new_reply(1);
+        packet.set_flags(PacketFlag::RESPONSE);
+        let name = Name::new(name).expect("a name");
+        packet.questions.push(Question::new(
+            name.clone(),
+            QTYPE::TYPE(TYPE::A),
+            QCLASS::CLASS(CLASS::IN),
+            false,
+        ));
+        for ip in ips {
+            let data = match *ip {
+                IpAddr::V4(it) => RData::A(A { address: it.into() }),
+                IpAddr::V6(it) => RData::AAAA(AAAA { address: it.into() }),
+            };
+            packet.answers.push(ResourceRecord::new(name.clone(), CLASS::IN, 60, data));
+        }
+        packet.build_bytes_vec_compressed().expect("it fits")
+    }
+
+    #[test]
+    fn an_address_is_a_providers_until_it_is_somebody_elses_too() {
+        let providers = providers();
+        let mut contacts = Contacts::default();
+        let (ours, theirs): (IpAddr, IpAddr) =
+            ("192.0.2.1".parse().expect("v4"), "2001:db8::1".parse().expect("v6"));
+        let key = |ip| address_key(SocketAddr::new(ip, 443));
+        let openai = providers.number("openai");
+        let told = contacts.answer(&providers, &answer("api.openai.com", &[ours, theirs]));
+        assert_eq!(told, [(key(ours), openai), (key(theirs), openai)]);
+        assert!(contacts.answer(&providers, &answer("api.openai.com", &[ours])).is_empty());
+        let told = contacts.answer(&providers, &answer("cdn.example.test", &[ours]));
+        assert_eq!(told, [(key(ours), 0)]);
+        assert!(contacts.answer(&providers, &answer("api.openai.com", &[ours])).is_empty());
+    }
+
+    #[test]
+    fn an_answer_cut_anywhere_or_of_junk_is_no_harm() {
+        let providers = providers();
+        let whole = answer("api.openai.com", &["192.0.2.1".parse().expect("v4")]);
+        for end in 0..whole.len() {
+            let cut = whole.get(..end).unwrap_or_default();
+            let _nothing = Contacts::default().answer(&providers, cut);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Sockets as processes get and let go of them: who connects, and who may not connect at all.
+//!
+//! A process that the agent has denied a provider altogether is refused the connection (`EPERM`), by TCP
+//! and by UDP, so that QUIC is no way around. Providers' addresses are what name servers answered and
+//! what sockets to them had; the agent keeps them.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_sock_addr,
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_load_bytes},
+    },
+    macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
+    programs::{SkBuffContext, SockAddrContext, SockContext},
+};
+use genops_ebpf_common::{
+    AddressKey, Contact, DNS_LEN, DeniedKey, Dns, Released, Sock, contact, kind, loss,
+};
+
+use crate::{
+    maps::{ADDRESSES, DENIED, EVENTS, OWNERS, SOCKS, count_loss},
+    packet::{IPPROTO_UDP, Packet},
+};
+
+const REFUSE: i32 = 0;
+const ALLOW: i32 = 1;
+/// `SOCK_DGRAM` (`include/linux/net.h`).
+const DATAGRAM: u32 = 2;
+/// The port of name servers (RFC 1035 §4.2).
+const DNS_PORT: u16 = 53;
+/// Header of a DNS message (RFC 1035 §4.1.1).
+const DNS_HEADER: u32 = 12;
+
+#[cgroup_sock_addr(connect4)]
+pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, address4(&ctx), 4)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub(crate) fn connect6(ctx: SockAddrContext) -> i32 {
+    connect(&ctx, address6(&ctx), 6)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    reach(&ctx, address4(&ctx), 4, true)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    reach(&ctx, address6(&ctx), 6, true)
+}
+
+/// The last process has closed the socket.
+#[cgroup_sock(sock_release)]
+pub(crate) fn socket_release(ctx: SockContext) -> i32 {
+    // SAFETY: the context that this program was entered with.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    if let Some(sock) = SOCKS.get_ptr_mut(cookie) {
+        // SAFETY: copied at once.
+        report_released(cookie, unsafe { *sock });
+    }
+    ALLOW
+}
+
+/// What name servers answer.
+#[cgroup_skb(ingress)]
+pub(crate) fn ingress_dns(ctx: SkBuffContext) -> i32 {
+    let _other = answer(&ctx);
+    ALLOW
+}
+
+#[inline(always)]
+fn address4(ctx: &SockAddrContext) -> AddressKey {
+    // SAFETY: fields of the context that this program was entered with.
+    let (ip, port) = unsafe { ((*ctx.sock_addr).user_ip4, (*ctx.sock_addr).user_port) };
+    let mut address = [0; 16];
+    address[..4].copy_from_slice(&ip.to_ne_bytes());
+    AddressKey { address, port: u16::from_be(port as u16), reserved: 0 }
+}
+
+#[inline(always)]
+fn address6(ctx: &SockAddrContext) -> AddressKey {
+    let from: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: fields of the context that this program was entered with.
+    let (a, b, c, d, port) = unsafe {
+        let ip = &raw const (*from).user_ip6;
+        let word = |at: usize| ip.cast::<u32>().add(at).read_volatile();
+        (word(0), word(1), word(2), word(3), (*from).user_port)
+    };
+    let mut address = [0; 16];
+    if a == 0 && b == 0 && c == 0xffff_u32.to_be() {
+        // An IPv4 address in IPv6 (RFC 4291 §2.5.5.2).
+        address[..4].copy_from_slice(&d.to_ne_bytes());
+    } else {
+        address[..4].copy_from_slice(&a.to_ne_bytes());
+        address[4..8].copy_from_slice(&b.to_ne_bytes());
+        address[8..12].copy_from_slice(&c.to_ne_bytes());
+        address[12..].copy_from_slice(&d.to_ne_bytes());
+    }
+    AddressKey { address, port: u16::from_be(port as u16), reserved: 0 }
+}
+
+#[inline(always)]
+fn connect(ctx: &SockAddrContext, to: AddressKey, ip_version: u32) -> i32 {
+    // SAFETY: the context that this program was entered with.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // Without room, whose socket it is stays unknown.
+    let _full = OWNERS.insert(cookie, tgid, 0);
+    // SAFETY: a field of the context that this program was entered with.
+    let datagram = unsafe { (*ctx.sock_addr).type_ } == DATAGRAM;
+    reach(ctx, to, ip_version, datagram)
+}
+
+/// Whether this process may address this place.
+#[inline(always)]
+fn reach(ctx: &SockAddrContext, to: AddressKey, ip_version: u32, datagram: bool) -> i32 {
+    // SAFETY: copied at once.
+    let Some(&provider) = (unsafe { ADDRESSES.get(to) }) else { return ALLOW };
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: the context that this program was entered with.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    // SAFETY: copied at once.
+    if unsafe { DENIED.get(DeniedKey { tgid, provider }) }.is_some() {
+        report(cookie, tgid, to, ip_version, provider, contact::REFUSED);
+        return REFUSE;
+    }
+    if datagram && SOCKS.get_ptr_mut(cookie).is_none() {
+        let sock = Sock { conn: cookie, sent: 0, received: 0, next_sequence: 0, hello_len: 0 };
+        if SOCKS.insert(cookie, sock, 0).is_ok() {
+            report(cookie, tgid, to, ip_version, provider, contact::DATAGRAM);
+        }
+    }
+    ALLOW
+}
+
+#[inline(always)]
+fn report(cookie: u64, tgid: u32, to: AddressKey, ip_version: u32, provider: u32, what: u32) {
+    let Some(mut entry) = EVENTS.reserve::<Contact>(0) else {
+        count_loss(loss::RING_FULL_RECORDS, 1);
+        return;
+    };
+    entry.write(Contact {
+        kind: kind::CONTACT,
+        what,
+        // SAFETY: a helper without arguments.
+        at_mono_ns: unsafe { bpf_ktime_get_ns() },
+        cookie,
+        local: [0; 16],
+        remote: to.address,
+        local_port: 0,
+        remote_port: to.port,
+        ip_version,
+        tgid,
+        provider,
+        held: 0,
+        captured_len: 0,
+    });
+    entry.submit(0);
+}
+
+#[inline(always)]
+fn report_released(cookie: u64, sock: Sock) {
+    let Some(mut entry) = EVENTS.reserve::<Released>(0) else {
+        count_loss(loss::RING_FULL_RECORDS, 1);
+        return;
+    };
+    entry.write(Released {
+        kind: kind::RELEASED,
+        reserved: 0,
+        // SAFETY: a helper without arguments.
+        at_mono_ns: unsafe { bpf_ktime_get_ns() },
+        cookie,
+        conn: sock.conn,
+        sent: sock.sent,
+        received: sock.received,
+    });
+    entry.submit(0);
+}
+
+#[repr(C)]
+struct Answer {
+    header: Dns,
+    bytes: [u8; DNS_LEN],
+}
+
+/// Reports a UDP packet from a name server.
+#[inline(always)]
+fn answer(ctx: &SkBuffContext) -> Option<()> {
+    let packet = Packet::of(ctx)?;
+    if packet.protocol != IPPROTO_UDP || packet.payload_len <= DNS_HEADER {
+        return None;
+    }
+    let source = u16::from_be_bytes(ctx.load(packet.header_at as usize).ok()?);
+    if source != DNS_PORT {
+        return None;
+    }
+    let Some(mut entry) = EVENTS.reserve::<Answer>(0) else {
+        count_loss(loss::RING_FULL_RECORDS, 1);
+        return None;
+    };
+    let len = if packet.payload_len < DNS_LEN as u32 { packet.payload_len } else { DNS_LEN as u32 };
+    let len = core::hint::black_box(len);
+    if len == 0 || len > DNS_LEN as u32 {
+        entry.discard(0);
+        return None;
+    }
+    let record: *mut Answer = entry.as_mut_ptr();
+    // SAFETY: `record` is reserved ring buffer of its type, and `len` is at most DNS_LEN.
+    let failed = unsafe {
+        (&raw mut (*record).header).write(Dns { kind: kind::DNS, captured_len: len });
+        let to = (&raw mut (*record).bytes).cast();
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), packet.payload_at, to, len)
+    };
+    if failed == 0 {
+        entry.submit(0)
+    } else {
+        entry.discard(0)
+    }
+    Some(())
+}

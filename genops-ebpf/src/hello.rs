@@ -1,0 +1,231 @@
+//! Providers that are reached past the probes, known by the server name in the `ClientHello`
+//! (RFC 6066 §3; RFC 8446 §4.1.2).
+//!
+//! A `ClientHello` that is whole in its packet is read here, so that other TLS traffic never reaches
+//! the agent. One in pieces goes to the agent as it is.
+
+use aya_ebpf::{
+    helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes},
+    programs::SkBuffContext,
+};
+use genops_ebpf_common::{Contact, HELLO_LEN, NAME_LEN, Sock, contact, kind, loss};
+
+use crate::{
+    classify,
+    egress::{CLIENT_HELLO, HANDSHAKE, carries, report_join},
+    hold::{arm, is_held},
+    maps::{EVENTS, OWNERS, SOCKS, count_loss, settings},
+    packet::{Ends, IPPROTO_TCP, Packet},
+};
+
+/// Record header (RFC 8446 §5.1), handshake header (§4), version and random.
+const BEFORE_SESSION: u32 = 5 + 4 + 2 + 32;
+/// Most extensions that are looked at; browsers send about 20.
+const EXTENSIONS: u32 = 40;
+/// `server_name` (RFC 6066 §3).
+const SERVER_NAME: u16 = 0;
+/// Most bytes of a `ClientHello` in pieces that the agent is given.
+const PARTS_LIMIT: u32 = 16_384;
+
+/// What a `ClientHello` says.
+enum Name {
+    /// A provider's, with its number.
+    Provider(u32),
+    /// Another's, or none.
+    Other,
+    /// Its end is in a later packet.
+    Part,
+}
+
+/// Looks at the first payload of a socket that nothing is known of.
+#[inline(always)]
+pub(crate) fn look(ctx: &SkBuffContext, cookie: u64) -> Option<()> {
+    let packet = Packet::of(ctx)?;
+    if packet.protocol != IPPROTO_TCP || packet.payload_len < 6 {
+        return None;
+    }
+    let head = ctx.load::<[u8; 6]>(packet.payload_at as usize).ok()?;
+    if head[0] != HANDSHAKE || head[1] != 3 || head[5] != CLIENT_HELLO {
+        return None;
+    }
+    let record_len = 5 + u32::from(u16::from_be_bytes([head[3], head[4]]));
+    let name = if record_len > packet.payload_len {
+        Name::Part
+    } else {
+        read(ctx, cookie, packet.payload_at)
+    };
+    match name {
+        Name::Other => {}
+        Name::Provider(provider) => begin(ctx, cookie, &packet, provider)?,
+        Name::Part => {
+            let hello_len = packet.payload_len;
+            let sock = Sock { conn: 0, sent: 0, received: 0, next_sequence: 0, hello_len };
+            if SOCKS.insert(cookie, sock, 0).is_ok() {
+                report(ctx, cookie, &packet, &packet.ends(ctx)?, contact::HELLO_PART, 0, 0);
+            }
+        }
+    }
+    Some(())
+}
+
+/// Another packet of a socket whose `ClientHello` is not whole yet.
+#[inline(always)]
+pub(crate) fn go_on(
+    ctx: &SkBuffContext,
+    cookie: u64,
+    packet: &Packet,
+    hello_len: u32,
+) -> Option<()> {
+    if packet.payload_len == 0 {
+        return None;
+    }
+    let sock = SOCKS.get_ptr_mut(cookie)?;
+    let hello_len = hello_len.saturating_add(packet.payload_len);
+    // SAFETY: an element of the map, alive while this program runs.
+    unsafe { (*sock).hello_len = hello_len };
+    if hello_len <= PARTS_LIMIT {
+        report(ctx, cookie, packet, &packet.ends(ctx)?, contact::HELLO_PART, 0, 0);
+    } else {
+        let _gone = SOCKS.remove(cookie);
+    }
+    Some(())
+}
+
+/// The socket goes to a provider: from here on it is a connection with the cookie as its number.
+#[inline(always)]
+fn begin(ctx: &SkBuffContext, cookie: u64, packet: &Packet, provider: u32) -> Option<()> {
+    if !carries(ctx, cookie, packet, cookie) {
+        count_loss(loss::CONNECTIONS_FULL, 1);
+        return None;
+    }
+    let tgid = owner(cookie);
+    let held = is_held(tgid, settings()?.hold_unknown) && arm(cookie, tgid, 1);
+    let ends = packet.ends(ctx)?;
+    report(ctx, cookie, packet, &ends, contact::HELLO, provider, u32::from(held));
+    // Behind the contact, so that the agent knows the connection when it hears of its socket.
+    report_join(&ends, packet.ip_version, cookie, cookie, tgid);
+    Some(())
+}
+
+/// Thread-group id of the process that connected the socket; 0 where that is not known.
+#[inline(always)]
+pub(crate) fn owner(cookie: u64) -> u32 {
+    // SAFETY: copied at once.
+    unsafe { OWNERS.get(cookie).map_or(0, |it| *it) }
+}
+
+/// Finds the server name in a `ClientHello` whose record begins at `at`.
+#[inline(always)]
+fn read(ctx: &SkBuffContext, cookie: u64, at: u32) -> Name {
+    match server_name(ctx, at) {
+        Ok(Some((at, len))) => provider_of(ctx, cookie, at, len),
+        Ok(None) => Name::Other,
+        Err(_) => Name::Part,
+    }
+}
+
+/// Place and length of the name. An error: the packet ends before it.
+#[inline(always)]
+fn server_name(ctx: &SkBuffContext, record_at: u32) -> Result<Option<(u32, u32)>, i64> {
+    let byte = |at: u32| ctx.load::<u8>(at as usize);
+    let pair = |at: u32| ctx.load::<[u8; 2]>(at as usize).map(u16::from_be_bytes);
+    let mut at = record_at + BEFORE_SESSION;
+    at += 1 + u32::from(byte(at)?);
+    at += 2 + u32::from(pair(at)?);
+    at += 1 + u32::from(byte(at)?);
+    let end = at + 2 + u32::from(pair(at)?);
+    at += 2;
+    let mut looked = 0;
+    while looked < EXTENSIONS {
+        if at + 4 > end {
+            return Ok(None);
+        }
+        let (kind, len) = (pair(at)?, u32::from(pair(at + 2)?));
+        if kind == SERVER_NAME {
+            // A list of one: its length, the kind of name (0: a host's), the name's length.
+            return Ok(Some((at + 9, u32::from(pair(at + 7)?))));
+        }
+        at += 4 + len;
+        looked += 1;
+    }
+    Ok(None)
+}
+
+/// Compares the name with those of the providers.
+#[inline(always)]
+fn provider_of(ctx: &SkBuffContext, cookie: u64, at: u32, len: u32) -> Name {
+    let Some(scratch) = classify::scratch_of(cookie) else { return Name::Other };
+    let len = core::hint::black_box(len);
+    if len == 0 || len >= NAME_LEN as u32 {
+        return Name::Other;
+    }
+    // SAFETY: `bytes` is larger than NAME_LEN; behind one byte of room for the border.
+    let failed = unsafe {
+        let to = (&raw mut (*scratch).bytes).cast::<u8>().add(1);
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), at, to.cast(), len)
+    };
+    if failed != 0 {
+        return Name::Part;
+    }
+    match classify::provider_of_name(scratch, len) {
+        Some(provider) => Name::Provider(provider),
+        None => Name::Other,
+    }
+}
+
+#[repr(C)]
+struct Reported {
+    header: Contact,
+    bytes: [u8; HELLO_LEN],
+}
+
+/// Tells the agent, with the packet's payload.
+#[inline(always)]
+fn report(
+    ctx: &SkBuffContext,
+    cookie: u64,
+    packet: &Packet,
+    ends: &Ends,
+    what: u32,
+    provider: u32,
+    held: u32,
+) {
+    let Some(mut entry) = EVENTS.reserve::<Reported>(0) else {
+        count_loss(loss::RING_FULL_RECORDS, 1);
+        return;
+    };
+    let len =
+        if packet.payload_len < HELLO_LEN as u32 { packet.payload_len } else { HELLO_LEN as u32 };
+    let len = core::hint::black_box(len);
+    if len == 0 || len > HELLO_LEN as u32 {
+        entry.discard(0);
+        return;
+    }
+    let record: *mut Reported = entry.as_mut_ptr();
+    // SAFETY: `record` is reserved ring buffer of its type, and `len` is at most HELLO_LEN.
+    let failed = unsafe {
+        (&raw mut (*record).header).write(Contact {
+            kind: kind::CONTACT,
+            what,
+            at_mono_ns: bpf_ktime_get_ns(),
+            cookie,
+            local: ends.local,
+            remote: ends.remote,
+            local_port: ends.local_port,
+            remote_port: ends.remote_port,
+            ip_version: packet.ip_version,
+            tgid: owner(cookie),
+            provider,
+            held,
+            captured_len: len,
+        });
+        let to = (&raw mut (*record).bytes).cast();
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), packet.payload_at, to, len)
+    };
+    if failed == 0 {
+        entry.submit(0);
+    } else {
+        entry.discard(0);
+        count_loss(loss::FAULT_BYTES, u64::from(len));
+    }
+}

@@ -1,0 +1,31 @@
+//! A denied connection's send call fails at once (`EPERM`), where BPF programs may be security hooks.
+
+use aya_ebpf::cty::c_void;
+use aya_ebpf::{helpers::generated::bpf_get_socket_cookie, macros::lsm, programs::LsmContext};
+
+use crate::{hold::is_denied, maps::SOCKS};
+
+const EPERM: i32 = 1;
+/// Where `struct socket` has `sk` (`include/linux/net.h`; the same since 5.3). The verifier knows the
+/// type at each offset: on a kernel where it is another, the program is refused, and this rung absent.
+const SK_OFFSET: usize = 24;
+
+/// `int security_socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`.
+#[lsm(hook = "socket_sendmsg")]
+pub(crate) fn deny_sendmsg(ctx: LsmContext) -> i32 {
+    let before: i32 = ctx.arg(3);
+    if before != 0 {
+        return before;
+    }
+    let socket: *const u8 = ctx.arg(0);
+    // SAFETY: a trusted pointer of the hook; the verifier checks the access.
+    let sk = unsafe { socket.add(SK_OFFSET).cast::<*mut c_void>().read_volatile() };
+    if sk.is_null() {
+        return 0;
+    }
+    // SAFETY: the socket of the call under way.
+    let cookie = unsafe { bpf_get_socket_cookie(sk) };
+    let Some(sock) = SOCKS.get_ptr_mut(cookie) else { return 0 };
+    // SAFETY: copied at once.
+    if is_denied(unsafe { (*sock).conn }) { -EPERM } else { 0 }
+}

@@ -1,0 +1,72 @@
+//! Borders and addresses of a packet that leaves or reaches a socket.
+
+use aya_ebpf::programs::SkBuffContext;
+
+pub(crate) const IPPROTO_TCP: u8 = 6;
+pub(crate) const IPPROTO_UDP: u8 = 17;
+
+/// Where things are in a TCP or UDP packet; positions count from the IP header.
+#[derive(Clone, Copy)]
+pub(crate) struct Packet {
+    pub(crate) protocol: u8,
+    /// 4 or 6.
+    pub(crate) ip_version: u32,
+    /// The TCP or UDP header.
+    pub(crate) header_at: u32,
+    pub(crate) payload_at: u32,
+    /// 0 where it carries nothing.
+    pub(crate) payload_len: u32,
+}
+
+/// Both ends: network byte order, the first four bytes for IPv4; ports in host byte order.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends {
+    pub(crate) local: [u8; 16],
+    pub(crate) remote: [u8; 16],
+    pub(crate) local_port: u16,
+    pub(crate) remote_port: u16,
+}
+
+impl Packet {
+    /// `None` where it is neither TCP nor UDP, or not whole. An IPv6 packet with extension headers is
+    /// none of them: sockets send those only when asked to (`IPV6_HOPOPTS` and its like).
+    #[inline(always)]
+    pub(crate) fn of(ctx: &SkBuffContext) -> Option<Self> {
+        let first = ctx.load::<u8>(0).ok()?;
+        let (ip_version, protocol, header_at) = match first >> 4 {
+            4 => (4, ctx.load::<u8>(9).ok()?, u32::from(first & 0xf) * 4),
+            6 => (6, ctx.load::<u8>(6).ok()?, 40),
+            _ => return None,
+        };
+        let header_len = match protocol {
+            IPPROTO_TCP => u32::from(ctx.load::<u8>(header_at as usize + 12).ok()? >> 4) * 4,
+            IPPROTO_UDP => 8,
+            _ => return None,
+        };
+        let payload_at = header_at + header_len;
+        let len = ctx.len();
+        let payload_len = if len > payload_at { len - payload_at } else { 0 };
+        Some(Self { protocol, ip_version, header_at, payload_at, payload_len })
+    }
+
+    /// Of a packet that leaves: the source is the local end.
+    #[inline(always)]
+    pub(crate) fn ends(&self, ctx: &SkBuffContext) -> Option<Ends> {
+        let mut local = [0; 16];
+        let mut remote = [0; 16];
+        if self.ip_version == 4 {
+            local[..4].copy_from_slice(&ctx.load::<[u8; 4]>(12).ok()?);
+            remote[..4].copy_from_slice(&ctx.load::<[u8; 4]>(16).ok()?);
+        } else {
+            local = ctx.load::<[u8; 16]>(8).ok()?;
+            remote = ctx.load::<[u8; 16]>(24).ok()?;
+        }
+        let at = self.header_at as usize;
+        Some(Ends {
+            local,
+            remote,
+            local_port: u16::from_be_bytes(ctx.load(at).ok()?),
+            remote_port: u16::from_be_bytes(ctx.load(at + 2).ok()?),
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! Connections of which no plaintext is read: one unit each, decided by who, where and when.
+
+use genops_protocols::{Call, Direction, Kind};
+
+use super::core::{Core, Subject};
+use super::decide::Objection;
+use super::estimate::{Ask, Guess};
+use super::link::Link;
+use super::{ConnId, Unread};
+use crate::config::{Mode, Uninspectable};
+use crate::decision::ReasonCode;
+use crate::process::ProcessKey;
+use crate::record::{Record, RecordKind, Texts};
+use crate::time::Now;
+
+/// What becomes of a connection.
+pub(super) enum Judged {
+    /// It is ended.
+    Refused(Objection),
+    /// It goes on; what speaks against it is a warning.
+    Passes(Option<Objection>),
+}
+
+impl Core {
+    /// See [`super::Engine::opaque`].
+    pub(super) fn open_opaque(
+        &mut self,
+        now: Now,
+        link: &mut Link,
+        server: Option<&str>,
+        provider: &str,
+        refused: bool,
+    ) {
+        self.start(now);
+        let subject = self.subject(link);
+        let call = call_of(provider, server, now.mono_ns);
+        link.opaque = Some(call.clone());
+        let ask = self.ask_of(&call);
+        let preventable = link.can_prevent(u64::MAX);
+        let judged = match self.judge_host(now, &subject, &ask, preventable) {
+            // The configuration has changed since.
+            Judged::Passes(_) if refused => {
+                let why =
+                    "the kernel refused it, as it had been told before the configuration changed";
+                Judged::Refused(Objection::block(ReasonCode::CONNECTION_DENIED, None, why))
+            }
+            judged => judged,
+        };
+        match judged {
+            Judged::Refused(objection) => {
+                self.refuse_opaque(now, link, &subject, &ask, &objection);
+                self.deny(now, link);
+            }
+            Judged::Passes(warning) => {
+                self.permit_opaque(now, link, &subject, &ask, warning);
+                self.let_go(link);
+            }
+        }
+    }
+
+    /// What becomes of a connection of which only the host is known.
+    pub(super) fn judge_host(
+        &self,
+        now: Now,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        preventable: bool,
+    ) -> Judged {
+        let rule = self.settings.0.uninspectable;
+        let objection = self
+            .objection_to_host(now, subject, ask)
+            .or_else(|| (rule == Uninspectable::Block).then(unread));
+        match objection {
+            Some(it) if preventable && subject.identity.mode == Mode::Enforce => {
+                Judged::Refused(it)
+            }
+            it => Judged::Passes(it.or_else(|| (rule != Uninspectable::Allow).then(unread))),
+        }
+    }
+
+    /// See [`super::Engine::denies_all`].
+    pub(super) fn denies_all(&self, now: Now, process: ProcessKey, provider: &str) -> bool {
+        let Some(subject) = self.processes.get(&process) else { return false };
+        let call = call_of(provider, None, now.mono_ns);
+        subject.identity.mode == Mode::Enforce
+            && self.objection_to_host(now, subject, &self.ask_of(&call)).is_some()
+    }
+
+    /// See [`super::Engine::note_unread`].
+    pub(super) fn note_unread(&mut self, now: Now, conn: ConnId, unread: Unread) {
+        self.start(now);
+        let Unread { direction, passed_bytes, read_bytes } = unread;
+        let direction = match direction {
+            Direction::Egress => "egress",
+            Direction::Ingress => "ingress",
+        };
+        let mut record = Record::new(now, RecordKind::Gap);
+        record.detail = vec![
+            ("conn", conn.0.to_string()),
+            ("direction", direction.to_owned()),
+            ("cause", "coverage".to_owned()),
+            ("passed_bytes", passed_bytes.to_string()),
+            ("read_bytes", read_bytes.to_string()),
+            ("bytes", passed_bytes.saturating_sub(read_bytes).to_string()),
+        ];
+        self.put(Vec::new(), [record]);
+    }
+
+    fn ask_of<'a>(&self, call: &'a Call) -> Ask<'a> {
+        Ask {
+            call,
+            readable: false,
+            inspectable: false,
+            content: Vec::new(),
+            start: 0,
+            end: u64::MAX,
+            // Nothing is set aside for what nobody can count.
+            estimate: Guess { nano_usd: Some(0), ..Guess::default() },
+            region: self.region(call),
+            texts: Texts::default(),
+        }
+    }
+
+    /// What speaks against every request to a host: identity, grants, policies that look at nothing
+    /// else, budgets of which nothing is left.
+    fn objection_to_host(&self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Option<Objection> {
+        let mut opinion = self.opinion(now, subject, ask, None);
+        opinion.refusals.retain(|it| it.of_host);
+        opinion.approvals.clear();
+        // A permit may look at the request.
+        opinion.not_permitted = false;
+        self.standing(now, subject, ask, &opinion, true).or_else(|| {
+            let spent = |demand: &crate::ledger::Demand| {
+                let account = self.ledger.account(&demand.key);
+                let left = account.map_or(demand.limit, crate::ledger::Account::remaining);
+                left <= 0
+            };
+            let demand = self.demands(now, subject, ask).into_iter().find(spent)?;
+            let budget = demand.key.budget;
+            let why = format!("nothing is left of the budget `{budget}`");
+            Some(Objection::block(ReasonCode::BudgetExceeded, Some(&budget), why))
+        })
+    }
+}
+
+fn unread() -> Objection {
+    let why = "no probe reads what this program sends, so no request of it can be decided";
+    Objection::block(ReasonCode::UNINSPECTABLE, None, why)
+}
+
+/// A call of which only the provider is known.
+fn call_of(provider: &str, server: Option<&str>, at_ns: u64) -> Call {
+    Call {
+        kind: Kind::Inference,
+        provider: Some(provider.to_owned()),
+        server_address: server.map(str::to_owned),
+        request_at_ns: at_ns,
+        ..Call::default()
+    }
+}
