@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::commands::{approve, budget, check, conformance, doctor, explain, policy, run};
+use crate::commands::{approve, budget, check, conformance, doctor, explain, policy, run, unpin};
 use crate::config::LoadError;
 use crate::{evidence, guard, record, replay, top};
 
@@ -31,6 +31,7 @@ enum Command {
     Run(run::Run),
     Check(check::Check),
     Doctor(doctor::Doctor),
+    Unpin(unpin::Unpin),
     Record(record::Record),
     Replay(replay::Replay),
     #[command(
@@ -77,6 +78,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(it) => it.run(),
         Command::Check(it) => it.run(),
         Command::Doctor(it) => it.run(),
+        Command::Unpin(it) => it.run(),
         Command::Record(it) => it.run(),
         Command::Replay(it) => it.run(),
         Command::Evidence(it) => match it.run() {

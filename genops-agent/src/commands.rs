@@ -16,6 +16,7 @@ pub(crate) mod explain;
 mod money;
 pub(crate) mod policy;
 pub(crate) mod run;
+pub(crate) mod unpin;
 
 /// Asks the running agent; its refusal is exit code 1.
 fn ask(socket: &Path, request: &Request) -> Result<Answer, Failure> {

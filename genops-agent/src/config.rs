@@ -151,6 +151,8 @@ pub(crate) struct Config {
     pub(crate) on_timeout: OnTimeout,
     /// How long the kernel holds egress at most.
     pub(crate) hold_deadline: Duration,
+    /// Where, on a BPF file system, programs and maps outlive the agent; `None`: they end with it.
+    pub(crate) pin_directory: Option<PathBuf>,
     /// What the agent tells, and where.
     pub(crate) telemetry: Telemetry,
     /// What is written down.
@@ -242,7 +244,7 @@ impl Config {
             explain::parse(text).map_err(|fault| invalid((fault.line, fault.message)))?;
         let lines = file.lines();
         let (own, sections) = file.split(path)?;
-        let Own { on_timeout, hold_deadline_ms, telemetry, evidence, capture } = own;
+        let Own { on_timeout, hold_deadline_ms, pin_directory, telemetry, evidence, capture } = own;
         let mut warnings = Vec::new();
         let hold_deadline = hold_deadline(hold_deadline_ms.as_ref()).map_err(invalid)?;
         let telemetry = telemetry.settle(path, &mut warnings).map_err(invalid)?;
@@ -263,6 +265,7 @@ impl Config {
             mode: sections.mode,
             on_timeout,
             hold_deadline,
+            pin_directory,
             telemetry,
             evidence,
             capture,
@@ -280,6 +283,7 @@ impl Config {
 struct Own {
     on_timeout: OnTimeout,
     hold_deadline_ms: Option<Spanned<u64>>,
+    pin_directory: Option<PathBuf>,
     telemetry: TelemetryFile,
     evidence: EvidenceFile,
     capture: CaptureFile,
@@ -293,6 +297,7 @@ impl File {
             mode,
             on_timeout,
             hold_deadline_ms,
+            pin_directory,
             unmapped,
             uninspectable,
             default_deny,
@@ -327,7 +332,8 @@ impl File {
             sla: values(sla),
             prices: prices.unwrap_or_default(),
         };
-        Ok((Own { on_timeout, hold_deadline_ms, telemetry, evidence, capture }, sections))
+        let own = Own { on_timeout, hold_deadline_ms, pin_directory, telemetry, evidence, capture };
+        Ok((own, sections))
     }
 }
 
@@ -339,6 +345,7 @@ struct File {
     mode: Mode,
     on_timeout: OnTimeout,
     hold_deadline_ms: Option<Spanned<u64>>,
+    pin_directory: Option<PathBuf>,
     unmapped: Unmapped,
     uninspectable: Uninspectable,
     default_deny: bool,

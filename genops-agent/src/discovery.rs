@@ -110,6 +110,7 @@ impl Discovery {
     pub(crate) fn run(mut self, started: &Receiver<u32>, mut tell: impl FnMut(Finding)) {
         self.standard_places(&mut tell);
         self.scan(&mut tell);
+        self.probes.take_over();
         tell(Finding::Ready { refused: self.kernel_refused.take() });
         let mut next_scan = Instant::now() + SCAN_INTERVAL;
         loop {

@@ -16,6 +16,7 @@ use std::{
         fd::{AsFd as _, OwnedFd, RawFd},
         unix::process::CommandExt as _,
     },
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     time::Duration,
 };
@@ -55,12 +56,15 @@ pub(crate) struct Guard {
     deadline_ms: u64,
     #[arg(long)]
     closed: bool,
+    /// The programs outlive the agent, as long as this directory is there.
+    #[arg(long)]
+    run: Option<PathBuf>,
 }
 
 impl Guard {
     /// Guards until the agent has ended and nothing waits any more.
     pub(crate) fn run(self) -> Result<()> {
-        let Self { agent, maps, link, deadline_ms, closed } = self;
+        let Self { agent, maps, link, deadline_ms, closed, run } = self;
         // Own session and deaf to the signals that end the agent: its end is what we are here for.
         let _leader_already = rustix::process::setsid();
         for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
@@ -78,12 +82,12 @@ impl Guard {
         let mut holds = Holds::from_descriptors([holds, sockets, verdicts])?;
         // Nothing is done with the link; while this copy is open, the program stays attached.
         let _link = link.map(copy).transpose()?;
-        watch(&mut holds, Duration::from_millis(deadline_ms), closed)
+        watch(&mut holds, Duration::from_millis(deadline_ms), closed, run.as_deref())
     }
 }
 
 /// Reads the pipe, and acts when it falls silent or ends.
-fn watch(holds: &mut Holds, deadline: Duration, closed: bool) -> Result<()> {
+fn watch(holds: &mut Holds, deadline: Duration, closed: bool, run: Option<&Path>) -> Result<()> {
     let mut pipe = std::io::stdin();
     let mut sockets = Sockets::default();
     let mut beats = [0; 64];
@@ -92,7 +96,7 @@ fn watch(holds: &mut Holds, deadline: Duration, closed: bool) -> Result<()> {
     loop {
         let heard = wait(&pipe, patience)?;
         if heard && matches!(pipe.read(&mut beats), Ok(0) | Err(_)) {
-            outlive(holds, &mut sockets, deadline, closed);
+            outlive(holds, &mut sockets, deadline, closed, run);
             return Ok(());
         }
         if heard {
@@ -104,10 +108,22 @@ fn watch(holds: &mut Holds, deadline: Duration, closed: bool) -> Result<()> {
     }
 }
 
-/// The agent has ended: stays until no request waits.
-fn outlive(holds: &mut Holds, sockets: &mut Sockets, deadline: Duration, closed: bool) {
+/// The agent has ended: stays until no request waits; where the programs outlive it, until another agent
+/// has taken them over, or somebody has ended them.
+fn outlive(
+    holds: &mut Holds,
+    sockets: &mut Sockets,
+    deadline: Duration,
+    closed: bool,
+    run: Option<&Path>,
+) {
     let deadline_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
     let step = (deadline / STEPS).max(Duration::from_millis(1));
+    while run.is_some_and(Path::exists) {
+        if holds.expire(sockets, clock::mono_ns(), deadline_ns, closed).is_empty() {
+            std::thread::sleep(step);
+        }
+    }
     let end = clock::mono_ns().saturating_add(deadline_ns.saturating_mul(4));
     while holds.any_waiting() && clock::mono_ns() < end {
         if holds.expire(sockets, clock::mono_ns(), deadline_ns, closed).is_empty() {
@@ -137,11 +153,18 @@ pub(crate) fn beat_interval(deadline: Duration) -> Duration {
 pub(crate) struct Guarded {
     child: Child,
     pipe: ChildStdin,
+    /// It outlives the agent, as the programs do.
+    stays: bool,
 }
 
 impl Guarded {
-    /// Starts the guard.
-    pub(crate) fn start(holds: &Holds, deadline: Duration, closed: bool) -> Result<Self> {
+    /// Starts the guard. `run`: the programs outlive the agent as long as this directory is there.
+    pub(crate) fn start(
+        holds: &Holds,
+        deadline: Duration,
+        closed: bool,
+        run: Option<&Path>,
+    ) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("genops-agent")
@@ -151,6 +174,9 @@ impl Guarded {
             .args(["--deadline-ms", &deadline.as_millis().to_string()]);
         if closed {
             command.arg("--closed");
+        }
+        if let Some(run) = run {
+            command.arg("--run").arg(run);
         }
         if let Some(link) = cgroup_link() {
             command.args(["--link", &link.to_string()]);
@@ -162,7 +188,7 @@ impl Guarded {
             .context("the guard process could not be started")?;
         let pipe = child.stdin.take().context("the guard has no pipe")?;
         fcntl_setfl(&pipe, fcntl_getfl(&pipe)? | OFlags::NONBLOCK)?;
-        Ok(Self { child, pipe })
+        Ok(Self { child, pipe, stays: run.is_some() })
     }
 
     /// Says that the agent is at work. False once the guard has ended.
@@ -176,8 +202,11 @@ impl Guarded {
 
     /// Lets the guard end, and waits for it.
     pub(crate) fn finish(self) {
-        let Self { mut child, pipe } = self;
+        let Self { mut child, pipe, stays } = self;
         drop(pipe);
+        if stays {
+            return;
+        }
         // It has ended, or never will be waited for: both are the end.
         let _status = child.wait();
     }

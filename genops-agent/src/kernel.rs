@@ -6,11 +6,12 @@
 pub(crate) mod attach;
 pub(crate) mod features;
 pub(crate) mod holds;
+pub(crate) mod pins;
 pub(crate) mod providers;
 pub(crate) mod rungs;
 pub(crate) mod sockets;
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -26,6 +27,7 @@ use genops_protocols::{API_PATH_SUFFIXES, HostPattern};
 
 pub(crate) use attach::Probes;
 pub(crate) use holds::Holds;
+pub(crate) use pins::Pins;
 pub(crate) use providers::Providers;
 pub(crate) use rungs::Rungs;
 
@@ -42,8 +44,10 @@ const TRACEPOINTS: [(&str, &str); 2] =
     [("process_exec", "sched_process_exec"), ("process_exit", "sched_process_exit")];
 
 /// How the programs are to be loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// Where programs and maps are kept when the agent ends.
+    pub(crate) pins: Option<Arc<Pins>>,
     /// Size of the ring buffer: a power of two, at least a page.
     pub(crate) ring_bytes: u32,
     /// Attach programs that do nothing: the floor of the benchmarks.
@@ -72,10 +76,13 @@ impl Kernel {
                 "this agent was built without its kernel programs; build it with `cargo xtask build`"
             );
         }
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries("EVENTS", options.ring_bytes)
-            .load(OBJECT)
-            .context("the kernel refused the programs or maps")?;
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("EVENTS", options.ring_bytes);
+        let Options { pins, floor, .. } = options;
+        for (name, path) in pins.iter().flat_map(|it| it.maps()) {
+            loader.map_pin_path(name, path);
+        }
+        let mut ebpf = loader.load(OBJECT).context("the kernel refused the programs or maps")?;
         let mut maps = Maps::take(&mut ebpf)?;
         maps.set_settings(settings)?;
         maps.set_hosts(providers)?;
@@ -83,13 +90,13 @@ impl Kernel {
         for program in attach::UPROBES {
             uprobe(&mut ebpf, program)?.load().with_context(|| format!("program `{program}`"))?;
         }
-        if !options.floor {
+        if !floor {
             for (program, tracepoint) in TRACEPOINTS {
-                attach_tracepoint(&mut ebpf, program, tracepoint)?;
+                attach_tracepoint(&mut ebpf, program, tracepoint, pins.as_deref())?;
             }
         }
-        let rungs = Rungs::attach(&mut ebpf);
-        Ok(Self { probes: Probes::new(ebpf, options.floor), maps, ring, rungs })
+        let rungs = Rungs::attach(&mut ebpf, pins.as_deref());
+        Ok(Self { probes: Probes::new(ebpf, floor, pins), maps, ring, rungs })
     }
 }
 
@@ -111,13 +118,21 @@ fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
     Ok(program.try_into()?)
 }
 
-fn attach_tracepoint(ebpf: &mut Ebpf, program: &str, tracepoint: &str) -> Result<()> {
+fn attach_tracepoint(
+    ebpf: &mut Ebpf,
+    program: &str,
+    tracepoint: &str,
+    pins: Option<&Pins>,
+) -> Result<()> {
     let it: &mut RawTracePoint = ebpf
         .program_mut(program)
         .with_context(|| format!("the kernel object has no program `{program}`"))?
         .try_into()?;
     it.load().with_context(|| format!("program `{program}`"))?;
-    it.attach(tracepoint).with_context(|| format!("raw tracepoint `{tracepoint}`"))?;
+    let link = it.attach(tracepoint).with_context(|| format!("raw tracepoint `{tracepoint}`"))?;
+    if let Some(pins) = pins {
+        pins.keep(it.take_link(link)?.into(), program)?;
+    }
     Ok(())
 }
 
@@ -139,6 +154,8 @@ pub(crate) struct Maps {
     socks: HashMap<MapData, u64, Sock>,
     addresses: HashMap<MapData, AddressKey, u32>,
     denied: HashMap<MapData, DeniedKey, u32>,
+    names: HashMap<MapData, u64, NameKey>,
+    others: HashMap<MapData, ConnKey, u32>,
     processes: HashMap<MapData, u32, u32>,
     losses: PerCpuArray<MapData, u64>,
     hosts: LpmTrie<MapData, NameKey, NameRule>,
@@ -158,6 +175,8 @@ impl Maps {
             socks: take(ebpf, "SOCKS")?.try_into()?,
             addresses: take(ebpf, "ADDRESSES")?.try_into()?,
             denied: take(ebpf, "DENIED")?.try_into()?,
+            names: take(ebpf, "NAMES")?.try_into()?,
+            others: take(ebpf, "OTHERS")?.try_into()?,
             processes: take(ebpf, "PROCESSES")?.try_into()?,
             losses: take(ebpf, "LOSSES")?.try_into()?,
             hosts: take(ebpf, "HOSTS")?.try_into()?,
@@ -220,6 +239,32 @@ impl Maps {
         self.holds.forget(conn);
         if let Some(cookie) = cookie {
             self.forget_socket(cookie);
+        }
+    }
+
+    /// A TLS object speaks HTTP/2, and to no AI provider.
+    pub(crate) fn set_other(&mut self, key: &ConnKey) {
+        let _full = self.others.insert(*key, 1, 0);
+        self.forget_tls_object(key);
+    }
+
+    /// TLS objects that were known before this agent started.
+    pub(crate) fn tls_objects(&self) -> Vec<(ConnKey, Conn)> {
+        self.conns.iter().flatten().collect()
+    }
+
+    /// The server name of a connection, where the program gave one.
+    pub(crate) fn server_name(&self, conn: u64) -> Option<String> {
+        let name = self.names.get(&conn, 0).ok()?;
+        let name = name.split(|byte| *byte == 0).next()?;
+        std::str::from_utf8(name).ok().filter(|it| !it.is_empty()).map(str::to_owned)
+    }
+
+    /// Which processes are denied what: an agent before this one said so.
+    pub(crate) fn forget_denials(&mut self) {
+        let keys: Vec<DeniedKey> = self.denied.keys().flatten().collect();
+        for key in keys {
+            self.set_denied(key, false);
         }
     }
 

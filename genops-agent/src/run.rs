@@ -55,6 +55,7 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
         None => None,
     };
     let mut agent = Agent::start(config, options.output, watch, &mut capture, &metrics)?;
+    agent.adopt(&mut capture.maps);
     loop {
         match capture.wait(agent.patience())? {
             Woken::Work => {}

@@ -9,6 +9,10 @@ use core::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+/// Number of the layout of maps and records. One more with each change of any of them, so that an agent never
+/// takes over the maps of another layout.
+pub const LAYOUT: u32 = 1;
+
 /// Length of `task_struct.comm` (`include/linux/sched.h`, `TASK_COMM_LEN`), with its final NUL.
 pub const COMM_LEN: usize = 16;
 
@@ -92,6 +96,8 @@ pub mod origin {
     pub const SERVER_NAME: u32 = 0;
     /// The host or the path of an HTTP/1 request.
     pub const REQUEST: u32 = 1;
+    /// It speaks HTTP/2, its beginning was not seen, and so nobody knows yet.
+    pub const HTTP2_MIDWAY: u32 = 2;
 }
 
 /// A TLS object that speaks to an AI provider was seen for the first time.

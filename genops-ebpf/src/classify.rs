@@ -49,29 +49,53 @@ pub(crate) fn provider_of_name(scratch: *mut Scratch, len: u32) -> Option<u32> {
     matches(scratch, &HOSTS)
 }
 
-/// Where `len` bytes at `address` begin an HTTP/1 request to an AI API: 1, and more by the number of the
-/// provider if its host is known. Otherwise 0.
+/// [`is_ai_request`]: nothing that is known.
+pub(crate) const OTHER: u64 = 0;
+/// [`is_ai_request`]: the preface of HTTP/2 (RFC 9113 §3.4).
+pub(crate) const HTTP2_BEGINS: u64 = 1;
+/// [`is_ai_request`]: a frame of HTTP/2 that opens a stream (RFC 9113 §6.2).
+pub(crate) const HTTP2_GOES_ON: u64 = 2;
+/// [`is_ai_request`]: a request to an AI API; more by the number of the provider, if its host is known.
+pub(crate) const AI: u64 = 3;
+
+/// What the `len` bytes at `address` begin with.
 ///
 /// A function of its own, with numbers only: the verifier then checks its loops once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn is_ai_request(address: u64, len: u64) -> u64 {
-    looks_like_ai(address, len).map_or(0, |provider| 1 + u64::from(provider))
+    if len < 16 {
+        return OTHER;
+    }
+    let mut first = [0u8; 8];
+    // SAFETY: eight bytes onto the stack; the address is the program's own buffer of 16 or more.
+    if unsafe { bpf_probe_read_user(first.as_mut_ptr().cast(), 8, address as *const _) } != 0 {
+        return OTHER;
+    }
+    if is_method(&first) {
+        return looks_like_ai(address, len).map_or(OTHER, |provider| AI + u64::from(provider));
+    }
+    if first == *b"PRI * HT" {
+        return HTTP2_BEGINS;
+    }
+    if opens_stream(&first) { HTTP2_GOES_ON } else { OTHER }
+}
+
+/// The first eight bytes of a HEADERS frame that is whole and begins a client's stream, of a length that
+/// requests have.
+#[inline(always)]
+fn opens_stream(first: &[u8; 8]) -> bool {
+    const HEADERS: u8 = 1;
+    const END_HEADERS: u8 = 4;
+    first[0] == 0
+        && first[1] < 64
+        && first[3] == HEADERS
+        && first[4] & END_HEADERS != 0
+        && first[5] & 0x80 == 0
 }
 
 #[inline(always)]
 fn looks_like_ai(address: u64, len: u64) -> Option<u32> {
-    if len < 16 {
-        return None;
-    }
-    let mut method = [0u8; 8];
-    // SAFETY: eight bytes onto the stack; the address is the program's own buffer of 16 or more.
-    if unsafe { bpf_probe_read_user(method.as_mut_ptr().cast(), 8, address as *const _) } != 0 {
-        return None;
-    }
-    if !is_method(&method) {
-        return None;
-    }
     let scratch = scratch()?;
     let window = if len < WINDOW as u64 { len as u32 } else { WINDOW as u32 };
     // SAFETY: `bytes` has twice WINDOW.

@@ -14,12 +14,11 @@ use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
     programs::{SkBuffContext, SockAddrContext, SockContext},
 };
-use genops_ebpf_common::{
-    AddressKey, Contact, DNS_LEN, DeniedKey, Dns, Released, Sock, contact, kind, loss,
-};
+use genops_ebpf_common::{AddressKey, Contact, DNS_LEN, Dns, Released, Sock, contact, kind, loss};
 
 use crate::{
-    maps::{ADDRESSES, DENIED, EVENTS, OWNERS, SOCKS, count_loss},
+    hold::is_closed,
+    maps::{ADDRESSES, EVENTS, OWNERS, SOCKS, count_loss},
     packet::{IPPROTO_UDP, Packet},
 };
 
@@ -122,8 +121,7 @@ fn reach(ctx: &SockAddrContext, to: AddressKey, ip_version: u32, datagram: bool)
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the context that this program was entered with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    // SAFETY: copied at once.
-    if unsafe { DENIED.get(DeniedKey { tgid, provider }) }.is_some() {
+    if is_closed(tgid, provider) {
         report(cookie, tgid, to, ip_version, provider, contact::REFUSED);
         return REFUSE;
     }

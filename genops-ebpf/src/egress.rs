@@ -29,8 +29,11 @@ pub(crate) const PASS: i32 = 1;
 /// `ClientHello` (RFC 8446 §4).
 pub(crate) const CLIENT_HELLO: u8 = 1;
 /// TLS content types (RFC 8446 §5.1).
+const CHANGE_CIPHER_SPEC: u8 = 20;
 pub(crate) const HANDSHAKE: u8 = 22;
 pub(crate) const APPLICATION_DATA: u8 = 23;
+/// Records of a packet that are looked at.
+const RECORDS: u32 = 5;
 /// By how much a record is longer than its plaintext: TLS 1.3 adds a content type and a tag (RFC 8446
 /// §5.2, 17 bytes; 9 with a short tag), TLS 1.2 a tag (RFC 7905, 16) and for GCM and CCM a nonce
 /// before it (RFC 5288 §3, 24; 16 with a short tag).
@@ -83,8 +86,7 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
     if packet.protocol != IPPROTO_TCP || packet.payload_len < 6 {
         return None;
     }
-    let record = ctx.load::<[u8; 6]>(packet.payload_at as usize).ok()?;
-    if !is_announced(record, mark) {
+    if !carries_announced(ctx, &packet, mark) {
         return None;
     }
     let conn = CONNS.get_ptr_mut(mark.conn)?;
@@ -103,6 +105,26 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
         report_join(&ends, packet.ip_version, id, cookie, mark.conn.tgid);
     }
     Some(())
+}
+
+/// Whether one of the first records of the packet is what was announced: a client that has just ended its
+/// handshake sends that, and its first request, at once.
+#[inline(always)]
+fn carries_announced(ctx: &SkBuffContext, packet: &Packet, mark: Mark) -> bool {
+    let mut at = packet.payload_at;
+    let mut looked = 0;
+    while looked < RECORDS {
+        let Ok(record) = ctx.load::<[u8; 6]>(at as usize) else { return false };
+        if record[0] < CHANGE_CIPHER_SPEC || record[0] > APPLICATION_DATA || record[1] != 3 {
+            return false;
+        }
+        if is_announced(record, mark) {
+            return true;
+        }
+        at += 5 + u32::from(u16::from_be_bytes([record[3], record[4]]));
+        looked += 1;
+    }
+    false
 }
 
 #[inline(always)]

@@ -1,9 +1,9 @@
 //! What waits for a verdict: armed by the write probe (or by a `ClientHello`), judged at each packet.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use genops_ebpf_common::{Hold, TimedOut, kind, loss, process_mode};
+use genops_ebpf_common::{DeniedKey, Hold, TimedOut, kind, loss, process_mode};
 
-use crate::maps::{EVENTS, HOLDS, PROCESSES, VERDICTS, count_loss, settings};
+use crate::maps::{DENIED, EVENTS, HOLDS, PROCESSES, VERDICTS, count_loss, settings};
 
 /// Whether requests of this process wait for a verdict.
 #[inline(always)]
@@ -13,6 +13,14 @@ pub(crate) fn is_held(tgid: u32, hold_unknown: u32) -> bool {
         Some(mode) => *mode == process_mode::ENFORCE,
         None => hold_unknown != 0,
     }
+}
+
+/// Whether a provider is closed to a process altogether. A process that has ended takes its mode along,
+/// so that another of its number is not meant.
+#[inline(always)]
+pub(crate) fn is_closed(tgid: u32, provider: u32) -> bool {
+    // SAFETY: looked at once, both.
+    unsafe { DENIED.get(DeniedKey { tgid, provider }).is_some() && PROCESSES.get(tgid).is_some() }
 }
 
 /// From now on nothing before `to` leaves without a verdict. False where there is no room to say so.

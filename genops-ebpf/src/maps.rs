@@ -38,6 +38,15 @@ pub(crate) static ADDRESSES: LruHashMap<AddressKey, u32> = LruHashMap::with_max_
 #[map]
 pub(crate) static DENIED: HashMap<DeniedKey, u32> = HashMap::with_max_entries(16_384, 0);
 
+/// Server names of connections, by [`Conn::id`], for an agent that was not there when they began.
+#[map]
+pub(crate) static NAMES: LruHashMap<u64, NameKey> = LruHashMap::with_max_entries(16_384, 0);
+
+/// TLS objects that speak HTTP/2 to somebody else: seen from the beginning by the programs, or looked at
+/// by the agent.
+#[map]
+pub(crate) static OTHERS: LruHashMap<ConnKey, u32> = LruHashMap::with_max_entries(16_384, 0);
+
 /// What waits, by [`Conn::id`]. Written by the programs, deleted by the agent.
 #[map]
 pub(crate) static HOLDS: HashMap<u64, Hold> = HashMap::with_max_entries(16_384, 0);

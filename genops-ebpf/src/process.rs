@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use genops_ebpf_common::{Process, kind, loss};
 
-use crate::maps::{EVENTS, MARKS, count_loss};
+use crate::maps::{EVENTS, MARKS, PROCESSES, count_loss};
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn process_exec(_: RawTracePointContext) -> i32 {
@@ -25,6 +25,8 @@ pub(crate) fn process_exit(_: RawTracePointContext) -> i32 {
     let _none = MARKS.remove(unsafe { bpf_get_current_task() });
     let pid_tgid = bpf_get_current_pid_tgid();
     if pid_tgid as u32 == (pid_tgid >> 32) as u32 {
+        // Its number may be another's soon.
+        let _none = PROCESSES.remove((pid_tgid >> 32) as u32);
         report(kind::EXIT);
     }
     0

@@ -16,7 +16,7 @@ use aya_ebpf::{
     programs::ProbeContext,
 };
 use genops_ebpf_common::{
-    Close, Conn, ConnKey, DATA_DENIED, DATA_HELD, DeniedKey, EGRESS, INGRESS, NAME_LEN, Open,
+    Close, Conn, ConnKey, DATA_DENIED, DATA_HELD, EGRESS, INGRESS, NAME_LEN, NameKey, Open,
     Verdict, kind, loss, origin,
 };
 
@@ -24,10 +24,10 @@ use crate::{
     classify,
     egress::{APPLICATION_DATA, HANDSHAKE},
     emit::emit_call,
-    hold::{arm, is_held},
+    hold::{arm, is_closed, is_held},
     maps::{
-        CALLS, CONNS, Call, DENIED, EMPTY_SCRATCH, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, Scratch,
-        VERDICTS, count_loss, settings,
+        CALLS, CONNS, Call, EMPTY_SCRATCH, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, NAMES, OTHERS,
+        Scratch, VERDICTS, count_loss, settings,
     },
 };
 
@@ -211,11 +211,21 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
     let Some(settings) = settings() else { return };
     let key = conn_key(ssl);
     if CONNS.get_ptr_mut(key).is_none() {
-        let found = classify::is_ai_request(buffer, len);
-        if found == 0 {
-            return;
+        match classify::is_ai_request(buffer, len) {
+            classify::OTHER => return,
+            classify::HTTP2_BEGINS => {
+                let _full = OTHERS.insert(key, 1, 0);
+                return;
+            }
+            classify::HTTP2_GOES_ON => {
+                // SAFETY: looked at once.
+                if unsafe { OTHERS.get(key) }.is_some() {
+                    return;
+                }
+                open(key, origin::HTTP2_MIDWAY, 0, None);
+            }
+            found => open(key, origin::REQUEST, (found - classify::AI) as u32, None),
         }
-        open(key, origin::REQUEST, (found - 1) as u32, None);
     }
     let Some(conn) = CONNS.get_ptr_mut(key) else { return };
     call_begins(ctx, ssl, buffer, count_at);
@@ -225,8 +235,7 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
     if is_held(key.tgid, settings.hold_unknown) && arm(id, key.tgid, offset + len) {
         flags = DATA_HELD;
     }
-    // SAFETY: copied at once.
-    if unsafe { DENIED.get(DeniedKey { tgid: key.tgid, provider }) }.is_some()
+    if is_closed(key.tgid, provider)
         && VERDICTS.insert(id, Verdict { released_to: 0, denied: 1, reserved: 0 }, 0).is_ok()
     {
         flags |= DATA_DENIED;
@@ -322,6 +331,12 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
     if CONNS.insert(key, conn, 0).is_err() {
         count_loss(loss::CONNECTIONS_FULL, 1);
         return;
+    }
+    if let Some((scratch, _)) = name {
+        // SAFETY: this thread's own map element, of which `bytes` is longer than a name; behind the name
+        // is a NUL.
+        let name = unsafe { &*(&raw const (*scratch).bytes).cast::<u8>().add(1).cast::<NameKey>() };
+        let _full = NAMES.insert(id, name, 0);
     }
     let Some(mut entry) = EVENTS.reserve::<Open>(0) else {
         count_loss(loss::RING_FULL_RECORDS, 1);

@@ -276,6 +276,12 @@ impl Engine {
         self.core.denies_all(now, process, provider)
     }
 
+    /// Nobody decided for a while: an agent before had ended, and its programs went by the configured
+    /// deadline. `connections`: those that are taken over.
+    pub fn note_absence(&mut self, now: Now, connections: u64) {
+        self.core.note_absence(now, connections);
+    }
+
     /// Bytes that passed between a process and a provider, and that were not read.
     pub fn note_unread(&mut self, now: Now, conn: ConnId, unread: Unread) {
         self.core.note_unread(now, conn, unread);

@@ -1,18 +1,21 @@
 //! Probes in files: attached once a file, all or none.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::{
     Ebpf,
     programs::{
         ProgramError,
+        links::{FdLink, PinnedLink},
         uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
     },
 };
 
+use super::Pins;
 use crate::runtimes::ProbePoint;
 
 /// The programs that are attached in files.
@@ -50,12 +53,28 @@ pub(crate) struct AttachError {
 pub(crate) struct Probes {
     ebpf: Ebpf,
     floor: bool,
-    attached: HashMap<FileId, Vec<(&'static str, UProbeLinkId)>>,
+    pins: Option<Arc<Pins>>,
+    attached: HashMap<FileId, Vec<Attached>>,
+}
+
+/// One probe in a file.
+enum Attached {
+    /// It ends with the agent.
+    Link(&'static str, UProbeLinkId),
+    /// It outlives the agent.
+    Pinned(PinnedLink),
 }
 
 impl Probes {
-    pub(super) fn new(ebpf: Ebpf, floor: bool) -> Self {
-        Self { ebpf, floor, attached: HashMap::new() }
+    pub(super) fn new(ebpf: Ebpf, floor: bool, pins: Option<Arc<Pins>>) -> Self {
+        Self { ebpf, floor, pins, attached: HashMap::new() }
+    }
+
+    /// Every probe for what runs is in place: those of agents before are not needed any more.
+    pub(crate) fn take_over(&self) {
+        if let Some(pins) = &self.pins {
+            pins.take_over();
+        }
     }
 
     /// Attaches `points` in the file at `path`, all or none. A file attached before is left alone.
@@ -65,16 +84,14 @@ impl Probes {
         path: &Path,
         points: &[ProbePoint],
     ) -> Result<(), AttachError> {
-        let Entry::Vacant(slot) = self.attached.entry(file) else { return Ok(()) };
+        if self.attached.contains_key(&file) {
+            return Ok(());
+        }
         let mut links = Vec::with_capacity(points.len());
         for &ProbePoint { program, file_offset } in points {
             let program = if self.floor { "empty" } else { program };
-            let attempt = uprobe(&mut self.ebpf, program).and_then(|it| {
-                let location = UProbeAttachLocation::AbsoluteOffset(file_offset);
-                it.attach(location, path, UProbeScope::AllProcesses)
-            });
-            match attempt {
-                Ok(link) => links.push((program, link)),
+            match self.attach_point(program, file_offset, path) {
+                Ok(link) => links.push(link),
                 Err(source) => {
                     detach_all(&mut self.ebpf, links);
                     let (path, source) = (path.to_owned(), Box::new(source));
@@ -82,8 +99,33 @@ impl Probes {
                 }
             }
         }
-        slot.insert(links);
+        self.attached.insert(file, links);
         Ok(())
+    }
+
+    /// Attaches one probe; it outlives the agent where that is wanted and the kernel can (5.15).
+    fn attach_point(
+        &mut self,
+        program: &'static str,
+        file_offset: u64,
+        path: &Path,
+    ) -> Result<Attached, ProgramError> {
+        let it = uprobe(&mut self.ebpf, program)?;
+        let location = UProbeAttachLocation::AbsoluteOffset(file_offset);
+        let link = it.attach(location, path, UProbeScope::AllProcesses)?;
+        let Some(pins) = self.pins.as_ref().filter(|_| aya::features().bpf_perf_link()) else {
+            return Ok(Attached::Link(program, link));
+        };
+        let link: FdLink = it.take_link(link)?.try_into().map_err(|_| ProgramError::NotAttached)?;
+        match pins.keep(link, program) {
+            Ok(link) => Ok(Attached::Pinned(link)),
+            Err(error) => {
+                eprintln!("genops-agent: probe `{program}` ends with the agent: {error:#}");
+                let location = UProbeAttachLocation::AbsoluteOffset(file_offset);
+                let link = it.attach(location, path, UProbeScope::AllProcesses)?;
+                Ok(Attached::Link(program, link))
+            }
+        }
     }
 
     /// Detaches the probes of a file that nobody uses any more.
@@ -101,11 +143,16 @@ fn uprobe<'a>(
     ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
 }
 
-fn detach_all(ebpf: &mut Ebpf, links: Vec<(&'static str, UProbeLinkId)>) {
-    for (program, link) in links {
-        if let Ok(it) = uprobe(ebpf, program) {
-            // A link that is gone already is what was wanted.
-            let _gone = it.detach(link);
+fn detach_all(ebpf: &mut Ebpf, links: Vec<Attached>) {
+    for link in links {
+        // A link that is gone already is what was wanted.
+        match link {
+            Attached::Link(program, link) => {
+                let _gone = uprobe(ebpf, program).and_then(|it| it.detach(link));
+            }
+            Attached::Pinned(link) => {
+                let _gone = link.unpin();
+            }
         }
     }
 }

@@ -65,6 +65,11 @@ impl Holds {
         self.verdicts.insert(conn, Verdict { released_to: 0, denied: 1, reserved: 0 }, 0)
     }
 
+    /// Position up to which the deadline has let bytes of `conn` pass.
+    pub(crate) fn passed_to(&self, conn: u64) -> u64 {
+        self.waiting.get(&conn, 0).map_or(0, |hold| hold.passed_to)
+    }
+
     /// The socket of `conn`, once the kernel has seen a packet of it.
     pub(crate) fn socket(&self, conn: u64) -> Option<Socket> {
         self.sockets.get(&conn, 0).ok().map(|join| socket_of(&join))

@@ -17,15 +17,15 @@ use aya::{
 };
 use genops_governance::Rung;
 
-use super::cgroup2_root;
+use super::{Pins, cgroup2_root};
 
 /// One mechanism.
 trait Mechanism {
     /// As telemetry names it.
     const RUNG: Rung;
 
-    /// Loads and attaches its programs, all or none.
-    fn attach(ebpf: &mut Ebpf) -> Result<()>;
+    /// Loads and attaches its programs, all or none; where there are `pins`, they outlive the agent.
+    fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()>;
 }
 
 /// What can be done to a call on this host.
@@ -37,16 +37,16 @@ pub(crate) struct Rungs {
 
 impl Rungs {
     /// Attaches every mechanism that this kernel has.
-    pub(super) fn attach(ebpf: &mut Ebpf) -> Self {
+    pub(super) fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Self {
         let mut rungs = Self::default();
-        rungs.add::<EgressHold>(ebpf);
-        rungs.add::<SendHook>(ebpf);
-        rungs.add::<ConnectHooks>(ebpf);
+        rungs.add::<EgressHold>(ebpf, pins);
+        rungs.add::<SendHook>(ebpf, pins);
+        rungs.add::<ConnectHooks>(ebpf, pins);
         rungs
     }
 
-    fn add<M: Mechanism>(&mut self, ebpf: &mut Ebpf) {
-        match M::attach(ebpf) {
+    fn add<M: Mechanism>(&mut self, ebpf: &mut Ebpf, pins: Option<&Pins>) {
+        match M::attach(ebpf, pins) {
             Ok(()) => self.available.push(M::RUNG),
             Err(error) => self.missing.push((M::RUNG, format!("{error:#}"))),
         }
@@ -77,14 +77,8 @@ struct EgressHold;
 impl Mechanism for EgressHold {
     const RUNG: Rung = Rung::EgressHold;
 
-    fn attach(ebpf: &mut Ebpf) -> Result<()> {
-        let root = root()?;
-        let program: &mut CgroupSkb = program(ebpf, "egress_hold")?;
-        program.load().context("program `egress_hold`")?;
-        // `Single` is no flag; a link is beside others in any case, and refuses the flag that says so
-        // (`kernel/bpf/cgroup.c`, `cgroup_bpf_link_attach`).
-        program.attach(root, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)?;
-        Ok(())
+    fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()> {
+        packets(ebpf, "egress_hold", CgroupSkbAttachType::Egress, pins)
     }
 }
 
@@ -94,7 +88,7 @@ struct SendHook;
 impl Mechanism for SendHook {
     const RUNG: Rung = Rung::Lsm;
 
-    fn attach(ebpf: &mut Ebpf) -> Result<()> {
+    fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()> {
         let active = std::fs::read_to_string("/sys/kernel/security/lsm");
         // Where securityfs is not mounted, loading tells.
         let listed =
@@ -106,7 +100,10 @@ impl Mechanism for SendHook {
         let btf = Btf::from_sys_fs().context("/sys/kernel/btf/vmlinux")?;
         let program: &mut Lsm = program(ebpf, "deny_sendmsg")?;
         program.load("socket_sendmsg", &btf).context("program `deny_sendmsg`")?;
-        program.attach()?;
+        let link = program.attach()?;
+        if let Some(pins) = pins {
+            pins.keep(program.take_link(link)?.into(), "deny_sendmsg")?;
+        }
         Ok(())
     }
 }
@@ -122,21 +119,43 @@ impl ConnectHooks {
 impl Mechanism for ConnectHooks {
     const RUNG: Rung = Rung::Connect;
 
-    fn attach(ebpf: &mut Ebpf) -> Result<()> {
+    fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()> {
         let root = root()?;
         for name in Self::PROGRAMS {
             let it: &mut CgroupSockAddr = program(ebpf, name)?;
             it.load().with_context(|| format!("program `{name}`"))?;
-            it.attach(root.try_clone()?, CgroupAttachMode::Single)?;
+            let link = it.attach(root.try_clone()?, CgroupAttachMode::Single)?;
+            if let Some(pins) = pins {
+                pins.keep(it.take_link(link)?.try_into()?, name)?;
+            }
         }
         let release: &mut CgroupSock = program(ebpf, "socket_release")?;
         release.load().context("program `socket_release`")?;
-        release.attach(root.try_clone()?, CgroupAttachMode::Single)?;
-        let answers: &mut CgroupSkb = program(ebpf, "ingress_dns")?;
-        answers.load().context("program `ingress_dns`")?;
-        answers.attach(root, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single)?;
-        Ok(())
+        let link = release.attach(root, CgroupAttachMode::Single)?;
+        if let Some(pins) = pins {
+            pins.keep(release.take_link(link)?.try_into()?, "socket_release")?;
+        }
+        packets(ebpf, "ingress_dns", CgroupSkbAttachType::Ingress, pins)
     }
+}
+
+/// Attaches a program to the packets of every socket.
+fn packets(
+    ebpf: &mut Ebpf,
+    name: &str,
+    direction: CgroupSkbAttachType,
+    pins: Option<&Pins>,
+) -> Result<()> {
+    let root = root()?;
+    let it: &mut CgroupSkb = program(ebpf, name)?;
+    it.load().with_context(|| format!("program `{name}`"))?;
+    // `Single` is no flag; a link is beside others in any case, and refuses the flag that says so
+    // (`kernel/bpf/cgroup.c`, `cgroup_bpf_link_attach`).
+    let link = it.attach(root, direction, CgroupAttachMode::Single)?;
+    if let Some(pins) = pins {
+        pins.keep(it.take_link(link)?.try_into()?, name)?;
+    }
+    Ok(())
 }
 
 fn root() -> Result<File> {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Du
 use anyhow::{Context as _, Result};
 use genops_ebpf_common::{
     ConnKey, Contact, DATA_DENIED, DATA_HELD, Data, EGRESS, Join, Open, Payload, Process, Record,
-    Released, TimedOut, contact,
+    Released, TimedOut, contact, origin,
 };
 use genops_governance::{
     Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, OnTimeout,
@@ -17,7 +17,7 @@ use super::{
     capture::Capture,
     contacts::{Contacts, Hello, Reached},
     coverage::Coverage,
-    enforcer::Enforcer,
+    enforcer::{Enforcer, Late},
     hold_deadline, kernel_settings,
     standing::Standing,
 };
@@ -30,7 +30,7 @@ use crate::{
     identity::Identities,
     journal::{Journal, Opening},
     kernel::{
-        Maps, Providers, Rungs,
+        Maps, Pins, Providers, Rungs,
         holds::{Expired, address_of, socket_of},
         sockets::Socket,
     },
@@ -50,6 +50,9 @@ const EXPORT_PATIENCE: Duration = Duration::from_secs(3);
 /// Most connections that are followed at once; the kernel's maps have as many.
 const CONNECTIONS_LIMIT: usize = 16_384;
 
+/// Pieces of an HTTP/2 connection whose beginning was not seen that are looked at for an AI call.
+const UNSURE_PIECES: u32 = 32;
+
 /// A connection that is followed.
 struct Live {
     tgid: u32,
@@ -59,6 +62,8 @@ struct Live {
     holds: bool,
     /// Number of the provider, where its name says.
     provider: u32,
+    /// Pieces it may send until one of them is an AI call; none where it is known to be one.
+    unsure: Option<u32>,
 }
 
 /// A process with connections.
@@ -75,6 +80,7 @@ pub(super) struct Agent {
     engine: Engine,
     enforcer: Enforcer,
     rungs: Rungs,
+    pins: Option<Arc<Pins>>,
     providers: Providers,
     contacts: Contacts,
     standing: Standing,
@@ -126,7 +132,11 @@ impl Agent {
         let control =
             config.telemetry.socket.as_ref().and_then(|path| start_control(path, metrics));
         let enforcing = config.enforces() && capture.rungs.has(Rung::EgressHold);
-        let guard = if enforcing { start_guard(&config, &capture.maps) } else { None };
+        let guard = if enforcing {
+            start_guard(&config, &capture.maps, capture.pins.as_deref())
+        } else {
+            None
+        };
         metrics.enforcing.set(u64::from(enforcing));
         metrics.readiness.reached(Part::Policy);
         Ok(Self {
@@ -137,6 +147,7 @@ impl Agent {
             metrics: Arc::clone(metrics),
             engine,
             rungs: capture.rungs.clone(),
+            pins: capture.pins.clone(),
             providers: capture.providers.clone(),
             contacts: Contacts::default(),
             standing: Standing::default(),
@@ -152,6 +163,38 @@ impl Agent {
             uncommitted_since: None,
             account_at_mono_ns: 0,
         })
+    }
+
+    /// Takes over the connections that an agent before this one has left with its programs: what is
+    /// decided of them from here on is decided here, what was denied stays denied.
+    pub(super) fn adopt(&mut self, maps: &mut Maps) {
+        if !self.pins.as_deref().is_some_and(Pins::are_inherited) {
+            return;
+        }
+        maps.forget_denials();
+        let mut adopted = 0u64;
+        for (key, conn) in maps.tls_objects() {
+            let Some(facts) = self.identities.of(key.tgid) else {
+                maps.forget_tls_object(&key);
+                continue;
+            };
+            let name = maps.server_name(conn.id);
+            let provider = conn.provider;
+            let live =
+                Live { tgid: key.tgid, tls: Some(key), holds: false, provider, unsure: None };
+            if !self.follow(maps, conn.id, live, Some(facts), name, false) {
+                break;
+            }
+            adopted += 1;
+            if let Some(socket) = maps.holds.socket(conn.id) {
+                self.joined(maps, conn.id, socket);
+            }
+            self.enforcer.adopt(maps, conn.id, conn.egress_offset);
+        }
+        eprintln!(
+            "genops-agent: took over the programs of the agent before, and {adopted} connections"
+        );
+        self.engine.note_absence(clock::now(), adopted);
     }
 
     /// How long the loop may sleep.
@@ -203,8 +246,10 @@ impl Agent {
         let server_name = server_name(open).map(str::to_owned);
         let provider = server_name.as_deref().map_or(0, |it| self.providers.of_host(it).0);
         let tls = ConnKey { ssl: open.ssl, tgid: open.tgid, reserved: 0 };
-        let live = Live { tgid: open.tgid, tls: Some(tls), holds: false, provider };
-        self.follow(maps, open.conn, live, Some(facts), server_name);
+        let unsure = (open.origin == origin::HTTP2_MIDWAY).then_some(UNSURE_PIECES);
+        let live = Live { tgid: open.tgid, tls: Some(tls), holds: false, provider, unsure };
+        let from_start = unsure.is_none();
+        self.follow(maps, open.conn, live, Some(facts), server_name, from_start);
     }
 
     /// Takes a connection up. False: there are too many.
@@ -215,6 +260,7 @@ impl Agent {
         mut live: Live,
         facts: Option<ProcessFacts>,
         server_name: Option<String>,
+        from_start: bool,
     ) -> bool {
         if self.conns.len() >= CONNECTIONS_LIMIT {
             self.metrics.lost_connections.increment();
@@ -242,7 +288,7 @@ impl Agent {
             server_name,
             local: None,
             remote: None,
-            from_start: true,
+            from_start,
             hold,
         };
         self.engine.open(now, ConnId(conn), opened);
@@ -264,8 +310,11 @@ impl Agent {
 
     /// The socket of a connection became known.
     fn join(&mut self, maps: &mut Maps, join: &Join) {
-        let socket = socket_of(join);
-        let Some(live) = self.conns.get(&join.conn) else { return };
+        self.joined(maps, join.conn, socket_of(join));
+    }
+
+    fn joined(&mut self, maps: &mut Maps, conn: u64, socket: Socket) {
+        let Some(live) = self.conns.get(&conn) else { return };
         let (provider, tls) = (live.provider, live.tls.is_some());
         if tls {
             self.metrics.joins_proved.increment();
@@ -273,13 +322,13 @@ impl Agent {
             self.close(socket.cookie, clock::mono_ns());
         }
         self.learn_address(maps, socket.remote, provider);
-        self.enforcer.joined(join.conn, socket);
+        self.enforcer.joined(conn, socket);
         let update = ConnectionUpdate {
             local: Some(socket.local),
             remote: Some(socket.remote),
             ..ConnectionUpdate::default()
         };
-        self.engine.learn(clock::now(), ConnId(join.conn), update);
+        self.engine.learn(clock::now(), ConnId(conn), update);
     }
 
     fn learn_address(&mut self, maps: &mut Maps, remote: SocketAddr, provider: u32) {
@@ -315,8 +364,8 @@ impl Agent {
             maps.set_socket(conn);
         }
         let facts = self.identities.of(contact.tgid);
-        let live = Live { tgid: contact.tgid, tls: None, holds: false, provider };
-        if !self.follow(maps, conn, live, facts, server_name.clone()) {
+        let live = Live { tgid: contact.tgid, tls: None, holds: false, provider, unsure: None };
+        if !self.follow(maps, conn, live, facts, server_name.clone(), true) {
             return;
         }
         self.metrics.uninspectable_connections.increment();
@@ -369,7 +418,23 @@ impl Agent {
         }
     }
 
+    /// A connection that was looked at long enough, and speaks to no AI provider.
+    fn give_up(&mut self, maps: &mut Maps, conn: u64, at_mono_ns: u64) {
+        self.enforcer.release(maps, &self.metrics, conn, u64::MAX);
+        if let Some(key) = self.close(conn, at_mono_ns) {
+            maps.set_other(&key);
+        }
+    }
+
     fn data(&mut self, maps: &mut Maps, data: &Data, payload: Payload<'_>) {
+        if let Some(left) = self.conns.get_mut(&data.conn).and_then(|it| it.unsure.as_mut())
+            && data.direction == EGRESS
+        {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                return self.give_up(maps, data.conn, data.at_mono_ns);
+            }
+        }
         let Some(live) = self.conns.get(&data.conn) else {
             // Its opening was lost, and counted; nothing is held for ever on its account.
             if data.flags & DATA_HELD != 0 {
@@ -388,6 +453,12 @@ impl Agent {
         };
         if data.flags & DATA_HELD != 0 {
             self.enforcer.arrived(data.conn, end, data.at_mono_ns);
+            if holds
+                && self.enforcer.is_overdue(data.at_mono_ns)
+                && self.enforcer.late(maps, data.conn, end) == Late::Passed
+            {
+                self.timed_out(maps, data.conn, end, true);
+            }
             if !holds {
                 // The kernel held before it knew that this process is only observed.
                 self.enforcer.release(maps, &self.metrics, data.conn, end);
@@ -482,6 +553,10 @@ impl Agent {
             }
             Output::Awu(awu) => {
                 let refused = matches!(awu.outcome, Outcome::Refused(_));
+                let conn = awu.conn.strip_prefix('c').and_then(|it| it.parse().ok());
+                if let Some(live) = conn.and_then(|it: u64| self.conns.get_mut(&it)) {
+                    live.unsure = None;
+                }
                 if let Some(tgid) = awu.pid.filter(|_| refused) {
                     self.standing.refused(tgid);
                 }
@@ -560,7 +635,7 @@ impl Agent {
         self.enforcer.forget(maps, now.mono_ns);
         if self.guard.as_mut().is_some_and(|guard| !guard.beat()) {
             eprintln!("genops-agent: the guard process has ended; it is started again");
-            self.guard = start_guard(&self.config, maps);
+            self.guard = start_guard(&self.config, maps, self.pins.as_deref());
         }
         if self
             .uncommitted_since
@@ -629,7 +704,8 @@ impl Agent {
         self.metrics.enforcing.set(u64::from(enforcing));
         let guarded = (old.on_timeout, old.hold_deadline, enforcing);
         if guarded != (config.on_timeout, config.hold_deadline, self.guard.is_some()) {
-            let next = if enforcing { start_guard(config, maps) } else { None };
+            let next =
+                if enforcing { start_guard(config, maps, self.pins.as_deref()) } else { None };
             if let Some(before) = std::mem::replace(&mut self.guard, next) {
                 // It stays as long as a request waits, and decisions don't wait for it.
                 std::thread::spawn(|| before.finish());
@@ -698,9 +774,10 @@ fn engine(config: &Config, accounts: Ledger) -> Result<Engine> {
     Ok(Engine::new(config.settings(), accounts, entropy))
 }
 
-fn start_guard(config: &Config, maps: &Maps) -> Option<Guarded> {
+fn start_guard(config: &Config, maps: &Maps, pins: Option<&Pins>) -> Option<Guarded> {
     let closed = config.on_timeout == OnTimeout::Closed;
-    match Guarded::start(&maps.holds, hold_deadline(config), closed) {
+    let run = pins.map(Pins::run);
+    match Guarded::start(&maps.holds, hold_deadline(config), closed, run) {
         Ok(guard) => Some(guard),
         Err(error) => {
             eprintln!(

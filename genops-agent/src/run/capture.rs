@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::{
     config::Config,
     discovery::{Discovery, Finding},
-    kernel::{self, Kernel, Maps, Providers, Rungs},
+    kernel::{self, Kernel, Maps, Pins, Providers, Rungs},
     metrics::{Metrics, Part},
 };
 
@@ -43,6 +43,7 @@ pub(crate) struct Capture {
     pub(crate) maps: Maps,
     pub(crate) rungs: Rungs,
     pub(crate) providers: Providers,
+    pub(crate) pins: Option<Arc<Pins>>,
     ring: RingBuf<MapData>,
     started: Sender<u32>,
     stop: UnixStream,
@@ -59,7 +60,10 @@ impl Capture {
         floor: bool,
         metrics: &Arc<Metrics>,
     ) -> Result<Self> {
-        let options = kernel::Options { ring_bytes: config.capture.ring_bytes, floor };
+        let pins = config.pin_directory.as_deref().filter(|_| !floor);
+        let pins = pins.map(Pins::open).transpose()?.map(Arc::new);
+        let (ring_bytes, kept) = (config.capture.ring_bytes, pins.clone());
+        let options = kernel::Options { pins: kept, ring_bytes, floor };
         let providers = Providers::new(&config.hosts);
         let loaded = Kernel::load(options, settings, &providers)?;
         let Kernel { probes, maps, ring, rungs } = loaded;
@@ -77,6 +81,7 @@ impl Capture {
             maps,
             rungs,
             providers,
+            pins,
             ring,
             started,
             stop: signals(&[signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?,

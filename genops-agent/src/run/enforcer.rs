@@ -33,6 +33,17 @@ struct Held {
     waiting_since: Option<u64>,
     /// Position after the last byte that the kernel holds or held.
     received: u64,
+    /// Denied in the kernel until it is decided, since its deadline had passed before it was.
+    stopped: bool,
+}
+
+/// What became of bytes that are decided after their deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Late {
+    /// They passed.
+    Passed,
+    /// They wait for the verdict, or were stopped for good.
+    Kept,
 }
 
 /// Applies verdicts, and knows what waits for one.
@@ -77,6 +88,30 @@ impl Enforcer {
         }
     }
 
+    /// Bytes up to `to` are about to be decided after their deadline: what the kernel program has done, or
+    /// else that it does nothing more by itself.
+    pub(super) fn late(&mut self, maps: &mut Maps, conn: u64, to: u64) -> Late {
+        if maps.holds.is_denied(conn) || maps.holds.deny(conn).is_err() {
+            return Late::Kept;
+        }
+        // Denied first: what has not passed now, can't.
+        let passed_to = maps.holds.passed_to(conn);
+        let held = self.held.entry(conn).or_default();
+        if passed_to < to {
+            held.stopped = true;
+            return Late::Kept;
+        }
+        held.released_to = held.released_to.max(passed_to);
+        // As it was, or further.
+        let _full = maps.holds.release(conn, held.released_to);
+        Late::Passed
+    }
+
+    /// Whether bytes that were written then are past their deadline.
+    pub(super) fn is_overdue(&self, at_mono_ns: u64) -> bool {
+        clock::mono_ns().saturating_sub(at_mono_ns) >= self.deadline_ns
+    }
+
     /// Bytes up to `to` may leave, now. False where the guard has denied them meanwhile.
     pub(super) fn release(
         &mut self,
@@ -88,7 +123,8 @@ impl Enforcer {
         let held = self.held.entry(conn).or_default();
         let now = clock::mono_ns();
         let waited_ns = held.waiting_since.map_or(0, |since| now.saturating_sub(since));
-        if waited_ns > self.deadline_ns && maps.holds.is_denied(conn) {
+        let stopped = std::mem::take(&mut held.stopped);
+        if waited_ns > self.deadline_ns && !stopped && maps.holds.is_denied(conn) {
             held.denied = true;
         }
         if held.denied {
@@ -115,6 +151,15 @@ impl Enforcer {
             // A process that has gone needs no push; TCP's timer does it.
             let _gone = self.sockets.kick(socket);
         }
+    }
+
+    /// A connection that another agent followed so far: what left before is no matter of ours, and what was
+    /// denied stays so.
+    pub(super) fn adopt(&mut self, maps: &Maps, conn: u64, sent: u64) {
+        let held = self.held.entry(conn).or_default();
+        held.denied = maps.holds.is_denied(conn);
+        held.released_to = sent;
+        held.received = sent;
     }
 
     /// The socket became known, perhaps after the verdict.

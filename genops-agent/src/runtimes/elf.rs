@@ -7,8 +7,11 @@ use std::{collections::BTreeSet, fs::File, path::Path};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use object::{
-    Object as _, ObjectSegment as _, ObjectSymbol as _,
-    read::{ReadCache, ReadRef as _, elf::ElfFile64},
+    Endianness, Object as _, ObjectSegment as _, ObjectSymbol,
+    read::{
+        ReadCache, ReadRef,
+        elf::{ElfFile64, Sym as _, VersionTable},
+    },
 };
 
 /// Most bytes of one function that are decoded.
@@ -58,11 +61,11 @@ struct Segment {
 }
 
 impl Elf {
-    /// Looks up `names` in the dynamic symbols, then in the symbol table.
+    /// Looks up `names` in the dynamic symbols; where the first of them is not there, in the symbol table.
     pub(crate) fn open(path: &Path, names: &[&str]) -> Result<Self, ElfError> {
         let cache = ReadCache::new(File::open(path)?);
         let (segments, functions) = {
-            let elf: ElfFile64<'_, object::Endianness, _> = ElfFile64::parse(&cache)?;
+            let elf: ElfFile64<'_, Endianness, _> = ElfFile64::parse(&cache)?;
             if elf.architecture() != object::Architecture::X86_64 {
                 return Err(ElfError::Machine);
             }
@@ -73,21 +76,17 @@ impl Elf {
                     Segment { address: it.address(), file_offset, file_size }
                 })
                 .collect();
-            let mut functions: Vec<(String, Function)> = Vec::new();
-            for symbol in elf.dynamic_symbols().chain(elf.symbols()) {
-                let Ok(name) = symbol.name() else { continue };
-                if !symbol.is_definition()
-                    || !names.contains(&name)
-                    || functions.iter().any(|(known, _)| known == name)
-                {
-                    continue;
-                }
-                let address = symbol.address();
+            let mut found = exported(&elf, names)?;
+            if !found.iter().any(|it| names.first() == Some(&it.name.as_str())) {
+                found = listed(elf.symbols(), names);
+            }
+            let place = |it: Symbol| {
+                let Symbol { name, address, size } = it;
                 let file_offset =
                     file_offset(&segments, address).ok_or(ElfError::OutsideFile { address })?;
-                let function = Function { address, size: symbol.size(), file_offset };
-                functions.push((name.to_owned(), function));
-            }
+                Ok((name, Function { address, size, file_offset }))
+            };
+            let functions = found.into_iter().map(place).collect::<Result<_, ElfError>>()?;
             (segments, functions)
         };
         Ok(Self { cache, segments, functions })
@@ -150,6 +149,53 @@ impl Elf {
         let len = len.min(segment.file_size - within);
         (&self.cache).read_bytes_at(segment.file_offset + within, len).ok()
     }
+}
+
+/// A function as a symbol table has it.
+struct Symbol {
+    name: String,
+    address: u64,
+    size: u64,
+}
+
+/// Functions that a file exports, by its hash table: Node.js exports 90,000.
+fn exported<'data, R: ReadRef<'data>>(
+    elf: &ElfFile64<'data, Endianness, R>,
+    names: &[&str],
+) -> Result<Vec<Symbol>, ElfError> {
+    let (endian, data) = (elf.endian(), elf.data());
+    let sections = elf.elf_section_table();
+    let Some((table, _)) = sections.gnu_hash(endian, data)? else {
+        return Ok(listed(elf.dynamic_symbols(), names));
+    };
+    let symbols = sections.symbols(endian, data, object::elf::SHT_DYNSYM)?;
+    let versions = VersionTable::default();
+    let find = |name: &&str| {
+        let hash = object::elf::gnu_hash(name.as_bytes());
+        let (_, symbol) = table.find(endian, name.as_bytes(), hash, None, &symbols, &versions)?;
+        let (address, size) = (symbol.st_value(endian), symbol.st_size(endian));
+        Some(Symbol { name: (*name).to_owned(), address, size })
+    };
+    Ok(names.iter().filter_map(find).collect())
+}
+
+/// The first function of each name that a list of symbols defines.
+fn listed<'data>(
+    symbols: impl Iterator<Item = impl ObjectSymbol<'data>>,
+    names: &[&str],
+) -> Vec<Symbol> {
+    let mut found: Vec<Symbol> = Vec::new();
+    for symbol in symbols {
+        let Ok(name) = symbol.name() else { continue };
+        if symbol.is_definition()
+            && names.contains(&name)
+            && !found.iter().any(|known| known.name == name)
+        {
+            let (address, size) = (symbol.address(), symbol.size());
+            found.push(Symbol { name: name.to_owned(), address, size });
+        }
+    }
+    found
 }
 
 impl Segment {

@@ -106,6 +106,15 @@ impl Core {
         self.put(Vec::new(), [record]);
     }
 
+    /// See [`super::Engine::note_absence`].
+    pub(super) fn note_absence(&mut self, now: Now, connections: u64) {
+        self.start(now);
+        let mut record = Record::new(now, RecordKind::Gap);
+        record.detail =
+            vec![("cause", "agent_absent".to_owned()), ("connections", connections.to_string())];
+        self.put(Vec::new(), [record]);
+    }
+
     fn ask_of<'a>(&self, call: &'a Call) -> Ask<'a> {
         Ask {
             call,
