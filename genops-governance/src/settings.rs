@@ -13,9 +13,6 @@ use crate::principal::Roster;
 use crate::rate::{self, Limit};
 use crate::sla::{self, Target};
 
-/// Output tokens assumed when neither the request nor the price table limits them.
-const MAX_OUTPUT_TOKENS: u64 = 16_384;
-
 /// What the engine runs on. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Settings(pub(crate) Arc<Inner>);
@@ -35,7 +32,8 @@ pub(crate) struct Inner {
     pub(crate) targets: Vec<Target>,
     pub(crate) prices: Prices,
     pub(crate) estimate: Estimate,
-    pub(crate) max_output_tokens: u64,
+    /// Output tokens assumed where neither the request nor the tables limit them.
+    pub(crate) max_output_tokens: Option<u64>,
 }
 
 /// A configuration that can't be run on: every fault found, each a sentence.
@@ -102,10 +100,7 @@ impl Settings {
             targets: sla::compile(sections, &mut faults),
             prices: Prices::compile(&sections.prices, &mut faults),
             estimate: sections.prices.estimate,
-            max_output_tokens: sections
-                .prices
-                .default_max_output_tokens
-                .unwrap_or(MAX_OUTPUT_TOKENS),
+            max_output_tokens: sections.prices.default_max_output_tokens,
         };
         if sections.environment.as_ref().is_some_and(|it| it.trim().is_empty()) {
             faults.0.push("`environment` is empty".to_owned());
