@@ -502,6 +502,21 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_answer_is_documented_or_configured_or_as_large_as_may_be() {
+        let prices = Prices::builtin();
+        let limit = |provider: &str, model: &str, unknown| {
+            let found = prices.find(Some(provider), Some(model));
+            output_limit(Some(provider), Some(model), found.as_ref(), unknown)
+        };
+        assert_eq!(limit("openai", "gpt-4o-mini-2024-07-18", Some(5)), 16_384);
+        // No longer listed, but its price says how long its context is.
+        assert_eq!(limit("openai", "gpt-4-32k", None), 32_768);
+        assert_eq!(limit("openai", "no-such-model", Some(5)), 5);
+        assert_eq!(limit("openai", "no-such-model", None), limits::of_provider("openai"));
+        assert_eq!(limit("ollama", "my-own", None), limits::of_provider("nobody"));
+    }
+
+    #[test]
     fn halves_round_to_even() {
         assert_eq!([500, 1_500, 2_500, 2_501].map(half_even), [0, 2, 2, 3]);
     }
