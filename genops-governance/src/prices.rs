@@ -510,7 +510,7 @@ mod tests {
         };
         assert_eq!(limit("openai", "gpt-4o-mini-2024-07-18", Some(5)), 16_384);
         // No longer listed, but its price says how long its context is.
-        assert_eq!(limit("openai", "gpt-4-32k", None), 32_768);
+        assert_eq!(limit("openai", "gpt-4-32k", None), 32_000);
         assert_eq!(limit("openai", "no-such-model", Some(5)), 5);
         assert_eq!(limit("openai", "no-such-model", None), limits::of_provider("openai"));
         assert_eq!(limit("ollama", "my-own", None), limits::of_provider("nobody"));

@@ -12,6 +12,7 @@ use crate::prices::Prices;
 use crate::principal::Roster;
 use crate::rate::{self, Limit};
 use crate::sla::{self, Target};
+use crate::telemetry::says_something;
 
 /// What the engine runs on. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -102,8 +103,9 @@ impl Settings {
             estimate: sections.prices.estimate,
             max_output_tokens: sections.prices.default_max_output_tokens,
         };
-        if sections.environment.as_ref().is_some_and(|it| it.trim().is_empty()) {
-            faults.0.push("`environment` is empty".to_owned());
+        let empty = sections.environment.as_ref().filter(|it| !says_something(it));
+        if let Some(environment) = empty {
+            faults.0.push(format!("`environment` is `{environment}`, which says nothing"));
         }
         if faults.0.is_empty() {
             inner.roster.each(|who, lineage| drop(inner.policies.slice(who, lineage)));
@@ -123,6 +125,12 @@ impl Settings {
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.0.mode
+    }
+
+    /// Whether it matters who started a process: somebody is configured to be inherited.
+    #[must_use]
+    pub fn names_principals(&self) -> bool {
+        self.0.roster.names_any()
     }
 
     /// SHA-256 of the policies.
