@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use genops_governance::{ConnId, HoldLevel, ProcessFacts};
+use genops_governance::{ConnId, ProcessFacts};
 
 use crate::cli::{ConfigFile, Failure};
 use crate::config::Config;
-use crate::recording::{Direction, Hold, Open, Writer};
+use crate::recording::{Direction, Open, Writer};
 
 /// Write the captured byte streams to a recording
 #[derive(Debug, clap::Args)]
@@ -86,8 +86,6 @@ pub(crate) struct Facts<'a> {
     pub(crate) remote: Option<std::net::SocketAddr>,
     /// Seen from its first byte.
     pub(crate) from_start: bool,
-    /// How egress is held.
-    pub(crate) hold: HoldLevel,
 }
 
 /// What became of a piece.
@@ -108,14 +106,15 @@ impl Recorder {
     /// A connection began, or more is known of it.
     pub(crate) fn open(&mut self, unix_ns: u64, conn: ConnId, facts: Facts<'_>) -> io::Result<()> {
         self.streams.entry(conn).or_default();
-        let Facts { process, server_name, local, remote, from_start, hold } = facts;
+        let Facts { process, server_name, local, remote, from_start } = facts;
         let open = Open {
             local,
             remote,
             server_name: server_name.map(str::to_owned),
             tls: Some(true),
             from_start: Some(from_start),
-            hold: Some(Hold::from(hold)),
+            // Nothing is held here; a replay holds as a run with its configuration does.
+            hold: None,
             ..process.map(Open::of).unwrap_or_default()
         };
         self.writer.open(unix_ns, &name(conn), &open)

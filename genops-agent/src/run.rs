@@ -15,7 +15,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use genops_ebpf_common::{EGRESS, Record, Settings};
-use genops_governance::{ConnId, HoldLevel, OnTimeout};
+use genops_governance::{ConnId, OnTimeout};
 
 use crate::{
     clock,
@@ -128,7 +128,6 @@ fn write(
                 local: None,
                 remote: None,
                 from_start: true,
-                hold: HoldLevel::None,
             };
             recorder.open(unix_ns, ConnId(open.conn), facts)?;
         }
@@ -140,7 +139,6 @@ fn write(
                 local: Some(socket.local),
                 remote: Some(socket.remote),
                 from_start: true,
-                hold: HoldLevel::None,
             };
             recorder.open(unix_ns, ConnId(join.conn), facts)?;
         }
