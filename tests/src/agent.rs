@@ -303,7 +303,9 @@ fn spawn(launch: &Launch, scratch: &Scratch, lines: &Arc<Lines>) -> anyhow::Resu
         }
     };
     command.args(["run".as_ref(), "--config".as_ref(), scratch.join("config.yaml").as_os_str()]);
-    command.args(["--output", if launch.readable { "table" } else { "json" }]);
+    if !launch.arguments.iter().any(|it| it == "--output") {
+        command.args(["--output", if launch.readable { "table" } else { "json" }]);
+    }
     command.args(&launch.arguments).stdin(Stdio::null()).stdout(Stdio::piped());
     command.stderr(File::options().create(true).append(true).open(scratch.join("stderr"))?);
     let mut child = command.spawn().with_context(|| format!("{}", program.display()))?;
