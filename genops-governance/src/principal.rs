@@ -164,11 +164,6 @@ impl Roster {
         !self.principals.is_empty()
     }
 
-    /// The principal of that name.
-    pub(crate) fn position(&self, name: &str) -> Option<usize> {
-        self.principals.iter().position(|it| it.name == name)
-    }
-
     /// Resolves a process that is `inherited` where it matches nothing itself.
     pub(crate) fn identify(&self, facts: &ProcessFacts, inherited: Option<usize>) -> Identity {
         let own = self.principals.iter().position(|it| {
