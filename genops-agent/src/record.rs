@@ -65,6 +65,7 @@ pub(crate) struct Recorder {
     streams: HashMap<ConnId, Stream>,
     /// Bytes that may still be written.
     left: u64,
+    latest_unix_ns: u64,
 }
 
 #[derive(Debug, Default)]
@@ -100,11 +101,17 @@ pub(crate) enum Room {
 impl Recorder {
     /// A recorder that writes at most `limit` bytes, give or take a line.
     fn new(writer: Writer<BufWriter<File>>, limit: u64) -> Self {
-        Self { writer, streams: HashMap::new(), left: limit }
+        Self { writer, streams: HashMap::new(), left: limit, latest_unix_ns: 0 }
+    }
+
+    /// The latest time of any line.
+    pub(crate) fn latest_unix_ns(&self) -> u64 {
+        self.latest_unix_ns
     }
 
     /// A connection began, or more is known of it.
     pub(crate) fn open(&mut self, unix_ns: u64, conn: ConnId, facts: Facts<'_>) -> io::Result<()> {
+        self.latest_unix_ns = self.latest_unix_ns.max(unix_ns);
         self.streams.entry(conn).or_default();
         let Facts { process, server_name, local, remote, from_start } = facts;
         let open = Open {
@@ -129,6 +136,7 @@ impl Recorder {
         offset: u64,
         bytes: &[u8],
     ) -> io::Result<Room> {
+        self.latest_unix_ns = self.latest_unix_ns.max(unix_ns);
         let stream = self.streams.entry(conn).or_default();
         let position = match direction {
             Direction::Egress => &mut stream.egress,

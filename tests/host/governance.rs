@@ -51,6 +51,8 @@ fn denied_content_is_found_however_it_is_written() -> anyhow::Result<()> {
     let agent = Agent::start(
         r#"
 mode: enforce
+on_timeout: closed
+hold_deadline_ms: 2000
 principals:
   - {name: all, match: {user: root}, team: research}
 policies:
@@ -93,6 +95,8 @@ fn an_approved_call_runs_once_and_names_the_approval() -> anyhow::Result<()> {
     let agent = Agent::start(
         r#"
 mode: enforce
+on_timeout: closed
+hold_deadline_ms: 2000
 principals:
   - {name: shell, match: {exe: "*/curl"}, team: platform, delegated_by: alice@example.com}
 policies:
@@ -143,6 +147,8 @@ fn rates_and_what_runs_at_the_same_time_are_limited() -> anyhow::Result<()> {
     let agent = Agent::start(
         r#"
 mode: enforce
+on_timeout: closed
+hold_deadline_ms: 2000
 principals:
   - {name: shell, match: {exe: "*/curl"}, team: platform}
   - {name: assistant, match: {exe: "*/python3*"}, team: research}
@@ -203,6 +209,8 @@ fn a_process_acts_for_the_one_that_started_it() -> anyhow::Result<()> {
     let agent = Agent::start(
         r#"
 mode: enforce
+on_timeout: closed
+hold_deadline_ms: 2000
 principals:
   - {name: supervisor, match: {exe: "*/supervisor"}, team: payments, project: refunds}
   - {name: helper, match: {exe: "*/helper"}, team: payments, project: help, subagent_of: supervisor}
@@ -222,7 +230,12 @@ policies:
     };
     for (name, script, principal, result) in [
         ("child", format!("{}; true", call("curl", "child")), "supervisor", "ALLOWED"),
-        ("in-place", format!("exec {}", call("curl", "in-place")), "supervisor", "ALLOWED"),
+        (
+            "in-place",
+            format!("sleep 1; exec {}", call("curl", "in-place")),
+            "supervisor",
+            "ALLOWED",
+        ),
         ("session", format!("setsid {}; true", call("curl", "session")), "supervisor", "ALLOWED"),
         ("small-pro", format!("{}; true", call("curl", "small-pro")), "supervisor", "BLOCKED"),
         ("sub-agent", format!("{}; true", call(&helper, "sub-agent")), "helper", "ALLOWED"),
@@ -274,8 +287,9 @@ fn a_changed_configuration_counts_for_the_next_call_on_an_open_connection() -> a
     if !can_run() {
         return Ok(());
     }
-    let mut agent =
-        Agent::start("mode: observe\npolicies:\n  - {name: rule, denied_models: [nothing]}")?;
+    let mut agent = Agent::start(
+        "mode: observe\nhold_deadline_ms: 2000\npolicies:\n  - {name: rule, denied_models: [nothing]}",
+    )?;
     let stage = Stage::new()?;
     let client = stage.python("openai", &["--repeat", "3", "--pause", "2"])?.spawn()?;
     let pid = client.id();
@@ -371,8 +385,8 @@ fn mixed_calls() -> Vec<(&'static str, &'static str, &'static str, u64)> {
 }
 
 /// Makes the calls of the mixed run, and two that the provider fails: with an answer that breaks off, and one that
-/// says that it is overloaded.
-fn make_mixed_calls(stage: &Stage, scratch: &Scratch) -> anyhow::Result<usize> {
+/// says that it is overloaded. Programs that linger can be looked at by two.
+fn make_mixed_calls(stage: &Stage, scratch: &Scratch, linger: bool) -> anyhow::Result<usize> {
     let mut count = 0;
     let mut call = |program: &str, model: &str, said: &str, most: u64| -> anyhow::Result<()> {
         let program =
@@ -386,7 +400,21 @@ fn make_mixed_calls(stage: &Stage, scratch: &Scratch) -> anyhow::Result<usize> {
         let body = json!({"model": model, "max_tokens": most, "messages": messages, "service_tier": "default"});
         let mut curl = stage.command(program);
         curl.args(["--silent", "--max-time", "20", "--header", "Content-Type: application/json"]);
-        run(curl.args(["--data-binary", &body.to_string(), url]))?;
+        curl.args(["--data-binary", &body.to_string(), url]);
+        if linger {
+            // Nobody answers there, and it tries once more a second later.
+            curl.args([
+                "--next",
+                "--silent",
+                "--retry",
+                "1",
+                "--retry-delay",
+                "1",
+                "--retry-connrefused",
+            ]);
+            curl.arg("http://127.0.0.1:9/");
+        }
+        run(&mut curl)?;
         count += 1;
         Ok(())
     };
@@ -414,7 +442,7 @@ fn the_export_of_a_mixed_run_complies_in_full() -> anyhow::Result<()> {
     let launch = Launch { arguments: vec!["--output".into(), "otlp".into()], ..Launch::default() };
     let mut agent = Agent::launch(MIXED, &launch)?;
     let (stage, scratch) = (Stage::new()?, Scratch::new("mixed")?);
-    let count = make_mixed_calls(&stage, &scratch)?;
+    let count = make_mixed_calls(&stage, &scratch, false)?;
     agent.wait_for(count, PATIENCE, |_| true)?;
     let (_, lines) = agent.stop()?;
     ensure!(lines.len() == count, "{} of {count} units", lines.len());
@@ -497,7 +525,7 @@ fn a_replay_gives_the_units_of_the_run_decisions_included() -> anyhow::Result<()
     let (stage, scratch) = (Stage::new()?, Scratch::new("replay")?);
     let recording = scratch.join("calls.jsonl");
     let mut recorder = recorder(&agent.config(), &recording)?;
-    let count = make_mixed_calls(&stage, &scratch)?;
+    let count = make_mixed_calls(&stage, &scratch, true)?;
     let live = agent.wait_for(count, PATIENCE, |_| true)?;
     let pid = Pid::from_raw(i32::try_from(recorder.id())?).context("a pid")?;
     kill_process(pid, Signal::TERM)?;
