@@ -1,8 +1,9 @@
 //! The budgets' accounts on disk: a snapshot line, and a line for each change since.
 //!
 //! Opened, it is written anew from what it says, so that it does not grow for ever. After a crash the
-//! last line may be half there; it is cut off. Anything else that is damaged costs the open periods:
-//! what can't be read may all have been spent.
+//! last line may be half there; it is cut off. Anything else that is damaged or missing costs the open
+//! periods: what can't be read may all have been spent. That the file ends too early shows in evidence,
+//! which names changes that come later.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -11,10 +12,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use genops_evidence::Directory;
 use genops_governance::{Entry, Ledger};
+
+use crate::journal::entry;
 
 /// Longest file that is read, in bytes.
 const FILE_LIMIT: u64 = 1 << 30;
+
+/// How many of the last records of evidence are looked at for a change of the accounts.
+const RECORDS: u64 = 4_096;
 
 /// The file, open for appending.
 #[derive(Debug)]
@@ -32,25 +39,47 @@ pub(crate) enum Restored {
     /// A write that a crash interrupted was cut off.
     Torn { bytes: usize },
     /// They can't be read; budgets count as used up until their period ends or somebody adjusts them.
-    Lost { why: String, kept_as: PathBuf },
+    Lost { why: String, kept_as: Option<PathBuf> },
+}
+
+/// Number of the last change of the accounts that evidence knows; 0 where it knows none. Changes are
+/// durable before their evidence is.
+pub(crate) fn last_in_evidence(directory: &Path) -> u64 {
+    let directory = Directory::new(directory);
+    let Ok(checkpoint) = directory.checkpoint() else { return 0 };
+    let size = checkpoint.head.size;
+    let mut last = 0;
+    let mut note = |record: &[u8]| {
+        let entry = serde_json::from_slice::<entry::Entry<'_>>(record);
+        let changes = entry.iter().flat_map(|it| &it.bud).map(|it| it.led);
+        last = changes.fold(last, u64::max);
+    };
+    // What can't be read of it is said when the log is opened.
+    let _published = directory.records(size.saturating_sub(RECORDS), size, |_, it| note(it));
+    let _unpublished = directory.unpublished(size, |_, it| note(it));
+    last
 }
 
 impl LedgerFile {
-    /// Reads the accounts in `directory` and goes on from there.
-    pub(crate) fn open(directory: &Path, unix_ns: u64) -> io::Result<(Self, Ledger, Restored)> {
+    /// Reads the accounts in `directory` and goes on from there. `known`: the last change that they must
+    /// have.
+    pub(crate) fn open(
+        directory: &Path,
+        known: u64,
+        unix_ns: u64,
+    ) -> io::Result<(Self, Ledger, Restored)> {
         fs::create_dir_all(directory)?;
         let path = directory.join("ledger");
-        let (ledger, restored) = match read(&path)? {
-            None => (Ledger::new(), Restored::Whole),
-            Some(bytes) => match Ledger::restore(&bytes) {
-                Ok(it) if it.torn_bytes == 0 => (it.ledger, Restored::Whole),
-                Ok(it) => (it.ledger, Restored::Torn { bytes: it.torn_bytes }),
-                Err(error) => {
-                    let kept_as = directory.join(format!("ledger.damaged-{unix_ns}"));
-                    fs::rename(&path, &kept_as)?;
-                    (Ledger::unknown(unix_ns), Restored::Lost { why: error.to_string(), kept_as })
+        let bytes = read(&path)?;
+        let (ledger, restored) = match restore(bytes.as_deref(), known) {
+            Ok(it) => it,
+            Err(why) => {
+                let damaged = bytes.map(|_| directory.join(format!("ledger.damaged-{unix_ns}")));
+                if let Some(kept_as) = &damaged {
+                    fs::rename(&path, kept_as)?;
                 }
-            },
+                (Ledger::unknown(unix_ns, known), Restored::Lost { why, kept_as: damaged })
+            }
         };
         let file = begin(directory, &path, &ledger)?;
         Ok((Self { file, pending: Vec::new() }, ledger, restored))
@@ -70,6 +99,21 @@ impl LedgerFile {
         self.pending.clear();
         self.file.sync_data()
     }
+}
+
+/// The accounts; or why they are not all there.
+fn restore(bytes: Option<&[u8]>, known: u64) -> Result<(Ledger, Restored), String> {
+    let (ledger, torn) = match bytes.map(Ledger::restore) {
+        None => (Ledger::new(), 0),
+        Some(Ok(it)) => (it.ledger, it.torn_bytes),
+        Some(Err(error)) => return Err(error.to_string()),
+    };
+    let last = ledger.sequence();
+    if last < known {
+        return Err(format!("they end with change {last}, and evidence names change {known}"));
+    }
+    let restored = if torn == 0 { Restored::Whole } else { Restored::Torn { bytes: torn } };
+    Ok((ledger, restored))
 }
 
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
@@ -110,7 +154,7 @@ mod tests {
     #[test]
     fn a_directory_that_is_new_has_empty_accounts() {
         let directory = scratch("new");
-        let (_, ledger, restored) = LedgerFile::open(&directory, 1).expect("writable");
+        let (_, ledger, restored) = LedgerFile::open(&directory, 0, 1).expect("writable");
         assert_eq!(ledger.accounts().count(), 0);
         assert!(matches!(restored, Restored::Whole));
         fs::remove_dir_all(directory).expect("ours");
@@ -121,9 +165,29 @@ mod tests {
         let directory = scratch("damaged");
         fs::create_dir_all(&directory).expect("writable");
         fs::write(directory.join("ledger"), b"not a ledger\nat all\n").expect("writable");
-        let (_, _, restored) = LedgerFile::open(&directory, 7).expect("writable");
-        let Restored::Lost { kept_as, .. } = restored else { panic!("{restored:?}") };
+        let (_, _, restored) = LedgerFile::open(&directory, 0, 7).expect("writable");
+        let Restored::Lost { kept_as: Some(kept_as), .. } = restored else {
+            panic!("{restored:?}")
+        };
         assert_eq!(fs::read(kept_as).expect("kept"), b"not a ledger\nat all\n");
         fs::remove_dir_all(directory).expect("ours");
+    }
+
+    #[test]
+    fn a_file_that_ends_before_what_evidence_knows_is_lost_and_one_that_is_gone_too() {
+        let directory = scratch("short");
+        for (text, why) in [
+            (Some(Ledger::new().snapshot()), "they end with change 0, and evidence names change 3"),
+            (None, "they end with change 0, and evidence names change 3"),
+        ] {
+            fs::create_dir_all(&directory).expect("writable");
+            if let Some(text) = text {
+                fs::write(directory.join("ledger"), text).expect("writable");
+            }
+            let (_, ledger, restored) = LedgerFile::open(&directory, 3, 7).expect("writable");
+            let Restored::Lost { why: found, .. } = restored else { panic!("{restored:?}") };
+            assert_eq!((found.as_str(), ledger), (why, Ledger::unknown(7, 3)));
+            fs::remove_dir_all(&directory).expect("ours");
+        }
     }
 }

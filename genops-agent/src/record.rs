@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use genops_governance::{ConnId, HoldLevel, ProcessFacts};
+use genops_governance::{ConnId, ProcessFacts};
 
 use crate::cli::{ConfigFile, Failure};
 use crate::config::Config;
-use crate::recording::{Direction, Hold, Open, Writer};
+use crate::recording::{Direction, Open, Writer};
 
 /// Write the captured byte streams to a recording
 #[derive(Debug, clap::Args)]
@@ -65,6 +65,7 @@ pub(crate) struct Recorder {
     streams: HashMap<ConnId, Stream>,
     /// Bytes that may still be written.
     left: u64,
+    latest_unix_ns: u64,
 }
 
 #[derive(Debug, Default)]
@@ -86,8 +87,6 @@ pub(crate) struct Facts<'a> {
     pub(crate) remote: Option<std::net::SocketAddr>,
     /// Seen from its first byte.
     pub(crate) from_start: bool,
-    /// How egress is held.
-    pub(crate) hold: HoldLevel,
 }
 
 /// What became of a piece.
@@ -102,20 +101,27 @@ pub(crate) enum Room {
 impl Recorder {
     /// A recorder that writes at most `limit` bytes, give or take a line.
     fn new(writer: Writer<BufWriter<File>>, limit: u64) -> Self {
-        Self { writer, streams: HashMap::new(), left: limit }
+        Self { writer, streams: HashMap::new(), left: limit, latest_unix_ns: 0 }
+    }
+
+    /// The latest time of any line.
+    pub(crate) fn latest_unix_ns(&self) -> u64 {
+        self.latest_unix_ns
     }
 
     /// A connection began, or more is known of it.
     pub(crate) fn open(&mut self, unix_ns: u64, conn: ConnId, facts: Facts<'_>) -> io::Result<()> {
+        self.latest_unix_ns = self.latest_unix_ns.max(unix_ns);
         self.streams.entry(conn).or_default();
-        let Facts { process, server_name, local, remote, from_start, hold } = facts;
+        let Facts { process, server_name, local, remote, from_start } = facts;
         let open = Open {
             local,
             remote,
             server_name: server_name.map(str::to_owned),
             tls: Some(true),
             from_start: Some(from_start),
-            hold: Some(Hold::from(hold)),
+            // Nothing is held here; a replay holds as a run with its configuration does.
+            hold: None,
             ..process.map(Open::of).unwrap_or_default()
         };
         self.writer.open(unix_ns, &name(conn), &open)
@@ -130,6 +136,7 @@ impl Recorder {
         offset: u64,
         bytes: &[u8],
     ) -> io::Result<Room> {
+        self.latest_unix_ns = self.latest_unix_ns.max(unix_ns);
         let stream = self.streams.entry(conn).or_default();
         let position = match direction {
             Direction::Egress => &mut stream.egress,

@@ -15,7 +15,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use genops_ebpf_common::{EGRESS, Record, Settings};
-use genops_governance::{ConnId, HoldLevel, OnTimeout};
+use genops_governance::{ConnId, OnTimeout};
 
 use crate::{
     clock,
@@ -87,15 +87,14 @@ pub(crate) fn record(
     let identities = Identities::new();
     let end = duration.map(|it| std::time::Instant::now() + it);
     let mut outcome: std::io::Result<Room> = Ok(Room::Left);
-    while matches!(outcome, Ok(Room::Left)) {
+    let mut ending = false;
+    while !ending && matches!(outcome, Ok(Room::Left)) {
         let patience = end.map_or(Duration::from_secs(1), |end| {
             end.saturating_duration_since(std::time::Instant::now()).min(Duration::from_secs(1))
         });
-        if capture.wait(patience)? == Woken::Stop
-            || end.is_some_and(|end| std::time::Instant::now() >= end)
-        {
-            break;
-        }
+        ending = capture.wait(patience)? == Woken::Stop
+            || end.is_some_and(|end| std::time::Instant::now() >= end);
+        // What was captured by then is written, also at the end.
         while matches!(outcome, Ok(Room::Left))
             && capture.drain(|_, record| {
                 if matches!(outcome, Ok(Room::Left)) {
@@ -114,12 +113,13 @@ fn write(
     identities: &Identities,
     record: Record<'_>,
 ) -> std::io::Result<Room> {
-    let unix_ns = clock::now().unix_ns;
+    let now = clock::now();
     match record {
         Record::Data(data, payload) => {
             let direction =
                 if data.direction == EGRESS { Direction::Egress } else { Direction::Ingress };
-            return recorder.data_at(unix_ns, ConnId(data.conn), direction, data.offset, payload.0);
+            let at = now.unix_of(data.at_mono_ns);
+            return recorder.data_at(at, ConnId(data.conn), direction, data.offset, payload.0);
         }
         Record::Open(open) => {
             let process = identities.of(open.tgid);
@@ -129,9 +129,8 @@ fn write(
                 local: None,
                 remote: None,
                 from_start: true,
-                hold: HoldLevel::None,
             };
-            recorder.open(unix_ns, ConnId(open.conn), facts)?;
+            recorder.open(now.unix_of(open.at_mono_ns), ConnId(open.conn), facts)?;
         }
         Record::Join(join) => {
             let socket = socket_of(&join);
@@ -141,11 +140,13 @@ fn write(
                 local: Some(socket.local),
                 remote: Some(socket.remote),
                 from_start: true,
-                hold: HoldLevel::None,
             };
-            recorder.open(unix_ns, ConnId(join.conn), facts)?;
+            // It says no time: it came with what was captured last.
+            recorder.open(recorder.latest_unix_ns(), ConnId(join.conn), facts)?;
         }
-        Record::Close(close) => recorder.close(unix_ns, ConnId(close.conn))?,
+        Record::Close(close) => {
+            recorder.close(now.unix_of(close.at_mono_ns), ConnId(close.conn))?;
+        }
         Record::TimedOut(_)
         | Record::Exec(_)
         | Record::Exit(_)

@@ -368,7 +368,8 @@ pub struct PricesConfig {
     /// How much is reserved.
     #[serde(default)]
     pub estimate: Estimate,
-    /// Output tokens assumed when the request sets no limit and the model's is not known.
+    /// Output tokens assumed when the request sets no limit and the model's is not known; the
+    /// model's context window, or the most that its provider has of any model, unless given.
     pub default_max_output_tokens: Option<u64>,
     /// Prices that replace or add to the built-in ones; first match wins.
     #[serde(default)]

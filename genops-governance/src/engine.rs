@@ -163,7 +163,7 @@ impl Engine {
         self.core.refused(now, why);
     }
 
-    /// Takes facts about a process, new or better ones.
+    /// Takes facts about a process, new or better ones, or about the other program that it became.
     pub fn process(&mut self, now: Now, facts: ProcessFacts) {
         self.core.start(now);
         self.core.process(facts);
@@ -172,6 +172,12 @@ impl Engine {
     /// A process ended. What it sent may still arrive for a while.
     pub fn process_exit(&mut self, now: Now, key: ProcessKey) {
         self.core.process_exit(now, key);
+    }
+
+    /// It was told of this process, and has not forgotten it.
+    #[must_use]
+    pub fn knows(&self, key: ProcessKey) -> bool {
+        self.core.knows(key)
     }
 
     /// What the kernel is told about a process.

@@ -254,10 +254,11 @@ impl Ledger {
 
     /// A ledger of which everything before `unix_ns` is lost: periods that had begun by then count
     /// as used up, until they end or somebody adjusts them. What to run on after a
-    /// [`RestoreError`]: never less than what was spent.
+    /// [`RestoreError`]: never less than what was spent. Changes are numbered on from `last`, the
+    /// last one that anybody knows of.
     #[must_use]
-    pub fn unknown(unix_ns: u64) -> Self {
-        Self { lost_unix_ns: Some(unix_ns), ..Self::default() }
+    pub fn unknown(unix_ns: u64, last: u64) -> Self {
+        Self { sequence: last, lost_unix_ns: Some(unix_ns), ..Self::default() }
     }
 
     /// Number of the last change.
@@ -734,7 +735,7 @@ mod tests {
 
     #[test]
     fn a_lost_ledger_counts_running_periods_as_used_up_and_later_ones_not() {
-        let (mut ledger, mut log) = (Ledger::unknown(1_000_000_000), Vec::new());
+        let (mut ledger, mut log) = (Ledger::unknown(1_000_000_000, 9), Vec::new());
         assert!(ledger.reserve(2, awu(1), &[demand("team", 0, 1)], &mut log).is_err());
         assert!(ledger.reserve(2, awu(1), &[demand("team", 1, 1)], &mut log).is_ok());
         let restored = Ledger::restore(&ledger.snapshot()).unwrap().ledger;

@@ -5,6 +5,8 @@
 //! embedded as text and read where it lies: 2,000 models cost no memory until they are asked for.
 //! Web searches and the like have no rates here.
 
+mod limits;
+
 use std::fmt;
 use std::num::ParseIntError;
 use std::sync::Mutex;
@@ -41,30 +43,6 @@ const PROVIDERS: [(&str, &str); 12] = [
 
 /// Servers that run on somebody's own machines: nobody is billed for a token.
 const SELF_HOSTED: [&str; 6] = ["ollama", "vllm", "llama_cpp", "llama-cpp", "lmstudio", "tgi"];
-
-/// Most tokens of one answer, as the providers document it; the first that fits. What is not here
-/// is limited by its context window.
-const OUTPUT_LIMITS: [(&str, u64); 19] = [
-    ("gpt-3.5-turbo-16k*", 16_384),
-    ("gpt-3.5*", 4_096),
-    ("gpt-4-32k*", 32_768),
-    ("gpt-4-*", 8_192),
-    ("gpt-4", 8_192),
-    ("chatgpt-4o*", 16_384),
-    ("gpt-4o*", 16_384),
-    ("gpt-4.1*", 32_768),
-    ("gpt-4.5*", 16_384),
-    ("gpt-5-pro*", 272_000),
-    ("gpt-5*", 128_000),
-    ("o1*", 100_000),
-    ("o3*", 100_000),
-    ("o4*", 100_000),
-    ("gemini-1.5*", 8_192),
-    ("gemini-2.0*", 8_192),
-    ("gemini-2.5*", 65_536),
-    ("gemini-3*", 65_536),
-    ("claude-*", 128_000),
-];
 
 /// Tokens of one call. The special kinds are parts of `input` and `output`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -279,13 +257,13 @@ impl Prices {
         Self {
             overrides: Vec::new(),
             unknown_model: UnknownModel::default(),
-            hash: Sha256::digest(TABLE).into(),
+            hash: tables().finalize().into(),
             cache: Mutex::new(Vec::new()),
         }
     }
 
     pub(crate) fn compile(config: &PricesConfig, faults: &mut Faults) -> Self {
-        let mut hash = Sha256::new_with_prefix(TABLE);
+        let mut hash = tables();
         let mut overrides = Vec::new();
         for (index, price) in config.overrides.iter().enumerate() {
             hash.update(format!("{price:?}"));
@@ -296,7 +274,7 @@ impl Prices {
         Self { overrides, unknown_model: config.unknown_model, hash, ..Self::builtin() }
     }
 
-    /// SHA-256 of the table and the overrides.
+    /// SHA-256 of the tables and the overrides.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         self.hash
@@ -366,14 +344,23 @@ impl Prices {
     }
 }
 
-/// Most tokens that a model answers, where that is known.
-pub(crate) fn output_limit(model: Option<&str>, price: Option<&ModelPrice>) -> Option<u64> {
-    let model = model.unwrap_or_default().to_lowercase();
-    let documented = OUTPUT_LIMITS.iter().find(|(like, _)| glob::matches(like, &model));
-    price
-        .and_then(|it| it.max_output_tokens)
-        .or_else(|| documented.map(|(_, limit)| *limit))
-        .or_else(|| price.and_then(|it| it.context_tokens))
+/// Most tokens that a request without a limit of its own can be answered with: what the
+/// configuration says of the model, what is documented for it, what the configuration says of
+/// models that are not known, the model's context window, and at last the most that the provider
+/// documents for any model.
+pub(crate) fn output_limit(
+    provider: Option<&str>,
+    model: Option<&str>,
+    price: Option<&Found>,
+    unknown: Option<u64>,
+) -> u64 {
+    // What an assumed price says is about another model.
+    let own = price.filter(|it| !it.assumed).map(|it| &it.price);
+    own.and_then(|it| it.max_output_tokens)
+        .or_else(|| limits::of_model(model?))
+        .or(unknown)
+        .or_else(|| own?.context_tokens)
+        .unwrap_or_else(|| limits::of_provider(provider.unwrap_or_default()))
 }
 
 fn own_price(config: &PriceConfig, place: &str, faults: &mut Faults) -> ModelPrice {
@@ -390,6 +377,11 @@ fn own_price(config: &PriceConfig, place: &str, faults: &mut Faults) -> ModelPri
     };
     let max_output_tokens = config.max_output_tokens;
     ModelPrice { dated: vec![(0, card)], max_output_tokens, ..ModelPrice::default() }
+}
+
+/// The built-in tables, hashed.
+fn tables() -> Sha256 {
+    Sha256::new_with_prefix(TABLE).chain_update(limits::TABLE)
 }
 
 fn table_name(provider: &str) -> &str {
@@ -507,6 +499,21 @@ mod tests {
         let tokens = |input| Tokens { input, ..Tokens::default() };
         assert_eq!(card.actual_nano_usd(&tokens(100_000)), 10_000_000);
         assert_eq!(card.actual_nano_usd(&tokens(100_001)), 50_000_500);
+    }
+
+    #[test]
+    fn the_largest_answer_is_documented_or_configured_or_as_large_as_may_be() {
+        let prices = Prices::builtin();
+        let limit = |provider: &str, model: &str, unknown| {
+            let found = prices.find(Some(provider), Some(model));
+            output_limit(Some(provider), Some(model), found.as_ref(), unknown)
+        };
+        assert_eq!(limit("openai", "gpt-4o-mini-2024-07-18", Some(5)), 16_384);
+        // No longer listed, but its price says how long its context is.
+        assert_eq!(limit("openai", "gpt-4-32k", None), 32_000);
+        assert_eq!(limit("openai", "no-such-model", Some(5)), 5);
+        assert_eq!(limit("openai", "no-such-model", None), limits::of_provider("openai"));
+        assert_eq!(limit("ollama", "my-own", None), limits::of_provider("nobody"));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Who a process acts for: which configured principal it is, or what its own identity says.
 //!
 //! Precedence of facts, not their discovery. The first principal that matches the process itself
-//! wins; else it is what its parent is; else team and project come from its user, unit,
-//! namespace and executable. Values that would be placeholders are left out.
+//! wins; else it stays what it was before it became another program, or is what its parent is
+//! within the same unit and container; else team and project come from its user, unit, namespace
+//! and executable. Values that would be placeholders are left out.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use crate::config::{MatchConfig, Mode, PrincipalConfig, Sections};
 use crate::glob;
 use crate::process::ProcessFacts;
 use crate::settings::Faults;
+use crate::telemetry::says_something;
 
 /// What a process is to governance.
 #[derive(Clone, Debug)]
@@ -20,6 +22,8 @@ pub(crate) struct Identity {
     pub(crate) attribution: Arc<Attribution>,
     /// Index of the configured principal, its own or inherited.
     pub(crate) principal: Option<usize>,
+    /// It is not what the process itself matches.
+    pub(crate) inherited: bool,
     /// Whether refusals are carried out.
     pub(crate) mode: Mode,
 }
@@ -57,6 +61,16 @@ impl Roster {
                 |it| sections.principals.iter().take(it).any(|other| other.name == config.name),
                 index,
             );
+            for (key, value) in [
+                ("team", &config.team),
+                ("project", &config.project),
+                ("environment", &config.environment),
+                ("cost_center", &config.cost_center),
+            ] {
+                if let Some(value) = value.as_deref().filter(|it| !says_something(it)) {
+                    faults.add(&place, key, &format!("is `{value}`, which says nothing"));
+                }
+            }
             let superior = roster.superior(config, &place, faults);
             let mut chain = grants.chain_of(config, &place, faults);
             if let Some(above) = superior.and_then(|it| roster.principals.get(it)) {
@@ -146,20 +160,26 @@ impl Roster {
         std::iter::successors(first, |it| it.superior.and_then(|at| self.principals.get(at)))
     }
 
-    /// Resolves a process whose parent, as far as known, is `parent`.
-    pub(crate) fn identify(&self, facts: &ProcessFacts, parent: Option<usize>) -> Identity {
+    pub(crate) fn names_any(&self) -> bool {
+        !self.principals.is_empty()
+    }
+
+    /// Resolves a process that is `inherited` where it matches nothing itself.
+    pub(crate) fn identify(&self, facts: &ProcessFacts, inherited: Option<usize>) -> Identity {
         let own = self.principals.iter().position(|it| {
-            it.fits(facts) && it.superior.is_none_or(|above| self.descends(parent, above))
+            it.fits(facts) && it.superior.is_none_or(|above| self.descends(inherited, above))
         });
-        match own.or(parent).and_then(|it| Some((it, self.principals.get(it)?))) {
+        match own.or(inherited).and_then(|it| Some((it, self.principals.get(it)?))) {
             Some((index, principal)) => Identity {
                 attribution: Arc::clone(&principal.attribution),
                 principal: Some(index),
+                inherited: own.is_none(),
                 mode: principal.mode,
             },
             None => Identity {
                 attribution: Arc::new(self.derive(facts)),
                 principal: None,
+                inherited: false,
                 mode: self.mode,
             },
         }
@@ -246,9 +266,9 @@ fn service_of(unit: &str) -> Option<String> {
     (!generic).then(|| said(Some(name.to_owned()))).flatten()
 }
 
-/// A value, unless it is empty.
+/// A value, unless it says nothing, such as the namespace `default`.
 fn said(value: Option<String>) -> Option<String> {
-    value.filter(|it| !it.trim().is_empty())
+    value.filter(|it| says_something(it))
 }
 
 #[cfg(test)]
@@ -312,6 +332,13 @@ mod tests {
                 it.systemd_unit = some("kubelet.service");
             },
             &expect!["payments/python3: team payments project python3 environment kubernetes"],
+        );
+        check(
+            |it| {
+                it.namespace = some("default");
+                it.user = some("alice");
+            },
+            &expect!["alice/python3: team alice project python3 environment kubernetes"],
         );
         check(
             |it| it.container_id = some("9bca8d63"),

@@ -52,6 +52,13 @@ pub struct ProcessFacts {
 }
 
 impl ProcessFacts {
+    /// It runs in the same unit, container and pod as another: there, a child is what its parent is.
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        self.systemd_unit == other.systemd_unit
+            && self.container_id == other.container_id
+            && self.pod_uid == other.pod_uid
+    }
+
     /// Facts of a process of which only the key and the name are known.
     #[must_use]
     pub fn bare(key: ProcessKey, comm: &str) -> Self {

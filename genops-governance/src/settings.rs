@@ -12,9 +12,7 @@ use crate::prices::Prices;
 use crate::principal::Roster;
 use crate::rate::{self, Limit};
 use crate::sla::{self, Target};
-
-/// Output tokens assumed when neither the request nor the price table limits them.
-const MAX_OUTPUT_TOKENS: u64 = 16_384;
+use crate::telemetry::says_something;
 
 /// What the engine runs on. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -35,7 +33,8 @@ pub(crate) struct Inner {
     pub(crate) targets: Vec<Target>,
     pub(crate) prices: Prices,
     pub(crate) estimate: Estimate,
-    pub(crate) max_output_tokens: u64,
+    /// Output tokens assumed where neither the request nor the tables limit them.
+    pub(crate) max_output_tokens: Option<u64>,
 }
 
 /// A configuration that can't be run on: every fault found, each a sentence.
@@ -102,13 +101,11 @@ impl Settings {
             targets: sla::compile(sections, &mut faults),
             prices: Prices::compile(&sections.prices, &mut faults),
             estimate: sections.prices.estimate,
-            max_output_tokens: sections
-                .prices
-                .default_max_output_tokens
-                .unwrap_or(MAX_OUTPUT_TOKENS),
+            max_output_tokens: sections.prices.default_max_output_tokens,
         };
-        if sections.environment.as_ref().is_some_and(|it| it.trim().is_empty()) {
-            faults.0.push("`environment` is empty".to_owned());
+        let empty = sections.environment.as_ref().filter(|it| !says_something(it));
+        if let Some(environment) = empty {
+            faults.0.push(format!("`environment` is `{environment}`, which says nothing"));
         }
         if faults.0.is_empty() {
             inner.roster.each(|who, lineage| drop(inner.policies.slice(who, lineage)));
@@ -128,6 +125,12 @@ impl Settings {
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.0.mode
+    }
+
+    /// Whether it matters who started a process: somebody is configured to be inherited.
+    #[must_use]
+    pub fn names_principals(&self) -> bool {
+        self.0.roster.names_any()
     }
 
     /// SHA-256 of the policies.

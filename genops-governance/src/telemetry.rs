@@ -30,6 +30,30 @@ pub enum Value {
 /// An attribute.
 pub type Attribute = (&'static str, Value);
 
+/// Texts that stand for nothing (§9.1 #8).
+const PLACEHOLDERS: [&str; 14] = [
+    "unknown",
+    "none",
+    "null",
+    "n/a",
+    "na",
+    "default",
+    "undefined",
+    "unset",
+    "tbd",
+    "todo",
+    "-",
+    "placeholder",
+    "changeme",
+    "nil",
+];
+
+/// Whether a text is neither empty nor a placeholder.
+pub(crate) fn says_something(text: &str) -> bool {
+    let plain = text.trim().to_lowercase();
+    !plain.is_empty() && !PLACEHOLDERS.contains(&plain.as_str())
+}
+
 /// A span event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {

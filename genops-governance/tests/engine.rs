@@ -11,7 +11,7 @@ use expect_test::{Expect, expect};
 use genops_governance::{
     Approval, BudgetConfig, ConnId, Enforcement, Entry, Explanation, GrantConfig, HoldLevel,
     Ledger, MatchConfig, Mode, PolicyText, PriceConfig, PricesConfig, PrincipalConfig,
-    ProcessFacts, ProcessKey, RateLimitConfig, ScopeConfig, Sections, SlaConfig, Unit,
+    ProcessFacts, ProcessKey, RateLimitConfig, ScopeConfig, Sections, Settings, SlaConfig, Unit,
     UnknownModel, Unmapped, Value,
 };
 use genops_protocols::Direction;
@@ -693,6 +693,60 @@ fn a_child_is_what_its_parent_is() {
     host.egress(conn, &chat("gpt-4o-mini", "hello")).ingress(conn, &ok());
     assert_eq!(host.awus.pop().unwrap().attribution.principal, "refund-bot");
     assert_eq!(host.engine.principal_mode(child), Mode::Enforce);
+}
+
+/// A process that nothing configured matches.
+fn stranger(pid: u32, parent: ProcessKey) -> ProcessFacts {
+    let key = ProcessKey { pid, start_ns: u64::from(pid) };
+    let exe = Some("/usr/bin/curl".to_owned());
+    ProcessFacts { exe, parent: Some(parent), ..ProcessFacts::bare(key, "curl") }
+}
+
+/// The principal of the unit that comes of a call by a process.
+fn principal_of(host: &mut Host, process: ProcessKey) -> String {
+    let conn = host.open_for(Some(process), HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello")).ingress(conn, &ok());
+    host.awus.pop().unwrap().attribution.principal.clone()
+}
+
+#[test]
+fn a_process_stays_what_it_is_when_it_becomes_another_program_or_its_parent_goes() {
+    let mut host = Host::new(&enforcing());
+    // It becomes another program under the same number.
+    let exe = Some("/usr/bin/curl".to_owned());
+    host.engine.process(host.now, ProcessFacts { exe, ..ProcessFacts::bare(BOT, "curl") });
+    assert_eq!(principal_of(&mut host, BOT), "refund-bot");
+    // Its grandchild outlives its child, and settings come into force meanwhile.
+    let (child, grandchild) = (stranger(5000, BOT), stranger(5001, stranger(5000, BOT).key));
+    host.engine.process(host.now, child.clone());
+    host.engine.process(host.now, grandchild.clone());
+    host.engine.process_exit(host.now, child.key);
+    host.wait_ms(60_000);
+    host.engine.tick(host.now);
+    assert!(!host.engine.knows(child.key));
+    host.engine.reload(host.now, Settings::compile(&enforcing()).unwrap());
+    assert_eq!(principal_of(&mut host, grandchild.key), "refund-bot");
+}
+
+#[test]
+fn what_another_unit_or_container_starts_inherits_nothing() {
+    let mut host = Host::new(&enforcing());
+    let unit = ProcessFacts { systemd_unit: Some("x.service".to_owned()), ..stranger(5000, BOT) };
+    let container = ProcessFacts { container_id: Some("9bca".to_owned()), ..stranger(5001, BOT) };
+    for facts in [unit, container] {
+        let key = facts.key;
+        host.engine.process(host.now, facts);
+        assert_ne!(principal_of(&mut host, key), "refund-bot");
+    }
+}
+
+#[test]
+fn what_a_process_matches_is_found_anew_when_settings_change() {
+    let mut host = Host::new(&enforcing());
+    assert_eq!(principal_of(&mut host, BOT), "refund-bot");
+    let others = Sections { principals: Vec::new(), ..enforcing() };
+    host.engine.reload(host.now, Settings::compile(&others).unwrap());
+    assert_eq!(principal_of(&mut host, BOT), "svc-refund/python3.11");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Laws that hold for every sequence of events, however bytes are cut, lost, timed out or late.
+//! Laws that hold for every sequence of events, however bytes are cut, lost, timed out or late, clocks
+//! are set, periods end, and the agent is killed in the middle of a write.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panic")]
 
@@ -8,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use genops_governance::{
-    AwuId, ConnId, Entry, HoldLevel, Ledger, Mode, Output, RateLimitConfig, RecordKind, Sections,
-    Settings,
+    AwuId, BudgetConfig, ConnId, Engine, HoldLevel, Ledger, Mode, Output, RateLimitConfig,
+    RecordKind, Sections, Settings, Unit, time::Period,
 };
 use genops_protocols::Direction;
 use proptest::prelude::*;
@@ -55,6 +56,21 @@ enum Step {
     Wait {
         ms: u64,
     },
+    /// Hours pass: periods end.
+    Sleep {
+        hours: u64,
+    },
+    /// The wall clock is set back.
+    SetBack {
+        minutes: u64,
+    },
+    /// The agent is killed while the consequences of the next bytes are written, so many of a
+    /// thousandth of them later, and starts again.
+    Kill {
+        conn: usize,
+        bytes: usize,
+        written: usize,
+    },
     /// Other settings: observe, or enforce again.
     Reload {
         observe: bool,
@@ -72,8 +88,12 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(conn, bytes, known)| Step::Lose { conn, bytes, known }),
         1 => (conn.clone(), any::<bool>()).prop_map(|(conn, passed)| Step::TimeOut { conn, passed }),
         1 => conn.clone().prop_map(|conn| Step::Withhold { conn }),
-        1 => conn.prop_map(|conn| Step::Close { conn }),
+        1 => conn.clone().prop_map(|conn| Step::Close { conn }),
         2 => (1..2_000u64).prop_map(|ms| Step::Wait { ms }),
+        1 => (1..40u64).prop_map(|hours| Step::Sleep { hours }),
+        1 => (1..200u64).prop_map(|minutes| Step::SetBack { minutes }),
+        1 => (conn, 1..400usize, 0..=1_000usize)
+            .prop_map(|(conn, bytes, written)| Step::Kill { conn, bytes, written }),
         1 => any::<bool>().prop_map(|observe| Step::Reload { observe }),
     ]
 }
@@ -85,9 +105,17 @@ fn sections(observe: bool) -> Sections {
         concurrent: Some(3),
         ..RateLimitConfig::default()
     };
+    let of = |name: &str, period| BudgetConfig {
+        name: name.to_owned(),
+        period: Some(period),
+        timezone: Some("Europe/Berlin".to_owned()),
+        ..budget(0.000_7)
+    };
+    let hourly = BudgetConfig { unit: Unit::Tokens, limit: 900.0, ..of("hourly", Period::Hour) };
+    let ever = BudgetConfig { project: Some("refunds".to_owned()), ..of("ever", Period::Total) };
     Sections {
         mode: if observe { Mode::Observe } else { Mode::Enforce },
-        budgets: vec![budget(0.000_5)],
+        budgets: vec![budget(0.000_5), hourly, ever, of("weekly", Period::Week)],
         rate_limits: vec![limit],
         ..policy(|it| it.denied_models = vec!["*-pro".to_owned()])
     }
@@ -118,7 +146,12 @@ struct Watch {
     decided: BTreeSet<AwuId>,
     told: BTreeSet<AwuId>,
     exchanges: BTreeSet<(String, u64)>,
-    entries: Vec<Entry>,
+    /// What the agent has on disk.
+    file: Vec<u8>,
+    /// What evidence says was used, by budget and period.
+    used: BTreeMap<(String, String), i64>,
+    /// Units that were under way when the agent was killed: nobody tells how they ended.
+    untold: BTreeSet<AwuId>,
 }
 
 impl Watch {
@@ -133,12 +166,20 @@ impl Watch {
                 prop_assert!(self.denied.insert(conn), "denied twice");
                 prop_assert!(self.decided.contains(&awu));
             }
-            Output::Ledger(entry) => self.entries.push(entry),
-            Output::Record(record) => {
-                if record.kind == RecordKind::Decision {
+            Output::Ledger(entry) => self.file.extend(entry.encode()),
+            Output::Record(record) => match record.kind {
+                RecordKind::Decision => {
                     prop_assert!(self.decided.insert(record.awu.unwrap()), "decided twice");
                 }
-            }
+                RecordKind::Reconciliation => {
+                    for it in record.accounts {
+                        let Some(budget) = it.budget else { continue };
+                        let place = (budget, it.period.unwrap_or_default());
+                        *self.used.entry(place).or_default() += it.actual.unwrap_or(it.reserved);
+                    }
+                }
+                _ => {}
+            },
             Output::Awu(awu) => {
                 prop_assert!(self.told.insert(awu.id), "told twice");
                 let place = (awu.conn.clone(), awu.call.exchange);
@@ -153,21 +194,51 @@ struct Run {
     host: Host,
     watch: Watch,
     conns: Vec<(ConnId, usize)>,
+    /// By how much the wall clock was set back.
+    back_ns: u64,
+    /// How often it was started.
+    starts: u8,
 }
+
+/// One of the connections is not held: there, nothing can be prevented.
+const HOLDS: [HoldLevel; CONNECTIONS] = [HELD, HELD, HoldLevel::None];
 
 impl Run {
     fn new() -> Self {
         let mut host = Host::with(settings(false), Ledger::new());
-        let mut watch = Watch::default();
-        watch.entries.append(&mut host.ledger);
-        // One of them is not held: there, nothing can be prevented.
-        let holds = [HELD, HELD, HoldLevel::None];
-        let conns = holds.map(|hold| (host.open(hold), 0)).to_vec();
-        Self { host, watch, conns }
+        let mut watch = Watch { file: Ledger::new().snapshot(), ..Watch::default() };
+        watch.file.extend(host.ledger.drain(..).flat_map(|it| it.encode()));
+        let conns = HOLDS.map(|hold| (host.open(hold), 0)).to_vec();
+        Self { host, watch, conns, back_ns: 0, starts: 1 }
+    }
+
+    /// Killed when so much of what the last bytes came to was on disk, and nothing of it was done.
+    fn kill(&mut self, written: usize) -> Result<(), TestCaseError> {
+        let outputs: Vec<Output> = self.host.engine.outputs().collect();
+        let mut pending = Vec::new();
+        for output in &outputs {
+            if let Output::Ledger(entry) = output {
+                pending.extend(entry.encode());
+            }
+        }
+        pending.truncate(pending.len() * written / 1_000);
+        self.watch.file.extend(pending);
+        let restored = Ledger::restore(&self.watch.file).unwrap();
+        self.watch.file.truncate(self.watch.file.len() - restored.torn_bytes);
+        self.watch.untold.extend(self.watch.decided.difference(&self.watch.told));
+        self.starts += 1;
+        let (now, next) = (self.host.now, self.host.next);
+        self.host.engine = Engine::new(settings(false), restored.ledger, [self.starts; 32]);
+        self.host.next = next;
+        self.host.engine.process(now, support::facts());
+        self.conns = HOLDS.map(|hold| (self.host.open(hold), 0)).to_vec();
+        self.drain()?;
+        prop_assert_eq!(self.host.engine.ledger().open().count(), 0);
+        Ok(())
     }
 
     fn step(&mut self, step: &Step) -> Result<(), TestCaseError> {
-        let Self { host, watch, conns } = self;
+        let Self { host, watch, conns, .. } = self;
         let now = host.now;
         let at = now.mono_ns;
         match step {
@@ -209,10 +280,21 @@ impl Run {
             Step::Close { conn } => {
                 let slot = conns.get_mut(*conn).unwrap();
                 host.engine.close(now, slot.0, at);
-                let hold = if *conn == 2 { HoldLevel::None } else { HELD };
-                *slot = (host.open(hold), 0);
+                *slot = (host.open(*HOLDS.get(*conn).unwrap()), 0);
             }
-            Step::Wait { ms } => host.wait_ms(*ms),
+            Step::Wait { ms } => self.wait(*ms),
+            Step::Sleep { hours } => self.wait(hours * 3_600_000),
+            Step::SetBack { minutes } => {
+                self.back_ns += minutes * 60 * 1_000_000_000;
+                self.wait(0);
+            }
+            Step::Kill { conn, bytes, written } => {
+                let (id, done) = conns.get_mut(*conn).unwrap();
+                let script = script();
+                let piece = script.get(*done..(*done + bytes).min(script.len()));
+                host.engine.data(now, *id, at, Direction::Egress, piece.unwrap_or_default());
+                return self.kill(*written);
+            }
             Step::Reload { observe } => {
                 host.engine.reload(now, settings(*observe));
             }
@@ -220,14 +302,25 @@ impl Run {
         self.drain()
     }
 
+    fn wait(&mut self, ms: u64) {
+        self.host.wait_ms(ms);
+        self.host.now.unix_ns -= self.back_ns;
+    }
+
     fn drain(&mut self) -> Result<(), TestCaseError> {
         let outputs: Vec<Output> = self.host.engine.outputs().collect();
         for output in outputs {
             self.watch.see(output)?;
         }
-        for (_, account) in self.host.engine.ledger().accounts() {
+        let ledger = self.host.engine.ledger();
+        for (key, account) in ledger.accounts() {
             prop_assert!(account.reserved >= 0);
             prop_assert!(account.reserved + account.spent <= account.limit);
+            let place = (key.budget.clone(), account.period.clone());
+            let used = self.watch.used.get(&place).copied().unwrap_or(0);
+            // A kill between the accounts and the evidence leaves more in the accounts.
+            let (consumed, killed) = (account.consumed(), self.starts > 1);
+            prop_assert!(consumed == used || consumed > used && killed, "{place:?}: {used}");
         }
         Ok(())
     }
@@ -235,11 +328,10 @@ impl Run {
     fn finish(mut self) -> Result<(), TestCaseError> {
         self.host.engine.finish(self.host.now);
         self.drain()?;
-        prop_assert_eq!(&self.watch.decided, &self.watch.told);
+        let told: BTreeSet<AwuId> = self.watch.told.union(&self.watch.untold).copied().collect();
+        prop_assert_eq!(&self.watch.decided, &told);
         prop_assert_eq!(self.host.engine.ledger().open().count(), 0);
-        let mut file = Ledger::new().snapshot();
-        file.extend(self.watch.entries.iter().flat_map(Entry::encode));
-        let restored = Ledger::restore(&file).unwrap().ledger;
+        let restored = Ledger::restore(&self.watch.file).unwrap().ledger;
         prop_assert_eq!(&restored, self.host.engine.ledger());
         Ok(())
     }

@@ -143,4 +143,5 @@ def main():
         print(json.dumps(report), flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

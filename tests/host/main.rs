@@ -3,11 +3,13 @@
 //! They need root. Where it is missing each says so and is counted as skipped. They run one at a time
 //! (`--test-threads=1`): there is one kernel.
 
+mod budget;
 mod calls;
 mod death;
 mod denial;
 mod elsewhere;
 mod evidence;
+mod governance;
 mod hostile;
 mod load;
 mod privilege;

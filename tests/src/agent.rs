@@ -52,6 +52,7 @@ pub struct Launch {
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
+    launch: Launch,
     scratch: Scratch,
     metrics: SocketAddr,
     lines: Arc<Lines>,
@@ -83,38 +84,22 @@ impl Agent {
             evidence.display()
         );
         std::fs::write(&config, text)?;
-        let program = program()?;
-        let mut command = match launch.wrapper.split_first() {
-            None => Command::new(&program),
-            Some((wrapper, arguments)) => {
-                let mut command = Command::new(wrapper);
-                command.args(arguments).arg(&program);
-                command
-            }
-        };
-        command.args(["run".as_ref(), "--config".as_ref(), config.as_os_str()]);
-        command.args(["--output", if launch.readable { "table" } else { "json" }]);
-        command.args(&launch.arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-        command.stderr(File::create(scratch.join("stderr"))?);
-        let started = Instant::now();
-        let mut child = command.spawn().with_context(|| format!("{}", program.display()))?;
         let lines = Arc::new(Lines::default());
-        let stdout = child.stdout.take().context("the agent's output is a pipe")?;
-        let writer = Arc::clone(&lines);
-        let readable = launch.readable;
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if readable {
-                    eprintln!("  {line}");
-                }
-                writer.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-                writer.changed.notify_all();
-            }
-        });
-        let mut agent = Self { child, scratch, metrics, lines, ready_after: Duration::ZERO };
+        let started = Instant::now();
+        let child = spawn(launch, &scratch, &lines)?;
+        let launch = launch.clone();
+        let mut agent =
+            Self { child, launch, scratch, metrics, lines, ready_after: Duration::ZERO };
         agent.wait_until_ready(started)?;
         agent.ready_after = started.elapsed();
         Ok(agent)
+    }
+
+    /// Starts it again on the same files after it has ended, and waits until it is ready. Its lines go on.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        self.child = spawn(&self.launch, &self.scratch, &self.lines)?;
+        self.wait_until_ready(started)
     }
 
     fn wait_until_ready(&mut self, started: Instant) -> anyhow::Result<()> {
@@ -304,6 +289,38 @@ impl Agent {
         let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("a pid")?;
         Ok(kill_process(pid, signal)?)
     }
+}
+
+/// Starts the agent on the configuration in `scratch`; what it says is appended to `lines`.
+fn spawn(launch: &Launch, scratch: &Scratch, lines: &Arc<Lines>) -> anyhow::Result<Child> {
+    let program = program()?;
+    let mut command = match launch.wrapper.split_first() {
+        None => Command::new(&program),
+        Some((wrapper, arguments)) => {
+            let mut command = Command::new(wrapper);
+            command.args(arguments).arg(&program);
+            command
+        }
+    };
+    command.args(["run".as_ref(), "--config".as_ref(), scratch.join("config.yaml").as_os_str()]);
+    if !launch.arguments.iter().any(|it| it == "--output") {
+        command.args(["--output", if launch.readable { "table" } else { "json" }]);
+    }
+    command.args(&launch.arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(File::options().create(true).append(true).open(scratch.join("stderr"))?);
+    let mut child = command.spawn().with_context(|| format!("{}", program.display()))?;
+    let stdout = child.stdout.take().context("the agent's output is a pipe")?;
+    let (writer, readable) = (Arc::clone(lines), launch.readable);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if readable {
+                eprintln!("  {line}");
+            }
+            writer.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            writer.changed.notify_all();
+        }
+    });
+    Ok(child)
 }
 
 /// Prefix of the agent's counters of what it lost, by cause.

@@ -3,6 +3,7 @@
 //! Each command installs what it needs and nothing when all is there. It knows nothing of what the tests
 //! assert: adding a test never edits this program.
 
+mod bench;
 mod fuzz;
 mod kernels;
 mod licences;
@@ -38,8 +39,8 @@ enum Command {
     Fuzz(fuzz::Fuzz),
     /// Show the main job on this host: an allowed call, one blocked, one over budget, and the evidence.
     Demo(Forwarded),
-    /// Measure latency, CPU time, memory and start-up beside their floors.
-    Bench(Forwarded),
+    /// Measure, part by part, beside floors and goals.
+    Bench(bench::Bench),
 }
 
 /// A command of `genops-tests`, run after set-up and build.
@@ -76,7 +77,7 @@ impl Command {
             Self::Licences => report("licences", &licences::check()?),
             Self::Fuzz(fuzz) => fuzz.run(),
             Self::Demo(Forwarded { arguments }) => workspace::run_tool("demo", &arguments),
-            Self::Bench(Forwarded { arguments }) => workspace::run_tool("bench", &arguments),
+            Self::Bench(bench) => bench.run(),
         }
     }
 }

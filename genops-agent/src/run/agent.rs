@@ -34,7 +34,7 @@ use crate::{
         holds::{Expired, address_of, socket_of},
         sockets::Socket,
     },
-    ledger_file::{LedgerFile, Restored},
+    ledger_file::{self, LedgerFile, Restored},
     metrics::{Metrics, Part},
     render::{self, Printer},
 };
@@ -47,6 +47,8 @@ const COMMIT_WITHIN_NS: u64 = 5_000_000;
 const ACCOUNT_EVERY_NS: u64 = 250_000_000;
 /// How long the end waits for the OTLP collector.
 const EXPORT_PATIENCE: Duration = Duration::from_secs(3);
+/// Most processes above another that are looked at.
+const LINEAGE_LIMIT: usize = 16;
 /// Most connections that are followed at once; the kernel's maps have as many.
 const CONNECTIONS_LIMIT: usize = 16_384;
 
@@ -94,6 +96,8 @@ pub(super) struct Agent {
     guard: Option<Guarded>,
     conns: HashMap<u64, Live>,
     processes: HashMap<u32, Known>,
+    /// Processes that the engine was told of.
+    introduced: HashMap<u32, ProcessKey>,
     /// When the oldest record that is not durable was made.
     uncommitted_since: Option<u64>,
     account_at_mono_ns: u64,
@@ -115,11 +119,12 @@ impl Agent {
             key_file: config.evidence.key_file.clone(),
             detail: start_detail(&config, &capture.rungs),
         };
+        let known = ledger_file::last_in_evidence(&directory);
         let (mut journal, _) = Journal::open(&directory, opening, now)
             .with_context(|| format!("evidence in {}", directory.display()))?;
         journal.cosign_with(config.evidence.witnesses.clone())?;
         let state = directory.parent().unwrap_or(&directory).join("state");
-        let (ledger, accounts, restored) = LedgerFile::open(&state, now.unix_ns)
+        let (ledger, accounts, restored) = LedgerFile::open(&state, known, now.unix_ns)
             .with_context(|| format!("budget accounts in {}", state.display()))?;
         report(&restored);
         let engine = engine(&config, accounts)?;
@@ -160,6 +165,7 @@ impl Agent {
             guard,
             conns: HashMap::new(),
             processes: HashMap::new(),
+            introduced: HashMap::new(),
             uncommitted_since: None,
             account_at_mono_ns: 0,
         })
@@ -232,7 +238,7 @@ impl Agent {
             Record::TimedOut(TimedOut { conn, to, passed, .. }) => {
                 self.timed_out(maps, conn, to, passed != 0);
             }
-            Record::Exec(_) => {}
+            Record::Exec(Process { tgid, .. }) => self.exec(tgid),
             Record::Exit(Process { tgid, at_mono_ns, .. }) => self.exit(maps, tgid, at_mono_ns),
         }
     }
@@ -271,7 +277,7 @@ impl Agent {
         let (comm, exe) =
             facts.as_ref().map_or((None, None), |it| (Some(it.comm.clone()), it.exe.clone()));
         if let Some(facts) = facts {
-            self.known(maps, now, conn, live.tgid, facts);
+            self.known(maps, conn, live.tgid, facts);
         }
         if let Some(key) = key {
             self.standing.seen(key, live.provider);
@@ -297,9 +303,9 @@ impl Agent {
     }
 
     /// A process has a connection.
-    fn known(&mut self, maps: &mut Maps, now: Now, conn: u64, tgid: u32, facts: ProcessFacts) {
+    fn known(&mut self, maps: &mut Maps, conn: u64, tgid: u32, facts: ProcessFacts) {
         let key = facts.key;
-        self.engine.process(now, facts);
+        self.introduce(facts);
         let known = self.processes.entry(tgid).or_insert_with(|| Known { key, conns: Vec::new() });
         known.key = key;
         known.conns.push(conn);
@@ -426,6 +432,37 @@ impl Agent {
         }
     }
 
+    /// A program began. Who it is is remembered while it runs, for what it may start.
+    fn exec(&mut self, tgid: u32) {
+        if !self.engine.settings().names_principals() {
+            return;
+        }
+        if let Some(facts) = self.identities.of(tgid) {
+            self.introduce(facts);
+        }
+    }
+
+    /// Tells of a process, and before it of those above it that are not known yet.
+    fn introduce(&mut self, facts: ProcessFacts) {
+        let mut line = vec![facts];
+        while line.len() < LINEAGE_LIMIT
+            && let Some(parent) = line.last().and_then(|it| it.parent)
+            && parent.pid > 1
+            && !self.engine.knows(parent)
+            && let Some(above) = self.identities.of(parent.pid)
+        {
+            line.push(above);
+        }
+        for facts in line.into_iter().rev() {
+            let key = facts.key;
+            if let Some(before) = self.introduced.insert(key.pid, key).filter(|it| *it != key) {
+                // Its end was not seen.
+                self.engine.process_exit(clock::now(), before);
+            }
+            self.engine.process(clock::now(), facts);
+        }
+    }
+
     fn data(&mut self, maps: &mut Maps, data: &Data, payload: Payload<'_>) {
         if let Some(left) = self.conns.get_mut(&data.conn).and_then(|it| it.unsure.as_mut())
             && data.direction == EGRESS
@@ -492,6 +529,9 @@ impl Agent {
     }
 
     fn exit(&mut self, maps: &mut Maps, tgid: u32, at_mono_ns: u64) {
+        if let Some(key) = self.introduced.remove(&tgid) {
+            self.engine.process_exit(clock::now(), key);
+        }
         let Some(known) = self.processes.remove(&tgid) else { return };
         for conn in known.conns {
             // It did not free its TLS objects, so the kernel programs still know them.
@@ -499,7 +539,6 @@ impl Agent {
                 maps.forget_tls_object(&key);
             }
         }
-        self.engine.process_exit(clock::now(), known.key);
         self.standing.forget(maps, tgid);
         maps.forget_process(tgid);
     }
@@ -652,6 +691,8 @@ impl Agent {
     /// Brings evidence and counters up to date.
     fn account(&mut self, capture: &Capture, now: Now) {
         let lost = capture.count_losses();
+        // Accounts before evidence.
+        self.commit();
         self.journal.set_kernel_counters(self.metrics.kernel_records.get(), lost);
         if let Err(error) = self.journal.tick(now) {
             self.metrics.readiness.waits(Part::Evidence, error.to_string());
@@ -817,9 +858,12 @@ fn report(restored: &Restored) {
         Restored::Torn { bytes } => eprintln!(
             "genops-agent: budget accounts: {bytes} bytes of an interrupted write were cut off"
         ),
-        Restored::Lost { why, kept_as } => eprintln!(
-            "genops-agent: budget accounts can't be read ({why}); budgets count as used up until their period ends; the file is kept as {}",
-            kept_as.display()
-        ),
+        Restored::Lost { why, kept_as } => {
+            let kept = kept_as.as_ref().map(|it| format!("; the file is kept as {}", it.display()));
+            eprintln!(
+                "genops-agent: budget accounts are not all there ({why}); budgets count as used up until their period ends, or `genops-agent budget --adjust` gives them more{}",
+                kept.unwrap_or_default()
+            );
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Finding;
 use super::export::{Attributes, Event, Unit, Value};
 use crate::decision::ReasonCode;
-use crate::telemetry::SPEC_VERSION;
+use crate::telemetry::{SPEC_VERSION, says_something};
 
 const EVALUATED: &str = "genops.policy.evaluated";
 const RESERVED: &str = "genops.budget.reservation";
@@ -111,31 +111,11 @@ fn identity(unit: &Unit) -> Vec<String> {
     })
 }
 
-/// Texts that stand for nothing (§9.1 #8).
-const PLACEHOLDERS: [&str; 14] = [
-    "unknown",
-    "none",
-    "null",
-    "n/a",
-    "na",
-    "default",
-    "undefined",
-    "unset",
-    "tbd",
-    "todo",
-    "-",
-    "placeholder",
-    "changeme",
-    "nil",
-];
-
 fn meaningful(unit: &Unit, name: &str) -> Vec<String> {
     match unit.attributes.get(name) {
         None => vec![format!("`{name}` is missing")],
         Some(Value::Text(text)) => {
-            let plain = text.trim().to_lowercase();
-            let empty = plain.is_empty() || PLACEHOLDERS.contains(&plain.as_str());
-            fault(empty, || format!("`{name}` is `{text}`, which says nothing"))
+            fault(!says_something(text), || format!("`{name}` is `{text}`, which says nothing"))
         }
         Some(other) => vec![format!("`{name}` is of type {}, not string", other.kind())],
     }

@@ -82,6 +82,7 @@ impl Core {
         let identity = crate::principal::Identity {
             attribution: Arc::new(who.clone()),
             principal,
+            inherited: false,
             mode: known.map_or(self.settings.mode(), crate::principal::Principal::mode),
         };
         let lineage = roster.lineage(principal).map(|it| it.name.clone()).collect();

@@ -176,23 +176,33 @@ impl Core {
             self.put(Vec::new(), [record]);
         }
         // Parents before children: a process starts after its parent.
-        let mut keys: Vec<ProcessKey> = self.processes.keys().copied().collect();
-        keys.sort_unstable_by_key(|it| (it.start_ns, it.pid));
-        for key in keys {
-            if let Some(subject) = self.processes.remove(&key) {
-                self.process(subject.facts.clone());
-            }
+        let mut subjects: Vec<Arc<Subject>> = self.processes.values().cloned().collect();
+        subjects.sort_unstable_by_key(|it| (it.facts.key.start_ns, it.facts.key.pid));
+        // What a process matches is found anew; what it inherited from one that has gone is not.
+        self.processes.clear();
+        for subject in subjects {
+            let inherited = subject.identity.inherited;
+            let before = subject.lineage.first().filter(|_| inherited).map(String::as_str);
+            self.place(subject.facts.clone(), before);
         }
     }
 
     pub(super) fn process(&mut self, facts: ProcessFacts) {
         let key = facts.key;
-        let subject = self.subject_of(facts);
-        let mapped = subject.identity.principal.is_some();
-        self.processes.insert(key, Arc::new(subject));
-        if mapped {
+        let before = self.processes.get(&key).and_then(|it| it.lineage.first().cloned());
+        let after = self.place(facts, before.as_deref());
+        if after.is_some() && after != before {
             self.adopt_children(key);
         }
+    }
+
+    /// `before`: the principal that it was as another program. What it is now.
+    fn place(&mut self, facts: ProcessFacts, before: Option<&str>) -> Option<String> {
+        let key = facts.key;
+        let subject = self.subject_of(facts, before);
+        let now = subject.lineage.first().cloned();
+        self.processes.insert(key, Arc::new(subject));
+        now
     }
 
     /// Children that were told of before their parent take what it is.
@@ -207,10 +217,12 @@ impl Core {
         }
     }
 
-    fn subject_of(&self, facts: ProcessFacts) -> Subject {
-        let parent = facts.parent.and_then(|it| self.processes.get(&it));
-        let inherited = parent.and_then(|it| it.identity.principal);
+    fn subject_of(&self, facts: ProcessFacts, before: Option<&str>) -> Subject {
         let roster = &self.settings.0.roster;
+        let parent = facts.parent.and_then(|it| self.processes.get(&it));
+        let parent = parent.filter(|it| it.facts.is_beside(&facts));
+        let inherited = before.and_then(|it| roster.position(it));
+        let inherited = inherited.or_else(|| parent?.identity.principal);
         let identity = roster.identify(&facts, inherited);
         let lineage = roster.lineage(identity.principal).map(|it| it.name.clone()).collect();
         let nameless = identity.attribution.project.is_none();
@@ -237,6 +249,10 @@ impl Core {
         self.ended.front().map(|(at, _)| *at)
     }
 
+    pub(super) fn knows(&self, key: ProcessKey) -> bool {
+        self.processes.contains_key(&key)
+    }
+
     pub(super) fn mode_of(&self, key: ProcessKey) -> Mode {
         self.processes.get(&key).map_or(self.settings.mode(), |it| it.identity.mode)
     }
@@ -250,7 +266,7 @@ impl Core {
         let key = link.process.unwrap_or(ProcessKey { pid, start_ns: 0 });
         let comm = link.comm.clone().unwrap_or_default();
         let facts = ProcessFacts { exe: link.exe.clone(), ..ProcessFacts::bare(key, &comm) };
-        Arc::new(self.subject_of(facts))
+        Arc::new(self.subject_of(facts, None))
     }
 
     pub(super) fn slice<'s>(&self, subject: &'s Subject) -> &'s Arc<Slice> {

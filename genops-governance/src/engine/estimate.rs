@@ -71,8 +71,8 @@ impl Core {
                 return 0;
             }
             let limit = call.max_output_tokens.unwrap_or_else(|| {
-                let known = price.as_ref().map(|it| &*it.price);
-                output_limit(model, known).unwrap_or(settings.max_output_tokens)
+                let (provider, unknown) = (call.provider.as_deref(), settings.max_output_tokens);
+                output_limit(provider, model, price.as_ref(), unknown)
             });
             limit.saturating_mul(call.choices.unwrap_or(1).max(1))
         });

@@ -31,6 +31,13 @@ pub struct Host {
     pub ledger: Vec<Entry>,
 }
 
+/// What is known of [`BOT`].
+pub fn facts() -> ProcessFacts {
+    let exe = Some("/usr/bin/python3.11".to_owned());
+    let user = Some("svc-refund".to_owned());
+    ProcessFacts { exe, user, ..ProcessFacts::bare(BOT, "python3") }
+}
+
 pub fn now(mono_ns: u64) -> Now {
     Now { mono_ns, unix_ns: START + mono_ns }
 }
@@ -46,9 +53,7 @@ impl Host {
 
     pub fn with(settings: Settings, ledger: Ledger) -> Self {
         let mut engine = Engine::new(settings, ledger, [7; 32]);
-        let exe = Some("/usr/bin/python3.11".to_owned());
-        let user = Some("svc-refund".to_owned());
-        engine.process(now(1), ProcessFacts { exe, user, ..ProcessFacts::bare(BOT, "python3") });
+        engine.process(now(1), facts());
         let (text, awus, ledger) = (String::new(), Vec::new(), Vec::new());
         let server_name = "api.openai.com";
         let mut host = Self { engine, now: now(1), next: 0, server_name, text, awus, ledger };
