@@ -15,7 +15,7 @@ use genops_protocols::Direction;
 use super::{Options, capture::Capture, enforcer::Enforcer, hold_deadline, kernel_settings};
 use crate::{
     clock,
-    config::{Config, OnFailure},
+    config::{Config, Content, OnFailure},
     control::{self, Control},
     export::Exporter,
     guard::{self, Guarded},
@@ -89,16 +89,20 @@ impl Agent {
         let opening = Opening {
             origin: config.evidence.origin.clone(),
             key_file: config.evidence.key_file.clone(),
+            segment_bytes: Some(config.evidence.segment_bytes),
+            content: config.evidence.content,
+            recipe: config.recipe.clone(),
             detail: start_detail(&config, capture.can_hold),
         };
         let (mut journal, _) = Journal::open(&directory, opening, now)
             .with_context(|| format!("evidence in {}", directory.display()))?;
-        journal.cosign_with(config.evidence.witnesses.clone())?;
+        journal.look_after(&config.evidence, metrics)?;
         let state = directory.parent().unwrap_or(&directory).join("state");
         let (ledger, accounts, restored) = LedgerFile::open(&state, now.unix_ns)
             .with_context(|| format!("budget accounts in {}", state.display()))?;
         report(&restored);
-        let engine = engine(&config, accounts)?;
+        let mut engine = engine(&config, accounts)?;
+        engine.keep_texts(config.evidence.content != Content::None);
         let exporter = config
             .telemetry
             .otlp
@@ -430,6 +434,9 @@ impl Agent {
                 return;
             }
         };
+        self.journal.decide_by(config.recipe.as_deref());
+        self.journal.set_content(config.evidence.content);
+        self.engine.keep_texts(config.evidence.content != Content::None);
         self.engine.reload(clock::now(), config.settings());
         self.enforcer.set(hold_deadline(&config), config.on_timeout);
         if let Err(error) = maps.set_settings(kernel_settings(&config)) {
