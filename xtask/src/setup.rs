@@ -26,8 +26,16 @@ const DEBIAN_BPF: &[&str] = &[
 /// Debian's packages for everything else that is compiled.
 const DEBIAN_BUILD: &[&str] = &["gcc", "g++", "libc6-dev", "make", "pkg-config"];
 /// Debian's packages for the clients and peers of the tests and the demo.
-const DEBIAN_CLIENTS: &[&str] =
-    &["curl", "libssl-dev", "python3", "python3-venv", "util-linux", "libcap2-bin", "iproute2"];
+const DEBIAN_CLIENTS: &[&str] = &[
+    "curl",
+    "e2fsprogs",
+    "libssl-dev",
+    "python3",
+    "python3-venv",
+    "util-linux",
+    "libcap2-bin",
+    "iproute2",
+];
 const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Where Debian's LLVM 22 has `llvm-config`.
 const LLVM_BIN: &str = "/usr/lib/llvm-22/bin";
