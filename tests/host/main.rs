@@ -8,6 +8,8 @@ mod death;
 mod denial;
 mod elsewhere;
 mod evidence;
+mod evidence_damage;
+mod evidence_disk;
 mod hostile;
 mod load;
 mod privilege;
