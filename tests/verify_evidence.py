@@ -9,14 +9,10 @@ It shows that the format needs no magic: RFC 6962 trees, C2SP tiles, signed note
 """
 import argparse, base64, hashlib, json, os, re, struct, sys
 # --- Ed25519 (RFC 8032 section 5.1.7), affine enough to read, slow ---------------------------------
-P = 2**255 - 19
-L = 2**252 + 27742317777372353535851937790883648493
-D = -121665 * pow(121666, P - 2, P) % P
+P = 2**255 - 19; L = 2**252 + 27742317777372353535851937790883648493; D = -121665 * pow(121666, P - 2, P) % P
 def point_add(a, b):
-    (x1, y1, z1, t1), (x2, y2, z2, t2) = a, b
-    e, f, g, h = (y1 - x1) * (y2 - x2) % P, (y1 + x1) * (y2 + x2) % P, 2 * t1 * t2 * D % P, 2 * z1 * z2 % P
-    i, j, k, l = f - e, h - g, h + g, f + e
-    return i * j % P, k * l % P, j * k % P, i * l % P
+    (x1, y1, z1, t1), (x2, y2, z2, t2) = a, b; e, f, g, h = (y1 - x1) * (y2 - x2) % P, (y1 + x1) * (y2 + x2) % P, 2 * t1 * t2 * D % P, 2 * z1 * z2 % P
+    i, j, k, l = f - e, h - g, h + g, f + e; return i * j % P, k * l % P, j * k % P, i * l % P
 def point_mul(n, point):
     result = (0, 1, 1, 0)
     while n: result, point, n = point_add(result, point) if n & 1 else result, point_add(point, point), n >> 1
@@ -24,20 +20,17 @@ def point_mul(n, point):
 def point_read(raw):
     y = int.from_bytes(raw, "little"); sign, y = y >> 255, y & (2**255 - 1)
     if y >= P: return None
-    xx = (y * y - 1) * pow(D * y * y + 1, P - 2, P) % P
-    x = pow(xx, (P + 3) // 8, P)
+    xx = (y * y - 1) * pow(D * y * y + 1, P - 2, P) % P; x = pow(xx, (P + 3) // 8, P)
     if x * x % P != xx: x = x * pow(2, (P - 1) // 4, P) % P
     if x * x % P != xx or (x == 0 and sign): return None
-    x = x if x & 1 == sign else P - x
-    return x, y, 1, x * y % P
+    x = x if x & 1 == sign else P - x; return x, y, 1, x * y % P
 BASE = point_read((4 * pow(5, P - 2, P) % P).to_bytes(32, "little"))
 def ed25519_verify(key, message, signature):
     if len(signature) != 64: return False
     a, r, s = point_read(key), point_read(signature[:32]), int.from_bytes(signature[32:], "little")
     if a is None or r is None or s >= L: return False
     h = int.from_bytes(hashlib.sha512(signature[:32] + key + message).digest(), "little") % L
-    left, right = point_mul(s, BASE), point_add(r, point_mul(h, a))
-    return all((left[i] * right[2] - right[i] * left[2]) % P == 0 for i in (0, 1))
+    left, right = point_mul(s, BASE), point_add(r, point_mul(h, a)); return all((left[i] * right[2] - right[i] * left[2]) % P == 0 for i in (0, 1))
 # --- Signed notes and checkpoints ------------------------------------------------------------------
 class Bad(Exception): """file, what is wrong with it"""
 def unbase64(text):
@@ -45,16 +38,14 @@ def unbase64(text):
     if base64.b64encode(raw).decode() != text: raise ValueError("base64")
     return raw
 def parse_vkey(text):
-    name, digits, data = text.rstrip("\n").split("+", 2)
-    raw = unbase64(data); kind, key = raw[0], raw[1:]
+    name, digits, data = text.rstrip("\n").split("+", 2); raw = unbase64(data); kind, key = raw[0], raw[1:]
     ident = hashlib.sha256(name.encode() + b"\n" + raw).digest()[:4]
     if kind not in (1, 4) or len(key) != 32 or not name or digits != ident.hex(): raise ValueError("vkey")
     return name, ident, kind, key
 def parse_note(raw):
     text = raw.decode()
     if any(c < " " and c != "\n" for c in text) or not text.endswith("\n"): raise ValueError("note")
-    body, lines = text[:-1].rsplit("\n\n", 1)
-    signatures = []
+    (body, lines), signatures = text[:-1].rsplit("\n\n", 1), []
     for line in lines.split("\n"):
         dash, name, data = line.split(" "); blob = unbase64(data)
         if dash != "\u2014" or not name or len(blob) < 5: raise ValueError("signature line")
@@ -70,8 +61,7 @@ def signed_by(note, vkey):
     return found
 def parse_checkpoint(raw):
     note = parse_note(raw); origin, size, root = note[0][:-1].split("\n")
-    if not re.fullmatch("0|[1-9][0-9]*", size) or not origin: raise ValueError("checkpoint")
-    if len(unbase64(root)) != 32: raise ValueError("root")
+    if not re.fullmatch("0|[1-9][0-9]*", size) or not origin or len(unbase64(root)) != 32: raise ValueError("checkpoint")
     return note, origin, int(size), unbase64(root)
 # --- Merkle tree (RFC 6962 section 2.1) and tiles ---------------------------------------------------
 def leaf(record): return hashlib.sha256(b"\0" + record).digest()
@@ -79,12 +69,10 @@ def node(left, right): return hashlib.sha256(b"\1" + left + right).digest()
 def root_of(hashes):
     if not hashes: return hashlib.sha256().digest()
     while len(hashes) > 1:  # a lone last hash moves up unchanged
-        up = [node(hashes[i], hashes[i + 1]) for i in range(0, len(hashes) - 1, 2)]
-        hashes = up + ([hashes[-1]] if len(hashes) % 2 else [])
+        up = [node(hashes[i], hashes[i + 1]) for i in range(0, len(hashes) - 1, 2)]; hashes = up + ([hashes[-1]] if len(hashes) % 2 else [])
     return hashes[0]
 def tile_name(level, index, width):
-    digits = str(index).zfill(-(-len(str(index)) // 3) * 3)
-    name = "tile/%s/%s" % (level, re.sub(r"(\d{3})(?=\d)", r"x\1/", digits))
+    digits = str(index).zfill(-(-len(str(index)) // 3) * 3); name = "tile/%s/%s" % (level, re.sub(r"(\d{3})(?=\d)", r"x\1/", digits))
     return name if width == 256 else "%s.p/%d" % (name, width)
 def split_bundle(raw):
     records, at = [], 0
@@ -96,8 +84,7 @@ def split_bundle(raw):
 # --- Write-ahead segments --------------------------------------------------------------------------
 CRC = list(range(256))
 for _ in range(8): CRC = [n >> 1 ^ (0x82F63B78 if n & 1 else 0) for n in CRC]
-def crc32c(raw):
-    crc = 0xFFFFFFFF
+def crc32c(raw, crc=0xFFFFFFFF):
     for byte in raw: crc = crc >> 8 ^ CRC[(crc ^ byte) & 255]
     return crc ^ 0xFFFFFFFF
 def mark_at(raw, at, first):
@@ -131,8 +118,7 @@ def torn(raw, first, at, size, used):
     if end < used or not mark and 0 < used % 512 < 504: raise ValueError("damaged at byte %d" % at)
     holes, before, start = 0, None, at
     while start < end:
-        stop = min((start // 512 + 1) * 512, end, len(raw)); part = raw[start:stop]
-        hole = not part.strip(b"\0"); holes += hole
+        stop = min((start // 512 + 1) * 512, end, len(raw)); part = raw[start:stop]; hole = not part.strip(b"\0"); holes += hole
         if before is not None and (hole and before.strip(b"\0") and not before[-8:].strip(b"\0")
                                    or not hole and not before.strip(b"\0") and not part[:8].strip(b"\0")):
             raise ValueError("damaged at byte %d" % at)
@@ -140,19 +126,19 @@ def torn(raw, first, at, size, used):
     if not holes: raise ValueError("damaged at byte %d" % at)
 # --- What the records say ----------------------------------------------------------------------------
 class Records:
-    def __init__(self): self.principals, self.units, self.problems, self.policies, self.first = {}, {}, [], set(), None
+    def __init__(self): self.principals, self.units, self.problems, self.policies, self.first, self.blobs = {}, {}, [], set(), None, []
     def bad(self, index, what): self.problems.append(("record %d" % index, what))
     def add(self, index, raw):
         try: entry = json.loads(raw); kind = entry["type"]
         except (ValueError, KeyError, TypeError): return self.bad(index, "not a record")
         self.first = index if self.first is None else self.first
-        if entry["seq"] != index or entry["v"] != 1: self.bad(index, "number or version")
         who = entry.get("who")
+        if entry["seq"] != index or entry["v"] != 1: self.bad(index, "number or version")
         if who and "pseq" in who:
             before = self.principals.get(who["prin"], (0, None))
-            if (who["pseq"] - 1, who.get("pprev")) != before and not (self.first and before == (0, None)):
-                self.bad(index, "principal's number")
+            if (who["pseq"] - 1, who.get("pprev")) != before and not (self.first and before == (0, None)): self.bad(index, "principal's number")
             self.principals[who["prin"]] = (who["pseq"], index)
+        if kind in ("policy_loaded", "heads") and "config" in entry.get("det", {}): self.blobs.append((index, entry["det"]["config"]))
         if kind == "policy_loaded":
             self.policies.add("sha256:" + entry.get("det", {}).get("hash", "").replace("sha256:", ""))
             self.policies.update([entry["dec"]["bundle"]] if "dec" in entry else [])
@@ -187,13 +173,11 @@ class Log:
         if origin != self.origin: raise Bad(name, "of another log")
         return size, root
     def identity(self, pinned):
-        raw = self.parsed("log.vkey", lambda raw: raw.decode())
-        self.keys = [self.parsed("log.vkey", lambda raw: parse_vkey(raw.decode()))]
+        raw = self.parsed("log.vkey", lambda raw: raw.decode()); self.keys = [self.parsed("log.vkey", lambda raw: parse_vkey(raw.decode()))]
         self.origin, previous = self.keys[0][0], raw.rstrip("\n")
         if raw != previous + "\n": raise Bad("log.vkey", "not one line")
         while os.path.exists(os.path.join(self.root, "rotations/%d" % len(self.keys))):
-            name = "rotations/%d" % len(self.keys)
-            note = self.parsed(name, parse_note); lines = note[0].split("\n")
+            name = "rotations/%d" % len(self.keys); note = self.parsed(name, parse_note); lines = note[0].split("\n")
             new = self.parsed(name, lambda _: parse_vkey(lines[2]))
             good = self.parsed(name, lambda _: len(note[1]) == 2 and signed_by(note, self.keys[-1]) and signed_by(note, new))
             if not good or lines[:2] != [self.origin + "/rotation", previous] or lines[3:] != [""]: raise Bad(name, "not a rotation")
@@ -201,9 +185,11 @@ class Log:
         if pinned and parse_vkey(pinned) not in self.keys: self.bad("log.vkey", "another key than was given")
     def verify(self, pinned=None, given=()):
         self.identity(pinned)
-        size, root = self.checkpoint("checkpoint")
+        heads = {} if os.path.exists(os.path.join(self.root, "checkpoint")) else {
+            int(name): self.checkpoint("heads/" + name) for _, _, found in os.walk(os.path.join(self.root, "heads")) for name in found if name.isdigit()}
+        size, root = heads[max(heads)] if heads else self.checkpoint("checkpoint")
         first = self.pruned() if os.path.exists(os.path.join(self.root, "pruned")) else 0
-        segments = self.parsed("wal/segments", lambda raw: [int(line) for line in re.fullmatch(
+        segments = [] if heads else self.parsed("wal/segments", lambda raw: [int(line) for line in re.fullmatch(
             "genops-wal 1\n((?:(?:0|[1-9][0-9]*)\n)*)", raw.decode())[1].split()])
         ahead = {}
         if sorted(set(segments)) != segments: raise Bad("wal/segments", "not in order")
@@ -216,7 +202,20 @@ class Log:
         for bundle in range(-(-size // 256)): self.bundle(bundle, min(256, size - bundle * 256), first, leaves, ahead)
         self.tree(leaves, size, root, given)
         for index in sorted(index for index in ahead if index >= size): leaves.append(leaf(ahead[index])); self.records.add(index, ahead[index])
+        for covers, head in heads.items(): self.head("heads/%020d" % covers, covers, head, leaves, first)
         self.strays(leaves, size, first, bool(segments))
+        for index, name in self.records.blobs:
+            if name.replace("sha256:", "blob/") not in self.seen: self.bad(name, "missing, record %d names it" % index)
+    def head(self, name, covers, head, leaves, first):
+        """A tree head of a shipped copy, and the incomplete tiles that came with it."""
+        if name not in self.seen or head != (covers, root_of(leaves[:covers])): self.bad(name, "root or size differs")
+        level, hashes = 0, leaves[:covers]
+        while hashes:
+            part = hashes[len(hashes) // 256 * 256:]; tile = tile_name(level, len(hashes) // 256, len(part))
+            if part and self.read(tile) != b"".join(part): self.bad(tile, "hashes differ")
+            if part and level == 0 and covers // 256 * 256 >= first and [leaf(record) for record in self.parsed(
+                    tile_name("entries", covers // 256, len(part)), split_bundle)] != part: self.bad(name, "records differ")
+            hashes = [root_of(hashes[i:i + 256]) for i in range(0, len(hashes) - 255, 256)]; level += 1
     def pruned(self):
         note = self.parsed("pruned", parse_note); self.check_note("pruned", note)
         return self.parsed("pruned", lambda _: int(re.fullmatch(re.escape(self.origin) + "/pruned\n([0-9]+)\n", note[0])[1]))
@@ -252,6 +251,7 @@ class Log:
             for file in files:
                 name = os.path.relpath(os.path.join(folder, file), self.root)
                 if name in self.seen or name.startswith(("tmp/", "keys/")): continue  # secrets are not evidence
+                if name.startswith("blob/") and hashlib.sha256(self.read(name)).hexdigest() == name[5:]: continue
                 if not (is_open and self.leftover(name, leaves, size)): self.bad(name, "does not belong to this log")
     def leftover(self, name, leaves, size):
         """What a crash between writing and signing leaves: nothing that the records do not hold."""

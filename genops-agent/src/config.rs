@@ -23,47 +23,25 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sha2::{Digest as _, Sha256};
 
-use crate::evidence::outward::WitnessAt;
-
+mod evidence;
 mod explain;
 mod headers;
+pub(crate) mod recipe;
 mod watch;
 
+use evidence::EvidenceFile;
+pub(crate) use evidence::{Content, Evidence, OnFailure};
 pub(crate) use headers::Headers;
 pub(crate) use watch::Watch;
 
 /// Longest configuration or policy file, in bytes.
 const FILE_LIMIT: u64 = 8 << 20;
 
-/// Said where content was asked for.
-const NO_CONTENT: &str = "evidence.content: this version keeps no content, as with `none`; digests and texts are not written";
+/// Said where evidence could not hold what decides.
+const NO_RECIPE: &str = "the file spells something in a way that evidence can't keep, so recorded decisions can't be made again; quote its texts";
 
 /// Most Cedar files taken from `policy_files`, directories included.
 const POLICY_FILE_LIMIT: usize = 10_000;
-
-/// How much of what was said goes into evidence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Content {
-    /// Nothing.
-    #[default]
-    None,
-    /// A keyed digest.
-    Hash,
-    /// All of it, encrypted.
-    Full,
-}
-
-/// What enforce mode does when evidence cannot be written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum OnFailure {
-    /// Requests are refused: no decision without its evidence.
-    #[default]
-    Block,
-    /// Requests are decided as before, and the loss is counted.
-    Continue,
-}
 
 /// How spans travel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -105,26 +83,6 @@ pub(crate) struct Telemetry {
     pub(crate) socket: Option<PathBuf>,
 }
 
-/// What is written down.
-#[derive(Clone, Debug)]
-pub(crate) struct Evidence {
-    /// Where.
-    pub(crate) directory: PathBuf,
-    /// How much of what was said.
-    pub(crate) content: Content,
-    /// What happens when it cannot be written.
-    pub(crate) on_failure: OnFailure,
-    /// Identity of a new log; `None`: made from the host.
-    pub(crate) origin: Option<String>,
-    /// Secret key to sign with, given from outside; `None`: the log's own.
-    pub(crate) key_file: Option<PathBuf>,
-    /// A verdict waits until its evidence is on disk; otherwise until the next group commit, a few
-    /// milliseconds later, has no bearing on it.
-    pub(crate) durable_before_release: bool,
-    /// Who cosigns the checkpoints.
-    pub(crate) witnesses: Vec<WitnessAt>,
-}
-
 /// How much is read from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Capture {
@@ -163,6 +121,8 @@ pub(crate) struct Config {
     pub(crate) hosts: Arc<Hosts>,
     /// SHA-256 of the file and of each Cedar file it names; of nothing without a file.
     pub(crate) hash: [u8; 32],
+    /// What of it decides, for evidence: see [`recipe::read`].
+    pub(crate) recipe: Option<Vec<u8>>,
     /// What is odd about it, a sentence each.
     pub(crate) warnings: Vec<String>,
     sections: Sections,
@@ -257,8 +217,9 @@ impl Config {
         })?;
         warnings.extend(oddities(&sections, on_timeout));
         let evidence = evidence.settle(path).map_err(invalid)?;
-        if evidence.content != Content::None {
-            warnings.push(NO_CONTENT.to_owned());
+        let recipe = recipe::write(text, &sections);
+        if recipe.is_none() {
+            warnings.push(NO_RECIPE.to_owned());
         }
         Ok(Self {
             environment: sections.environment.clone(),
@@ -271,6 +232,7 @@ impl Config {
             capture,
             hosts: settings.hosts(),
             hash: hash(text, &sections.policy_files),
+            recipe,
             warnings,
             sections,
             settings,
@@ -416,27 +378,6 @@ struct OtlpFile {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct EvidenceFile {
-    directory: Option<PathBuf>,
-    content: Content,
-    on_failure: OnFailure,
-    origin: Option<String>,
-    key_file: Option<PathBuf>,
-    durable_before_release: Option<bool>,
-    #[serde(deserialize_with = "or_default")]
-    witnesses: List<WitnessFile>,
-}
-
-/// One entry of `evidence.witnesses`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct WitnessFile {
-    url: String,
-    key: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 struct CaptureFile {
     message_limit_bytes: Option<Spanned<u64>>,
     ring_bytes: Option<Spanned<u64>>,
@@ -484,60 +425,6 @@ impl CaptureFile {
         }
         let ring_bytes = u32::try_from(ring).expect("bounded above by 2^30");
         Ok(Capture { message_limit_bytes, ring_bytes })
-    }
-}
-
-impl EvidenceFile {
-    fn settle(self, config: &Path) -> Result<Evidence, Refusal> {
-        let Self {
-            directory,
-            content,
-            on_failure,
-            origin,
-            key_file,
-            durable_before_release,
-            witnesses,
-        } = self;
-        let witnesses = witnesses.into_iter().map(|witness| {
-            let line = witness.referenced.line();
-            witness.value.settle(config).map_err(|message| (line, message))
-        });
-        let witnesses = witnesses.collect::<Result<_, _>>()?;
-        let directory = directory.unwrap_or_else(|| "/var/lib/genops/evidence".into());
-        let key_file = key_file.map(|file| config.parent().unwrap_or(Path::new("")).join(file));
-        let durable_before_release = durable_before_release.unwrap_or(true);
-        Ok(Evidence {
-            directory,
-            content,
-            on_failure,
-            origin,
-            key_file,
-            durable_before_release,
-            witnesses,
-        })
-    }
-}
-
-impl WitnessFile {
-    /// The key may stand in the file itself or in one of its own, as `witness` prints it.
-    fn settle(self, config: &Path) -> Result<WitnessAt, String> {
-        let Self { url, key } = self;
-        if !url.starts_with("http://") && !url.starts_with("https://") {
-            return Err(format!(
-                "`evidence.witnesses`: `url`: `{url}` is not a URL such as https://witness.example.com/"
-            ));
-        }
-        let held = match key.parse() {
-            Ok(key) => return Ok(WitnessAt { url, key }),
-            Err(_) => read(&config.parent().unwrap_or(Path::new("")).join(&key)),
-        };
-        let held = held.ok().and_then(|held| held.trim().parse().ok());
-        let key = held.ok_or_else(|| {
-            format!(
-                "`evidence.witnesses`: `key`: `{key}` is neither a verifier key nor a file with one"
-            )
-        })?;
-        Ok(WitnessAt { url, key })
     }
 }
 

@@ -15,6 +15,8 @@ mod export;
 mod filter;
 pub(crate) mod outward;
 mod prove;
+mod replay;
+pub(crate) mod ship;
 mod show;
 mod upkeep;
 mod verify;
@@ -36,8 +38,12 @@ pub(crate) enum Command {
     Export(export::Export),
     /// Sign with a new key from here on.
     Rotate(upkeep::Rotate),
+    /// Decide every recorded decision again, and compare.
+    Replay(replay::Replay),
     /// Give up the bytes of old records.
     Prune(upkeep::Prune),
+    /// Destroy the keys of days: what they sealed or digested can't be read or matched any more.
+    Forget(upkeep::Forget),
 }
 
 impl Command {
@@ -49,7 +55,9 @@ impl Command {
             Self::Prove(command) => command.run(),
             Self::Export(command) => command.run(),
             Self::Rotate(command) => command.run(),
+            Self::Replay(command) => command.run(),
             Self::Prune(command) => command.run(),
+            Self::Forget(command) => command.run(),
         }
     }
 }

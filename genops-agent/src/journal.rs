@@ -10,22 +10,36 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use genops_evidence::{
     AppendError, Checkpoint, CommitError, Directory, Log, OpenError, Options, PublishError,
     ReadError, Recovery,
 };
-use genops_governance::{Now, Record, RecordKind, Unit};
+use genops_governance::{Now, Record, RecordKind, Texts, Unit};
 
+pub(crate) mod again;
 pub(crate) mod check;
-mod digest;
+pub(crate) mod digest;
 pub(crate) mod entry;
+pub(crate) mod retention;
+pub(crate) mod sealed;
 
-use crate::evidence::outward::{News, Outward, WitnessAt};
+use crate::config::{Content, Evidence};
+use crate::evidence::outward::{News, Outward};
+use crate::evidence::ship::{self, Shipper};
+use crate::metrics::Metrics;
 
 use self::digest::Digester;
 pub(crate) use self::digest::hex;
-use self::entry::{Accounted, Decided, Entry, Head, Heads, Inputs, Kind, Text, VERSION, What, Who};
+use self::entry::{
+    Accounted, Decided, Entry, Had, Head, Heads, Inputs, Kind, Metered, Text, VERSION, What, Who,
+};
+use self::retention::Keeper;
+use self::sealed::Sealer;
+
+/// A day, in nanoseconds.
+const DAY_NS: u64 = 86_400_000_000_000;
 
 /// Longest text in a record, in bytes.
 const TEXT_LIMIT: usize = 1024;
@@ -35,6 +49,9 @@ const LIST_LIMIT: usize = 24;
 
 /// Most principals that are numbered.
 const PRINCIPAL_LIMIT: usize = 16_384;
+
+/// Written down where a text could not be encrypted.
+const NO_KEY: &str = "what was sent to a model could not be encrypted";
 
 /// Records between two lists of principals: what is read again at a start, at most twice.
 const HEADS_EVERY: u64 = 16_384;
@@ -65,6 +82,12 @@ pub(crate) struct Opening {
     pub(crate) origin: Option<String>,
     /// Secret key given from outside.
     pub(crate) key_file: Option<PathBuf>,
+    /// Length of a write-ahead segment, in bytes; `None`: the usual one.
+    pub(crate) segment_bytes: Option<u32>,
+    /// How much is written down of what is sent to models.
+    pub(crate) content: Content,
+    /// What of the configuration decides.
+    pub(crate) recipe: Option<Vec<u8>>,
     /// What the first record says about this start: version, mode, configuration hash.
     pub(crate) detail: Vec<(&'static str, String)>,
 }
@@ -75,6 +98,10 @@ pub(crate) struct Journal {
     log: Log,
     boot: String,
     digester: Digester,
+    sealer: Sealer,
+    content: Content,
+    /// SHA-256 of what decides, which is kept beside the log.
+    recipe: Option<String>,
     heads: HashMap<String, (u64, u64)>,
     /// Index behind the last list of principals.
     listed: u64,
@@ -83,6 +110,10 @@ pub(crate) struct Journal {
     lost: u64,
     buffer: Vec<u8>,
     outward: Option<Outward>,
+    shipper: Option<Shipper>,
+    keeper: Option<Keeper>,
+    /// Why records are being given up.
+    pruning: &'static str,
     /// A witness knows more of this log than there is: it is not to be signed on.
     rolled_back: Option<String>,
 }
@@ -94,23 +125,31 @@ impl Journal {
         opening: Opening,
         now: Now,
     ) -> Result<(Self, Recovery), JournalError> {
-        let Opening { origin, key_file, detail } = opening;
+        let Opening { origin, key_file, segment_bytes, content, recipe, detail } = opening;
         let mut options = Options::new(&origin.unwrap_or_else(host_origin));
         options.key_file = key_file;
+        options.segment_bytes = segment_bytes.unwrap_or(options.segment_bytes);
         let (log, recovery) = Log::open(directory, options)?;
         let digester = Digester::new(directory);
         let mut journal = Self {
             log,
             boot: boot_id(),
             digester,
+            sealer: Sealer::new(directory),
+            content,
+            recipe: None,
             heads: HashMap::new(),
             listed: 0,
             kernel: None,
             lost: 0,
             buffer: Vec::with_capacity(1024),
             outward: None,
+            shipper: None,
+            keeper: None,
+            pruning: "",
             rolled_back: None,
         };
+        journal.decide_by(recipe.as_deref());
         journal.read_heads(recovery.size)?;
         let mut detail = detail;
         detail.push(("end", if recovery.clean { "clean" } else { "unclean" }.to_owned()));
@@ -124,12 +163,34 @@ impl Journal {
         Ok((journal, recovery))
     }
 
-    /// Has checkpoints cosigned by these witnesses from now on.
-    pub(crate) fn cosign_with(&mut self, witnesses: Vec<WitnessAt>) -> anyhow::Result<()> {
-        if !witnesses.is_empty() {
-            self.outward = Some(Outward::start(self.log.directory(), witnesses)?);
+    /// Starts what goes on beside: witnesses are asked, copies shipped, old records given up.
+    pub(crate) fn look_after(
+        &mut self,
+        evidence: &Evidence,
+        metrics: &Arc<Metrics>,
+    ) -> anyhow::Result<()> {
+        let directory = self.log.directory().to_owned();
+        if !evidence.witnesses.is_empty() {
+            self.outward = Some(Outward::start(&directory, evidence.witnesses.clone())?);
         }
+        if let Some(ship) = &evidence.ship {
+            let state = directory.parent().unwrap_or(&directory).join("state/shipped.json");
+            self.shipper = Some(Shipper::start(&directory, &state, ship.clone(), metrics)?);
+        }
+        self.keeper = Keeper::start(&directory, evidence.limits)?;
         Ok(())
+    }
+
+    /// Keeps what decides from here on beside the log; records of policies name it. Where the disk
+    /// does not take it they name nothing, and decisions cannot be made again.
+    pub(crate) fn decide_by(&mut self, recipe: Option<&[u8]>) {
+        let kept = recipe.and_then(|recipe| self.log.keep(recipe).ok());
+        self.recipe = kept.map(|digest| sha256_text(&digest));
+    }
+
+    /// How much is written down of what is sent to models, from here on.
+    pub(crate) fn set_content(&mut self, content: Content) {
+        self.content = content;
     }
 
     /// What the kernel has counted: verdicts and events made, and those lost on the way. Every
@@ -154,8 +215,38 @@ impl Journal {
         entry.bud =
             cut.list(accounts).iter().map(|account| convert_account(account, &mut cut)).collect();
         entry.det = convert_detail(detail, &mut cut);
+        if *kind == RecordKind::PolicyLoaded
+            && let Some(recipe) = &self.recipe
+        {
+            entry.det.insert("config".into(), recipe.clone().into());
+        }
+        let texts = inputs.as_ref().map(|inputs| &inputs.texts).filter(|it| !it.texts.is_empty());
+        if let Some(texts) = texts.filter(|_| self.content != Content::None) {
+            let digest = self.digester.digest_texts(&texts.texts, at.unix_ns);
+            entry.dig = Some(digest.into());
+        }
         entry.cut = cut.0;
-        self.append(entry)
+        let index = self.append(entry)?;
+        if let (Some(texts), Some(awu), Content::Full) = (texts, awu, self.content) {
+            self.seal(*at, &awu.to_string(), texts)?;
+        }
+        Ok(index)
+    }
+
+    /// Writes down what was sent to the model, encrypted.
+    fn seal(&mut self, at: Now, awu: &str, texts: &Texts) -> Result<(), AppendError> {
+        let Texts { texts, left_out_bytes } = texts;
+        let parts = self.sealer.seal(awu, texts, *left_out_bytes, at.unix_ns);
+        let Some(parts) = parts else {
+            return self.event(at, Kind::Gap, &[("why", NO_KEY.to_owned())]).map(|_| ());
+        };
+        for part in parts {
+            let mut entry = self.blank(at, Kind::Content);
+            entry.awu = Some(awu.to_owned().into());
+            entry.seal = Some(part);
+            self.append(entry)?;
+        }
+        Ok(())
     }
 
     /// Takes a record about the agent itself; returns its index.
@@ -191,10 +282,44 @@ impl Journal {
         while let Some(news) = self.outward.as_ref().and_then(Outward::news) {
             self.learn(now, news);
         }
+        while let Some(news) = self.shipper.as_ref().and_then(Shipper::news) {
+            self.learn_of_copies(now, news);
+        }
+        self.keep_within_limits(now);
         match &self.rolled_back {
             Some(why) => Err(PublishError(why.clone())),
             None => self.log.tick(now.unix_ns / 1_000_000),
         }
+    }
+
+    /// Gives up what is too old or too much, and writes down what was given up.
+    fn keep_within_limits(&mut self, now: Now) {
+        if let Some(due) = self.keeper.as_ref().and_then(Keeper::due) {
+            // What was not shipped stays.
+            let below = self.shipper.as_ref().map_or(due.below, |it| due.below.min(it.shipped()));
+            // The numbers of principals whose records go have to stand somewhere else.
+            if below > due.first && self.write_heads(now).is_ok() && self.log.prune_later(below) {
+                self.pruning = due.why;
+            }
+        }
+        if let Some(first) = self.log.pruned() {
+            let detail = [("first", first.to_string()), ("why", self.pruning.to_owned())];
+            // Where it is not taken, the next record says that one is missing.
+            self.event(now, Kind::Retention, &detail).map(|_| ()).unwrap_or_default();
+        }
+    }
+
+    /// Writes down what became of copies.
+    fn learn_of_copies(&mut self, now: Now, news: ship::News) {
+        let (state, why) = match news {
+            ship::News::Failed(why) => ("failed", Some(why)),
+            ship::News::Refused(why) => ("refused", Some(why)),
+            ship::News::Resumed => ("resumed", None),
+        };
+        let mut detail = vec![("state", state.to_owned())];
+        detail.extend(why.map(|why| ("why", why)));
+        // Where it is not taken, the next record says that one is missing.
+        self.event(now, Kind::Shipping, &detail).map(|_| ()).unwrap_or_default();
     }
 
     /// Writes down what witnesses said. After a rollback nothing is made durable or signed any more:
@@ -223,12 +348,19 @@ impl Journal {
         let failed = |error: AppendError| PublishError(error.to_string());
         self.write_heads(now).map_err(failed)?;
         self.event(now, Kind::AgentStop, &[]).map_err(failed)?;
-        self.log.close()
+        let checkpoint = self.log.close()?;
+        if let Some(shipper) = self.shipper {
+            shipper.finish();
+        }
+        Ok(checkpoint)
     }
 
-    /// Signs with a new key from here on, and writes it down.
-    pub(crate) fn rotate_key(&mut self, now: Now) -> Result<(), PublishError> {
-        let key = self.log.rotate_key()?;
+    /// Signs with a new key from here on, which is made or given, and writes it down.
+    pub(crate) fn rotate_key(&mut self, now: Now, to: Option<&Path>) -> Result<(), PublishError> {
+        let key = match to {
+            None => self.log.rotate_key()?,
+            Some(file) => self.log.rotate_key_to(file)?,
+        };
         self.event(now, Kind::KeyRotated, &[("key", key.to_string())])
             .map_err(|error| PublishError(error.to_string()))?;
         Ok(())
@@ -259,6 +391,8 @@ impl Journal {
             inputs: None,
             dec: None,
             bud: Vec::new(),
+            dig: None,
+            seal: None,
             heads: None,
             det: BTreeMap::new(),
             cut: false,
@@ -323,6 +457,9 @@ impl Journal {
         for (number, list) in (0..).zip(parts) {
             let mut entry = self.blank(now, Kind::Heads);
             entry.heads = Some(Heads { part: number, parts: of, list });
+            if let Some(recipe) = &self.recipe {
+                entry.det.insert("config".into(), recipe.clone().into());
+            }
             self.append(entry)?;
         }
         Ok(())
@@ -516,8 +653,20 @@ fn convert_inputs<'a>(inputs: &'a genops_governance::Inputs, cut: &mut Cut) -> I
         content,
         approval,
         bytes_before_decision,
-        ..
+        seen,
+        texts: _, // digested or encrypted elsewhere
     } = inputs;
+    let genops_governance::Seen {
+        preventable,
+        settled,
+        early,
+        stream,
+        p95_latency_ms,
+        slow,
+        failed,
+        limits,
+        budgets,
+    } = seen;
     Inputs {
         tok_in: *input_tokens,
         tok_out: *output_tokens,
@@ -527,6 +676,23 @@ fn convert_inputs<'a>(inputs: &'a genops_governance::Inputs, cut: &mut Cut) -> I
         content: cut.texts(content),
         appr: cut.maybe(approval.as_ref()),
         left: *bytes_before_decision,
+        stop: *preventable,
+        after: settled.as_ref().map(|code| code.as_str().into()),
+        early: *early,
+        stream: *stream,
+        p95: *p95_latency_ms,
+        slow: *slow,
+        failed: *failed,
+        lim: cut
+            .list(limits)
+            .iter()
+            .map(|it| Metered(cut.text(&it.limit), it.ahead_ns, it.running))
+            .collect(),
+        had: cut
+            .list(budgets)
+            .iter()
+            .map(|it| Had(cut.text(&it.budget), it.allocated, it.remaining))
+            .collect(),
     }
 }
 

@@ -211,6 +211,18 @@ metrics! {
         /// Evidence records made durable.
         evidence_records,
     }
+    Counter "genops_agent_evidence_shipped_objects_total" "Objects created in the copy of the evidence." {
+        /// Objects created in the copy of the evidence.
+        shipped_objects,
+    }
+    Counter "genops_agent_evidence_ship_failures_total" "Rounds of shipping evidence that failed." {
+        /// Rounds of shipping evidence that failed.
+        ship_failures,
+    }
+    Gauge "genops_agent_evidence_shipped_records" "Records below this index are whole in the copy of the evidence." {
+        /// Records below this index are whole in the copy of the evidence.
+        shipped_records,
+    }
     Counter "genops_agent_holds_total" "Held requests by how the hold ended." {
         /// Released by a verdict.
         holds_released = "outcome=\"released\"",

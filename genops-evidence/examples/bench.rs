@@ -1,9 +1,10 @@
 //! Benchmarks of the log, a JSON line each, beside their floor: the same bytes written and synced
 //! without a log.
 //!
-//! `cargo run --release -p genops-evidence --example bench -- [FOLDER] [RECORDS]`; the folder should
-//! be on the disk that is asked about (default: the present one), the records are those of the
-//! verification (default: a million).
+//! `cargo run --release -p genops-evidence --example bench -- [FOLDER] [RECORDS] [AGENT]`; the folder
+//! should be on the disk that is asked about (default: the present one), the records are those of the
+//! verification (default: a million), and the agent is asked to verify them too, JSON included, where its
+//! program is given.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,22 +23,37 @@ use std::time::{Duration, Instant};
 
 use genops_evidence::{Log, Options, Verify};
 
-/// A record as the agent writes them: about 700 bytes.
+/// A record as the agent writes them, about 800 bytes: after a start, decisions that name the policies.
 fn record(index: u64) -> Vec<u8> {
-    format!(
+    let head = format!(
         "{{\"v\":1,\"seq\":{index},\"kseq\":{index},\"drops\":0,\"t\":1795378193123456789,\
-         \"mono\":8812300456,\"boot\":\"9e3a51c07d1b2f44\",\"type\":\"decision\",\
-         \"awu\":\"0198c6f2b1d07a7e8f00000000016065-{index:016x}\",\
-         \"who\":{{\"prin\":\"refund-bot\",\"pseq\":{index},\"mapped\":true,\"team\":\"payments\",\
-         \"proj\":\"refunds\",\"env\":\"production\",\"human\":\"h:20779:5f70aa5f70aa5f70aa\",\
-         \"pid\":4321,\"start\":991231,\"exe\":\"/usr/bin/python3.11\",\"user\":\"svc-refund\",\
-         \"unit\":\"refund.service\",\"cg\":\"/system.slice/refund.service\"}},\
-         \"what\":{{\"op\":\"chat\",\"type\":\"inference\",\"prov\":\"openai\",\
-         \"model\":\"gpt-4o-mini\",\"server\":\"api.openai.com\",\"api\":\"openai.chat\",\
-         \"conf\":\"full\",\"rung\":\"egress_hold\"}},\
-         \"dec\":{{\"result\":\"ALLOWED\",\"bundle\":\"sha256:\
-         aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\",\"epoch\":1}}}}"
-    )
+         \"mono\":8812300456,\"boot\":\"9e3a51c07d1b2f44\",\"type\":"
+    );
+    let policies = "aa".repeat(32);
+    match index {
+        0 => format!("{head}\"agent_start\",\"det\":{{\"end\":\"clean\"}}}}"),
+        1 => format!("{head}\"policy_loaded\",\"det\":{{\"hash\":\"{policies}\"}}}}"),
+        _ => {
+            let (number, before) = (index - 1, index - 1);
+            let before = if index == 2 { String::new() } else { format!("\"pprev\":{before},") };
+            format!(
+                "{head}\"decision\",\"awu\":\"0198c6f2b1d07a7e8f00000000016065-{index:016x}\",\
+                 \"who\":{{\"prin\":\"refund-bot\",\"pseq\":{number},{before}\"mapped\":true,\
+                 \"team\":\"payments\",\"proj\":\"refunds\",\"env\":\"production\",\
+                 \"human\":\"h:20779:5f70aa5f70aa5f70aa\",\"pid\":4321,\"start\":991231,\
+                 \"exe\":\"/usr/bin/python3.11\",\"user\":\"svc-refund\",\
+                 \"unit\":\"refund.service\",\"cg\":\"/system.slice/refund.service\"}},\
+                 \"what\":{{\"op\":\"chat\",\"type\":\"inference\",\"prov\":\"openai\",\
+                 \"model\":\"gpt-4o-mini\",\"server\":\"api.openai.com\",\"api\":\"openai.chat\",\
+                 \"conf\":\"full\",\"rung\":\"egress_hold\"}},\
+                 \"in\":{{\"tok_in\":1820,\"tok_out\":1024,\"cost\":12000000,\"bytes\":2210,\
+                 \"whole\":true,\"stop\":true,\"had\":[[\"payments-daily\",50000000000,880000000]]}},\
+                 \"dec\":{{\"result\":\"BLOCKED\",\"code\":\"POLICY_DENY_MODEL\",\
+                 \"policy\":\"refund-models\",\"bundle\":\"sha256:{policies}\",\"epoch\":1,\
+                 \"prevented\":true}}}}"
+            )
+        }
+    }
     .into_bytes()
 }
 
@@ -134,6 +150,7 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let base = PathBuf::from(arguments.next().unwrap_or_else(|| ".".to_owned()));
     let records: u64 = arguments.next().map_or(1_000_000, |count| count.parse().unwrap());
+    let agent = arguments.next().map(PathBuf::from);
     let folder = base.join(format!("genops-bench-{}", std::process::id()));
 
     for (size, batches) in [(1, 1_000), (64, 400), (1_024, 60)] {
@@ -192,5 +209,17 @@ fn main() {
         report.checkpoints,
         peak_kib(),
     );
+    if let Some(agent) = agent {
+        let started = Instant::now();
+        let mut command = std::process::Command::new(&agent);
+        let output = command.args(["evidence", "verify"]).arg(&folder).output().unwrap();
+        let seconds = started.elapsed().as_secs_f64();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}: {said}", agent.display());
+        println!(
+            "{{\"bench\":\"evidence_verify_agent\",\"records\":{records},\"seconds\":{seconds:.2},\
+             \"goal_seconds\":5}}"
+        );
+    }
     fs::remove_dir_all(&folder).unwrap();
 }

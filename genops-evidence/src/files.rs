@@ -34,6 +34,10 @@ pub const NEXT_KEY: &str = "keys/next.key";
 pub const EXTERNAL: &str = "keys/external";
 /// Folder of files being written.
 pub const TMP: &str = "tmp";
+/// Folder of attachments: what records name by its SHA-256.
+pub const BLOB: &str = "blob";
+/// Folder of the tree heads of a shipped copy, which has no newest one: nothing in it is written twice.
+pub const HEADS: &str = "heads";
 
 /// A tree head is kept at every multiple of this many records.
 pub const KEPT_EVERY: u64 = 1024;
@@ -54,6 +58,24 @@ pub fn rotation(n: usize) -> String {
 #[must_use]
 pub fn segment(first_index: u64) -> String {
     format!("{WAL}/{first_index:020}")
+}
+
+/// Path of the tree head of a shipped copy at `size`.
+#[must_use]
+pub fn head(size: u64) -> String {
+    format!("{HEADS}/{size:020}")
+}
+
+/// Path of the attachment with this SHA-256.
+#[must_use]
+pub fn blob(digest: &[u8; 32]) -> String {
+    use std::fmt::Write as _;
+    let mut path = format!("{BLOB}/");
+    for byte in digest {
+        // Writing to a string cannot fail.
+        write!(path, "{byte:02x}").unwrap_or_default();
+    }
+    path
 }
 
 /// What a tile file holds.
@@ -89,6 +111,32 @@ pub fn tile(kind: TileKind, index: u64, width: usize) -> String {
     path
 }
 
+/// Names of the files that a log gained when it grew from `from` records to `size`, those that never
+/// change again, in the order in which they appeared: bundles, tiles, kept tree heads.
+pub fn grown(from: u64, size: u64) -> impl Iterator<Item = String> {
+    let width = TILE_WIDTH as u64;
+    (from / width..size / width).flat_map(move |bundle| {
+        let mut names = vec![tile(TileKind::Entries, bundle, TILE_WIDTH)];
+        let (mut index, mut level) = (bundle, 0);
+        loop {
+            names.push(tile(TileKind::Hashes(level), index, TILE_WIDTH));
+            if !(index + 1).is_multiple_of(width) || level >= 7 {
+                break;
+            }
+            (index, level) = (index / width, level + 1);
+        }
+        let end = (bundle + 1) * width;
+        names.extend(end.is_multiple_of(KEPT_EVERY).then(|| kept_checkpoint(end)));
+        names
+    })
+}
+
+/// Names of the incomplete tiles and the incomplete bundle of a tree of `size` records.
+#[must_use]
+pub fn partial(size: u64) -> Vec<String> {
+    crate::publish::partial_names(size)
+}
+
 /// Reads a tile path, relative to the evidence directory: kind, index, width.
 #[must_use]
 pub fn parse_tile(path: &str) -> Option<(TileKind, u64, usize)> {
@@ -113,19 +161,21 @@ pub fn parse_tile(path: &str) -> Option<(TileKind, u64, usize)> {
 #[derive(Debug)]
 pub(crate) struct Writer {
     directory: PathBuf,
+    /// Whose it is: two writers of one directory must not share a file in `tmp`.
+    whose: &'static str,
     touched: BTreeSet<PathBuf>,
     counter: u64,
 }
 
 impl Writer {
-    pub(crate) fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), touched: BTreeSet::new(), counter: 0 }
+    pub(crate) fn new(directory: &Path, whose: &'static str) -> Self {
+        Self { directory: directory.to_owned(), whose, touched: BTreeSet::new(), counter: 0 }
     }
 
     /// Writes `bytes` durably under `name`; the name itself is durable after [`Writer::settle`].
     pub(crate) fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.counter += 1;
-        let temporary = self.directory.join(TMP).join(self.counter.to_string());
+        let temporary = self.directory.join(TMP).join(format!("{}-{}", self.whose, self.counter));
         let target = self.directory.join(name);
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
@@ -193,6 +243,9 @@ pub(crate) fn read_limited(path: &Path, limit: usize) -> io::Result<Option<Vec<u
     Ok(Some(bytes))
 }
 
+/// Largest attachment, in bytes.
+pub const BLOB_LIMIT: usize = 64 << 20;
+
 /// Largest entry bundle: every record at its largest.
 pub(crate) const BUNDLE_LIMIT: usize = TILE_WIDTH * (2 + crate::wal::RECORD_LIMIT);
 
@@ -220,6 +273,22 @@ mod tests {
         assert_eq!(tile(TileKind::Hashes(0), 1_234_067, 256), "tile/0/x001/x234/067");
         assert_eq!(tile(TileKind::Hashes(2), 0, 17), "tile/2/000.p/17");
         assert_eq!(tile(TileKind::Entries, 1000, 256), "tile/entries/x001/000");
+    }
+
+    #[test]
+    fn a_log_that_grows_gains_tiles_of_every_level() {
+        let names: Vec<String> = grown(65_280, 65_792).collect();
+        assert_eq!(
+            names,
+            [
+                "tile/entries/255",
+                "tile/0/255",
+                "tile/1/000",
+                "checkpoints/000000000065536",
+                "tile/entries/256",
+                "tile/0/256"
+            ]
+        );
     }
 
     #[test]

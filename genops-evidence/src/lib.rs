@@ -20,9 +20,13 @@
 //! pruned                  signed: the first record whose bytes are still kept; absent: all are
 //! wal/segments            which write-ahead segments are in use; empty after a clean stop
 //! wal/<first index>       records that may not be in `tile/entries` yet
+//! blob/<SHA-256>          what records name by its digest
 //! tmp/                    files being written
 //! keys/                   secrets, for the owner only; not part of what an auditor is given
 //! ```
+//!
+//! A copy that was shipped elsewhere, where nothing is written twice, has `heads/<size>` in the place of
+//! `checkpoint`, and no `wal`, `tmp` and `keys`.
 //!
 //! [tlog-tiles]: https://c2sp.org/tlog-tiles
 //! [tlog-checkpoint]: https://c2sp.org/tlog-checkpoint

@@ -12,6 +12,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::files::{self, TileKind, Writer};
 use crate::note::{Checkpoint, KeyType, NoteError, PublicKey, SecretKey, TreeHead};
 use crate::publish::{self, Publisher};
@@ -148,7 +150,8 @@ enum Job {
     Publish(Option<SyncSender<Result<Checkpoint, String>>>),
     Prune {
         below: u64,
-        done: SyncSender<Result<u64, String>>,
+        /// `None`: the next tick tells.
+        done: Option<SyncSender<Result<u64, String>>>,
     },
     Rotate {
         key: Box<SecretKey>,
@@ -165,6 +168,8 @@ struct Status {
     published: u64,
     pending_bytes: usize,
     error: Option<String>,
+    /// First record that is kept, since it was last taken.
+    pruned: Option<u64>,
 }
 
 /// An open log.
@@ -194,6 +199,10 @@ impl Log {
         let lock = prepare(directory)?;
         let dir = Directory::new(directory);
         let created = is_empty_log(&dir)?;
+        if options.key_file.is_some() {
+            let path = directory.join(files::EXTERNAL);
+            File::create(&path).map_err(|source| OpenError::Io { path, source })?;
+        }
         if created {
             create(directory, &options)?;
         }
@@ -369,14 +378,41 @@ impl Log {
         // The new secret is kept beside the old one until the statement about it is durable.
         let next = self.directory.join(files::NEXT_KEY);
         write_secret(&next, &key.to_text()).map_err(|error| failed(&error))?;
+        self.introduce(key)?;
+        fs::rename(&next, &self.key_file).map_err(|error| failed(&error))?;
+        Ok(public)
+    }
+
+    /// As [`Log::rotate_key`], to a key that is given from outside as the present one is. From now on the
+    /// configuration has to name that one.
+    pub fn rotate_key_to(&mut self, file: &Path) -> Result<PublicKey, PublishError> {
+        if self.options.key_file.is_none() {
+            return Err(PublishError(
+                "the key is the log's own; rotate it without a file".to_owned(),
+            ));
+        }
+        let key = read_key(file).map_err(|error| PublishError(error.to_string()))?;
+        let keys = Directory::new(&self.directory).keys();
+        let keys = keys.map_err(|error| PublishError(error.to_string()))?;
+        let name = keys.first().map(PublicKey::name).unwrap_or_default();
+        if key.public().name() != name || keys.contains(key.public()) {
+            let file = file.display();
+            return Err(PublishError(format!("{file}: not a new key with the name `{name}`")));
+        }
+        let public = key.public().clone();
+        self.introduce(key)?;
+        Ok(public)
+    }
+
+    /// Has the present key and the new one sign the change.
+    fn introduce(&mut self, key: SecretKey) -> Result<(), PublishError> {
         let (done, answer) = sync_channel(1);
         let ended = || PublishError(CommitError::Ended.to_string());
         let job = Job::Rotate { key: Box::new(key), number: self.keys, done };
         self.send(job).map_err(|()| ended())?;
         answer.recv().map_err(|_| ended())?.map_err(PublishError)?;
-        fs::rename(&next, &self.key_file).map_err(|error| failed(&error))?;
         self.keys += 1;
-        Ok(public)
+        Ok(())
     }
 
     /// Gives up the bytes of records below `below`, as far as whole published bundles go; returns the
@@ -385,8 +421,38 @@ impl Log {
     pub fn prune(&mut self, below: u64) -> Result<u64, PublishError> {
         let (done, answer) = sync_channel(1);
         let ended = || PublishError(CommitError::Ended.to_string());
-        self.send(Job::Prune { below, done }).map_err(|()| ended())?;
+        self.send(Job::Prune { below, done: Some(done) }).map_err(|()| ended())?;
         answer.recv().map_err(|_| ended())?.map_err(PublishError)
+    }
+
+    /// As [`Log::prune`], without waiting: [`Log::pruned`] tells when it is done. False where the
+    /// publishing thread has too much to do; ask again later.
+    #[must_use]
+    pub fn prune_later(&self, below: u64) -> bool {
+        self.jobs.as_ref().is_some_and(|it| it.try_send(Job::Prune { below, done: None }).is_ok())
+    }
+
+    /// The first record that is kept, where that has changed since the last call.
+    #[must_use]
+    pub fn pruned(&self) -> Option<u64> {
+        self.lock_status().pruned.take()
+    }
+
+    /// Keeps an attachment durably, under its SHA-256, which is returned: something too long for a
+    /// record, which then names it.
+    pub fn keep(&self, bytes: &[u8]) -> io::Result<[u8; 32]> {
+        if bytes.len() > files::BLOB_LIMIT {
+            return Err(io::Error::other("longer than an attachment may be"));
+        }
+        let digest: [u8; 32] = Sha256::digest(bytes).into();
+        let name = files::blob(&digest);
+        let known = files::read_limited(&self.directory.join(&name), files::BLOB_LIMIT);
+        if !known.is_ok_and(|known| known.as_deref() == Some(bytes)) {
+            let mut writer = Writer::new(&self.directory, "keep");
+            writer.write(&name, bytes)?;
+            writer.settle()?;
+        }
+        Ok(digest)
     }
 
     fn send(&self, job: Job) -> Result<(), ()> {
@@ -437,14 +503,27 @@ fn work(mut publisher: Publisher, inbox: &Receiver<Job>, status: &Mutex<Status>)
                 }
             }
             Job::Prune { below, done } => {
+                let before = publisher.first();
                 let result = publisher.prune(below).map_err(|error| error.to_string());
-                done.send(result).unwrap_or_default();
+                match (done, result) {
+                    (Some(done), result) => done.send(result).unwrap_or_default(),
+                    (None, Ok(first)) if first == before => {}
+                    (None, result) => note_pruned(status, result),
+                }
             }
             Job::Rotate { key, number, done } => {
                 let result = publisher.rotate(*key, number).map_err(|error| error.to_string());
                 done.send(result).unwrap_or_default();
             }
         }
+    }
+}
+
+fn note_pruned(status: &Mutex<Status>, result: Result<u64, String>) {
+    let mut status = status.lock().unwrap_or_else(PoisonError::into_inner);
+    match result {
+        Ok(first) => status.pruned = Some(first),
+        Err(error) => status.error = Some(error),
     }
 }
 
@@ -492,16 +571,13 @@ fn is_empty_log(dir: &Directory) -> Result<bool, OpenError> {
 fn create(directory: &Path, options: &Options) -> Result<(), OpenError> {
     let path = directory.join(files::KEY);
     let failed = |source| OpenError::Io { path: directory.to_owned(), source };
-    if options.key_file.is_some() {
-        File::create(directory.join(files::EXTERNAL)).map_err(failed)?;
-    }
     if options.key_file.is_none() && !path.exists() {
         let key = SecretKey::generate(&options.origin, KeyType::Note)
             .map_err(|source| OpenError::Key { path: path.clone(), source })?;
         write_secret(&path, &key.to_text()).map_err(failed)?;
     }
     let (key, _) = load_key(directory, options, None)?;
-    let mut writer = Writer::new(directory);
+    let mut writer = Writer::new(directory, "log");
     let head =
         TreeHead { origin: key.public().name().to_owned(), size: 0, root: tree::empty_hash() };
     let vkey = format!("{}\n", key.public());

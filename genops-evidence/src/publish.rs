@@ -51,7 +51,7 @@ impl Publisher {
     ) -> Self {
         let published = edge.size();
         let partial = partial_names(published);
-        let writer = Writer::new(directory);
+        let writer = Writer::new(directory, "publish");
         let (pending, pending_bytes) = (Vec::new(), 0);
         Self {
             origin,
@@ -73,6 +73,11 @@ impl Publisher {
 
     pub(crate) fn published(&self) -> u64 {
         self.published
+    }
+
+    /// First record whose bytes are kept.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
     }
 
     pub(crate) fn pending_bytes(&self) -> usize {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
 use crate::files::{self, TileKind};
 use crate::note::{Checkpoint, Note, NoteError, PublicKey};
 use crate::tree::{self, Hash, Subtrees, TILE_WIDTH};
@@ -126,7 +128,55 @@ impl Directory {
 
     /// The newest checkpoint; signatures are not verified here.
     pub fn checkpoint(&self) -> Result<Checkpoint, ReadError> {
-        self.checkpoint_in(files::CHECKPOINT, "every evidence directory has one")
+        let name = self.newest_head()?;
+        self.checkpoint_in(&name, "every evidence directory has one")
+    }
+
+    /// Whether this is a copy that was shipped: it has no `checkpoint`, and `heads` instead.
+    #[must_use]
+    pub fn is_shipped(&self) -> bool {
+        !self.path.join(files::CHECKPOINT).exists() && self.path.join(files::HEADS).is_dir()
+    }
+
+    /// Sizes of the tree heads of a shipped copy, ascending.
+    pub(crate) fn heads(&self) -> Result<Vec<u64>, ReadError> {
+        let failed = |source| ReadError::Io { file: files::HEADS.to_owned(), source };
+        let mut sizes = Vec::new();
+        for entry in std::fs::read_dir(self.path.join(files::HEADS)).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let size: Option<u64> = name.to_str().and_then(|digits| digits.parse().ok());
+            sizes.extend(size.filter(|size| name.to_str() == Some(&format!("{size:020}"))));
+        }
+        sizes.sort_unstable();
+        Ok(sizes)
+    }
+
+    /// Name of the file with the newest checkpoint.
+    pub(crate) fn newest_head(&self) -> Result<String, ReadError> {
+        let newest = if self.is_shipped() { self.heads()?.pop() } else { None };
+        Ok(newest.map_or_else(|| files::CHECKPOINT.to_owned(), files::head))
+    }
+
+    /// Names of the attachments: what they say their SHA-256 is.
+    #[must_use]
+    pub fn blobs(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path.join(files::BLOB)).into_iter().flatten();
+        let mut names: Vec<String> =
+            entries.filter_map(|it| it.ok()?.file_name().into_string().ok()).collect();
+        names.sort();
+        names
+    }
+
+    /// An attachment, which is what its name says; `None`: it is not there.
+    pub fn blob(&self, digest: &[u8; 32]) -> Result<Option<Vec<u8>>, ReadError> {
+        let name = files::blob(digest);
+        let bytes = self.read(&name, files::BLOB_LIMIT)?;
+        match bytes {
+            Some(bytes) if Sha256::digest(&bytes).as_slice() != digest => {
+                Err(ReadError::damaged(&name, 0, "not what its name says"))
+            }
+            bytes => Ok(bytes),
+        }
     }
 
     pub(crate) fn checkpoint_in(
@@ -188,6 +238,9 @@ impl Directory {
 
     /// First indices of the write-ahead segments in use.
     pub(crate) fn segments(&self) -> Result<Vec<u64>, ReadError> {
+        if self.is_shipped() {
+            return Ok(Vec::new());
+        }
         let why = "it says whether the log was closed";
         let bytes = self.read_required(files::SEGMENTS, SMALL, why)?;
         let broken = || ReadError::damaged(files::SEGMENTS, 0, "not a list of segments");

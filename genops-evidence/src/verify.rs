@@ -4,9 +4,11 @@
 //! to: the tree is built again from the records, and each tile, bundle and kept checkpoint is
 //! compared with it. What the records say is not looked at; they are handed to the caller.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::Path;
+
+use sha2::{Digest as _, Sha256};
 
 use crate::files::{self, KEPT_EVERY, TileKind};
 use crate::note::{Checkpoint, NoteError, PublicKey, SecretKey, TreeHead};
@@ -44,6 +46,10 @@ pub struct Report {
     pub checkpoints: u64,
     /// The log was not closed: it is in use, or a crash ended it.
     pub open: bool,
+    /// It is a copy that was shipped elsewhere.
+    pub shipped: bool,
+    /// Attachments that are there, by their SHA-256.
+    pub blobs: Vec<[u8; 32]>,
     /// Worth knowing, and not wrong.
     pub notes: Vec<String>,
     /// What is wrong; at most a thousand are described.
@@ -94,6 +100,7 @@ impl Verify<'_> {
             return report;
         };
         let size = checkpoint.head.size;
+        let heads = read_heads(&dir, &keys, &mut report);
         report.head = Some(checkpoint.head.clone());
         report.checkpoints = 1;
         match dir.pruned(&keys) {
@@ -112,6 +119,8 @@ impl Verify<'_> {
             keys: &keys,
             size,
             ahead,
+            partial: heads.keys().flat_map(|size| publish::partial_names(*size)).collect(),
+            heads,
             edge: Edge::default(),
             beyond: Vec::new(),
             report,
@@ -138,12 +147,36 @@ fn read_identity(
     if let Some(pinned) = pinned.filter(|pinned| !keys.contains(pinned)) {
         report.problem(files::VKEY, format!("not the log of the key `{pinned}`"));
     }
+    report.shipped = dir.is_shipped();
+    let name = dir.newest_head().map_err(|error| report.fault(&error)).ok()?;
     let checkpoint = dir.checkpoint().map_err(|error| report.fault(&error)).ok()?;
     if let Err(error) = read::verify_checkpoint(&checkpoint, &keys) {
-        report.problem(files::CHECKPOINT, error.to_string());
+        report.problem(&name, error.to_string());
         return None;
     }
     Some((keys, checkpoint))
+}
+
+/// The tree heads of a shipped copy, by the size that their names say.
+fn read_heads(
+    dir: &Directory,
+    keys: &[PublicKey],
+    report: &mut Report,
+) -> BTreeMap<u64, Checkpoint> {
+    let mut heads = BTreeMap::new();
+    let sizes = if report.shipped { dir.heads() } else { Ok(Vec::new()) };
+    for size in sizes.unwrap_or_default() {
+        let name = files::head(size);
+        let head = dir.checkpoint_in(&name, "it was listed").and_then(|head| {
+            read::verify_checkpoint(&head, keys).map_err(ReadError::note(&name))?;
+            Ok(head)
+        });
+        match head {
+            Ok(head) => drop(heads.insert(size, head)),
+            Err(error) => report.fault(&error),
+        }
+    }
+    heads
 }
 
 /// What the write-ahead log holds.
@@ -229,6 +262,10 @@ struct Walk<'w> {
     keys: &'w [PublicKey],
     size: u64,
     ahead: Ahead,
+    /// Tree heads of a shipped copy that the walk has not come to.
+    heads: BTreeMap<u64, Checkpoint>,
+    /// Incomplete tiles that belong to them.
+    partial: HashSet<String>,
     edge: Edge,
     /// Full tiles beyond the checkpoint.
     beyond: Vec<FullTile>,
@@ -320,6 +357,32 @@ impl Walk<'_> {
         if self.edge.size().is_multiple_of(KEPT_EVERY) {
             self.kept();
         }
+        if let Some(head) = self.heads.remove(&self.edge.size()) {
+            self.shipped_head(&head.head);
+        }
+    }
+
+    /// Compares a tree head of a shipped copy, and the incomplete tiles that came with it.
+    fn shipped_head(&mut self, head: &TreeHead) {
+        let size = self.edge.size();
+        self.compare_head(&files::head(size), head);
+        let partial = self.edge.partial_tiles().to_vec();
+        for (level, hashes) in (0_u8..).zip(partial).filter(|(_, hashes)| !hashes.is_empty()) {
+            self.compare(level, publish::tile_index(size, level), &hashes);
+        }
+        let bundle = size / TILE_WIDTH as u64;
+        let width = read::width_at(bundle, size);
+        if width == 0 || bundle * (TILE_WIDTH as u64) < self.report.first {
+            return;
+        }
+        let name = files::tile(TileKind::Entries, bundle, width);
+        match self.dir.tile(TileKind::Entries, bundle, width) {
+            Ok(_)
+                if self.hashes_of(&name, TileKind::Entries).as_ref()
+                    == self.edge.partial_tiles().first() => {}
+            Ok(_) => self.report.problem(&name, "not the records that were signed"),
+            Err(error) => self.report.fault(&error),
+        }
     }
 
     fn compare(&mut self, level: u8, index: u64, hashes: &[Hash]) {
@@ -365,6 +428,15 @@ impl Walk<'_> {
     /// Compares the right edge and the newest checkpoint.
     fn finish(&mut self, checkpoint: &Checkpoint) {
         self.report.checkpoints -= 1;
+        if self.report.shipped {
+            // It was compared when the walk came there; what is left was never reached.
+            let beyond: Vec<u64> = std::mem::take(&mut self.heads).into_keys().collect();
+            for size in beyond.into_iter().filter(|size| *size > 0) {
+                let what = format!("covers {size} records, which are not there");
+                self.report.problem(&files::head(size), what);
+            }
+            return;
+        }
         self.compare_head(files::CHECKPOINT, &checkpoint.head);
         let partial = self.edge.partial_tiles().to_vec();
         for (level, hashes) in (0_u8..).zip(partial) {
@@ -413,7 +485,12 @@ impl Walk<'_> {
     fn belongs(&mut self, name: &str, beyond: &BTreeMap<(TileKind, u64), Vec<Hash>>) -> bool {
         let top = name.split('/').next().unwrap_or_default();
         match top {
+            files::CHECKPOINT | files::WAL | files::TMP | files::KEYS if self.report.shipped => {
+                false
+            }
             files::CHECKPOINT | files::VKEY | files::PRUNED => name == top,
+            files::BLOB => self.blob_belongs(name),
+            files::HEADS => self.head_belongs(name),
             files::TMP => {
                 self.report.notes.push(format!("{name}: left by a write that did not end"));
                 true
@@ -425,6 +502,23 @@ impl Walk<'_> {
             files::TILE => self.tile_belongs(name, beyond),
             _ => false,
         }
+    }
+
+    /// An attachment is named by its digest.
+    fn blob_belongs(&mut self, name: &str) -> bool {
+        let Ok(Some(bytes)) = self.dir.read(name, files::BLOB_LIMIT) else { return false };
+        let digest: [u8; 32] = Sha256::digest(&bytes).into();
+        let belongs = files::blob(&digest) == name;
+        if belongs {
+            self.report.blobs.push(digest);
+        }
+        belongs
+    }
+
+    fn head_belongs(&self, name: &str) -> bool {
+        let size = name.rsplit('/').next().and_then(|digits| digits.parse::<u64>().ok());
+        self.report.shipped
+            && size.is_some_and(|size| files::head(size) == name && size <= self.size)
     }
 
     fn segment_belongs(&mut self, name: &str) -> bool {
@@ -477,6 +571,10 @@ impl Walk<'_> {
             return kind != TileKind::Entries
                 || (index + 1) * TILE_WIDTH as u64 > self.report.first
                 || self.pruned_bundle(name, index);
+        }
+        // Of an older tree head of a shipped copy: compared when the walk came there.
+        if self.report.shipped {
+            return self.partial.contains(name);
         }
         // An incomplete tile of an older or newer size, which a crash left behind.
         let known = match beyond.get(&(TileKind::Hashes(level), index)) {

@@ -286,7 +286,7 @@ impl Wal {
     pub(crate) fn new(directory: &Path, segment_bytes: u32, list: Vec<u64>, next: u64) -> Self {
         Self {
             directory: directory.to_owned(),
-            writer: Writer::new(directory),
+            writer: Writer::new(directory, "wal"),
             segment_bytes: segment_bytes.max(1 << 20),
             list,
             open: None,

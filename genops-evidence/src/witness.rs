@@ -152,7 +152,7 @@ impl Witness {
         for log in logs {
             known.entry(log.name().to_owned()).or_default().push(log);
         }
-        let writer = Writer::new(directory);
+        let writer = Writer::new(directory, "witness");
         Ok(Self { key, logs: known, directory: directory.to_owned(), writer })
     }
 

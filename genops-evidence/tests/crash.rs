@@ -219,7 +219,44 @@ fn a_key_from_outside_is_used_and_another_is_refused() {
     assert_eq!(verify(folder.path()).problems, []);
     assert!(!folder.path().join("keys/log.key").exists());
     options.key_file = Some(keys.path().join("two"));
-    assert!(matches!(Log::open(folder.path(), options), Err(OpenError::WrongKey { .. })));
+    assert!(matches!(Log::open(folder.path(), options.clone()), Err(OpenError::WrongKey { .. })));
+    // The present one signs for the next; then that one is used, and the first no more.
+    options.key_file = Some(keys.path().join("one"));
+    let (mut log, _) = Log::open(folder.path(), options.clone()).unwrap();
+    assert!(log.rotate_key_to(&keys.path().join("one")).is_err());
+    let public = log.rotate_key_to(&keys.path().join("two")).unwrap();
+    append(&mut log, 3, 1);
+    log.close().unwrap();
+    let report = verify(folder.path());
+    assert_eq!((report.problems, report.keys.last()), (vec![], Some(&public)));
+    assert!(matches!(Log::open(folder.path(), options.clone()), Err(OpenError::WrongKey { .. })));
+    options.key_file = Some(keys.path().join("two"));
+    let (log, recovery) = Log::open(folder.path(), options).unwrap();
+    assert_eq!(recovery.key, public);
+    log.close().unwrap();
+}
+
+#[test]
+fn an_attachment_is_kept_under_its_digest_and_every_damage_to_it_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut log, _) = Log::open(folder.path(), options()).unwrap();
+    let digest = log.keep(b"what decides").unwrap();
+    assert_eq!(log.keep(b"what decides").unwrap(), digest);
+    append(&mut log, 3, 1);
+    log.close().unwrap();
+    let report = verify(folder.path());
+    assert_eq!((report.problems, report.blobs), (vec![], vec![digest]));
+    let directory = Directory::new(folder.path());
+    assert_eq!(directory.blob(&digest).unwrap().as_deref(), Some(&b"what decides"[..]));
+    let path = folder.path().join(genops_evidence::files::blob(&digest));
+    fs::write(&path, b"what decided").unwrap();
+    assert!(directory.blob(&digest).is_err());
+    assert_eq!(problems(folder.path()), 1);
+    // It is written again where it is not what it should be.
+    let (log, _) = Log::open(folder.path(), options()).unwrap();
+    log.keep(b"what decides").unwrap();
+    log.close().unwrap();
+    assert_eq!(problems(folder.path()), 0);
 }
 
 #[test]

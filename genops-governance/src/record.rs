@@ -167,6 +167,7 @@ pub struct Inputs {
 
 /// What stood in memory when a decision was made: with the rest of its record and the configuration,
 /// enough to make it again.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// A refusal could still keep the request from running.

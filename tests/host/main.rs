@@ -9,6 +9,8 @@ mod death;
 mod denial;
 mod elsewhere;
 mod evidence;
+mod evidence_damage;
+mod evidence_disk;
 mod governance;
 mod hostile;
 mod load;

@@ -46,6 +46,10 @@ pub struct Launch {
     pub readable: bool,
     /// Keys of the configuration's section `evidence`, as YAML in braces has them: `key: value, `.
     pub evidence: &'static str,
+    /// As `evidence`, for what is known only when the test runs.
+    pub more_evidence: String,
+    /// Where evidence is kept, such as that of an agent before; none: in a place of this one's own.
+    pub evidence_in: Option<PathBuf>,
 }
 
 /// A running agent with its own evidence directory and metrics port; it is killed when dropped.
@@ -54,6 +58,7 @@ pub struct Agent {
     child: Child,
     launch: Launch,
     scratch: Scratch,
+    evidence: PathBuf,
     metrics: SocketAddr,
     lines: Arc<Lines>,
     /// From the start of the process until `/readyz` said so.
@@ -77,10 +82,11 @@ impl Agent {
         let scratch = Scratch::new("agent")?;
         let metrics = free_address()?;
         let config = scratch.join("config.yaml");
-        let evidence = scratch.join("evidence");
+        let evidence = launch.evidence_in.clone().unwrap_or_else(|| scratch.join("evidence"));
         let text = format!(
-            "{configuration}\ntelemetry: {{metrics_listen: \"{metrics}\"}}\nevidence: {{{}directory: \"{}\"}}\n",
+            "{configuration}\ntelemetry: {{metrics_listen: \"{metrics}\"}}\nevidence: {{{}{}directory: \"{}\"}}\n",
             launch.evidence,
+            launch.more_evidence,
             evidence.display()
         );
         std::fs::write(&config, text)?;
@@ -89,7 +95,7 @@ impl Agent {
         let child = spawn(launch, &scratch, &lines)?;
         let launch = launch.clone();
         let mut agent =
-            Self { child, launch, scratch, metrics, lines, ready_after: Duration::ZERO };
+            Self { child, launch, scratch, evidence, metrics, lines, ready_after: Duration::ZERO };
         agent.wait_until_ready(started)?;
         agent.ready_after = started.elapsed();
         Ok(agent)
@@ -127,7 +133,7 @@ impl Agent {
     /// Where this agent keeps its evidence.
     #[must_use]
     pub fn evidence(&self) -> PathBuf {
-        self.scratch.join("evidence")
+        self.evidence.clone()
     }
 
     /// The configuration file.

@@ -26,8 +26,16 @@ const DEBIAN_BPF: &[&str] = &[
 /// Debian's packages for everything else that is compiled.
 const DEBIAN_BUILD: &[&str] = &["gcc", "g++", "libc6-dev", "make", "pkg-config"];
 /// Debian's packages for the clients and peers of the tests and the demo.
-const DEBIAN_CLIENTS: &[&str] =
-    &["curl", "libssl-dev", "python3", "python3-venv", "util-linux", "libcap2-bin", "iproute2"];
+const DEBIAN_CLIENTS: &[&str] = &[
+    "curl",
+    "e2fsprogs",
+    "libssl-dev",
+    "python3",
+    "python3-venv",
+    "util-linux",
+    "libcap2-bin",
+    "iproute2",
+];
 /// Debian's packages for the virtual machines; QEMU brings the server of a shared file system.
 const DEBIAN_MACHINES: &[&str] =
     &["qemu-system-x86", "busybox-static", "debian-archive-keyring", "iproute2", "xz-utils"];

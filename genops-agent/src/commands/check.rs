@@ -106,6 +106,7 @@ fn facts(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
         ("evidence_directory", json!(evidence.directory)),
         ("evidence_content", json!(content)),
         ("evidence_witnesses", json!(evidence.witnesses.len())),
+        ("evidence_shipped", json!(evidence.ship.is_some())),
         ("message_limit_bytes", json!(capture.message_limit_bytes)),
         ("ring_bytes", json!(capture.ring_bytes)),
         ("sha256", json!(hex(hash))),

@@ -99,7 +99,13 @@ fn without_a_file_everything_has_its_documented_default() {
                 origin: None,
                 key_file: None,
                 durable_before_release: true,
+                segment_bytes: 16777216,
+                limits: Limits {
+                    age: None,
+                    bytes: None,
+                },
                 witnesses: [],
+                ship: None,
             },
             Capture {
                 message_limit_bytes: 4194304,
@@ -337,6 +343,58 @@ fn what_is_valid_and_odd_is_a_warning() {
         "on_timeout: closed\n",
         &expect!["accepted\nwarning: on_timeout: closed has no effect while mode is observe"],
     );
+}
+
+#[test]
+fn what_decides_comes_to_the_same_from_what_evidence_keeps() {
+    let policies = Directory::new("recipe");
+    std::fs::write(
+        policies.path().join("a.cedar"),
+        "@id(\"a\") @reason_code(\"POLICY_DENY_MODEL\") @reason(\"no\")\n\
+         forbid (principal, action, resource) when { context.stream };\n",
+    )
+    .unwrap();
+    let config = Config::parse(Path::new("agent.yaml"), &published(policies.path())).unwrap();
+    let recipe = config.recipe.clone().unwrap();
+    let (settings, agent) = recipe::read(&recipe).unwrap();
+    assert_eq!(agent, env!("CARGO_PKG_VERSION"));
+    assert_eq!(settings.policy_hash(), config.settings().policy_hash());
+    assert_eq!(settings.price_hash(), config.settings().price_hash());
+    let recipe = String::from_utf8(recipe).unwrap();
+    assert!(!recipe.contains("4318") && recipe.contains("context.stream"), "{recipe}");
+    assert!(Config::default().recipe.is_some());
+    // YAML 1.1 would take these for something else than text.
+    let odd = "principals: [{name: yes, match: {user: 0777}, team: 1e3, project: ~x}]\n";
+    let odd = Config::parse(Path::new("x"), odd).unwrap();
+    assert!(odd.recipe.is_some_and(|it| recipe::read(&it).is_ok()));
+}
+
+#[test]
+fn copies_go_to_a_bucket_or_a_directory() {
+    for (ship, expected) in [
+        ("{to: \"s3://bucket/a/b\", region: eu-central-1}", "accepted"),
+        ("{to: /mnt/copy, every_s: 60}", "accepted"),
+        (
+            "{to: copy}",
+            "`evidence.ship`: `to`: `copy` is neither s3://bucket/prefix nor an absolute path",
+        ),
+        (
+            "{to: \"s3:///a\"}",
+            "`evidence.ship`: `to`: `s3:///a` names no bucket, as s3://bucket/prefix does",
+        ),
+        (
+            "{to: /mnt, endpoint: \"http://x\"}",
+            "`evidence.ship`: `endpoint`: `http://x` goes with s3://bucket/prefix only",
+        ),
+        ("{to: \"s3://b\", endpoint: x}", "`evidence.ship`: `endpoint`: `x` is not a URL"),
+        ("{to: \"s3://b\", every_s: 0}", "`evidence.ship.every_s`: 0 is not between 1 and 86400"),
+    ] {
+        let yaml = format!("evidence:\n  ship: {ship}\n");
+        let settled = Config::parse(Path::new("x"), &yaml).map(|_| "accepted".to_owned());
+        let said = settled.unwrap_or_else(|error| error.to_string());
+        let said = said.trim_start_matches("x:2: ");
+        assert_eq!(said, expected, "{ship}");
+    }
 }
 
 #[test]

@@ -154,23 +154,26 @@ fn post(
     let body = request.to_text().into_bytes().into();
     let asked = Request::builder().method("POST").uri(&url).body(body).context("its address")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(async { client(&url)?.send_bytes(asked).await });
+    let answer = runtime.block_on(async { client(&url, PATIENCE)?.send_bytes(asked).await });
     let answer = answer.map_err(|error| anyhow::anyhow!("{url}: {error}"))?;
     let status = answer.status().as_u16();
     Ok(read_answer(&request.checkpoint, &witness.key, status, answer.body()))
 }
 
 /// The client, with TLS only where the address wants it: the root certificates take memory.
-fn client(url: &str) -> Result<Box<dyn HttpClient>, opentelemetry_http::HttpError> {
+pub(super) fn client(
+    url: &str,
+    patience: Duration,
+) -> Result<Box<dyn HttpClient>, opentelemetry_http::HttpError> {
     if !url.starts_with("https://") {
-        return Ok(Box::new(HyperClient::with_default_connector(PATIENCE, None)));
+        return Ok(Box::new(HyperClient::with_default_connector(patience, None)));
     }
     let connector = hyper_rustls::HttpsConnectorBuilder::new()
         .with_native_roots()?
         .https_only()
         .enable_http1()
         .build();
-    Ok(Box::new(HyperClient::new(connector, PATIENCE, None)))
+    Ok(Box::new(HyperClient::new(connector, patience, None)))
 }
 
 /// A folder in which a witness keeps its state, and its key beside it.

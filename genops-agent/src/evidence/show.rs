@@ -6,9 +6,12 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 
+use serde_json::json;
+
 use super::filter::Filter;
 use super::{At, Output, line, time_text};
 use crate::journal::entry::{Accounted, Entry, Text};
+use crate::journal::sealed;
 
 /// List records. They are not verified; `evidence verify` does that.
 #[derive(Debug, Args)]
@@ -20,6 +23,9 @@ pub(crate) struct Show {
     /// Only the last N of them.
     #[arg(long, value_name = "N")]
     last: Option<usize>,
+    /// Decrypt what was sent to models, where `evidence.content: full` kept it and the keys are here.
+    #[arg(long)]
+    content: bool,
     /// How to write them; `json` gives the stored bytes, a record a line.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
@@ -34,8 +40,13 @@ impl Show {
         let out = &mut io::stdout().lock();
         let mut kept = std::collections::VecDeque::new();
         let mut failed = Ok(true);
+        let mut parts = Vec::new();
         let mut each = |index: u64, record: &[u8]| {
-            let Some(text) = self.render(index, record) else { return };
+            let Some(mut text) = self.render(index, record) else { return };
+            if let Some(opened) = self.open(record, &mut parts) {
+                text.push('\n');
+                text.push_str(&opened);
+            }
             match self.last {
                 Some(last) => {
                     kept.push_back(text);
@@ -54,6 +65,30 @@ impl Show {
             going = going && line(out, &text)?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// What was sent to a model, where this record is the last part of it.
+    fn open(&self, record: &[u8], parts: &mut Vec<String>) -> Option<String> {
+        let entry: Entry<'_> = serde_json::from_slice(record).ok().filter(|_| self.content)?;
+        let (seal, awu) = (entry.seal.as_ref()?, entry.awu.as_ref()?);
+        if seal.part == 0 {
+            parts.clear();
+        }
+        parts.push(seal.data.to_string());
+        if parts.len() as u64 != seal.parts {
+            return None;
+        }
+        let opened = sealed::open(&self.at.directory, awu.as_str(), seal.day, parts);
+        Some(match (opened, self.output) {
+            (Ok(texts), Output::Json) => json!({"awu": awu.as_str(), "texts": texts}).to_string(),
+            (Ok(texts), Output::Text) => texts
+                .iter()
+                .map(|text| format!("          \"{}\"", text.escape_debug()))
+                .collect::<Vec<_>>()
+                .join("\n"),
+            (Err(why), Output::Json) => json!({"awu": awu.as_str(), "unreadable": why}).to_string(),
+            (Err(why), Output::Text) => format!("          {why}"),
+        })
     }
 
     fn render(&self, index: u64, record: &[u8]) -> Option<String> {

@@ -97,6 +97,12 @@ impl Verify {
             report.problem(&file, format!("record {}: {}", finding.seq, finding.what));
         }
         report.problem_count += checker.finding_count - checker.findings.len();
+        for (seq, digest) in &checker.recipes {
+            if !report.blobs.contains(digest) {
+                let name = genops_evidence::files::blob(digest);
+                report.problem(&name, format!("missing, or damaged: record {seq} names it"));
+            }
+        }
         for (name, checkpoint) in given {
             if let Err(what) = compare(directory, &report, checkpoint, witnesses) {
                 report.problem(name, what);
@@ -143,6 +149,7 @@ impl Verify {
             "unpublished": report.unpublished,
             "checkpoints": report.checkpoints,
             "open": report.open,
+            "shipped": report.shipped,
             "units": counts.units,
             "decisions": counts.decisions,
             "blocked": counts.blocked,

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use genops_governance::ReasonCode;
 
-use super::entry::{Accounted, Entry, Kind, VERSION};
+use super::entry::{self, Accounted, Entry, Kind, VERSION};
 
 /// Something that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +84,8 @@ pub(crate) struct Checker {
     prices: HashSet<String>,
     kernel: HashMap<String, (u64, u64)>,
     pub(crate) counts: Counts,
+    /// Attachments that records name, by their SHA-256.
+    pub(crate) recipes: Vec<(u64, [u8; 32])>,
     pub(crate) witnessed: Vec<Witnessed>,
     pub(crate) findings: Vec<Finding>,
     pub(crate) finding_count: usize,
@@ -107,7 +109,7 @@ impl Checker {
         self.principal(&entry);
         self.kernel(&entry);
         self.content(&entry);
-        if entry.awu.is_some() {
+        if entry.awu.is_some() && entry.kind != Kind::Content {
             self.unit(&entry);
         }
         self.last = Some((index, entry.kind));
@@ -116,7 +118,7 @@ impl Checker {
     /// Says what is still missing at the end.
     pub(crate) fn finish(&mut self) {
         self.counts.principals = self.principals.len() as u64;
-        self.counts.dropped = self.kernel.values().map(|(_, lost)| lost).sum();
+        self.counts.dropped += self.kernel.values().map(|(_, lost)| lost).sum::<u64>();
         if self.last.is_some_and(|(_, kind)| kind == Kind::AgentStop) {
             self.unfinished("though the agent stopped in good order");
         }
@@ -144,6 +146,8 @@ impl Checker {
                 self.counts.unclean += 1;
             }
             self.interrupted();
+            // The kernel programs of the next agent count from zero.
+            self.counts.dropped += self.kernel.drain().map(|(_, (_, lost))| lost).sum::<u64>();
             // What is left of a budget is read from the ledger at a start.
             self.balances.clear();
         } else if stopped && !pruned {
@@ -198,7 +202,7 @@ impl Checker {
         }
     }
 
-    /// The kernel's counters never go back during one boot.
+    /// The kernel's counters never go back while one agent runs.
     fn kernel(&mut self, entry: &Entry<'_>) {
         let (Some(made), Some(lost)) = (entry.kseq, entry.drops) else { return };
         let before = self.kernel.get(entry.boot.as_str()).copied().unwrap_or_default();
@@ -220,11 +224,13 @@ impl Checker {
         });
         match entry.kind {
             Kind::PolicyLoaded => {
+                self.recipe(entry);
                 self.policies.extend(hash);
                 self.policies.extend(entry.dec.iter().map(|dec| dec.bundle.as_str().to_owned()));
                 // Limits may have changed.
                 self.balances.clear();
             }
+            Kind::Heads => self.recipe(entry),
             Kind::PriceLoaded => self.prices.extend(hash),
             Kind::Override | Kind::ModeChange => self.balances.clear(),
             Kind::Gap => {
@@ -241,6 +247,16 @@ impl Checker {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Notes the attachment that a record names: what decided from there on.
+    fn recipe(&mut self, entry: &Entry<'_>) {
+        let named = entry.det.iter().find(|(key, _)| key.as_str() == "config");
+        let Some((_, named)) = named else { return };
+        match entry::parse_sha256(named.as_str()) {
+            Some(digest) => self.recipes.push((entry.seq, digest)),
+            None => self.find(entry.seq, format!("`{named}` is no SHA-256")),
         }
     }
 

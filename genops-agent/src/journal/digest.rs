@@ -11,7 +11,19 @@ use genops_evidence::secret::{self, Secret};
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 
-const DAY_NS: u64 = 86_400_000_000_000;
+use super::DAY_NS;
+
+/// Name of the key of a day.
+pub(crate) fn key_name(day: u64) -> String {
+    format!("digest-{day}.key")
+}
+
+/// A day since 1970, as `2026-11-24`.
+pub(crate) fn day_text(day: u64) -> String {
+    let seconds = i64::try_from(day).ok().and_then(|day| day.checked_mul(86_400));
+    let time = seconds.and_then(|it| jiff::Timestamp::from_second(it).ok());
+    time.map_or_else(|| format!("day {day}"), |time| time.to_string().chars().take(10).collect())
+}
 
 /// Digests with the key of the day.
 pub(super) struct Digester {
@@ -31,11 +43,21 @@ impl Digester {
         Self { folder: evidence.join("keys"), key: None }
     }
 
+    /// Digest of the texts of a request: each behind its length, so that no two requests share one.
+    pub(super) fn digest_texts(&mut self, texts: &[String], unix_ns: u64) -> String {
+        let mut all = zeroize::Zeroizing::new(String::from("request\n"));
+        for text in texts {
+            // Writing to a string cannot fail.
+            write!(all, "{}\n{text}\n", text.len()).unwrap_or_default();
+        }
+        self.digest("hmac", &all, unix_ns)
+    }
+
     /// `<prefix>:<day>:<hex>`, or `<prefix>:unavailable` where there is no key: never the text.
     pub(super) fn digest(&mut self, prefix: &str, text: &str, unix_ns: u64) -> String {
         let day = unix_ns / DAY_NS;
         if self.key.as_ref().is_none_or(|(known, _)| *known != day) {
-            let path = self.folder.join(format!("digest-{day}.key"));
+            let path = self.folder.join(key_name(day));
             self.key = secret::load_or_make(&path).ok().map(|key| (day, key));
         }
         let mac =

@@ -58,6 +58,12 @@ pub(crate) enum Kind {
     Retention,
     /// Evidence was handed out.
     Export,
+    /// What was sent to a model, encrypted.
+    Content,
+    /// The keys of some days were destroyed.
+    Forgotten,
+    /// Copies could not be shipped, or could again, or were refused.
+    Shipping,
     /// The newest record of each principal: where a reader may begin.
     Heads,
 }
@@ -87,6 +93,9 @@ impl Kind {
             Self::WitnessUnreachable => "witness_unreachable",
             Self::Retention => "retention",
             Self::Export => "export",
+            Self::Content => "content",
+            Self::Forgotten => "forgotten",
+            Self::Shipping => "shipping",
             Self::Heads => "heads",
         }
     }
@@ -178,6 +187,12 @@ pub(crate) struct Entry<'a> {
     pub(crate) dec: Option<Decided<'a>>,
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub(crate) bud: Vec<Accounted<'a>>,
+    /// Keyed digest of what was sent to the model: `hmac:`, the day of the key, the digest.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) dig: Option<Text<'a>>,
+    /// What was sent to the model; see [`Kind::Content`].
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) seal: Option<Sealed<'a>>,
     /// Heads of the principals; see [`Kind::Heads`].
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) heads: Option<Heads<'a>>,
@@ -273,6 +288,7 @@ pub(crate) struct What<'a> {
 }
 
 /// What the decision was made from, beside who and what.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Inputs<'a> {
     /// Most input tokens the request can be.
@@ -295,6 +311,58 @@ pub(crate) struct Inputs<'a> {
     /// Bytes of the request that had left before the decision.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) left: u64,
+    /// A refusal could still keep it from running.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) stop: bool,
+    /// The reason that had settled the matter before.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) after: Option<Text<'a>>,
+    /// It was refused before it had ended.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) early: bool,
+    /// It asked for a stream.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) stream: bool,
+    /// 95th percentile of the provider's last latencies, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) p95: Option<u64>,
+    /// Too many of the last calls missed their latency target.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) slow: bool,
+    /// The provider had failed the principal just before.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) failed: bool,
+    /// What the rate limits had counted.
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) lim: Vec<Metered<'a>>,
+    /// What the budgets had.
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) had: Vec<Had<'a>>,
+}
+
+/// A rate limit: its name, how far its theoretical arrival time lay ahead in nanoseconds, how many
+/// requests ran.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Metered<'a>(#[serde(borrow)] pub(crate) Text<'a>, pub(crate) u64, pub(crate) u32);
+
+/// A budget before the decision: its name, what its period was given, what was left of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Had<'a>(#[serde(borrow)] pub(crate) Text<'a>, pub(crate) i64, pub(crate) i64);
+
+/// A part of what was sent to a model, encrypted with the key of a day.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sealed<'a> {
+    /// Day since 1970 whose key it is.
+    pub(crate) day: u64,
+    /// Which part, from 0, of how many.
+    pub(crate) part: u64,
+    pub(crate) parts: u64,
+    /// Bytes of the texts that were left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) left: u64,
+    /// Base64.
+    #[serde(borrow)]
+    pub(crate) data: Text<'a>,
 }
 
 /// A decision, and what it rests on.
@@ -364,6 +432,16 @@ pub(crate) struct Heads<'a> {
 /// The newest record of a principal: its name, its number, its index.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head<'a>(#[serde(borrow)] pub(crate) Text<'a>, pub(crate) u64, pub(crate) u64);
+
+/// Reads `sha256:` and 64 hexadecimal digits.
+pub(crate) fn parse_sha256(text: &str) -> Option<[u8; 32]> {
+    let digits = text.strip_prefix("sha256:").filter(|it| it.len() == 64 && it.is_ascii())?;
+    let mut digest = [0; 32];
+    for (byte, pair) in digest.iter_mut().zip(digits.as_bytes().as_chunks::<2>().0) {
+        *byte = u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(digest)
+}
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_false(value: &bool) -> bool {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Config, LoadError, OnFailure, Watch},
+    config::{Config, Content, LoadError, OnFailure, Watch},
     control::{self, Control},
     export::Exporter,
     guard::{self, Guarded},
@@ -117,17 +117,21 @@ impl Agent {
         let opening = Opening {
             origin: config.evidence.origin.clone(),
             key_file: config.evidence.key_file.clone(),
+            segment_bytes: Some(config.evidence.segment_bytes),
+            content: config.evidence.content,
+            recipe: config.recipe.clone(),
             detail: start_detail(&config, &capture.rungs),
         };
         let known = ledger_file::last_in_evidence(&directory);
         let (mut journal, _) = Journal::open(&directory, opening, now)
             .with_context(|| format!("evidence in {}", directory.display()))?;
-        journal.cosign_with(config.evidence.witnesses.clone())?;
+        journal.look_after(&config.evidence, metrics)?;
         let state = directory.parent().unwrap_or(&directory).join("state");
         let (ledger, accounts, restored) = LedgerFile::open(&state, known, now.unix_ns)
             .with_context(|| format!("budget accounts in {}", state.display()))?;
         report(&restored);
-        let engine = engine(&config, accounts)?;
+        let mut engine = engine(&config, accounts)?;
+        engine.keep_texts(config.evidence.content != Content::None);
         let exporter = config
             .telemetry
             .otlp
@@ -729,6 +733,9 @@ impl Agent {
         for key in old.wait_for_start(config) {
             eprintln!("genops-agent: `{key}` has changed; that counts from the next start on");
         }
+        self.journal.decide_by(config.recipe.as_deref());
+        self.journal.set_content(config.evidence.content);
+        self.engine.keep_texts(config.evidence.content != Content::None);
         self.engine.reload(clock::now(), config.settings());
         self.enforcer.set(hold_deadline(config), config.on_timeout);
         let told = maps.set_settings(kernel_settings(config));
