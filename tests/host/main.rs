@@ -9,6 +9,8 @@ mod denial;
 mod elsewhere;
 mod evidence;
 mod hostile;
+mod kinds;
 mod load;
 mod privilege;
+mod storm;
 mod support;

@@ -53,6 +53,7 @@ pub struct Launch {
 pub struct Agent {
     child: Child,
     scratch: Scratch,
+    launch: Launch,
     metrics: SocketAddr,
     lines: Arc<Lines>,
     /// From the start of the process until `/readyz` said so.
@@ -83,43 +84,26 @@ impl Agent {
             evidence.display()
         );
         std::fs::write(&config, text)?;
-        let program = program()?;
-        let mut command = match launch.wrapper.split_first() {
-            None => Command::new(&program),
-            Some((wrapper, arguments)) => {
-                let mut command = Command::new(wrapper);
-                command.args(arguments).arg(&program);
-                command
-            }
-        };
-        command.args(["run".as_ref(), "--config".as_ref(), config.as_os_str()]);
-        command.args(["--output", if launch.readable { "table" } else { "json" }]);
-        command.args(&launch.arguments).stdin(Stdio::null()).stdout(Stdio::piped());
-        command.stderr(File::create(scratch.join("stderr"))?);
-        let started = Instant::now();
-        let mut child = command.spawn().with_context(|| format!("{}", program.display()))?;
         let lines = Arc::new(Lines::default());
-        let stdout = child.stdout.take().context("the agent's output is a pipe")?;
-        let writer = Arc::clone(&lines);
-        let readable = launch.readable;
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if readable {
-                    eprintln!("  {line}");
-                }
-                writer.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-                writer.changed.notify_all();
-            }
-        });
-        let mut agent = Self { child, scratch, metrics, lines, ready_after: Duration::ZERO };
-        agent.wait_until_ready(started)?;
-        agent.ready_after = started.elapsed();
+        let launch = launch.clone();
+        let child = spawn(&scratch, &launch, &lines)?;
+        let mut agent =
+            Self { child, scratch, launch, metrics, lines, ready_after: Duration::ZERO };
+        agent.wait_until_ready()?;
         Ok(agent)
     }
 
-    fn wait_until_ready(&mut self, started: Instant) -> anyhow::Result<()> {
+    /// Starts it again after it has ended, in the same way, with the evidence and the lines that are there.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.child = spawn(&self.scratch, &self.launch, &self.lines)?;
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+        let started = Instant::now();
         loop {
             if matches!(self.get("/readyz"), Ok((200, _))) {
+                self.ready_after = started.elapsed();
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {
@@ -304,6 +288,37 @@ impl Agent {
         let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("a pid")?;
         Ok(kill_process(pid, signal)?)
     }
+}
+
+/// Starts the program on the configuration in `scratch`; what it writes is added to `lines`.
+fn spawn(scratch: &Scratch, launch: &Launch, lines: &Arc<Lines>) -> anyhow::Result<Child> {
+    let program = program()?;
+    let mut command = match launch.wrapper.split_first() {
+        None => Command::new(&program),
+        Some((wrapper, arguments)) => {
+            let mut command = Command::new(wrapper);
+            command.args(arguments).arg(&program);
+            command
+        }
+    };
+    command.args(["run".as_ref(), "--config".as_ref(), scratch.join("config.yaml").as_os_str()]);
+    command.args(["--output", if launch.readable { "table" } else { "json" }]);
+    command.args(&launch.arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+    let stderr = File::options().create(true).append(true).open(scratch.join("stderr"))?;
+    let mut child =
+        command.stderr(stderr).spawn().with_context(|| format!("{}", program.display()))?;
+    let stdout = child.stdout.take().context("the agent's output is a pipe")?;
+    let (writer, readable) = (Arc::clone(lines), launch.readable);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if readable {
+                eprintln!("  {line}");
+            }
+            writer.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+            writer.changed.notify_all();
+        }
+    });
+    Ok(child)
 }
 
 /// Prefix of the agent's counters of what it lost, by cause.
