@@ -14,3 +14,4 @@ mod load;
 mod privilege;
 mod storm;
 mod support;
+mod usage;

@@ -44,6 +44,11 @@ impl Stage {
 
     /// As [`Stage::new`]; offers HTTP/2 where told to.
     pub fn with(http2: bool) -> anyhow::Result<Self> {
+        Self::paced(http2, Duration::from_millis(2))
+    }
+
+    /// As [`Stage::with`]; pauses so long before each piece of a stream.
+    pub fn paced(http2: bool, piece_delay: Duration) -> anyhow::Result<Self> {
         // 127.0.0.0/8 is loopback without any set-up; each process and each of its stages has its own.
         let [low, high, ..] = std::process::id().to_le_bytes();
         let stage = NEXT_ADDRESS.fetch_add(1, Ordering::Relaxed);
@@ -52,7 +57,7 @@ impl Stage {
         let options = Options {
             listen: SocketAddr::new(IpAddr::V4(address), 443),
             http2,
-            piece_delay: Duration::from_millis(2),
+            piece_delay,
             log: None,
         };
         let provider = Provider::start(&options)?;
