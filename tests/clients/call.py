@@ -16,18 +16,30 @@ def arguments():
     parser.add_argument("sdk", choices=sorted(CLIENTS))
     parser.add_argument("--api", default="chat", choices=["chat", "responses", "embeddings", "models"])
     parser.add_argument("--model", default="gpt-4o-mini")
+    parser.add_argument("--then", help="model of a second call, made when a line comes on standard input")
     parser.add_argument("--text", default="What is the capital of France?")
+    parser.add_argument("--bytes", type=int, default=0, help="length of the text instead")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--repeat", type=int, default=1, help="calls on the same client, one after another")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between them")
-    return parser.parse_args()
+    a = parser.parse_args()
+    if a.bytes:
+        a.text = "x" * a.bytes
+    return a
+
+
+def patient():
+    """httpx closes a connection that was idle for five seconds; a slow machine needs longer between two calls."""
+    import httpx
+
+    return httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=600)
 
 
 def openai(a):
-    from openai import OpenAI
+    from openai import DefaultHttpxClient, OpenAI
 
-    client = OpenAI(max_retries=0, timeout=20)
+    client = OpenAI(max_retries=0, timeout=60, http_client=DefaultHttpxClient(limits=patient()))
 
     def call():
         messages = [{"role": "user", "content": a.text}]
@@ -52,15 +64,28 @@ def openai(a):
     return call
 
 
-def anthropic(a):
-    from anthropic import Anthropic
+def openai_async(a):
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-    client = Anthropic(max_retries=0, timeout=20)
-    request = {
-        "model": a.model, "max_tokens": a.max_tokens, "messages": [{"role": "user", "content": a.text}],
-    }
+    client = AsyncOpenAI(max_retries=0, timeout=60, http_client=DefaultAsyncHttpxClient(limits=patient()))
+
+    async def one():
+        messages = [{"role": "user", "content": a.text}]
+        answer = await client.chat.completions.create(model=a.model, messages=messages, max_tokens=a.max_tokens)
+        return answer.choices[0].message.content
+
+    return on_one_loop(one)
+
+
+def anthropic(a):
+    from anthropic import Anthropic, DefaultHttpxClient
+
+    client = Anthropic(max_retries=0, timeout=60, http_client=DefaultHttpxClient(limits=patient()))
 
     def call():
+        request = {
+            "model": a.model, "max_tokens": a.max_tokens, "messages": [{"role": "user", "content": a.text}],
+        }
         if not a.stream:
             return client.messages.create(**request).content[0].text
         with client.messages.stream(**request) as stream:
@@ -87,7 +112,7 @@ def requests(a):
     session = requests.Session()
 
     def call():
-        answer = session.post(CHAT, json=body(a), headers=KEY, timeout=20, stream=a.stream)
+        answer = session.post(CHAT, json=body(a), headers=KEY, timeout=60, stream=a.stream)
         answer.raise_for_status()
         if a.stream:
             return sum(1 for line in answer.iter_lines() if line)
@@ -96,42 +121,62 @@ def requests(a):
     return call
 
 
-def httpx(a):
+def httpx(a, http2=False):
     import httpx
 
-    client = httpx.Client(timeout=20)
+    client = httpx.Client(http2=http2, timeout=60, limits=patient())
 
     def call():
         answer = client.post(CHAT, json=body(a), headers=KEY)
         answer.raise_for_status()
+        assert answer.http_version == ("HTTP/2" if http2 else "HTTP/1.1"), answer.http_version
         return len(answer.text)
 
     return call
 
 
+def httpx_http2(a):
+    return httpx(a, http2=True)
+
+
 def aiohttp(a):
+    import ssl
+
+    import aiohttp
+
+    session = None
+
     async def one():
-        import ssl
+        nonlocal session
+        session = session or aiohttp.ClientSession(connector=aiohttp.TCPConnector(keepalive_timeout=600))
+        context = a.__dict__.setdefault("context", ssl.create_default_context())
+        async with session.post(CHAT, json=body(a), headers=KEY, ssl=context) as answer:
+            answer.raise_for_status()
+            return len(await answer.text())
 
-        import aiohttp
-
-        async with aiohttp.ClientSession() as session:
-            context = ssl.create_default_context()
-            async with session.post(CHAT, json=body(a), headers=KEY, ssl=context) as answer:
-                answer.raise_for_status()
-                return len(await answer.text())
-
-    return lambda: asyncio.run(one())
+    return on_one_loop(one)
 
 
-CLIENTS = {"openai": openai, "anthropic": anthropic, "requests": requests, "httpx": httpx, "aiohttp": aiohttp}
+def on_one_loop(one):
+    """Calls of an asynchronous client, which keeps its connections as long as its loop runs."""
+    loop = asyncio.new_event_loop()
+    return lambda: loop.run_until_complete(one())
+
+
+CLIENTS = {
+    "openai": openai, "openai-async": openai_async, "anthropic": anthropic, "requests": requests,
+    "httpx": httpx, "httpx-http2": httpx_http2, "aiohttp": aiohttp,
+}
 
 
 def main():
     a = arguments()
     call = CLIENTS[a.sdk](a)
-    for index in range(a.repeat):
-        if index:
+    for index in range(2 if a.then else a.repeat):
+        if index and a.then:
+            input()
+            a.model = a.then
+        elif index:
             time.sleep(a.pause)
         report = {"ok": True, "error": None, "answer": None}
         begun = time.monotonic()

@@ -111,6 +111,7 @@ impl Agent {
     fn wait_until_ready(&mut self, started: Instant) -> anyhow::Result<()> {
         loop {
             if matches!(self.get("/readyz"), Ok((200, _))) {
+                self.ready_after = started.elapsed();
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait()? {

@@ -244,6 +244,7 @@ impl Peer {
             warm_up: warm_up(requests),
             connections: None,
             model: "gpt-4o-mini".to_owned(),
+            deny_every: None,
         }
     }
 

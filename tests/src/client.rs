@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use openssl::ssl::{SslConnector, SslMethod, SslStream};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::process;
@@ -47,6 +48,20 @@ pub struct Client {
     /// Model to ask for.
     #[arg(long, default_value = "gpt-4o-mini")]
     pub model: String,
+    /// Ask for another model each time, and each n-th time for one whose name ends with `-pro`; go on whatever comes.
+    #[arg(long)]
+    pub deny_every: Option<usize>,
+}
+
+/// How one request of [`Client::deny_every`] ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Tells it from every other request on this host.
+    pub model: String,
+    /// Its whole answer came.
+    pub answered: bool,
+    /// From the first byte written to the answer or the error.
+    pub seconds: f64,
 }
 
 /// Latencies of the requests of one connection, and what they cost.
@@ -61,9 +76,10 @@ pub struct Measured {
 impl Client {
     /// Runs, and prints a JSON report.
     pub fn run(&self) -> anyhow::Result<()> {
-        let report = match self.connections {
-            None => self.measure()?.report(),
-            Some(count) => self.keep_open(count)?,
+        let report = match (self.connections, self.deny_every) {
+            (Some(count), _) => self.keep_open(count)?,
+            (None, Some(every)) => serde_json::to_value(self.attempts(every)?)?,
+            (None, None) => self.measure()?.report(),
         };
         writeln!(std::io::stdout(), "{report}")?;
         if self.connections.is_some() {
@@ -115,6 +131,26 @@ impl Client {
         Ok(json!({"connections": count}))
     }
 
+    /// Requests on one connection after another: an error ends a connection, and the next request opens another.
+    fn attempts(&self, every: usize) -> anyhow::Result<Vec<Attempt>> {
+        let (mut connection, mut response) = (None, Vec::new());
+        let mut attempts = Vec::with_capacity(self.requests);
+        for index in 1..=self.requests {
+            let ending = if index % every == 0 { "-pro" } else { "" };
+            let model = format!("{}-{}-{index}{ending}", self.model, std::process::id());
+            let request = self.asking(&model, false);
+            let mut stream = match connection.take() {
+                Some(stream) => stream,
+                None => self.connect()?,
+            };
+            let begun = Instant::now();
+            let answered = exchange(&mut stream, &request, &mut response).is_ok();
+            attempts.push(Attempt { model, answered, seconds: begun.elapsed().as_secs_f64() });
+            connection = answered.then_some(stream);
+        }
+        Ok(attempts)
+    }
+
     fn connect(&self) -> anyhow::Result<SslStream<TcpStream>> {
         let mut builder = SslConnector::builder(SslMethod::tls_client())?;
         builder.set_ca_file(Path::new(&self.root))?;
@@ -128,8 +164,12 @@ impl Client {
     }
 
     fn request(&self, stream: bool) -> Vec<u8> {
+        self.asking(&self.model, stream)
+    }
+
+    fn asking(&self, model: &str, stream: bool) -> Vec<u8> {
         let mut body = json!({
-            "model": self.model, "max_tokens": 64,
+            "model": model, "max_tokens": 64,
             "messages": [
                 {"role": "system", "content": "You answer in one sentence."},
                 {"role": "user", "content": "What is the capital of France?"},

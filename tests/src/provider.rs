@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-pub use log::{Connection, Log, Request};
+pub use log::{Connection, Log, Request, START_LIMIT};
 
 use crate::authority::Authority;
 

@@ -91,11 +91,16 @@ pub(crate) fn toolchain() -> anyhow::Result<Toolchain> {
     Ok(Toolchain { name: LINKED_TOOLCHAIN.to_owned(), path: linker_for_debian()? })
 }
 
-/// Installs the real clients of the tests: curl, and a virtual environment with the Python SDKs.
+/// Installs the real clients of the tests: curl, a virtual environment with the Python SDKs, and Node.js.
 pub(crate) fn clients() -> anyhow::Result<()> {
     if is_debian() {
         debian_packages(&[DEBIAN_BUILD, DEBIAN_CLIENTS].concat())?;
     }
+    python_clients()?;
+    node_clients()
+}
+
+fn python_clients() -> anyhow::Result<()> {
     let wanted = workspace::root().join("tests/clients/requirements.txt");
     let installed = venv().join("requirements.txt");
     let text = std::fs::read_to_string(&wanted).with_context(|| format!("{}", wanted.display()))?;
@@ -113,6 +118,24 @@ pub(crate) fn clients() -> anyhow::Result<()> {
     pip.args(["-m", "pip", "install", "--only-binary", ":all:", "--requirement"]).arg(&wanted);
     steps::run("install the Python clients", &mut pip)?;
     std::fs::write(&installed, text).with_context(|| format!("{}", installed.display()))
+}
+
+/// Node.js as its makers build it, with OpenSSL inside, and an SDK.
+fn node_clients() -> anyhow::Result<()> {
+    let clients = workspace::root().join("tests/clients");
+    let installed = clients.join("node_modules/.package-lock.json");
+    let wanted = clients.join("package-lock.json");
+    let changed = |path: &Path| path.metadata().and_then(|metadata| metadata.modified());
+    if changed(&installed).is_ok_and(|at| changed(&wanted).is_ok_and(|wanted| at >= wanted)) {
+        return Ok(());
+    }
+    if is_debian() && !works("npm", &["--version"]) {
+        debian_packages(&["npm"])?;
+    }
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(clients);
+    steps::run("install the Node.js clients", &mut npm)?;
+    Ok(())
 }
 
 /// Installs what boots other kernels.

@@ -256,7 +256,9 @@ fn serve(socket: &Path, log: &Path) -> anyhow::Result<Child> {
 
 /// Boots: the kernel's console goes to a file, the second serial line to us.
 fn qemu(image: &Image, socket: &Path, console: &Path) -> anyhow::Result<Child> {
-    let mut qemu = Command::new("qemu-system-x86_64");
+    // It ends with us, however we end; the server of files ends with it.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
     // KVM is there on some machines and hangs. QEMU 7.2 gets the flags of `cmpxchg16b` wrong, and 6.12 uses it.
     qemu.args(["-accel", "tcg", "-cpu", "max,-cx16", "-smp", "2", "-m", "3G"]);
     qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
@@ -272,8 +274,7 @@ fn qemu(image: &Image, socket: &Path, console: &Path) -> anyhow::Result<Child> {
     qemu.args(["-chardev", "stdio,id=lines,signal=off", "-serial", "chardev:lines"]);
     qemu.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initramfs);
     qemu.args(["-append", "console=ttyS0 quiet panic=-1 lsm=lockdown,yama,integrity,apparmor,bpf"]);
-    let qemu = qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-    qemu.context("qemu-system-x86_64 is not installed: run `cargo xtask setup`")
+    Ok(qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
 }
 
 /// The lines that the guest writes, as they come.

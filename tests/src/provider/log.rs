@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::patience::scaled;
 
 /// One TLS connection whose handshake was completed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Connection {
     /// The client's address.
     pub peer: SocketAddr,
@@ -24,9 +24,14 @@ pub struct Connection {
     pub application_bytes: u64,
     /// Bytes that came from the network after the handshake, readable or not.
     pub sealed_bytes: u64,
+    /// The first of what came out of TLS, at most [`START_LIMIT`] bytes.
+    pub start: Vec<u8>,
     /// Not closed by either side so far.
     pub open: bool,
 }
+
+/// Most bytes of a connection that are kept.
+pub const START_LIMIT: usize = 4 << 10;
 
 /// One request whose body arrived in full.
 #[derive(Clone, Debug)]
@@ -105,6 +110,17 @@ impl Log {
         true
     }
 
+    /// Waits until there are `count` requests.
+    pub fn wait_for_requests(&self, count: usize, patience: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + scaled(patience);
+        while self.request_count() < count {
+            let arrived = self.request_count();
+            anyhow::ensure!(Instant::now() < deadline, "{arrived} of {count} requests arrived");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
     pub(super) fn opened(&self, peer: SocketAddr) -> usize {
         let mut state = self.lock();
         let connection = state.connections.len();
@@ -112,6 +128,7 @@ impl Log {
             peer,
             application_bytes: 0,
             sealed_bytes: 0,
+            start: Vec::new(),
             open: true,
         });
         state.write(
@@ -153,11 +170,15 @@ impl Log {
         state.write(&line);
     }
 
-    fn count(&self, connection: usize, layer: Layer, bytes: u64) {
+    fn count(&self, connection: usize, layer: Layer, bytes: &[u8]) {
         if let Some(entry) = self.lock().connections.get_mut(connection) {
             match layer {
-                Layer::Application => entry.application_bytes += bytes,
-                Layer::Sealed => entry.sealed_bytes += bytes,
+                Layer::Application => {
+                    let room = START_LIMIT.saturating_sub(entry.start.len());
+                    entry.start.extend(bytes.iter().take(room));
+                    entry.application_bytes += bytes.len() as u64;
+                }
+                Layer::Sealed => entry.sealed_bytes += bytes.len() as u64,
             }
         }
     }
@@ -166,6 +187,33 @@ impl Log {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+impl Connection {
+    /// Whether anything of a request arrived: any byte, or on HTTP/2 any frame of a stream.
+    #[must_use]
+    pub fn has_request(&self) -> bool {
+        let Some(mut frames) = self.start.strip_prefix(HTTP2_PREFACE) else {
+            return self.application_bytes > 0 || self.sealed_bytes > 0;
+        };
+        // RFC 9113 section 4.1: length (3 bytes), type, flags, stream.
+        while let Some((&[high, middle, low, _, _, stream @ ..], rest)) =
+            frames.split_first_chunk::<9>()
+        {
+            if stream != [0; 4] {
+                return true;
+            }
+            let length = u32::from_be_bytes([0, high, middle, low]);
+            frames = rest.get(usize::try_from(length).unwrap_or(usize::MAX)..).unwrap_or_default();
+        }
+        // What is on the wire is what came out, and what TLS adds to each record.
+        self.sealed_bytes > self.application_bytes + SEALING_LIMIT
+    }
+}
+
+/// What a client of HTTP/2 says first (RFC 9113 section 3.4); it belongs to no request.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// More than TLS adds to the few records of a preface, and less than a request has.
+const SEALING_LIMIT: u64 = 128;
 
 impl State {
     /// A log that cannot be written makes the test that reads it fail; serving goes on.
@@ -215,9 +263,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     ) -> Poll<std::io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
-        let read = buf.filled().len().saturating_sub(before);
         if let Some(connection) = self.connection {
-            self.log.count(connection, self.layer, read as u64);
+            self.log.count(connection, self.layer, buf.filled().get(before..).unwrap_or_default());
         }
         Poll::Ready(Ok(()))
     }

@@ -1,0 +1,181 @@
+//! Every kind of client: a denied call leaves nothing, an allowed one beside it is answered.
+
+use std::io::Write as _;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use genops_tests::agent::Agent;
+use genops_tests::clients::{Asking, Finished, KINDS, Kind, Stage, finish};
+use genops_tests::patience::scaled;
+use serde_json::Value;
+
+use crate::support::{assert_says, can_run, text};
+
+const ENFORCING: &str = r#"
+mode: enforce
+on_timeout: closed
+hold_deadline_ms: 20000
+principals:
+  - {name: anyone, match: {exe: "*"}, team: all, project: kinds}
+policies:
+  - {name: no-pro-models, denied_models: ["*-pro"], enforcement: block}
+"#;
+/// Allowed calls beside each denied one.
+const BESIDE: usize = 2;
+const ALLOWED: Asking<'_> = Asking { model: "gpt-4o-mini", then: None };
+const DENIED: Asking<'_> = Asking { model: "o1-pro", then: None };
+
+fn spawn(command: anyhow::Result<Command>) -> anyhow::Result<Child> {
+    Ok(command?.spawn()?)
+}
+
+/// How long the client's call took until it failed.
+fn failed_after(denied: &Finished) -> anyhow::Result<Duration> {
+    // Our scripts measure the call alone; of curl there is only its exit.
+    let Ok(report) = denied.report() else {
+        ensure!(!denied.output.status.success(), "the denied call went through");
+        return Ok(denied.took);
+    };
+    ensure!(
+        report.get("ok") == Some(&Value::Bool(false)),
+        "the denied call went through: {report}"
+    );
+    let seconds = report.get("seconds").and_then(Value::as_f64).context("seconds")?;
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// One denied call and some allowed ones of the same kind, at the same time.
+fn denied_beside_allowed(agent: &Agent, (_, client): &Kind) -> anyhow::Result<()> {
+    let (stage, elsewhere) = (Stage::with(true)?, Stage::with(true)?);
+    let allowed: Vec<_> =
+        (0..BESIDE).map(|_| spawn(client(&elsewhere, &ALLOWED))).collect::<anyhow::Result<_>>()?;
+    let denied = finish(spawn(client(&stage, &DENIED))?)?;
+    let allowed: Vec<_> = allowed
+        .into_iter()
+        .map(|child| finish(child)?.succeeded())
+        .collect::<anyhow::Result<_>>()?;
+
+    let took = failed_after(&denied)?;
+    ensure!(took < scaled(Duration::from_secs(1)), "the client knew only after {took:?}");
+    std::thread::sleep(scaled(Duration::from_millis(100)));
+    let connections = stage.provider.log.connections();
+    ensure!(!connections.is_empty(), "the client did not even connect: {}", denied.stderr());
+    let arrived = connections.iter().find(|connection| connection.has_request());
+    ensure!(arrived.is_none(), "of the denied request arrived {arrived:?}");
+    ensure!(stage.provider.log.request_count() == 0, "the denied request arrived");
+    let awu = agent.only_awu_of(denied.pid)?;
+    assert_says(&awu, &[("genops.policy.result", "BLOCKED".into())]);
+    let rung = text(&awu, "genops.enforcement.rung").unwrap_or_default();
+    ensure!(
+        ["lsm", "egress_hold", "connect"].contains(&rung),
+        "denied by the rung `{rung}`: {awu:#}"
+    );
+
+    let answered = elsewhere.provider.log.request_count();
+    ensure!(answered == BESIDE, "{answered} of {BESIDE} allowed calls arrived");
+    for call in allowed {
+        if let Ok(report) = call.report() {
+            ensure!(
+                report.get("error").is_none_or(Value::is_null),
+                "an allowed call failed: {report}"
+            );
+        }
+        let awu = agent.only_awu_of(call.pid)?;
+        assert_says(&awu, &[("http.response.status_code", 200.into())]);
+        let rung = text(&awu, "genops.enforcement.rung").unwrap_or_default();
+        ensure!(rung != "none", "an allowed call was not held: {awu:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_denied_call_of_every_kind_never_arrives_and_an_allowed_one_does() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let agent = Agent::start(ENFORCING)?;
+    let tried = KINDS.iter().map(|kind| (kind.0, denied_beside_allowed(&agent, kind)));
+    failures_of(KINDS.len(), tried)?;
+    ensure!(agent.losses()?.is_empty(), "lost: {:?}", agent.losses()?);
+    Ok(())
+}
+
+/// Fails with all that failed, not with the first.
+fn failures_of(
+    all: usize,
+    results: impl Iterator<Item = (&'static str, anyhow::Result<()>)>,
+) -> anyhow::Result<()> {
+    let failed = results.filter_map(|(name, result)| Some(format!("{name}: {:#}", result.err()?)));
+    let failed: Vec<_> = failed.collect();
+    ensure!(failed.is_empty(), "{} of {all} kinds:\n{}", failed.len(), failed.join("\n"));
+    Ok(())
+}
+
+/// A client of each kind that can wait, after its first call; the second one is denied.
+fn waiting() -> anyhow::Result<Vec<Waiting>> {
+    let asking = Asking { model: "gpt-4o-mini", then: Some("o1-pro") };
+    let kinds = KINDS.iter().filter(|(name, _)| !name.starts_with("curl"));
+    let clients = kinds.map(|&(name, client)| {
+        let stage = Stage::with(true)?;
+        let child = spawn(client(&stage, &asking)).context(name)?;
+        Ok(Waiting { name, stage, child })
+    });
+    let clients = clients.collect::<anyhow::Result<Vec<_>>>()?;
+    for Waiting { name, stage, .. } in &clients {
+        stage.provider.log.wait_for_requests(1, Duration::from_secs(60)).context(*name)?;
+    }
+    Ok(clients)
+}
+
+/// A client between its two calls.
+struct Waiting {
+    name: &'static str,
+    stage: Stage,
+    child: Child,
+}
+
+impl Waiting {
+    /// Lets it go on, and fails unless its second call was denied on the connection of the first.
+    fn is_denied(self, agent: &Agent) -> anyhow::Result<()> {
+        let Self { stage, mut child, .. } = self;
+        child.stdin.take().context("a pipe")?.write_all(b"\n")?;
+        let finished = finish(child)?;
+        let took = failed_after(&finished)?;
+        ensure!(took < scaled(Duration::from_secs(1)), "the client knew only after {took:?}");
+        let connections = stage.provider.log.connections();
+        ensure!(connections.len() == 1, "the client opened {} connections", connections.len());
+        ensure!(stage.provider.log.request_count() == 1, "the denied request arrived");
+        let awu = agent.only_awu_of(finished.pid)?;
+        assert_says(&awu, &[("genops.policy.result", "BLOCKED".into())]);
+        Ok(())
+    }
+}
+
+fn all_are_denied(clients: Vec<Waiting>, agent: &Agent) -> anyhow::Result<()> {
+    let all = clients.len();
+    failures_of(all, clients.into_iter().map(|client| (client.name, client.is_denied(agent))))
+}
+
+#[test]
+fn a_connection_that_is_older_than_the_agent_is_governed_from_its_next_request()
+-> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let clients = waiting()?;
+    let agent = Agent::start(ENFORCING)?;
+    all_are_denied(clients, &agent)
+}
+
+#[test]
+fn an_open_connection_is_governed_after_a_restart_of_the_agent() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let mut first = Agent::start(ENFORCING)?;
+    let clients = waiting()?;
+    first.stop()?;
+    let second = Agent::start(ENFORCING)?;
+    all_are_denied(clients, &second)
+}
