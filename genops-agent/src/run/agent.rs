@@ -494,11 +494,12 @@ impl Agent {
         };
         if data.flags & DATA_HELD != 0 {
             self.enforcer.arrived(data.conn, end, data.at_mono_ns);
-            if holds
-                && self.enforcer.is_overdue(data.at_mono_ns)
-                && self.enforcer.late(maps, data.conn, end) == Late::Passed
-            {
-                self.timed_out(maps, data.conn, end, true);
+            if holds && self.enforcer.is_overdue(data.at_mono_ns) {
+                match self.enforcer.late(maps, data.conn, end) {
+                    Late::Passed => self.timed_out(maps, data.conn, end, true),
+                    Late::Stopped => self.timed_out(maps, data.conn, end, false),
+                    Late::Kept => {}
+                }
             }
             if !holds {
                 // The kernel held before it knew that this process is only observed.

@@ -42,7 +42,9 @@ struct Held {
 pub(super) enum Late {
     /// They passed.
     Passed,
-    /// They wait for the verdict, or were stopped for good.
+    /// They were stopped for good.
+    Stopped,
+    /// They wait for the verdict, or an earlier one has stopped them.
     Kept,
 }
 
@@ -91,12 +93,18 @@ impl Enforcer {
     /// Bytes up to `to` are about to be decided after their deadline: what the kernel program has done, or
     /// else that it does nothing more by itself.
     pub(super) fn late(&mut self, maps: &mut Maps, conn: u64, to: u64) -> Late {
-        if maps.holds.is_denied(conn) || maps.holds.deny(conn).is_err() {
+        let held = self.held.entry(conn).or_default();
+        if held.denied || held.stopped {
+            return Late::Kept;
+        }
+        if maps.holds.is_denied(conn) {
+            return Late::Stopped;
+        }
+        if maps.holds.deny(conn).is_err() {
             return Late::Kept;
         }
         // Denied first: what has not passed now, can't.
         let passed_to = maps.holds.passed_to(conn);
-        let held = self.held.entry(conn).or_default();
         if passed_to < to {
             held.stopped = true;
             return Late::Kept;

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fs::File, path::Path};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use object::{
-    Endianness, Object as _, ObjectSegment as _, ObjectSymbol,
+    Endianness, Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol,
     read::{
         ReadCache, ReadRef,
         elf::{ElfFile64, Sym as _, VersionTable},
@@ -77,7 +77,8 @@ impl Elf {
                 })
                 .collect();
             let mut found = exported(&elf, names)?;
-            if !found.iter().any(|it| names.first() == Some(&it.name.as_str())) {
+            let first = names.first().copied().unwrap_or_default();
+            if !found.iter().any(|it| it.name == first) && mentions(&elf, first) {
                 found = listed(elf.symbols(), names);
             }
             let place = |it: Symbol| {
@@ -177,6 +178,13 @@ fn exported<'data, R: ReadRef<'data>>(
         Some(Symbol { name: (*name).to_owned(), address, size })
     };
     Ok(names.iter().filter_map(find).collect())
+}
+
+/// Whether the names of the symbol table hold this one: cheaper than to go through half a million symbols,
+/// as programs built for debugging have.
+fn mentions<'data, R: ReadRef<'data>>(elf: &ElfFile64<'data, Endianness, R>, name: &str) -> bool {
+    let names = elf.section_by_name(".strtab").and_then(|it| it.data().ok());
+    names.is_some_and(|it| memchr::memmem::find(it, name.as_bytes()).is_some())
 }
 
 /// The first function of each name that a list of symbols defines.

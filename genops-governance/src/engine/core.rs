@@ -27,8 +27,9 @@ use crate::time::Now;
 /// How long a process is remembered after its end: what it sent may still be on its way.
 const REMEMBER_NS: u64 = 10 * 1_000_000_000;
 
-/// Most bytes of an unfinished request that are kept back: the sender may be waiting for room.
-pub(super) const HOLD_BYTES: u64 = 64 * 1024;
+/// Most bytes of an unfinished request that are kept back: the sender may be waiting for room. A fresh
+/// socket has some 40 KiB of it (`tcp_sndbuf_expand`, ten segments of an Ethernet, twice).
+pub(super) const HOLD_BYTES: u64 = 24 * 1024;
 
 /// Most characters of why settings were refused that are written down.
 const REASON_LIMIT: usize = 2_048;
