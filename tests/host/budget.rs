@@ -189,7 +189,7 @@ fn of_47_parallel_calls_a_budget_for_ten_lets_ten_through() -> anyhow::Result<()
 }
 
 /// As long as this is between the start of the burst and the kill, at most.
-const SOON: u64 = 1_500;
+const SOON: u64 = 500;
 
 /// The clients stand still while there is no agent: what they have sent by then is held or let go, what
 /// they send afterwards meets the next agent.
