@@ -129,19 +129,18 @@ class Records:
     def __init__(self): self.principals, self.units, self.problems, self.policies, self.first, self.blobs = {}, {}, [], set(), None, []
     def bad(self, index, what): self.problems.append(("record %d" % index, what))
     def add(self, index, raw):
-        try: entry = json.loads(raw); kind = entry["type"]
-        except (ValueError, KeyError, TypeError): return self.bad(index, "not a record")
-        self.first = index if self.first is None else self.first
-        who = entry.get("who")
+        try: self.check(index, json.loads(raw))
+        except (ValueError, KeyError, TypeError, AttributeError): self.bad(index, "not a record")
+    def check(self, index, entry):
+        kind, who, self.first = entry["type"], entry.get("who"), index if self.first is None else self.first
+        if kind == "gap" and "records" in entry.get("det", {}): self.first = -1  # what units went through may be among what was lost
         if entry["seq"] != index or entry["v"] != 1: self.bad(index, "number or version")
         if who and "pseq" in who:
             before = self.principals.get(who["prin"], (0, None))
             if (who["pseq"] - 1, who.get("pprev")) != before and not (self.first and before == (0, None)): self.bad(index, "principal's number")
             self.principals[who["prin"]] = (who["pseq"], index)
         if kind in ("policy_loaded", "heads") and "config" in entry.get("det", {}): self.blobs.append((index, entry["det"]["config"]))
-        if kind == "policy_loaded":
-            self.policies.add("sha256:" + entry.get("det", {}).get("hash", "").replace("sha256:", ""))
-            self.policies.update([entry["dec"]["bundle"]] if "dec" in entry else [])
+        if kind == "policy_loaded": self.policies.add("sha256:" + entry.get("det", {}).get("hash", "").replace("sha256:", ""))
         if "awu" in entry: self.unit(index, kind, entry, self.units.setdefault(entry["awu"], {}))
     def unit(self, index, kind, entry, unit):
         if kind not in ("decision", "reservation", "reconciliation", "release"): return

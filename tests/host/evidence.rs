@@ -86,7 +86,8 @@ fn every_decision_is_in_the_evidence_and_comes_to_the_same_again() -> anyhow::Re
     }
     let stage = Stage::new()?;
     let launch = Launch { evidence: "content: full, ", ..Launch::default() };
-    let mut agent = Agent::launch(RULES, &launch)?;
+    // What one request may need is more than this.
+    let mut agent = Agent::launch(&RULES.replace("0.0003", "0.00005"), &launch)?;
     let asked = [
         &["--model", "o1-pro"][..],
         &["--text", "Our Secret Plan is a walk"],

@@ -37,7 +37,7 @@ impl Mount {
         let scratch = Scratch::new("disk")?;
         let at = scratch.join("mounted");
         std::fs::create_dir(&at)?;
-        done("mount", &["-t", "tmpfs", "-o", "size=12m", "genops-test", utf8(&at)?])?;
+        done("mount", &["-t", "tmpfs", "-o", "size=48m", "genops-test", utf8(&at)?])?;
         Ok(Self { at, _scratch: scratch })
     }
 

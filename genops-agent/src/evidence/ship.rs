@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use genops_evidence::{Directory, files};
+use http_body_util::BodyExt as _;
 use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
 use object_store::client::{
     HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
@@ -449,8 +450,8 @@ impl HttpService for Client {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let (parts, body) = request.into_parts();
         let secure = self.secure.as_ref().filter(|_| parts.uri.scheme_str() == Some("https"));
-        // Every payload of ours is one piece.
-        let body = body.as_bytes().cloned().unwrap_or_default();
+        let body = body.collect().await.map(|it| it.to_bytes());
+        let body = body.map_err(|error| HttpError::new(HttpErrorKind::Request, error))?;
         let request = Request::from_parts(parts, body);
         let answer = secure.unwrap_or(&self.plain).send_bytes(request).await;
         let answer = answer.map_err(|error| HttpError::new_boxed(HttpErrorKind::Request, error))?;

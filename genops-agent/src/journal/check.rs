@@ -75,6 +75,8 @@ pub(crate) struct Checker {
     /// Index of the first record; what lies before it cannot be looked up.
     first: Option<u64>,
     last: Option<(u64, Kind)>,
+    /// Records were lost, as the log itself says: what a unit went through may be among them.
+    holes: bool,
     principals: HashMap<String, (u64, u64)>,
     open: HashMap<String, Unit>,
     /// Units that are done, by a digest of their identity.
@@ -119,7 +121,7 @@ impl Checker {
     pub(crate) fn finish(&mut self) {
         self.counts.principals = self.principals.len() as u64;
         self.counts.dropped += self.kernel.values().map(|(_, lost)| lost).sum::<u64>();
-        if self.last.is_some_and(|(_, kind)| kind == Kind::AgentStop) {
+        if self.last.is_some_and(|(_, kind)| kind == Kind::AgentStop) && !self.holes {
             self.unfinished("though the agent stopped in good order");
         }
     }
@@ -236,6 +238,7 @@ impl Checker {
             Kind::Gap => {
                 self.counts.gaps += 1;
                 if entry.det.iter().any(|(key, _)| key.as_str() == "records") {
+                    self.holes = true;
                     self.balances.clear();
                 }
             }
@@ -374,7 +377,7 @@ impl Checker {
 
     /// What holds for both ends of a reservation.
     fn closing(&mut self, entry: &Entry<'_>, unit: &Unit) {
-        let whole = self.first == Some(0);
+        let whole = self.first == Some(0) && !self.holes;
         match &unit.reserved {
             None if whole => self.find(entry.seq, "nothing was reserved for the unit".into()),
             // It says no amounts: what is left of those budgets is known again at their next record.
