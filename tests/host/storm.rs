@@ -184,7 +184,7 @@ fn an_agent_that_dies_in_a_storm_hangs_nobody_and_invents_nothing() -> anyhow::R
         return Ok(());
     }
     let stage = Stage::new()?;
-    let configuration = enforcing("open", SHORT_HOLD);
+    let configuration = enforcing("closed", SHORT_HOLD);
     let mut agent = Agent::start(&configuration)?;
     let clients = unleash(&stage)?;
     let blows = harass(&mut agent, &clients)?;
