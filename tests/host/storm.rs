@@ -184,7 +184,7 @@ fn an_agent_that_dies_in_a_storm_hangs_nobody_and_invents_nothing() -> anyhow::R
         return Ok(());
     }
     let stage = Stage::new()?;
-    let configuration = enforcing("open", SHORT_HOLD);
+    let configuration = enforcing("closed", SHORT_HOLD);
     let mut agent = Agent::start(&configuration)?;
     let clients = unleash(&stage)?;
     let blows = harass(&mut agent, &clients)?;
@@ -195,11 +195,11 @@ fn an_agent_that_dies_in_a_storm_hangs_nobody_and_invents_nothing() -> anyhow::R
 
     let arrived = stage.provider.log.requests();
     let connections = stage.provider.log.connections();
-    let mut decided = BTreeMap::new();
+    let (mut decided, mut joined) = (BTreeMap::new(), 0);
     for awu in agent.awus() {
         let Some(model) = text(&awu, "gen_ai.request.model") else { continue };
         // A join that is wrong would name another connection's address.
-        let port = int(&awu, "client.port");
+        let port = int(&awu, "network.local.port");
         let request = arrived.iter().find(|it| it.model.as_deref() == Some(model));
         let connection = request.and_then(|it| connections.get(it.connection));
         if let (Some(port), Some(connection)) = (port, connection) {
@@ -209,11 +209,13 @@ fn an_agent_that_dies_in_a_storm_hangs_nobody_and_invents_nothing() -> anyhow::R
                 connection.peer
             );
         }
+        joined += usize::from(port.is_some());
         if text(&awu, "genops.policy.result") == Some("BLOCKED") {
             ensure!(request.is_none(), "a blocked request arrived: {awu:#}");
         }
         *decided.entry(model.to_owned()).or_insert(0) += 1;
     }
+    eprintln!("  {} units, {joined} of them with an address", decided.len());
     let twice: Vec<_> = decided.iter().filter(|(_, count)| **count > 1).collect();
     ensure!(twice.is_empty(), "more than one unit: {twice:?}");
     agent.stop()?;

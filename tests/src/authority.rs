@@ -53,6 +53,11 @@ impl Authority {
         std::fs::write(path, &self.root_pem).with_context(|| format!("{}", path.display()))
     }
 
+    /// The leaf and its key, in DER.
+    pub fn leaf(&self) -> anyhow::Result<(&[u8], &[u8])> {
+        Ok((self.chain.first().context("a leaf")?, &self.key))
+    }
+
     /// A server configuration that offers HTTP/2 where `http2` says so, and HTTP/1.1.
     pub fn server_config(&self, http2: bool) -> anyhow::Result<Arc<rustls::ServerConfig>> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.clone()));

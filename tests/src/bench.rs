@@ -22,7 +22,9 @@ const BYSTANDERS: usize = 200;
 const CONNECTIONS: usize = 1_000;
 /// Enforces for every process, and allows what the benchmark asks for.
 const ENFORCING: &str = "mode: enforce\non_timeout: open\nhold_deadline_ms: 1000\npolicies:\n  \
-                         - {name: bench, allowed_models: [\"gpt-4o-mini*\"], enforcement: block}\n";
+                         - {name: bench, allowed_models: [\"gpt-4o-mini*\"], denied_models: [\"*-pro\"], enforcement: block}\n";
+/// Requests at the same time, one connection each.
+const CONCURRENT: [usize; 3] = [1, 100, 1_000];
 
 /// Measure the agent beside its floors.
 #[derive(Debug, clap::Args)]
@@ -64,7 +66,7 @@ impl Bench {
     /// Runs everything and prints the tables.
     pub fn run(&self) -> anyhow::Result<()> {
         let (requests, rounds) = if self.tiny { (50, 1) } else { (self.requests, self.rounds) };
-        let peer = Peer::start()?;
+        let peer = Peer::start("provider")?;
         let mut out = std::io::stdout();
         writeln!(out, "method: {}", method(requests, rounds))?;
         let mut samples = SETUPS.map(|setup| (setup, Sample::default()));
@@ -74,9 +76,87 @@ impl Bench {
             }
         }
         writeln!(out, "\n{}", latency_table(&mut samples))?;
+        writeln!(out, "{}", self.concurrent(&peer)?)?;
+        writeln!(out, "{}", self.unrelated(rounds)?)?;
         writeln!(out, "{}", memory_and_start(&peer, if self.tiny { 20 } else { CONNECTIONS })?)?;
         Ok(())
     }
+}
+
+impl Bench {
+    /// Latency with and without the hold at several degrees of concurrency, and how soon a denied client knows.
+    fn concurrent(&self, peer: &Peer) -> anyhow::Result<String> {
+        let total = if self.tiny { 20 } else { self.requests };
+        let mut rows = vec![
+            "| requests at a time | not held p50 | p99 | held and released p50 | p99 |".to_owned(),
+            "| --- | --- | --- | --- | --- |".to_owned(),
+        ];
+        for count in CONCURRENT.iter().copied().take(if self.tiny { 2 } else { CONCURRENT.len() }) {
+            let client = peer.client((total / count).max(3));
+            let free = at_once(&client, count)?;
+            let agent = Agent::start(ENFORCING)?;
+            let held = at_once(&client, count)?;
+            ensure!(agent.losses()?.is_empty(), "lost: {:?}", agent.losses()?);
+            let [a, b, c, d] = [(&free, 0.5), (&free, 0.99), (&held, 0.5), (&held, 0.99)]
+                .map(|(sorted, share)| quantile(sorted, share).as_secs_f64() * 1e3);
+            rows.push(format!("| {count} | {a:.2} ms | {b:.2} ms | {c:.2} ms | {d:.2} ms |"));
+        }
+        let agent = Agent::start(ENFORCING)?;
+        let denied = peer.client((total / 10).max(5)).attempts(1)?;
+        drop(agent);
+        ensure!(denied.iter().all(|attempt| !attempt.answered), "a denied request was answered");
+        let mut took: Vec<_> =
+            denied.iter().map(|attempt| Duration::from_secs_f64(attempt.seconds)).collect();
+        took.sort_unstable();
+        let [p50, p99] = [0.5, 0.99].map(|share| quantile(&took, share).as_secs_f64() * 1e3);
+        Ok(format!(
+            "{}\n\nA denied client knows after {p50:.2} ms (p50), {p99:.2} ms (p99).\n",
+            rows.join("\n")
+        ))
+    }
+
+    /// Requests a second of a TLS server that is no AI, with the agent enforcing beside those without.
+    fn unrelated(&self, rounds: usize) -> anyhow::Result<String> {
+        let peer = Peer::start("unrelated")?;
+        let mut client = peer.client(if self.tiny { 50 } else { self.requests });
+        client.path = Some("/index.html".to_owned());
+        client.name = "files.example.test".to_owned();
+        let mut rates = [Vec::new(), Vec::new()];
+        for _ in 0..rounds {
+            for (with_agent, rates) in [false, true].into_iter().zip(&mut rates) {
+                let agent = with_agent.then(|| Agent::start(ENFORCING)).transpose()?;
+                let measured = client.measure()?;
+                drop(agent);
+                let busy: Duration = measured.latencies.iter().sum();
+                rates.push(
+                    Duration::from_secs(1).div_duration_f64(busy / u32::try_from(client.requests)?),
+                );
+            }
+        }
+        let [without, with] = rates.map(|mut rates| {
+            rates.sort_by(f64::total_cmp);
+            rates.get(rates.len() / 2).copied().unwrap_or_default()
+        });
+        Ok(format!(
+            "An unrelated TLS server (libssl, keep-alive, 1 KiB answers) serves {without:.0} requests a second to one \
+             client without the agent and {with:.0} with it: {:.3} of it.\n",
+            with / without
+        ))
+    }
+}
+
+/// The latencies of `count` clients that measure at the same time, sorted.
+fn at_once(client: &Client, count: usize) -> anyhow::Result<Vec<Duration>> {
+    let measured: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(|| client.measure())).collect();
+        threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
+    });
+    let mut all = Vec::new();
+    for result in measured {
+        all.extend(result.ok().context("a measuring thread panicked")??.latencies);
+    }
+    all.sort_unstable();
+    Ok(all)
 }
 
 fn method(requests: usize, rounds: usize) -> String {
@@ -217,11 +297,12 @@ struct Peer {
 }
 
 impl Peer {
-    fn start() -> anyhow::Result<Self> {
+    /// Starts a server of `genops-tests`, by its command.
+    fn start(command: &str) -> anyhow::Result<Self> {
         let scratch = Scratch::new("bench")?;
         let address = free_address()?;
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["provider", "--listen", &address.to_string(), "--root"])
+            .args([command, "--listen", &address.to_string(), "--root"])
             .arg(scratch.join("root.pem"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -245,6 +326,7 @@ impl Peer {
             connections: None,
             model: "gpt-4o-mini".to_owned(),
             deny_every: None,
+            path: None,
         }
     }
 

@@ -10,3 +10,4 @@ pub mod patience;
 pub mod process;
 pub mod provider;
 pub mod scratch;
+pub mod unrelated;

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +17,15 @@ use genops_tests::provider::{Options, Provider};
 enum Command {
     /// Serve the OpenAI and Anthropic APIs over TLS until standard input ends.
     Provider(Serve),
+    /// Serve something that is no AI over TLS with the system's libssl, until standard input ends.
+    Unrelated {
+        /// Where to listen.
+        #[arg(long)]
+        listen: SocketAddr,
+        /// Write the certificate that clients must trust here.
+        #[arg(long)]
+        root: PathBuf,
+    },
     /// Call a provider, and print latencies as JSON.
     Client(Client),
     /// Map libssl, do nothing, and end with standard input.
@@ -49,6 +58,7 @@ struct Serve {
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Provider(serve) => serve.run(),
+        Command::Unrelated { listen, root } => unrelated(listen, &root),
         Command::Client(client) => client.run(),
         Command::Idle => idle(),
         Command::Demo(demo) => demo.run(),
@@ -72,6 +82,11 @@ impl Serve {
         writeln!(std::io::stdout(), "listening on {}", provider.address)?;
         until_input_ends()
     }
+}
+
+fn unrelated(listen: SocketAddr, root: &Path) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "listening on {}", genops_tests::unrelated::serve(listen, root)?)?;
+    until_input_ends()
 }
 
 fn idle() -> anyhow::Result<()> {

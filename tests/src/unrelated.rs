@@ -1,0 +1,55 @@
+//! A TLS server that has nothing to do with AI: what the agent's probes cost it is measured.
+//!
+//! It uses the system's libssl, as most servers do, so that each of its reads and writes meets a probe. One thread a
+//! connection, HTTP/1.1 keep-alive, always the same answer.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use openssl::pkey::PKey;
+use openssl::ssl::{SslAcceptor, SslMethod};
+use openssl::x509::X509;
+
+use crate::authority::Authority;
+
+/// Length of the answer's body, in bytes.
+const BODY_BYTES: usize = 1024;
+
+/// Listens on `address` and serves on threads of its own, as long as the process lives; the address, with its port.
+pub fn serve(address: SocketAddr, root: &Path) -> anyhow::Result<SocketAddr> {
+    let authority = Authority::new()?;
+    authority.write_root(root)?;
+    let (certificate, key) = authority.leaf()?;
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server())?;
+    acceptor.set_certificate(X509::from_der(certificate)?.as_ref())?;
+    acceptor.set_private_key(PKey::private_key_from_der(key)?.as_ref())?;
+    let acceptor = Arc::new(acceptor.build());
+    let listener =
+        TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let acceptor = Arc::clone(&acceptor);
+            // A connection that breaks is its client's affair.
+            std::thread::spawn(move || drop(connection(stream, &acceptor)));
+        }
+    });
+    Ok(address)
+}
+
+fn connection(stream: TcpStream, acceptor: &SslAcceptor) -> anyhow::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut tls = acceptor.accept(stream).map_err(|error| anyhow::anyhow!("handshake: {error}"))?;
+    let mut answer =
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {BODY_BYTES}\r\n\r\n").into_bytes();
+    answer.resize(answer.len() + BODY_BYTES, b'x');
+    let mut request = [0; 4096];
+    // A request of the measuring client fits one record.
+    while tls.read(&mut request)? > 0 {
+        tls.write_all(&answer)?;
+    }
+    Ok(())
+}
