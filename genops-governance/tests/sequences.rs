@@ -228,7 +228,7 @@ impl Run {
         self.watch.untold.extend(self.watch.decided.difference(&self.watch.told));
         self.starts += 1;
         let (now, next) = (self.host.now, self.host.next);
-        self.host.engine = Engine::new(settings(false), restored.ledger, [self.starts; 32]);
+        self.host.engine = Engine::new(settings(false), restored.ledger, [0x80 | self.starts; 32]);
         self.host.next = next;
         self.host.engine.process(now, support::facts());
         self.conns = HOLDS.map(|hold| (self.host.open(hold), 0)).to_vec();
