@@ -2,7 +2,7 @@
 //!
 //! On a thread of its own, so that reading and compiling delays no decision; the events thread takes
 //! what is ready and puts it in force, or says why it was refused. Directories are watched, not
-//! files: editors and ConfigMaps put another file in the place of the old one, and each link on the
+//! files: editors and `ConfigMap`s put another file in the place of the old one, and each link on the
 //! way there may be what changes. A file system that tells of no changes (NFS) needs the SIGHUP.
 
 use std::collections::{BTreeSet, VecDeque};

@@ -65,8 +65,8 @@ fn without_date(name: &str) -> &str {
     if shorter != name {
         return shorter;
     }
-    let parts = |at: usize| Some(name.split_at_checked(name.len().checked_sub(at)?)?);
-    let dated = parts(11).filter(|(_, date)| {
+    let dated = name.len().checked_sub(11).and_then(|at| name.split_at_checked(at));
+    let dated = dated.filter(|(_, date)| {
         let shape = date.bytes().enumerate();
         shape.into_iter().all(|(at, it)| match at {
             0 | 5 | 8 => it == b'-',
@@ -76,7 +76,7 @@ fn without_date(name: &str) -> &str {
     dated.map_or(name, |(before, _)| before)
 }
 
-fn without_end<'a>(name: &'a str, superfluous: impl Fn(&str) -> bool) -> &'a str {
+fn without_end(name: &str, superfluous: impl Fn(&str) -> bool) -> &str {
     match name.rsplit_once('-') {
         Some((before, end)) if superfluous(end) => before,
         _ => name,
