@@ -147,7 +147,7 @@ fn waiting() -> anyhow::Result<Vec<Waiting>> {
     });
     let clients = clients.collect::<anyhow::Result<Vec<_>>>()?;
     for Waiting { name, stage, .. } in &clients {
-        stage.provider.log.wait_for_requests(1, Duration::from_secs(60)).context(*name)?;
+        stage.provider.log.wait_for_requests(1, Duration::from_mins(1)).context(*name)?;
     }
     Ok(clients)
 }
@@ -161,7 +161,7 @@ struct Waiting {
 
 impl Waiting {
     /// Lets it go on, and fails unless its second call was denied on the connection of the first.
-    fn is_denied(self, agent: &Agent) -> anyhow::Result<()> {
+    fn goes_on_in_vain(self, agent: &Agent) -> anyhow::Result<()> {
         let Self { stage, mut child, .. } = self;
         child.stdin.take().context("a pipe")?.write_all(b"\n")?;
         let finished = finish(child)?;
@@ -178,7 +178,7 @@ impl Waiting {
 
 fn all_are_denied(clients: Vec<Waiting>, agent: &Agent) -> anyhow::Result<()> {
     let all = clients.len();
-    failures_of(all, clients.into_iter().map(|client| (client.name, client.is_denied(agent))))
+    failures_of(all, clients.into_iter().map(|client| (client.name, client.goes_on_in_vain(agent))))
 }
 
 #[test]
