@@ -130,7 +130,7 @@ fn of_ten_thousand_requests_the_denied_never_arrive_and_each_has_one_unit() -> a
     (0..STORMS).try_for_each(|_| storm())
 }
 
-/// Numbers that look random and are the same for the same seed (SplitMix64).
+/// Numbers that look random and are the same for the same seed (`SplitMix64`).
 struct Chance(u64);
 
 impl Chance {
@@ -165,9 +165,9 @@ fn harass(agent: &mut Agent, clients: &[Client]) -> anyhow::Result<usize> {
             }
             fate => {
                 if fate == 1 {
-                    agent.kill()?
+                    agent.kill()?;
                 } else {
-                    drop(agent.stop()?)
+                    agent.stop()?;
                 }
                 std::thread::sleep(Duration::from_millis(chance.below(500)));
                 agent.restart()?;

@@ -104,13 +104,15 @@ fn a_request_of_sixteen_mebibytes() -> anyhow::Result<()> {
     check("long-16")
 }
 
+/// Streams beside the denied one.
+const OTHERS: usize = 4;
+
 /// TLS has made a record of the denied bytes, so the connection ends, and with it what else is on it.
 #[test]
 fn streams_beside_a_denied_one_are_counted() -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
     }
-    const OTHERS: usize = 4;
     let agent = Agent::start(ENFORCING)?;
     let stage = Stage::paced(true, scaled(Duration::from_millis(500)))?;
     let mut client = stage.command(python()?);

@@ -120,7 +120,7 @@ impl Bench {
         let peer = Peer::start("unrelated")?;
         let mut client = peer.client(if self.tiny { 50 } else { self.requests });
         client.path = Some("/index.html".to_owned());
-        client.name = "files.example.test".to_owned();
+        "files.example.test".clone_into(&mut client.name);
         let mut rates = [Vec::new(), Vec::new()];
         for _ in 0..rounds {
             for (with_agent, rates) in [false, true].into_iter().zip(&mut rates) {
