@@ -271,6 +271,11 @@ impl Journal {
         self.log.commit()
     }
 
+    /// Something was taken that is not durable yet.
+    pub(crate) fn waits(&self) -> bool {
+        self.log.next_index() > self.log.durable()
+    }
+
     /// Lets checkpoints keep pace; to be called at least each second. Never waits for the disk.
     pub(crate) fn tick(&mut self, now: Now) -> Result<Option<Checkpoint>, PublishError> {
         if self.log.next_index() - self.listed >= HEADS_EVERY {

@@ -77,7 +77,7 @@ fn named(directory: &Path) -> anyhow::Result<Vec<String>> {
     let problems = said.get("problems").and_then(Value::as_array).context("problems")?;
     let file = |it: &Value| it.get("file").and_then(Value::as_str).map(str::to_owned);
     let files: Vec<String> = problems.iter().filter_map(file).collect();
-    let code = if files.is_empty() { 0 } else { 1 };
+    let code = i32::from(!files.is_empty());
     ensure!(output.status.code() == Some(code), "{:?} and {said}", output.status);
     Ok(files)
 }
@@ -122,7 +122,7 @@ fn damages(name: &Path, bytes: &[u8]) -> Vec<(String, Option<Vec<u8>>)> {
         return out;
     }
     let mut flips: Vec<usize> = (0..FLIPS).map(|it| it * used / FLIPS).collect();
-    flips.extend([used - 1, bytes.len() - 1, (used + bytes.len()) / 2]);
+    flips.extend([used - 1, bytes.len() - 1, usize::midpoint(used, bytes.len())]);
     flips.retain(|it| *it < bytes.len());
     for (number, at) in flips.into_iter().enumerate() {
         let mut flipped = bytes.to_vec();
@@ -203,7 +203,7 @@ fn damage_everything(directory: &Path, seen: &mut BTreeMap<String, usize>) -> an
         }
         let twin = PathBuf::from(format!("{}~", path.display()));
         std::fs::copy(&path, &twin)?;
-        if named(directory)?.is_empty() || !(secret || !second.accepts(directory)?) {
+        if named(directory)?.is_empty() || !secret && second.accepts(directory)? {
             wrong.push(format!("{}: copied beside itself", name.display()));
         }
         std::fs::remove_file(twin)?;
@@ -232,12 +232,12 @@ fn exchange(directory: &Path, second: &mut Second, wrong: &mut Vec<String>) -> a
 }
 
 /// Calls of a client that keeps its connection: three records each.
-fn calls(stage: &Stage, count: usize) -> anyhow::Result<Command> {
+fn calls(stage: &Stage, count: usize) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_genops-tests"));
     command.args(["client", "--address", &stage.provider.address.to_string(), "--root"]);
     command.arg(stage.root()).args(["--requests", &count.to_string()]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command)
+    command
 }
 
 /// Directories of a real agent: closed; with a new key and without its oldest records; left by `kill -9`.
@@ -253,7 +253,7 @@ fn directories(scratch: &Scratch) -> anyhow::Result<[PathBuf; 3]> {
     let rules = "mode: enforce\npolicies: [{name: no-pro, denied_models: [\"*-pro\"]}]\n\
                  budgets: [{name: all, unit: USD, limit: 50, period: day}]";
     let mut agent = Agent::launch(rules, &launch)?;
-    drop(run(&mut calls(&stage, 380)?)?.succeeded()?);
+    drop(run(&mut calls(&stage, 380))?.succeeded()?);
     drop(run(&mut stage.python("openai", &["--model", "o1-pro"])?)?);
     agent.stop()?;
     drop(agent);
@@ -265,12 +265,12 @@ fn directories(scratch: &Scratch) -> anyhow::Result<[PathBuf; 3]> {
         ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
     let mut agent = Agent::launch(rules, &launch)?;
-    drop(run(&mut calls(&stage, 40)?)?.succeeded()?);
+    drop(run(&mut calls(&stage, 40))?.succeeded()?);
     agent.stop()?;
     drop(agent);
     copy(&log, &pruned)?;
     let mut agent = Agent::launch(rules, &launch)?;
-    let mut going = calls(&stage, 100_000)?.spawn()?;
+    let mut going = calls(&stage, 100_000).spawn()?;
     std::thread::sleep(std::time::Duration::from_millis(600));
     agent.kill()?;
     going.kill()?;

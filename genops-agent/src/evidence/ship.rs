@@ -450,7 +450,7 @@ impl HttpService for Client {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let (parts, body) = request.into_parts();
         let secure = self.secure.as_ref().filter(|_| parts.uri.scheme_str() == Some("https"));
-        let body = body.collect().await.map(|it| it.to_bytes());
+        let body = body.collect().await.map(http_body_util::Collected::to_bytes);
         let body = body.map_err(|error| HttpError::new(HttpErrorKind::Request, error))?;
         let request = Request::from_parts(parts, body);
         let answer = secure.unwrap_or(&self.plain).send_bytes(request).await;

@@ -702,6 +702,10 @@ impl Agent {
         if let Err(error) = self.journal.tick(now) {
             self.metrics.readiness.waits(Part::Evidence, error.to_string());
         }
+        if self.journal.waits() {
+            // What witnesses and copies came to; on an idle host nothing else would commit it.
+            self.uncommitted_since.get_or_insert_with(clock::mono_ns);
+        }
         self.metrics.connections.set(self.conns.len() as u64);
         self.metrics.processes.set(self.processes.len() as u64);
         self.metrics.decoder_memory_bytes.set(self.engine.memory_bytes() as u64);
