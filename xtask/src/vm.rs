@@ -17,7 +17,7 @@ use crate::kernels::{Image, Kernel, Kernels};
 use crate::{setup, workspace};
 
 /// A guest that says nothing for so long hangs: the longest test of all is shorter.
-const SILENCE: Duration = Duration::from_mins(8);
+const SILENCE: Duration = Duration::from_mins(20);
 /// How often QEMU and the console are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Before the exit status of the command.
