@@ -3,7 +3,7 @@
 //! The kernel counts the bytes of every socket to a provider; the probes count plaintext. A socket that
 //! carried more than what was read can account for is a gap, and is said to be one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use genops_governance::Unread;
 use genops_protocols::Direction;
@@ -55,7 +55,7 @@ struct Ways {
 pub(super) struct Coverage {
     ways: HashMap<u64, Ways>,
     /// Connections that have ended, by when.
-    ended: BTreeMap<(u64, u64), ()>,
+    ended: BTreeSet<(u64, u64)>,
 }
 
 impl Coverage {
@@ -71,10 +71,10 @@ impl Coverage {
     /// The TLS object has ended; its socket will a moment later.
     pub(super) fn ended(&mut self, conn: u64, at_mono_ns: u64) {
         if self.ways.contains_key(&conn) {
-            self.ended.insert((at_mono_ns, conn), ());
+            self.ended.insert((at_mono_ns, conn));
         }
         while self.ended.len() > ENDED_LIMIT {
-            if let Some(((_, oldest), ())) = self.ended.pop_first() {
+            if let Some((_, oldest)) = self.ended.pop_first() {
                 self.ways.remove(&oldest);
             }
         }
