@@ -134,6 +134,19 @@ fn mechanisms() -> Vec<Mechanism> {
             "holds a request until it is decided",
             "the kernel refuses programs at the packets of a cgroup",
         ),
+        mechanism(
+            "connect hook",
+            features.cgroup_sock_addr && root.is_some(),
+            "refuses connections to a provider that is closed to a process",
+            "the kernel refuses programs at the sockets of a cgroup",
+        ),
+        mechanism(
+            "send hook",
+            features.lsm,
+            "fails the send call of a denied connection at once (lsm)",
+            "BPF programs are no security hooks here (boot parameter `lsm=..,bpf`); \
+            a denied connection is reset instead",
+        ),
     ]
 }
 

@@ -19,7 +19,7 @@ use genops_ebpf_common::{AddressKey, Contact, DNS_LEN, Dns, Released, Sock, cont
 use crate::{
     hold::is_closed,
     maps::{ADDRESSES, EVENTS, OWNERS, SOCKS, count_loss},
-    packet::{IPPROTO_UDP, Packet},
+    packet::{IPPROTO_UDP, Packet, bounded},
 };
 
 const REFUSE: i32 = 0;
@@ -199,12 +199,7 @@ fn answer(ctx: &SkBuffContext) -> Option<()> {
         count_loss(loss::RING_FULL_RECORDS, 1);
         return None;
     };
-    let len = if packet.payload_len < DNS_LEN as u32 { packet.payload_len } else { DNS_LEN as u32 };
-    let len = core::hint::black_box(len);
-    if len == 0 || len > DNS_LEN as u32 {
-        entry.discard(0);
-        return None;
-    }
+    let len = bounded::<{ DNS_LEN as u32 }>(packet.payload_len);
     let record: *mut Answer = entry.as_mut_ptr();
     // SAFETY: `record` is reserved ring buffer of its type, and `len` is at most DNS_LEN.
     let failed = unsafe {

@@ -15,7 +15,7 @@ use crate::{
     egress::{CLIENT_HELLO, HANDSHAKE, carries, report_join},
     hold::{arm, is_held},
     maps::{EVENTS, OWNERS, SOCKS, count_loss, settings},
-    packet::{Ends, IPPROTO_TCP, Packet},
+    packet::{Ends, IPPROTO_TCP, Packet, bounded},
 };
 
 /// Record header (RFC 8446 §5.1), handshake header (§4), version and random.
@@ -155,10 +155,10 @@ fn server_name(ctx: &SkBuffContext, record_at: u32) -> Result<Option<(u32, u32)>
 #[inline(always)]
 fn provider_of(ctx: &SkBuffContext, cookie: u64, at: u32, len: u32) -> Name {
     let Some(scratch) = classify::scratch_of(cookie) else { return Name::Other };
-    let len = core::hint::black_box(len);
     if len == 0 || len >= NAME_LEN as u32 {
         return Name::Other;
     }
+    let len = bounded::<{ NAME_LEN as u32 }>(len);
     // SAFETY: `bytes` is larger than NAME_LEN; behind one byte of room for the border.
     let failed = unsafe {
         let to = (&raw mut (*scratch).bytes).cast::<u8>().add(1);
@@ -194,13 +194,7 @@ fn report(
         count_loss(loss::RING_FULL_RECORDS, 1);
         return;
     };
-    let len =
-        if packet.payload_len < HELLO_LEN as u32 { packet.payload_len } else { HELLO_LEN as u32 };
-    let len = core::hint::black_box(len);
-    if len == 0 || len > HELLO_LEN as u32 {
-        entry.discard(0);
-        return;
-    }
+    let len = bounded::<{ HELLO_LEN as u32 }>(packet.payload_len);
     let record: *mut Reported = entry.as_mut_ptr();
     // SAFETY: `record` is reserved ring buffer of its type, and `len` is at most HELLO_LEN.
     let failed = unsafe {

@@ -27,6 +27,16 @@ pub(crate) struct Ends {
     pub(crate) remote_port: u16,
 }
 
+/// `len`, from 1 to `LIMIT`, a power of two; more is cut. In a form that the verifier of every kernel
+/// understands: those before 6.2 don't learn from a comparison that a number is not 0.
+#[inline(always)]
+pub(crate) fn bounded<const LIMIT: u32>(len: u32) -> u32 {
+    const { assert!(LIMIT.is_power_of_two()) };
+    let less = if len > LIMIT { LIMIT - 1 } else { len.wrapping_sub(1) };
+    // Opaque, so that the mask stays.
+    (core::hint::black_box(less) & (LIMIT - 1)) + 1
+}
+
 impl Packet {
     /// `None` where it is neither TCP nor UDP, or not whole. An IPv6 packet with extension headers is
     /// none of them: sockets send those only when asked to (`IPV6_HOPOPTS` and its like).

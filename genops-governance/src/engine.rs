@@ -282,10 +282,9 @@ impl Engine {
         self.core.denies_all(now, process, provider)
     }
 
-    /// Nobody decided for a while: an agent before had ended, and its programs went by the configured
-    /// deadline. `connections`: those that are taken over.
-    pub fn note_absence(&mut self, now: Now, connections: u64) {
-        self.core.note_absence(now, connections);
+    /// Nobody decided for a while: the agent before was killed.
+    pub fn note_absence(&mut self, now: Now) {
+        self.core.note_absence(now);
     }
 
     /// Bytes that passed between a process and a provider, and that were not read.

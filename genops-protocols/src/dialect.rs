@@ -202,8 +202,9 @@ pub(crate) fn guess(bodies: &Bodies<'_>) -> Option<Endpoint> {
     DIALECTS.iter().find_map(|dialect| dialect.guess(bodies))
 }
 
-/// What a request to a provider most likely is, where neither path nor response are known: for
-/// whoever must decide before it leaves. Only shapes that nothing but inference has.
+/// What a request to a provider, or to somebody whose name is lost as well (""), most likely is, where
+/// neither path nor response are known: for whoever must decide before it leaves. Only shapes that
+/// nothing but inference has.
 pub(crate) fn suppose(provider: &'static str, request: &Facts) -> Option<Endpoint> {
     let has = |field| request.has(field);
     let endpoint = match provider {

@@ -564,7 +564,8 @@ fn guess(
     });
     let blind = call.path.is_none() && call.request_seen;
     guessed.or_else(|| {
-        host_provider.filter(|_| blind).and_then(|name| dialect::suppose(name, bodies.request))
+        let provider = host_provider.unwrap_or_default();
+        blind.then(|| dialect::suppose(provider, bodies.request)).flatten()
     })
 }
 

@@ -115,10 +115,6 @@ fn warm_up(agent: &Agent) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What names the provider on HTTP/2 is said once, at the start of a connection (HPACK), so an agent that came later
-/// does not know whose it is. The README says so.
-const NOT_MIDWAY: &str = "httpx over HTTP/2";
-
 /// Fails with all that failed, not with the first.
 fn failures_of(
     all: usize,
@@ -133,7 +129,7 @@ fn failures_of(
 /// A client of each kind that can wait, after its first call; the second one is denied.
 fn waiting() -> anyhow::Result<Vec<Waiting>> {
     let asking = Asking { model: "gpt-4o-mini", then: Some("o1-pro") };
-    let kinds = KINDS.iter().filter(|(name, _)| !name.starts_with("curl") && *name != NOT_MIDWAY);
+    let kinds = KINDS.iter().filter(|(name, _)| !name.starts_with("curl"));
     let clients = kinds.map(|&(name, client)| {
         let stage = Stage::with(true)?;
         let child = spawn(client(&stage, &asking)).context(name)?;

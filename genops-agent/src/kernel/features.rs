@@ -1,12 +1,20 @@
 //! What this kernel allows, found by trying and never by its version: distributions backport.
 
-use aya::{programs::ProgramType, sys::is_program_supported};
+use aya::{
+    programs::{LsmAttachType, ProgramType},
+    sys::is_program_supported,
+};
 
 /// What `doctor` shows.
+#[expect(clippy::struct_excessive_bools, reason = "one answer a mechanism")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Features {
     /// Programs at the packets of a cgroup.
     pub(crate) cgroup_skb: bool,
+    /// Programs at the sockets of a cgroup.
+    pub(crate) cgroup_sock_addr: bool,
+    /// Programs as security hooks.
+    pub(crate) lsm: bool,
     /// Programs at user-space functions.
     pub(crate) uprobes: bool,
 }
@@ -15,6 +23,18 @@ impl Features {
     /// Asks the kernel. What can't be asked (no privilege) counts as absent.
     pub(crate) fn probe() -> Self {
         let program = |it| is_program_supported(it).unwrap_or(false);
-        Self { cgroup_skb: program(ProgramType::CgroupSkb), uprobes: program(ProgramType::KProbe) }
+        Self {
+            cgroup_skb: program(ProgramType::CgroupSkb),
+            cgroup_sock_addr: program(ProgramType::CgroupSockAddr),
+            lsm: is_lsm_active() && program(ProgramType::Lsm(LsmAttachType::Mac)),
+            uprobes: program(ProgramType::KProbe),
+        }
     }
+}
+
+/// Whether `bpf` is among the active security modules. Where securityfs is not mounted nobody says, and
+/// loading a program tells.
+pub(super) fn is_lsm_active() -> bool {
+    let active = std::fs::read_to_string("/sys/kernel/security/lsm");
+    active.map_or(true, |it| it.split(',').any(|name| name.trim() == "bpf"))
 }

@@ -17,7 +17,7 @@ use aya::{
 };
 use genops_governance::Rung;
 
-use super::{Pins, cgroup2_root};
+use super::{Pins, cgroup2_root, features::is_lsm_active};
 
 /// One mechanism.
 trait Mechanism {
@@ -89,12 +89,8 @@ impl Mechanism for SendHook {
     const RUNG: Rung = Rung::Lsm;
 
     fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()> {
-        let active = std::fs::read_to_string("/sys/kernel/security/lsm");
-        // Where securityfs is not mounted, loading tells.
-        let listed =
-            active.as_deref().map_or(true, |it| it.split(',').any(|name| name.trim() == "bpf"));
         anyhow::ensure!(
-            listed,
+            is_lsm_active(),
             "`bpf` is not among the active security modules (boot parameter `lsm=`)"
         );
         let btf = Btf::from_sys_fs().context("/sys/kernel/btf/vmlinux")?;

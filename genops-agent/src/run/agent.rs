@@ -123,7 +123,7 @@ impl Agent {
             detail: start_detail(&config, &capture.rungs),
         };
         let known = ledger_file::last_in_evidence(&directory);
-        let (mut journal, _) = Journal::open(&directory, opening, now)
+        let (mut journal, recovery) = Journal::open(&directory, opening, now)
             .with_context(|| format!("evidence in {}", directory.display()))?;
         journal.look_after(&config.evidence, metrics)?;
         let state = directory.parent().unwrap_or(&directory).join("state");
@@ -132,6 +132,9 @@ impl Agent {
         report(&restored);
         let mut engine = engine(&config, accounts)?;
         engine.keep_texts(config.evidence.content != Content::None);
+        if !recovery.clean {
+            engine.note_absence(now);
+        }
         let exporter = config
             .telemetry
             .otlp
@@ -204,7 +207,6 @@ impl Agent {
         eprintln!(
             "genops-agent: took over the programs of the agent before, and {adopted} connections"
         );
-        self.engine.note_absence(clock::now(), adopted);
     }
 
     /// How long the loop may sleep.

@@ -107,11 +107,10 @@ impl Core {
     }
 
     /// See [`super::Engine::note_absence`].
-    pub(super) fn note_absence(&mut self, now: Now, connections: u64) {
+    pub(super) fn note_absence(&mut self, now: Now) {
         self.start(now);
         let mut record = Record::new(now, RecordKind::Gap);
-        record.detail =
-            vec![("cause", "agent_absent".to_owned()), ("connections", connections.to_string())];
+        record.detail = vec![("cause", "agent_absent".to_owned())];
         self.put(Vec::new(), [record]);
     }
 
