@@ -273,6 +273,21 @@ impl Directory {
         Ok(bytes)
     }
 
+    /// A bundle of so many records at least. A running agent replaces one that is not full by a longer one,
+    /// which begins with the same records (C2SP tlog-tiles, partial tiles).
+    fn bundle(&self, index: u64, width: usize) -> Result<Vec<u8>, ReadError> {
+        let mut bytes = self.tile(TileKind::Entries, index, width);
+        for longer in width + 1..=TILE_WIDTH {
+            if !matches!(bytes, Err(ReadError::Missing { .. })) {
+                break;
+            }
+            if let Ok(found) = self.tile(TileKind::Entries, index, longer) {
+                bytes = Ok(found);
+            }
+        }
+        bytes
+    }
+
     /// The record `index` of a log with `size` published records.
     pub fn record(&self, index: u64, size: u64) -> Result<Vec<u8>, ReadError> {
         let bundle = index / TILE_WIDTH as u64;
@@ -303,7 +318,7 @@ impl Directory {
         for bundle in from / width..size.div_ceil(width) {
             let in_it = width_at(bundle, size);
             let name = files::tile(TileKind::Entries, bundle, in_it);
-            let bytes = self.tile(TileKind::Entries, bundle, in_it)?;
+            let bytes = self.bundle(bundle, in_it)?;
             let records = files::split_bundle(&bytes)
                 .map_err(|at| ReadError::damaged(&name, at, "cut in the middle of a record"))?;
             for (index, record) in (bundle * width..).zip(records) {

@@ -136,7 +136,7 @@ fn every_decision_is_in_the_evidence_and_comes_to_the_same_again() -> anyhow::Re
     ensure!(said("completeForPrincipal") == Some(&Value::Bool(true)), "{statement}");
     let lines = std::fs::read_to_string(folder.join("records.jsonl"))?;
     let count = u64::try_from(lines.lines().count())?;
-    ensure!(said("records").and_then(Value::as_u64) == Some(count) && count > 6, "{statement}");
+    ensure!(said("records").and_then(Value::as_u64) == Some(count) && count >= 6, "{statement}");
     let vkey = std::fs::read_to_string(folder.join("log.vkey"))?;
     for line in lines.lines() {
         let record: Value = serde_json::from_str(line)?;
@@ -240,7 +240,8 @@ fn a_cut_log_is_found_out_with_a_witness_and_proofs_hold_elsewhere() -> anyhow::
         Ok((status == 503 && reason.contains("x_evidence_rollback")).then_some(()))
     })?;
     let refused = run(&mut stage.python("openai", &[])?)?;
-    ensure!(!refused.output.status.success(), "a call ran without evidence: {}", refused.stderr());
+    let report = refused.report()?;
+    ensure!(report.get("ok") == Some(&Value::Bool(false)), "a call ran without evidence: {report}");
     drop(agent);
     // One record for a third party.
     let proofs = scratch.join("proofs");

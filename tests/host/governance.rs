@@ -389,6 +389,8 @@ fn mixed_calls() -> Vec<(&'static str, &'static str, &'static str, u64)> {
 fn make_mixed_calls(stage: &Stage, scratch: &Scratch, linger: bool) -> anyhow::Result<usize> {
     let mut count = 0;
     let mut call = |program: &str, model: &str, said: &str, most: u64| -> anyhow::Result<()> {
+        // A stream has pauses, so that it takes longer than its target wherever it runs.
+        let slow = program == "slow";
         let program =
             if program == "curl" { program.to_owned() } else { copy_of("curl", scratch, program)? };
         let url = if model.starts_with("claude") {
@@ -397,7 +399,11 @@ fn make_mixed_calls(stage: &Stage, scratch: &Scratch, linger: bool) -> anyhow::R
             CHAT
         };
         let messages = json!([{"role": "user", "content": said}]);
-        let body = json!({"model": model, "max_tokens": most, "messages": messages, "service_tier": "default"});
+        let mut body = json!({"model": model, "max_tokens": most, "messages": messages, "service_tier": "default"});
+        if slow {
+            body["stream"] = true.into();
+            body["stream_options"] = json!({"include_usage": true});
+        }
         let mut curl = stage.command(program);
         curl.args(["--silent", "--max-time", "20", "--header", "Content-Type: application/json"]);
         curl.args(["--data-binary", &body.to_string(), url]);

@@ -18,4 +18,5 @@ mod load;
 mod privilege;
 mod storm;
 mod support;
+mod unread;
 mod usage;

@@ -52,10 +52,13 @@ fn nothing_in_deploy_is_privileged() -> anyhow::Result<()> {
 /// `setpriv` that leaves exactly these capabilities to the program it becomes.
 pub(crate) fn confined(capabilities: &BTreeSet<String>) -> Launch {
     let list = capabilities.iter().fold("-all".to_owned(), |list, name| format!("{list},+{name}"));
-    // As the unit has it: maps of kernels before 5.11 count as locked memory.
+    // As the unit has it: maps of kernels before 5.11 count as locked memory. Where the limit can't be
+    // raised, a later kernel does not mind.
     let wrapper = [
-        "prlimit",
-        "--memlock=unlimited",
+        "sh",
+        "-c",
+        "ulimit -l unlimited 2>/dev/null; exec \"$@\"",
+        "sh",
         "setpriv",
         "--bounding-set",
         &list,

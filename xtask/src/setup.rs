@@ -29,6 +29,7 @@ const DEBIAN_BUILD: &[&str] = &["gcc", "g++", "libc6-dev", "make", "pkg-config"]
 const DEBIAN_CLIENTS: &[&str] = &[
     "curl",
     "e2fsprogs",
+    "gnutls-bin",
     "libssl-dev",
     "python3",
     "python3-venv",

@@ -1,7 +1,8 @@
 //! The part of a configuration that decides, as bytes for evidence: enough to decide again.
 //!
 //! JSON: the sections as the file has them, and the Cedar files that it names. What concerns
-//! telemetry, evidence and capture is left out, and with it everything that may be secret.
+//! telemetry, evidence and capture is left out, and with it everything that may be secret. Where JSON would
+//! say something else (`user: 0777` is a text), the sections are kept as the YAML that they are.
 
 use std::path::Path;
 
@@ -27,18 +28,42 @@ struct Recipe {
 pub(super) fn write(text: &str, sections: &Sections) -> Option<Vec<u8>> {
     let mut config: Value = explain::parse(text).ok()?;
     if let Some(keys) = config.as_object_mut() {
-        keys.retain(|key, _| !APART.contains(&key.as_str()));
-        keys.remove("policy_files");
+        keys.retain(|key, _| !is_apart(key));
     }
-    let files = sections.policy_files.iter();
-    let recipe = Recipe {
-        agent: env!("CARGO_PKG_VERSION").to_owned(),
-        config,
-        policy_files: files.map(|file| (file.name.clone(), file.text.clone())).collect(),
-    };
-    let bytes = serde_json::to_vec(&recipe).ok()?;
-    let again = sections_of(&bytes).ok()?;
-    (format!("{again:?}") == format!("{sections:?}")).then_some(bytes)
+    [config, Value::String(as_written(text))].into_iter().find_map(|config| {
+        let files = sections.policy_files.iter();
+        let recipe = Recipe {
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            config,
+            policy_files: files.map(|file| (file.name.clone(), file.text.clone())).collect(),
+        };
+        let bytes = serde_json::to_vec(&recipe).ok()?;
+        let again = sections_of(&bytes).ok()?;
+        (format!("{again:?}") == format!("{sections:?}")).then_some(bytes)
+    })
+}
+
+/// Whether a section is left out.
+fn is_apart(key: &str) -> bool {
+    APART.contains(&key) || key == "policy_files"
+}
+
+/// The lines of the sections that decide, without comments. Of a file that is one mapping in braces
+/// nothing is left, which then is not the same.
+fn as_written(text: &str) -> String {
+    let mut apart = true;
+    let mut kept = String::new();
+    for line in text.lines() {
+        let begins = line.starts_with(|first: char| first.is_alphanumeric() || first == '_');
+        if begins {
+            apart = line.split_once(':').is_none_or(|(key, _)| is_apart(key.trim()));
+        }
+        if !apart && !line.trim_start().starts_with('#') {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    kept
 }
 
 /// What a recipe comes to: the settings, and the version of the agent that wrote it.
@@ -56,8 +81,12 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(Settings, String), String> {
 fn sections_of(bytes: &[u8]) -> Result<Sections, String> {
     let Recipe { agent: _, config, policy_files } =
         serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    // JSON is YAML.
-    let text = if config.is_null() { String::new() } else { config.to_string() };
+    let text = match config {
+        Value::Null => String::new(),
+        Value::String(as_written) => as_written,
+        // JSON is YAML.
+        config => config.to_string(),
+    };
     let file: File = explain::parse(&text).map_err(|fault| fault.message)?;
     let (_, sections) = file.split(Path::new("")).map_err(|error: LoadError| error.to_string())?;
     let file = |(name, text)| PolicyText { name, text };

@@ -217,7 +217,11 @@ fn compare(settings: &Settings, record: &Record, by_another: bool) -> Option<Str
     if !by_another && configured.is_some_and(|it| it.as_ref() != Some(&without_human(who))) {
         return Some("team, project or grants are not those of the configuration".to_owned());
     }
-    let again = settings.decide_again(record)?;
+    let again = if by_another {
+        settings.decide_otherwise(record)?
+    } else {
+        settings.decide_again(record)?
+    };
     let before = Again {
         result: decided.result,
         reason: decided.reason.clone(),

@@ -72,6 +72,8 @@ const FINDING_LIMIT: usize = 1_000;
 /// Checks records in order.
 #[derive(Debug, Default)]
 pub(crate) struct Checker {
+    /// The agent before was killed, and this one has decided nothing yet.
+    after_a_crash: bool,
     /// Index of the first record; what lies before it cannot be looked up.
     first: Option<u64>,
     last: Option<(u64, Kind)>,
@@ -147,6 +149,7 @@ impl Checker {
             if !stopped {
                 self.counts.unclean += 1;
             }
+            self.after_a_crash = !stopped;
             self.interrupted();
             // The kernel programs of the next agent count from zero.
             self.counts.dropped += self.kernel.drain().map(|(_, (_, lost))| lost).sum::<u64>();
@@ -274,7 +277,10 @@ impl Checker {
             Unit { since: entry.seq, ..Unit::default() }
         });
         let done = match entry.kind {
-            Kind::Decision => self.decision(entry, &mut unit),
+            Kind::Decision => {
+                self.after_a_crash = false;
+                self.decision(entry, &mut unit)
+            }
             Kind::Reservation => self.reservation(entry, &mut unit),
             Kind::Reconciliation => self.reconciliation(entry, &mut unit),
             Kind::Release => self.release(entry, &mut unit),
@@ -377,7 +383,10 @@ impl Checker {
 
     /// What holds for both ends of a reservation.
     fn closing(&mut self, entry: &Entry<'_>, unit: &Unit) {
-        let whole = self.first == Some(0) && !self.holes;
+        // Accounts are made durable before evidence: what a crash left between the two is settled by the next
+        // agent, as a bound, before it decides anything.
+        let unwritten = self.after_a_crash && entry.bud.iter().all(|account| account.inc);
+        let whole = self.first == Some(0) && !self.holes && !unwritten;
         match &unit.reserved {
             None if whole => self.find(entry.seq, "nothing was reserved for the unit".into()),
             // It says no amounts: what is left of those budgets is known again at their next record.

@@ -40,6 +40,17 @@ impl Settings {
     /// Makes the decision of a record again. `None`: it is not the record of a decision.
     #[must_use]
     pub fn decide_again(&self, record: &Record) -> Option<Again> {
+        self.decide_once_more(record, false)
+    }
+
+    /// What these settings, which are others than it was decided by, make of a recorded decision: with
+    /// what its budgets had used, and their limits as they are here.
+    #[must_use]
+    pub fn decide_otherwise(&self, record: &Record) -> Option<Again> {
+        self.decide_once_more(record, true)
+    }
+
+    fn decide_once_more(&self, record: &Record, otherwise: bool) -> Option<Again> {
         let who = &record.who.as_ref()?.attribution;
         let (what, inputs) = (record.what.as_ref()?, record.inputs.as_ref()?);
         record.decision.as_ref()?;
@@ -47,7 +58,7 @@ impl Settings {
         let subject = core.recalled(who);
         let call = call(what, inputs);
         let ask = core.asked(&call, what, inputs);
-        core.recall(record.at, &subject, &ask, &inputs.seen);
+        core.recall(record.at, &subject, &ask, &inputs.seen, otherwise);
         Some(core.again(record.at, &subject, &ask, inputs))
     }
 
@@ -113,7 +124,7 @@ impl Core {
     }
 
     /// Puts into memory what stood there.
-    fn recall(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>, seen: &Seen) {
+    fn recall(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>, seen: &Seen, otherwise: bool) {
         let who = subject.identity.attribution.principal.clone();
         let provider = ask.call.provider.clone().unwrap_or_default();
         if let Some(p95) = seen.p95_latency_ms {
@@ -133,7 +144,9 @@ impl Core {
         }
         for demand in self.demands(now, subject, ask) {
             if let Some(had) = seen.budgets.iter().find(|it| it.budget == demand.key.budget) {
-                self.ledger.recall(&demand, had.allocated, had.remaining);
+                let used = had.allocated.saturating_sub(had.remaining);
+                let allocated = if otherwise { demand.limit } else { had.allocated };
+                self.ledger.recall(&demand, allocated, allocated.saturating_sub(used));
             }
         }
     }

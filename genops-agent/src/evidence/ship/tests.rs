@@ -5,10 +5,8 @@
     reason = "a test may panic, and says what it skips"
 )]
 
-use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use genops_evidence::{Log, Options, Verify};
 
@@ -261,60 +259,4 @@ fn a_server_that_is_down_for_a_while_gets_everything_once() {
     assert_eq!(std::fs::read(copy.join("tile/entries/000")).unwrap(), there);
     shipping.shipper.finish();
     drop(server);
-}
-
-/// Passes connections on, and cuts each of the first ones in the middle of what it carries.
-fn cutting_proxy(to: SocketAddr, cuts: usize) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    let left = Arc::new(AtomicUsize::new(cuts));
-    std::thread::spawn(move || {
-        for client in listener.incoming().map_while(Result::ok) {
-            let left = Arc::clone(&left);
-            std::thread::spawn(move || {
-                let Ok(server) = TcpStream::connect(to) else { return };
-                let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
-                std::thread::spawn(move || {
-                    let (mut from, mut to) = back;
-                    std::io::copy(&mut from, &mut to).map(|_| ()).unwrap_or_default();
-                });
-                forward(client, server, &left);
-            });
-        }
-    });
-    address
-}
-
-fn forward(mut client: TcpStream, mut server: TcpStream, left: &AtomicUsize) {
-    let mut buffer = vec![0; 4096];
-    let mut carried = 0;
-    while let Ok(read) = client.read(&mut buffer) {
-        // Beyond the head of the request, within its body.
-        let cut = carried > 8_000
-            && left
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |it| it.checked_sub(1))
-                .is_ok();
-        if read == 0 || cut || server.write_all(&buffer[..read]).is_err() {
-            break;
-        }
-        carried += read;
-    }
-    for stream in [client, server] {
-        stream.shutdown(std::net::Shutdown::Both).unwrap_or_default();
-    }
-}
-
-#[test]
-fn an_upload_that_is_cut_is_done_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let [log, root, state] = ["log", "s3", "state.json"].map(|it| folder.path().join(it));
-    let address = free_address();
-    let Some(server) = Server::start(&root, address) else { return };
-    grow(&log, 1_500);
-    let ship = server.ship(cutting_proxy(address, 5));
-    let shipping = Shipping::start(&log, &state, &ship);
-    shipping.wait_for("the head", |_| head(&server.copy(), 1_500));
-    assert!(shipping.metrics.ship_failures.get() > 0);
-    assert_eq!(verified(&server.copy()), 1_500);
-    shipping.shipper.finish();
 }
