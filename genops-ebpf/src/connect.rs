@@ -208,9 +208,9 @@ fn answer(ctx: &SkBuffContext) -> Option<()> {
         bpf_skb_load_bytes(ctx.skb.skb.cast(), packet.payload_at, to, len)
     };
     if failed == 0 {
-        entry.submit(0)
+        entry.submit(0);
     } else {
-        entry.discard(0)
+        entry.discard(0);
     }
     Some(())
 }

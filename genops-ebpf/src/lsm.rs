@@ -17,9 +17,9 @@ pub(crate) fn deny_sendmsg(ctx: LsmContext) -> i32 {
     if before != 0 {
         return before;
     }
-    let socket: *const u8 = ctx.arg(0);
+    let socket: *const *mut c_void = ctx.arg(0);
     // SAFETY: a trusted pointer of the hook; the verifier checks the access.
-    let sk = unsafe { socket.add(SK_OFFSET).cast::<*mut c_void>().read_volatile() };
+    let sk = unsafe { socket.byte_add(SK_OFFSET).read_volatile() };
     if sk.is_null() {
         return 0;
     }

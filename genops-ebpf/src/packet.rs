@@ -55,7 +55,7 @@ impl Packet {
         };
         let payload_at = header_at + header_len;
         let len = ctx.len();
-        let payload_len = if len > payload_at { len - payload_at } else { 0 };
+        let payload_len = len.saturating_sub(payload_at);
         Some(Self { protocol, ip_version, header_at, payload_at, payload_len })
     }
 

@@ -400,9 +400,9 @@ fn make_mixed_calls(stage: &Stage, scratch: &Scratch, linger: bool) -> anyhow::R
         };
         let messages = json!([{"role": "user", "content": said}]);
         let mut body = json!({"model": model, "max_tokens": most, "messages": messages, "service_tier": "default"});
-        if slow {
-            body["stream"] = true.into();
-            body["stream_options"] = json!({"include_usage": true});
+        if let Some(fields) = body.as_object_mut().filter(|_| slow) {
+            fields.insert("stream".to_owned(), true.into());
+            fields.insert("stream_options".to_owned(), json!({"include_usage": true}));
         }
         let mut curl = stage.command(program);
         curl.args(["--silent", "--max-time", "20", "--header", "Content-Type: application/json"]);
