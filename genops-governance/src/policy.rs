@@ -5,6 +5,7 @@
 //! principal are evaluated (a [`Slice`]); an evaluation error is never an allow, although Cedar
 //! itself skips a policy that errors.
 
+mod attributes;
 mod load;
 mod short;
 
@@ -14,11 +15,12 @@ use std::sync::{Arc, Mutex};
 
 use cedar_policy::{
     Authorizer, Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicyId,
-    PolicySet, PrincipalConstraint, Request, RestrictedExpression,
+    PolicySet, PrincipalConstraint, Request,
 };
 use regex::RegexSet;
 use sha2::{Digest as _, Sha256};
 
+use self::attributes::Attributes;
 use self::load::{Loader, Stored, content_rules};
 use crate::awu::Attribution;
 use crate::config::{PolicyConfig, PolicyText, Sections, TierConfig};
@@ -135,7 +137,7 @@ pub(crate) struct Policies {
     /// Slices by the policies in them: principals that the same policies concern share one.
     slices: Mutex<BTreeMap<Vec<usize>, Arc<Slice>>>,
     /// Entities by principal and model. They never change, so the lock can't change an outcome.
-    entities: Mutex<HashMap<(String, String), Entities>>,
+    entities: Mutex<HashMap<(String, String), Arc<Entities>>>,
 }
 
 impl fmt::Debug for Policies {
@@ -161,6 +163,8 @@ pub(crate) struct Slice {
     advisory: PolicySet,
     /// Indices of the content rules.
     content: Vec<usize>,
+    /// What of a request these policies look at: nothing else is made for them.
+    looks_at: Attributes,
 }
 
 /// The names of entity types, parsed once.
@@ -286,12 +290,14 @@ impl Policies {
 
     fn build_slice(&self, chosen: &[usize], content: &[usize]) -> Slice {
         let (mut enforcing, mut advisory) = (PolicySet::new(), PolicySet::new());
+        let mut looks_at = Attributes::default();
         for policy in chosen.iter().filter_map(|index| self.all.get(*index)) {
             let warns = self.metas.get(&policy.id).is_some_and(|it| it.severity == Severity::Warn);
             let set = if warns { &mut advisory } else { &mut enforcing };
+            looks_at = looks_at.and(policy.looks_at);
             set.add(policy.parse()).expect("names are unique, and none is a template");
         }
-        Slice { enforcing, advisory, content: content.to_vec() }
+        Slice { enforcing, advisory, content: content.to_vec(), looks_at }
     }
 
     fn own_uid(&self, who: &Attribution) -> EntityUid {
@@ -335,7 +341,7 @@ impl Policies {
         if quiet {
             return opinion;
         }
-        let request = match self.request(who, facts) {
+        let request = match self.request(who, facts, slice.looks_at) {
             Ok(request) => request,
             Err(why) => {
                 opinion.error = Some(("request".to_owned(), why));
@@ -387,20 +393,26 @@ impl Policies {
         }
     }
 
-    fn request(&self, who: &Attribution, facts: &Facts<'_>) -> Result<Request, String> {
+    fn request(
+        &self,
+        who: &Attribution,
+        facts: &Facts<'_>,
+        looks_at: Attributes,
+    ) -> Result<Request, String> {
         let resource = uid(&self.types.model, &format!("{}/{}", facts.provider, facts.model));
-        let context = Context::from_pairs(pairs(facts)).map_err(|error| error.to_string())?;
+        let context =
+            Context::from_pairs(looks_at.pairs(facts)).map_err(|error| error.to_string())?;
         Request::new(self.own_uid(who), self.types.invoke.clone(), resource, context, None)
             .map_err(|error| error.to_string())
     }
 
     /// The principal and the model, each with everything it is in.
-    fn entities(&self, who: &Attribution, lineage: &[String], facts: &Facts<'_>) -> Entities {
+    fn entities(&self, who: &Attribution, lineage: &[String], facts: &Facts<'_>) -> Arc<Entities> {
         let model = format!("{}/{}", facts.provider, facts.model);
         let key = (who.principal.clone(), model);
         let mut cache = self.entities.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(found) = cache.get(&key) {
-            return found.clone();
+            return Arc::clone(found);
         }
         let Types { model: model_type, provider, tier, .. } = &self.types;
         let own = self.own_uid(who);
@@ -413,50 +425,13 @@ impl Policies {
             Entity::new_no_attrs(uid(model_type, &key.1), of_model),
         ];
         let entities = Entities::from_entities(both, None).expect("two different names, no cycle");
+        let entities = Arc::new(entities);
         if cache.len() >= ENTITIES_LIMIT {
             cache.clear();
         }
-        cache.insert(key, entities.clone());
+        cache.insert(key, Arc::clone(&entities));
         entities
     }
-}
-
-/// The context, name by name as the schema has it.
-fn pairs(facts: &Facts<'_>) -> Vec<(String, RestrictedExpression)> {
-    let text = |it: &str| RestrictedExpression::new_string(it.to_owned());
-    let amount = |it: u64| {
-        let bounded = i64::try_from(it).unwrap_or(AMOUNT_LIMIT).min(AMOUNT_LIMIT);
-        RestrictedExpression::new_long(bounded)
-    };
-    let flag = RestrictedExpression::new_bool;
-    let est_nano_usd = facts.est_nano_usd.unwrap_or(AMOUNT_LIMIT).unsigned_abs();
-    let pairs: [(&str, RestrictedExpression); 19] = [
-        ("provider", text(facts.provider)),
-        ("model", text(facts.model)),
-        ("operation", text(facts.operation)),
-        ("region", text(facts.region)),
-        ("server", text(facts.server)),
-        ("environment", text(facts.environment)),
-        ("est_nano_usd", amount(est_nano_usd)),
-        ("est_tokens", amount(facts.est_tokens)),
-        ("max_output_tokens", amount(facts.max_output_tokens)),
-        ("request_bytes", amount(facts.request_bytes)),
-        ("p95_latency_ms", amount(facts.p95_latency_ms)),
-        ("stream", flag(facts.stream)),
-        ("readable", flag(facts.readable)),
-        ("inspectable", flag(facts.inspectable)),
-        ("approved", flag(facts.approved)),
-        ("mapped", flag(facts.mapped)),
-        ("content", RestrictedExpression::new_set(facts.content.iter().map(|it| text(it)))),
-        ("hour_utc", amount(facts.unix_s % 86_400 / 3_600)),
-        ("weekday_utc", amount(weekday(facts.unix_s))),
-    ];
-    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-/// 1 is Monday. 1970-01-01 was a Thursday.
-fn weekday(unix_s: u64) -> u64 {
-    (unix_s / 86_400 + 3) % 7 + 1
 }
 
 #[cfg(test)]
@@ -492,16 +467,10 @@ mod tests {
             unix_s: 1_795_341_600,
         };
         let types = Types::new();
-        let context = Context::from_pairs(pairs(&facts)).expect("no duplicates");
+        let context = Context::from_pairs(Attributes::ALL.pairs(&facts)).expect("no duplicates");
         let principal = uid(&types.workload, "bot");
         let resource = uid(&types.model, "openai/gpt-4o-mini");
         let request = Request::new(principal, types.invoke, resource, context, Some(&schema));
         assert!(request.is_ok(), "{request:?}");
-    }
-
-    /// 2026-11-22 is a Sunday.
-    #[test]
-    fn weekdays_count_from_monday() {
-        assert_eq!([1_795_341_600, 1_795_341_600 + 86_400].map(weekday), [7, 1]);
     }
 }

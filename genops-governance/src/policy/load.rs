@@ -11,8 +11,9 @@ use cedar_policy::{
 };
 use miette::Diagnostic;
 use regex::{RegexSet, RegexSetBuilder};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::attributes::Attributes;
 use super::{Meta, SCHEMA, Severity};
 use crate::config::{PolicyConfig, Sections};
 use crate::decision::ReasonCode;
@@ -57,12 +58,19 @@ pub(super) struct Stored {
     pub(super) id: PolicyId,
     pub(super) text: String,
     pub(super) concerns: PrincipalConstraint,
+    pub(super) looks_at: Attributes,
 }
 
 impl Stored {
-    /// The policy, parsed again.
+    /// The policy, parsed again, for principals that it concerns: whether it does is not asked at each
+    /// decision once more, nor which action, of which there is one.
     pub(super) fn parse(&self) -> Policy {
-        Policy::parse(Some(self.id.clone()), &self.text).expect("it was parsed before")
+        let whole = Policy::parse(Some(self.id.clone()), &self.text).expect("it was parsed before");
+        let Ok(Value::Object(mut json)) = whole.to_json() else { return whole };
+        for scope in ["principal", "action"] {
+            json.insert(scope.to_owned(), json!({"op": "All"}));
+        }
+        Policy::from_json(Some(self.id.clone()), json.into()).unwrap_or(whole)
     }
 }
 
@@ -153,7 +161,8 @@ impl Loader {
             faults.0.push(format!("{place}: `@id(\"{id}\")` is used by a policy before it"));
             return None;
         }
-        match meta(policy) {
+        let looks_at = Attributes::of(policy);
+        match meta(policy, looks_at) {
             Ok(Some(meta)) => {
                 self.metas.insert(id.clone(), meta);
             }
@@ -164,7 +173,7 @@ impl Loader {
         }
         self.places.insert(id.clone(), Place { index, line, start });
         let (text, concerns) = (policy.to_string(), policy.principal_constraint());
-        self.policies.push(Stored { id: id.clone(), text, concerns });
+        self.policies.push(Stored { id: id.clone(), text, concerns, looks_at });
         Some(policy.new_id(id))
     }
 
@@ -232,7 +241,7 @@ fn position(name: &str, text: &str, start: usize, error: &impl Diagnostic) -> St
 }
 
 /// Lints the annotations. `None` for a permit.
-fn meta(policy: &Policy) -> Result<Option<Meta>, String> {
+fn meta(policy: &Policy, looks_at: Attributes) -> Result<Option<Meta>, String> {
     let code = policy.annotation("reason_code");
     let result = policy.annotation("genops_result");
     if policy.effect() == Effect::Permit {
@@ -262,23 +271,11 @@ fn meta(policy: &Policy) -> Result<Option<Meta>, String> {
         Some(text) => text.parse().map_err(|_| format!("`@priority(\"{text}\")` is no integer"))?,
     };
     let reason = policy.annotation("reason").map(str::to_owned);
-    Ok(Some(Meta { severity, code, priority, reason, of_host: of_host(policy) }))
+    Ok(Some(Meta { severity, code, priority, reason, of_host: of_host(policy, looks_at) }))
 }
 
-/// What is known of a connection before any request is read.
-const OF_HOST: [&str; 8] = [
-    "provider",
-    "region",
-    "server",
-    "environment",
-    "mapped",
-    "inspectable",
-    "hour_utc",
-    "weekday_utc",
-];
-
 /// Whether a policy looks at nothing but the host: at no model, content, size or price.
-fn of_host(policy: &Policy) -> bool {
+fn of_host(policy: &Policy, looks_at: Attributes) -> bool {
     let any_model = match policy.resource_constraint() {
         ResourceConstraint::Any | ResourceConstraint::Is(_) => true,
         ResourceConstraint::In(it) | ResourceConstraint::IsIn(_, it) => {
@@ -286,42 +283,21 @@ fn of_host(policy: &Policy) -> bool {
         }
         ResourceConstraint::Eq(_) => false,
     };
-    // What has no JSON looks at anything.
-    let json = policy.to_json().ok();
-    let conditions = json.as_ref().and_then(|it| it.get("conditions"));
-    any_model && conditions.is_some_and(looks_at_host_only)
-}
-
-/// Cedar's JSON: a variable is `{"Var": "context"}`, an attribute `{".": {"left": .., "attr": ..}}`.
-fn looks_at_host_only(json: &Value) -> bool {
-    match json {
-        Value::Object(fields) => {
-            if let Some(access) = fields.get(".")
-                && access.pointer("/left/Var").and_then(Value::as_str) == Some("context")
-            {
-                let attribute = access.get("attr").and_then(Value::as_str);
-                return attribute.is_some_and(|it| OF_HOST.contains(&it));
-            }
-            let variable = fields.get("Var").and_then(Value::as_str);
-            variable.is_none_or(|it| it == "principal" || it == "action")
-                && fields.values().all(looks_at_host_only)
-        }
-        Value::Array(items) => items.iter().all(looks_at_host_only),
-        _ => true,
-    }
+    any_model && looks_at.are_of_host()
 }
 
 #[cfg(test)]
 mod tests {
     use cedar_policy::Policy;
 
-    use super::{of_host, statements};
+    use super::{Attributes, of_host, statements};
 
     #[test]
     fn a_policy_is_of_the_host_if_it_looks_at_nothing_else() {
         let check = |resource: &str, condition: &str| {
             let text = format!("forbid (principal, action, {resource}) {condition};");
-            of_host(&Policy::parse(None, text).expect("Cedar"))
+            let policy = Policy::parse(None, text).expect("Cedar");
+            of_host(&policy, Attributes::of(&policy))
         };
         assert!(check("resource", "unless { context.provider like \"openai\" }"));
         assert!(check("resource", "when { !context.inspectable }"));

@@ -1,0 +1,163 @@
+//! What policies may look at in a request: the context, attribute by attribute as the schema has it.
+//!
+//! To add one: a line in [`ATTRIBUTES`] and one in the schema.
+
+use cedar_policy::{Policy, RestrictedExpression};
+use serde_json::Value;
+
+use super::{AMOUNT_LIMIT, Facts};
+
+/// One attribute of the context.
+struct Attribute {
+    name: &'static str,
+    /// It is known of a connection before any request is read.
+    of_host: bool,
+    value: fn(&Facts<'_>) -> RestrictedExpression,
+}
+
+const fn of_host(name: &'static str, value: fn(&Facts<'_>) -> RestrictedExpression) -> Attribute {
+    Attribute { name, of_host: true, value }
+}
+
+const fn of_call(name: &'static str, value: fn(&Facts<'_>) -> RestrictedExpression) -> Attribute {
+    Attribute { name, of_host: false, value }
+}
+
+/// Every attribute.
+const ATTRIBUTES: [Attribute; 19] = [
+    of_host("provider", |it| text(it.provider)),
+    of_call("model", |it| text(it.model)),
+    of_call("operation", |it| text(it.operation)),
+    of_host("region", |it| text(it.region)),
+    of_host("server", |it| text(it.server)),
+    of_host("environment", |it| text(it.environment)),
+    of_call("est_nano_usd", |it| amount(it.est_nano_usd.unwrap_or(AMOUNT_LIMIT).unsigned_abs())),
+    of_call("est_tokens", |it| amount(it.est_tokens)),
+    of_call("max_output_tokens", |it| amount(it.max_output_tokens)),
+    of_call("request_bytes", |it| amount(it.request_bytes)),
+    of_call("p95_latency_ms", |it| amount(it.p95_latency_ms)),
+    of_call("stream", |it| flag(it.stream)),
+    of_call("readable", |it| flag(it.readable)),
+    of_host("inspectable", |it| flag(it.inspectable)),
+    of_call("approved", |it| flag(it.approved)),
+    of_host("mapped", |it| flag(it.mapped)),
+    of_call("content", |it| RestrictedExpression::new_set(it.content.iter().map(|it| text(it)))),
+    of_host("hour_utc", |it| amount(it.unix_s % 86_400 / 3_600)),
+    of_host("weekday_utc", |it| amount(weekday(it.unix_s))),
+];
+
+fn text(it: &str) -> RestrictedExpression {
+    RestrictedExpression::new_string(it.to_owned())
+}
+
+fn amount(it: u64) -> RestrictedExpression {
+    let bounded = i64::try_from(it).unwrap_or(AMOUNT_LIMIT).min(AMOUNT_LIMIT);
+    RestrictedExpression::new_long(bounded)
+}
+
+fn flag(it: bool) -> RestrictedExpression {
+    RestrictedExpression::new_bool(it)
+}
+
+/// 1 is Monday. 1970-01-01 was a Thursday.
+fn weekday(unix_s: u64) -> u64 {
+    (unix_s / 86_400 + 3) % 7 + 1
+}
+
+/// The bit of the resource, which is the model: no attribute, but known from the request only.
+const RESOURCE: u32 = 1 << 31;
+
+/// Some of the attributes, a bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Attributes(u32);
+
+impl Attributes {
+    /// Every one.
+    pub(super) const ALL: Self = Self(((1 << ATTRIBUTES.len()) - 1) | RESOURCE);
+
+    /// What a policy looks at; all, where it uses the context as a whole or has no JSON.
+    pub(super) fn of(policy: &Policy) -> Self {
+        let json = policy.to_json().ok();
+        json.as_ref().and_then(|it| it.get("conditions")).map_or(Self::ALL, Self::mentioned)
+    }
+
+    /// Cedar's JSON: a variable is `{"Var": "context"}`, an attribute `{".": {"left": .., "attr": ..}}`; `has`
+    /// likewise.
+    fn mentioned(json: &Value) -> Self {
+        match json {
+            Value::Object(fields) => {
+                let access = fields.get(".").or_else(|| fields.get("has"));
+                let of_context = |it: &&Value| {
+                    it.pointer("/left/Var").and_then(Value::as_str) == Some("context")
+                };
+                if let Some(access) = access.filter(of_context) {
+                    let name = access.get("attr").and_then(Value::as_str);
+                    return name.map_or(Self::ALL, Self::named);
+                }
+                match fields.get("Var").and_then(Value::as_str) {
+                    Some("context") => return Self::ALL,
+                    Some("resource") => return Self(RESOURCE),
+                    _ => {}
+                }
+                fields.values().map(Self::mentioned).fold(Self::default(), Self::and)
+            }
+            Value::Array(items) => {
+                items.iter().map(Self::mentioned).fold(Self::default(), Self::and)
+            }
+            _ => Self::default(),
+        }
+    }
+
+    /// None, where the schema has no such attribute: then a policy that mentions it was refused.
+    fn named(name: &str) -> Self {
+        let index = ATTRIBUTES.iter().position(|it| it.name == name);
+        index.map_or(Self::default(), |it| Self(1 << it))
+    }
+
+    /// Both.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of them are known before any request is read.
+    pub(super) fn are_of_host(self) -> bool {
+        self.0 & RESOURCE == 0 && self.chosen().all(|it| it.of_host)
+    }
+
+    /// The context of a request, as far as it is looked at.
+    pub(super) fn pairs(self, facts: &Facts<'_>) -> Vec<(String, RestrictedExpression)> {
+        self.chosen().map(|it| (it.name.to_owned(), (it.value)(facts))).collect()
+    }
+
+    fn chosen(self) -> impl Iterator<Item = &'static Attribute> {
+        let is_chosen = move |index: usize| self.0 & 1 << index != 0;
+        ATTRIBUTES.iter().enumerate().filter(move |(index, _)| is_chosen(*index)).map(|(_, it)| it)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cedar_policy::Policy;
+
+    use super::{Attributes, weekday};
+
+    /// 2026-11-22 is a Sunday.
+    #[test]
+    fn weekdays_count_from_monday() {
+        assert_eq!([1_795_341_600, 1_795_341_600 + 86_400].map(weekday), [7, 1]);
+    }
+
+    #[test]
+    fn a_policy_is_given_what_it_looks_at() {
+        let of = |condition: &str| {
+            let text = format!("forbid (principal, action, resource) {condition};");
+            let attributes = Attributes::of(&Policy::parse(None, text).expect("Cedar"));
+            attributes.chosen().map(|it| it.name).collect::<Vec<_>>()
+        };
+        assert_eq!(of(""), [""; 0]);
+        assert_eq!(of("when { context.model like \"o9*\" }"), ["model"]);
+        let two = "when { [context.region].contains(\"us\") } unless { context has stream }";
+        assert_eq!(of(two), ["region", "stream"]);
+        assert_eq!(of("when { context == {} }").len(), 19);
+    }
+}
