@@ -78,6 +78,8 @@ impl Kernel {
         }
         let mut loader = EbpfLoader::new();
         loader.map_max_entries("EVENTS", options.ring_bytes);
+        let cookies = u32::from(attach::has_cookies());
+        loader.override_global("COOKIES", &cookies, true);
         let Options { pins, floor, .. } = options;
         for (name, path) in pins.iter().flat_map(|it| it.maps()) {
             loader.map_pin_path(name, path);

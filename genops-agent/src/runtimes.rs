@@ -4,9 +4,12 @@
 //! if its calling convention is new. Nothing else in the agent knows that OpenSSL exists.
 
 mod elf;
+mod flow;
 mod openssl;
 
 use std::path::Path;
+
+use genops_ebpf_common::Frame;
 
 pub(crate) use elf::ElfError;
 
@@ -17,6 +20,8 @@ pub(crate) struct ProbePoint {
     pub(crate) program: &'static str,
     /// Offset in the file, in bytes: what the kernel wants, and what survives stripping.
     pub(crate) file_offset: u64,
+    /// A cheaper place for it, for kernels that tell the program which frame it finds there.
+    pub(crate) cheaper: Option<(u64, Frame)>,
 }
 
 /// A TLS implementation.

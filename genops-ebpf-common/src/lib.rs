@@ -482,6 +482,38 @@ pub struct Verdict {
     pub reserved: u32,
 }
 
+/// Where in a function a probe sits, as `bpf_get_attach_cookie` hands it to the program; zero: at the entry or
+/// at a RET.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frame(pub u64);
+
+impl Frame {
+    /// Below the entry, the stack pointer `depth` bytes lower.
+    #[must_use]
+    pub const fn entered(depth: u16) -> Self {
+        Self::returning(depth, 0)
+    }
+
+    /// Above a RET, the stack pointer `depth` bytes lower, the result in a register of this number in the
+    /// processor's encoding.
+    #[must_use]
+    pub const fn returning(depth: u16, register: u8) -> Self {
+        Self(depth as u64 | (register as u64) << 16)
+    }
+
+    /// How many bytes the stack pointer is lower than at the function's entry.
+    #[must_use]
+    pub const fn depth(self) -> u64 {
+        self.0 & 0xffff
+    }
+
+    /// The register with the result.
+    #[must_use]
+    pub const fn register(self) -> u64 {
+        self.0 >> 16 & 0xff
+    }
+}
+
 /// What the agent told the programs about a process.
 pub mod process_mode {
     /// Never hold.

@@ -1,22 +1,25 @@
-//! Plaintext in and out of OpenSSL: entry and RET probes, one program per calling convention.
+//! Plaintext in and out of OpenSSL: entry and RET probes, one program per calling convention. A probe may sit
+//! somewhat below the entry or above the RET ([`Frame`]).
 //!
 //! A write is reported at its entry, before anything is encrypted, at the position where the last
 //! successful write ended. A write that fails and is repeated is reported again at the same position,
 //! as OpenSSL wants the same bytes again (`SSL_write(3)`, "WARNINGS"); the reader drops the overlap.
 
 use aya_ebpf::{
+    EbpfContext as _,
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         generated::{
-            bpf_get_current_cgroup_id, bpf_get_current_task, bpf_get_smp_processor_id,
-            bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str,
+            bpf_get_attach_cookie, bpf_get_current_cgroup_id, bpf_get_current_task,
+            bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user,
+            bpf_probe_read_user_str,
         },
     },
     macros::uprobe,
     programs::ProbeContext,
 };
 use genops_ebpf_common::{
-    Close, Conn, ConnKey, DATA_DENIED, DATA_HELD, EGRESS, INGRESS, NAME_LEN, NameKey, Open,
+    Close, Conn, ConnKey, DATA_DENIED, DATA_HELD, EGRESS, Frame, INGRESS, NAME_LEN, NameKey, Open,
     Verdict, kind, loss, origin,
 };
 
@@ -95,7 +98,7 @@ pub(crate) fn ssl_write_ex(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// A RET instruction of `SSL_write` or `SSL_write_ex`.
+/// At a RET instruction of `SSL_write` or `SSL_write_ex`.
 #[uprobe]
 pub(crate) fn ssl_write_ret(ctx: ProbeContext) -> u32 {
     if let Some((call, count)) = call_returns(&ctx)
@@ -128,7 +131,7 @@ pub(crate) fn ssl_read_ex(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// A RET instruction of `SSL_read` or `SSL_read_ex`.
+/// At a RET instruction of `SSL_read` or `SSL_read_ex`.
 #[uprobe]
 pub(crate) fn ssl_read_ret(ctx: ProbeContext) -> u32 {
     if let Some((call, count)) = call_returns(&ctx)
@@ -178,10 +181,55 @@ fn conn_key(ssl: u64) -> ConnKey {
     ConnKey { ssl, tgid: tgid(), reserved: 0 }
 }
 
+/// 1: the kernel tells a program which of its probes was hit (5.15). Set before it is loaded, so that kernels
+/// without the helper never see the call.
+#[unsafe(no_mangle)]
+static COOKIES: u32 = 0;
+
+#[inline(always)]
+fn frame(ctx: &ProbeContext) -> Frame {
+    // SAFETY: a constant of ours, which the loader may have changed.
+    if unsafe { (&raw const COOKIES).read_volatile() } == 0 {
+        return Frame::default();
+    }
+    // SAFETY: the context that this program was entered with.
+    Frame(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
+}
+
+/// The stack pointer at the entry of the function in which a probe was hit.
 #[inline(always)]
 fn stack_pointer(ctx: &ProbeContext) -> u64 {
     // SAFETY: the registers that this program was entered with.
-    unsafe { (*ctx.regs).rsp }
+    let here = unsafe { (*ctx.regs).rsp };
+    here + frame(ctx).depth()
+}
+
+/// What the function in which a probe was hit is about to return.
+#[inline(always)]
+fn result(ctx: &ProbeContext) -> i32 {
+    // Each at its own constant offset: the verifier takes no other into its context.
+    // SAFETY: as in `stack_pointer`.
+    let (rax, rbx, rbp, r12, r13, r14, r15) = unsafe {
+        (
+            (&raw const (*ctx.regs).rax).read_volatile(),
+            (&raw const (*ctx.regs).rbx).read_volatile(),
+            (&raw const (*ctx.regs).rbp).read_volatile(),
+            (&raw const (*ctx.regs).r12).read_volatile(),
+            (&raw const (*ctx.regs).r13).read_volatile(),
+            (&raw const (*ctx.regs).r14).read_volatile(),
+            (&raw const (*ctx.regs).r15).read_volatile(),
+        )
+    };
+    let value = match frame(ctx).register() {
+        3 => rbx,
+        5 => rbp,
+        12 => r12,
+        13 => r13,
+        14 => r14,
+        15 => r15,
+        _ => rax,
+    };
+    value as i32
 }
 
 /// Remembers a provider's name; other names leave no trace.
@@ -262,7 +310,7 @@ fn call_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, count_at: u64) {
     }
 }
 
-/// The call that ends at this RET instruction, and how many bytes it moved.
+/// The call that ends here, and how many bytes it moved.
 #[inline(always)]
 fn call_returns(ctx: &ProbeContext) -> Option<(Call, u64)> {
     let thread = bpf_get_current_pid_tgid();
@@ -272,8 +320,7 @@ fn call_returns(ctx: &ProbeContext) -> Option<(Call, u64)> {
         return None; // a RET of another function, or of a call within this one
     }
     let _gone = CALLS.remove(thread);
-    // SAFETY: the registers that this program was entered with.
-    let returned = unsafe { (*ctx.regs).rax } as i32;
+    let returned = result(ctx);
     if returned <= 0 {
         return Some((call, 0));
     }

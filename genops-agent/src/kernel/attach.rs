@@ -11,7 +11,7 @@ use aya::{
     programs::{
         ProgramError,
         links::{FdLink, PinnedLink},
-        uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
     },
 };
 
@@ -88,9 +88,11 @@ impl Probes {
             return Ok(());
         }
         let mut links = Vec::with_capacity(points.len());
-        for &ProbePoint { program, file_offset } in points {
+        for point in points {
+            let (file_offset, cookie) = place(point);
+            let program = point.program;
             let program = if self.floor { "empty" } else { program };
-            match self.attach_point(program, file_offset, path) {
+            match self.attach_point(program, file_offset, cookie, path) {
                 Ok(link) => links.push(link),
                 Err(source) => {
                     detach_all(&mut self.ebpf, links);
@@ -108,11 +110,15 @@ impl Probes {
         &mut self,
         program: &'static str,
         file_offset: u64,
+        cookie: Option<u64>,
         path: &Path,
     ) -> Result<Attached, ProgramError> {
         let it = uprobe(&mut self.ebpf, program)?;
-        let location = UProbeAttachLocation::AbsoluteOffset(file_offset);
-        let link = it.attach(location, path, UProbeScope::AllProcesses)?;
+        let point = || {
+            let location = UProbeAttachLocation::AbsoluteOffset(file_offset);
+            UProbeAttachPoint { location, cookie }
+        };
+        let link = it.attach(point(), path, UProbeScope::AllProcesses)?;
         let Some(pins) = self.pins.as_ref().filter(|_| aya::features().bpf_perf_link()) else {
             return Ok(Attached::Link(program, link));
         };
@@ -121,8 +127,7 @@ impl Probes {
             Ok(link) => Ok(Attached::Pinned(link)),
             Err(error) => {
                 eprintln!("genops-agent: probe `{program}` ends with the agent: {error:#}");
-                let location = UProbeAttachLocation::AbsoluteOffset(file_offset);
-                let link = it.attach(location, path, UProbeScope::AllProcesses)?;
+                let link = it.attach(point(), path, UProbeScope::AllProcesses)?;
                 Ok(Attached::Link(program, link))
             }
         }
@@ -134,6 +139,20 @@ impl Probes {
             detach_all(&mut self.ebpf, links);
         }
     }
+}
+
+/// The offset of a probe and what its program is to know of it: the cheaper place where the kernel can say
+/// that (5.15).
+fn place(point: &ProbePoint) -> (u64, Option<u64>) {
+    match point.cheaper.filter(|_| has_cookies()) {
+        Some((file_offset, frame)) => (file_offset, Some(frame.0)),
+        None => (point.file_offset, None),
+    }
+}
+
+/// Whether the kernel tells a program which of its probes was hit.
+pub(super) fn has_cookies() -> bool {
+    aya::features().bpf_cookie() && aya::features().bpf_perf_link()
 }
 
 fn uprobe<'a>(

@@ -97,7 +97,7 @@ pub(super) struct Agent {
     conns: HashMap<u64, Live>,
     processes: HashMap<u32, Known>,
     /// Processes that the engine was told of.
-    introduced: HashMap<u32, ProcessKey>,
+    introduced: HashMap<u32, ProcessFacts>,
     /// When the oldest record that is not durable was made.
     uncommitted_since: Option<u64>,
     account_at_mono_ns: u64,
@@ -250,7 +250,9 @@ impl Agent {
     }
 
     fn open(&mut self, maps: &mut Maps, open: &Open) {
-        let facts = self.identities.of(open.tgid).unwrap_or_else(|| {
+        // A short-lived process may have gone meanwhile; what it was when it began is known then.
+        let introduced = || self.introduced.get(&open.tgid).cloned();
+        let facts = self.identities.of(open.tgid).or_else(introduced).unwrap_or_else(|| {
             let comm = String::from_utf8_lossy(&open.comm);
             let comm = comm.trim_end_matches('\0');
             self.identities.of_gone(open.tgid, open.at_mono_ns, open.uid, comm)
@@ -461,9 +463,10 @@ impl Agent {
         }
         for facts in line.into_iter().rev() {
             let key = facts.key;
-            if let Some(before) = self.introduced.insert(key.pid, key).filter(|it| *it != key) {
+            let before = self.introduced.insert(key.pid, facts.clone());
+            if let Some(before) = before.filter(|it| it.key != key) {
                 // Its end was not seen.
-                self.engine.process_exit(clock::now(), before);
+                self.engine.process_exit(clock::now(), before.key);
             }
             self.engine.process(clock::now(), facts);
         }
@@ -536,7 +539,7 @@ impl Agent {
     }
 
     fn exit(&mut self, maps: &mut Maps, tgid: u32, at_mono_ns: u64) {
-        if let Some(key) = self.introduced.remove(&tgid) {
+        if let Some(ProcessFacts { key, .. }) = self.introduced.remove(&tgid) {
             self.engine.process_exit(clock::now(), key);
         }
         let Some(known) = self.processes.remove(&tgid) else { return };

@@ -1,11 +1,10 @@
-//! Functions of an ELF file and the RET instructions that end them, as offsets in the file.
+//! Functions of an ELF file, and their code.
 //!
 //! Reads files that any user may have made: every number in them is checked, and a file is never
 //! mapped or read whole.
 
-use std::{collections::BTreeSet, fs::File, path::Path};
+use std::{fs::File, path::Path};
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use object::{
     Endianness, Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol,
     read::{
@@ -14,12 +13,10 @@ use object::{
     },
 };
 
+use super::flow::Flow;
+
 /// Most bytes of one function that are decoded.
 const FUNCTION_LIMIT: u64 = 64 << 10;
-/// Most instructions that are decoded for one function, jumps out of it included.
-const INSTRUCTION_LIMIT: usize = 20_000;
-/// Most RET instructions of one function that get a probe.
-const RETURN_LIMIT: usize = 64;
 
 /// Why a file gives no probe points.
 #[derive(Debug, thiserror::Error)]
@@ -98,50 +95,16 @@ impl Elf {
         self.functions.iter().find(|(known, _)| known == name).map(|&(_, function)| function)
     }
 
-    /// File offsets of the RET instructions that end `function`, found by following its jumps.
-    ///
-    /// Jumps out of the function are followed too: they lead to its cold part, or to a function that
-    /// it ends with, whose RET returns to the same caller. A probe that is hit for another reason
-    /// sees another stack pointer and does nothing.
-    pub(crate) fn returns_of(&self, function: Function) -> Vec<u64> {
-        let mut returns = BTreeSet::new();
-        let mut seen = BTreeSet::new();
-        let mut todo = vec![function.address];
-        while let Some(start) = todo.pop() {
-            let inside = function.address..function.address.saturating_add(function.size);
-            let room = if inside.contains(&start) { inside.end - start } else { 4096 };
-            let Some(code) = self.code(start, room.clamp(16, FUNCTION_LIMIT)) else { continue };
-            let mut decoder = Decoder::with_ip(64, code, start, DecoderOptions::NONE);
-            while decoder.can_decode() {
-                let instruction = decoder.decode();
-                if instruction.is_invalid()
-                    || seen.len() >= INSTRUCTION_LIMIT
-                    || returns.len() >= RETURN_LIMIT
-                    || !seen.insert(instruction.ip())
-                {
-                    break;
-                }
-                match instruction.flow_control() {
-                    FlowControl::Return => {
-                        returns.extend(file_offset(&self.segments, instruction.ip()));
-                        break;
-                    }
-                    FlowControl::UnconditionalBranch => {
-                        todo.push(instruction.near_branch_target());
-                        break;
-                    }
-                    FlowControl::ConditionalBranch => todo.push(instruction.near_branch_target()),
-                    FlowControl::IndirectBranch
-                    | FlowControl::Interrupt
-                    | FlowControl::Exception => break,
-                    FlowControl::Next
-                    | FlowControl::Call
-                    | FlowControl::IndirectCall
-                    | FlowControl::XbeginXabortXend => {}
-                }
-            }
-        }
-        returns.into_iter().collect()
+    /// How control flows through a function.
+    pub(crate) fn flow(&self, function: Function) -> Flow {
+        Flow::of(function.address, function.size, |address, room| {
+            self.code(address, room.clamp(16, FUNCTION_LIMIT))
+        })
+    }
+
+    /// The offset in the file of an address in the code.
+    pub(crate) fn file_offset(&self, address: u64) -> Option<u64> {
+        file_offset(&self.segments, address)
     }
 
     fn code(&self, address: u64, len: u64) -> Option<&[u8]> {

@@ -1,13 +1,14 @@
 //! OpenSSL 1.1 and 3, as a shared library or linked into an executable that has its symbols (Node.js).
 //!
-//! Probes sit at the entry of each function and at each of its RET instructions: a return probe would
-//! use a system call that seccomp filters of existing containers kill (Linux 6.11 and later).
+//! Probes sit at the entry of each function and at each of its RET instructions, or where they are cheaper: a
+//! return probe would use a system call that seccomp filters of existing containers kill (Linux 6.11 and later).
 
 use std::path::Path;
 
 use super::{
     ProbePoint, Role, Runtime,
     elf::{Elf, ElfError},
+    flow::Place,
 };
 
 /// `libssl.so.1.1`, `libssl.so.3`, and the copies that Python wheels and others bring along, such as
@@ -85,15 +86,22 @@ fn probe_points(file: &Path) -> Result<Vec<ProbePoint>, ElfError> {
             }
             continue;
         };
-        points.push(ProbePoint { program: function.entry, file_offset: symbol.file_offset });
-        if let Some(program) = function.ret {
-            let returns = elf.returns_of(symbol);
-            if returns.is_empty() {
-                return Err(ElfError::NoReturn { symbol: function.symbol });
-            }
-            points
-                .extend(returns.into_iter().map(|file_offset| ProbePoint { program, file_offset }));
+        let flow = elf.flow(symbol);
+        let offset = |place: Place| Some((elf.file_offset(place.address)?, place.frame));
+        points.push(ProbePoint {
+            program: function.entry,
+            file_offset: symbol.file_offset,
+            cheaper: flow.cheap_entry().and_then(offset),
+        });
+        let Some(program) = function.ret else { continue };
+        let returns = flow.returns();
+        if returns.is_empty() {
+            return Err(ElfError::NoReturn { symbol: function.symbol });
         }
+        points.extend(returns.into_iter().filter_map(|address| {
+            let cheaper = flow.cheap_return(address).and_then(offset);
+            Some(ProbePoint { program, file_offset: elf.file_offset(address)?, cheaper })
+        }));
     }
     Ok(points)
 }
