@@ -125,11 +125,12 @@ def torn(raw, first, at, size, used):
         before, start = part, stop
     if not holes: raise ValueError("damaged at byte %d" % at)
 # --- What the records say ----------------------------------------------------------------------------
+PHASES = ("decision", "reservation", "reconciliation", "release")
 class Records:
     def __init__(self): self.principals, self.units, self.problems, self.policies, self.first, self.blobs = {}, {}, [], set(), None, []
-    def bad(self, index, what): self.problems.append(("record %d" % index, what))
-    def add(self, index, raw):
-        try: self.check(index, json.loads(raw))
+    def bad(self, index, what): self.problems.append((self.file, "record %d: %s" % (index, what)))
+    def add(self, index, raw, file):
+        try: self.file = file; self.check(index, json.loads(raw))
         except (ValueError, KeyError, TypeError, AttributeError): self.bad(index, "not a record")
     def check(self, index, entry):
         kind, who, self.first = entry["type"], entry.get("who"), index if self.first is None else self.first
@@ -141,9 +142,8 @@ class Records:
             self.principals[who["prin"]] = (who["pseq"], index)
         if kind in ("policy_loaded", "heads") and "config" in entry.get("det", {}): self.blobs.append((index, entry["det"]["config"]))
         if kind == "policy_loaded": self.policies.add("sha256:" + entry.get("det", {}).get("hash", "").replace("sha256:", ""))
-        if "awu" in entry: self.unit(index, kind, entry, self.units.setdefault(entry["awu"], {}))
+        if "awu" in entry and kind in PHASES: self.unit(index, kind, entry, self.units.setdefault(entry["awu"], {}))
     def unit(self, index, kind, entry, unit):
-        if kind not in ("decision", "reservation", "reconciliation", "release"): return
         if kind in unit: self.bad(index, "second %s of the unit" % kind)
         unit[kind] = sorted((a.get("name") or "", a["res"]) for a in entry.get("bud", []))
         if kind == "decision":
@@ -155,7 +155,7 @@ class Records:
             if kind == "reconciliation" and unit.get("result") in ("BLOCKED", "RATE_LIMITED"): self.bad(index, "ran")
 # --- The directory --------------------------------------------------------------------------------------
 class Log:
-    def __init__(self, root): self.root, self.problems, self.seen, self.records = root, [], set(), Records()
+    def __init__(self, root): self.root, self.problems, self.seen, self.unlike, self.records = root, [], set(), [], Records()
     def bad(self, name, what): self.problems.append((name, what))
     def read(self, name):
         self.seen.add(name)
@@ -178,7 +178,7 @@ class Log:
         while os.path.exists(os.path.join(self.root, "rotations/%d" % len(self.keys))):
             name = "rotations/%d" % len(self.keys); note = self.parsed(name, parse_note); lines = note[0].split("\n")
             new = self.parsed(name, lambda _: parse_vkey(lines[2]))
-            good = self.parsed(name, lambda _: len(note[1]) == 2 and signed_by(note, self.keys[-1]) and signed_by(note, new))
+            good = self.parsed(name, lambda _: [ident for _, ident, _ in note[1]] == [self.keys[-1][1], new[1]] and signed_by(note, self.keys[-1]) and signed_by(note, new))
             if not good or lines[:2] != [self.origin + "/rotation", previous] or lines[3:] != [""]: raise Bad(name, "not a rotation")
             previous = lines[2]; self.keys.append(new)
         if pinned and parse_vkey(pinned) not in self.keys: self.bad("log.vkey", "another key than was given")
@@ -190,21 +190,20 @@ class Log:
         first = self.pruned() if os.path.exists(os.path.join(self.root, "pruned")) else 0
         segments = [] if heads else self.parsed("wal/segments", lambda raw: [int(line) for line in re.fullmatch(
             "genops-wal 1\n((?:(?:0|[1-9][0-9]*)\n)*)", raw.decode())[1].split()])
-        ahead = {}
+        ahead, leaves = {}, []
         if sorted(set(segments)) != segments: raise Bad("wal/segments", "not in order")
-        for start in segments:
-            begin, records = self.parsed("wal/%020d" % start, scan_segment)
-            if begin != start or ahead and begin > max(ahead) + 1 or not ahead and begin > size: self.bad("wal/%020d" % start, "records missing")
+        for name, start in [("wal/%020d" % start, start) for start in segments]:
+            begin, records = self.parsed(name, scan_segment); end = begin + len(records)
+            if begin != start or begin > max(ahead, default=size - 1) + 1 or start == segments[-1] and end < size: self.bad(name, "records missing")
             for index, record in enumerate(records, begin):
-                if ahead.setdefault(index, record) != record: self.bad("wal/%020d" % start, "record %d differs" % index)
-        leaves = []
+                if ahead.setdefault(index, (record, name))[0] != record: self.bad(name, "record %d differs" % index)
         for bundle in range(-(-size // 256)): self.bundle(bundle, min(256, size - bundle * 256), first, leaves, ahead)
-        self.tree(leaves, size, root, given)
-        for index in sorted(index for index in ahead if index >= size): leaves.append(leaf(ahead[index])); self.records.add(index, ahead[index])
+        self.tree(leaves, size, root, given, first)
+        for index in sorted(index for index in ahead if index >= size): leaves.append(leaf(ahead[index][0])); self.records.add(index, *ahead[index])
         for covers, head in heads.items(): self.head("heads/%020d" % covers, covers, head, leaves, first)
         self.strays(leaves, size, first, bool(segments))
         for index, name in self.records.blobs:
-            if name.replace("sha256:", "blob/") not in self.seen: self.bad(name, "missing, record %d names it" % index)
+            if name.replace("sha256:", "blob/") not in self.seen: self.bad(name.replace("sha256:", "blob/"), "missing, record %d names it" % index)
     def head(self, name, covers, head, leaves, first):
         """A tree head of a shipped copy, and the incomplete tiles that came with it."""
         if name not in self.seen or head != (covers, root_of(leaves[:covers])): self.bad(name, "root or size differs")
@@ -219,28 +218,30 @@ class Log:
         note = self.parsed("pruned", parse_note); self.check_note("pruned", note)
         return self.parsed("pruned", lambda _: int(re.fullmatch(re.escape(self.origin) + "/pruned\n([0-9]+)\n", note[0])[1]))
     def bundle(self, bundle, width, first, leaves, ahead):
-        name = tile_name(0, bundle, width); tile = self.read(name)
-        if len(tile) != 32 * width: return self.bad(name, "length")
-        expected = [tile[i:i + 32] for i in range(0, len(tile), 32)]
+        tile = tile_name(0, bundle, width); raw = self.read(tile); expected = [raw[i:i + 32] for i in range(0, len(raw), 32)]
+        if len(raw) != 32 * width: return self.bad(tile, "length")
         if bundle * 256 < first: return leaves.extend(expected)
         name = tile_name("entries", bundle, width); records = self.parsed(name, split_bundle)
-        if [leaf(record) for record in records] != expected: self.bad(name, "records and hashes differ")
-        leaves.extend(leaf(record) for record in records)
+        found = [leaf(record) for record in records]; leaves.extend(found)
+        if found != expected: self.unlike.append((tile, name))
         for index, record in enumerate(records, bundle * 256):
-            if ahead.get(index, record) != record: self.bad("wal", "record %d differs" % index)
-            self.records.add(index, record)
-    def tree(self, leaves, size, root, given):
-        if root_of(leaves) != root: self.bad("checkpoint", "root differs")
+            if ahead.get(index, (record,))[0] != record: self.bad(ahead[index][1], "record %d differs" % index)
+            self.records.add(index, record, name)
+    def tree(self, leaves, size, root, given, first):
+        right = root_of(leaves) == root  # where not, what lies below a hash was changed, otherwise the hash
+        for above, below in self.unlike: self.bad(above if right else below, "records and hashes differ")
         for kept in range(1024, size + 1, 1024):
             name = "checkpoints/%015d" % kept
             if self.checkpoint(name) != (kept, root_of(leaves[:kept])): self.bad(name, "root or size differs")
-        level, hashes = 1, leaves
+        level, hashes = 0, leaves
         while len(hashes) >= 256:
-            hashes = [root_of(hashes[i:i + 256]) for i in range(0, len(hashes) - 255, 256)]
+            level, hashes = level + 1, [root_of(hashes[i:i + 256]) for i in range(0, len(hashes) - 255, 256)]
             for index in range(-(-len(hashes) // 256)):
                 part = hashes[index * 256:index * 256 + 256]; name = tile_name(level, index, len(part))
-                if self.read(name) != b"".join(part): self.bad(name, "hashes differ")
-            level += 1
+                raw, span = self.read(name), 256 ** level; differ = [at for at, value in enumerate(part) if raw[at * 32:at * 32 + 32] != value]
+                if differ and not right and (index * 256 + differ[0]) * span < first: self.bad(tile_name(level - 1, index * 256 + differ[0], 256), "hashes differ")
+                elif differ and right or len(raw) != 32 * len(part): self.bad(name, "hashes differ")
+        if not right: self.bad("checkpoint", "root differs")
         for path in given:
             note, origin, covers, promised = parse_checkpoint(open(path, "rb").read())
             if origin != self.origin or not any(signed_by(note, key) for key in self.keys): self.bad(path, "not of this log")

@@ -391,9 +391,16 @@ fn read_rotation(note: &Note, keys: &[PublicKey]) -> Result<PublicKey, NoteError
         .and_then(|rest| rest.strip_suffix('\n'))
         .ok_or(malformed)?
         .parse()?;
-    note.verify(old)?;
-    note.verify(&new)?;
-    Ok(new)
+    // Nothing but these two, in this order: otherwise lines could be exchanged unnoticed.
+    match note.signatures.as_slice() {
+        [by_old, by_new]
+            if old.verify(&note.text, by_old)?.is_some()
+                && new.verify(&note.text, by_new)?.is_some() =>
+        {
+            Ok(new)
+        }
+        _ => Err(NoteError::Malformed("not signed by the old key and then by the new one")),
+    }
 }
 
 /// Checks the signature and origin of a stored checkpoint: exactly one signature, of one of `keys`.

@@ -14,7 +14,7 @@ use crate::files::{self, KEPT_EVERY, TileKind};
 use crate::note::{Checkpoint, NoteError, PublicKey, SecretKey, TreeHead};
 use crate::publish;
 use crate::read::{self, Directory, ReadError};
-use crate::tree::{Edge, FullTile, Hash, TILE_WIDTH, leaf_hash};
+use crate::tree::{self, Edge, FullTile, Hash, Subtrees as _, TILE_WIDTH, leaf_hash};
 use crate::wal;
 
 /// Most problems that are described; further ones are only counted.
@@ -118,6 +118,7 @@ impl Verify<'_> {
             dir: &dir,
             keys: &keys,
             size,
+            root: checkpoint.head.root,
             ahead,
             partial: heads.keys().flat_map(|size| publish::partial_names(*size)).collect(),
             heads,
@@ -193,6 +194,7 @@ struct Ahead {
 
 fn read_ahead(dir: &Directory, size: u64, report: &mut Report) -> Ahead {
     let mut ahead = Ahead::default();
+    let mut whole = false;
     let list = match dir.segments() {
         Ok(list) => list,
         Err(error) => {
@@ -222,10 +224,19 @@ fn read_ahead(dir: &Directory, size: u64, report: &mut Report) -> Ahead {
                     ahead.first = first;
                 }
                 take(&mut ahead, &scan, size, report);
+                whole = true;
             }
             Ok(_) => report.problem(&segment.name, "not the segment of its name"),
             Err(error) => report.problem(&segment.name, error.to_string()),
         }
+    }
+    // What is signed was durable before, and the newest segment goes on from there.
+    let end = ahead.first + ahead.hashes.len() as u64;
+    if let Some(newest) =
+        ahead.segments.last().filter(|_| whole && (end < size || ahead.first > size))
+    {
+        let what = format!("ends with record {end}, though {size} are signed");
+        report.problem(newest, what);
     }
     ahead
 }
@@ -261,6 +272,8 @@ struct Walk<'w> {
     dir: &'w Directory,
     keys: &'w [PublicKey],
     size: u64,
+    /// The signed root.
+    root: Hash,
     ahead: Ahead,
     /// Tree heads of a shipped copy that the walk has not come to.
     heads: BTreeMap<u64, Checkpoint>,
@@ -319,15 +332,21 @@ impl Walk<'_> {
             self.report.problem(&name, what);
         }
         let mut offset = 0;
+        let mut vouched = None;
         for (index, record) in (from..from + width as u64).zip(records) {
             let hash = leaf_hash(record);
             let at = usize::try_from(index - from).unwrap_or(0);
             if hashes.get(at).is_some_and(|expected| *expected != hash) {
                 let tile = files::tile(TileKind::Hashes(0), bundle, width);
-                let what = format!(
-                    "byte {offset}: record {index} does not have the hash that {tile} says"
-                );
-                self.report.problem(&name, what);
+                if *vouched.get_or_insert_with(|| self.vouched(0, bundle, width)) {
+                    let what = format!(
+                        "byte {offset}: record {index} does not have the hash that {tile} says"
+                    );
+                    self.report.problem(&name, what);
+                } else {
+                    let what = format!("byte {}: not the hash of record {index}", at * 32);
+                    self.report.problem(&tile, what);
+                }
             }
             self.push(hash);
             (self.each)(index, record);
@@ -391,13 +410,57 @@ impl Walk<'_> {
             Ok(bytes) => {
                 let found = bytes.as_chunks::<32>().0;
                 if let Some(at) = hashes.iter().zip(found).position(|(one, other)| one != other) {
-                    let name = files::tile(kind, index, hashes.len());
-                    let what = format!("byte {}: not the hash of what lies below it", at * 32);
-                    self.report.problem(&name, what);
+                    self.differs(level, index, hashes.len(), at);
                 }
             }
             Err(error) => self.report.fault(&error),
         }
+    }
+
+    /// The hash at `at` of a tile is not that of the tile below: one of the two was changed.
+    fn differs(&mut self, level: u8, index: u64, width: usize, at: usize) {
+        let name = files::tile(TileKind::Hashes(level), index, width);
+        if level == 0 || !self.vouched(level, index, width) {
+            let what = format!("byte {}: not the hash of what lies below it", at * 32);
+            return self.report.problem(&name, what);
+        }
+        // This one is what was signed. Where the one below is not, it is named once.
+        let below = index * TILE_WIDTH as u64 + at as u64;
+        let said = self.dir.tiles(self.size).subtree(u32::from(level) * tree::TILE_HEIGHT, below);
+        let kind = TileKind::Hashes(level - 1);
+        let root = self.dir.tile(kind, below, TILE_WIDTH).map(|bytes| root_of(&bytes));
+        let below = files::tile(kind, below, TILE_WIDTH);
+        let named = self.report.problems.iter().any(|it| it.file == below);
+        if !named && root.ok() != said.ok() {
+            self.report
+                .problem(&below, format!("its hashes do not have the root that {name} says"));
+        }
+    }
+
+    /// Whether the signed root commits to a tile as it lies there, by the tiles above it.
+    fn vouched(&self, level: u8, index: u64, width: usize) -> bool {
+        let mut tiles = self.dir.tiles(self.size);
+        let (mut level, mut index, mut width) = (u32::from(level), index, width);
+        while width == TILE_WIDTH {
+            let height = (level + 1) * tree::TILE_HEIGHT;
+            let said = tiles.subtree(height, index).ok();
+            let tile = self.dir.tile(
+                TileKind::Hashes(u8::try_from(level).unwrap_or(u8::MAX)),
+                index,
+                width,
+            );
+            let root = tile.ok().map(|bytes| root_of(&bytes));
+            if said.is_none() || root != said {
+                return false;
+            }
+            (level, index) = (level + 1, index / TILE_WIDTH as u64);
+            width = read::width_at(
+                index,
+                self.size.checked_shr(level * tree::TILE_HEIGHT).unwrap_or(0),
+            );
+        }
+        // The incomplete tiles have the signed root together.
+        tree::range_root(&mut tiles, 0, self.size).is_ok_and(|root| root == self.root)
     }
 
     /// Checks the checkpoint kept at the present size.
@@ -617,6 +680,11 @@ impl Walk<'_> {
             }
         }
     }
+}
+
+/// The root of a complete tile.
+fn root_of(tile: &[u8]) -> Hash {
+    tree::subtree_root(tile.as_chunks::<32>().0)
 }
 
 /// Every file below `folder`, relative to the evidence directory.

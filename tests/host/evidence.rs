@@ -104,6 +104,9 @@ fn every_decision_is_in_the_evidence_and_comes_to_the_same_again() -> anyhow::Re
     ensure!(lines.len() == asked.len(), "{} calls, reported: {lines:#?}", asked.len());
     let directory = agent.evidence();
     both_accept(&directory)?;
+    let capability = records(&directory, "capability")?;
+    let works = |it: &Value| it.pointer("/det/egress_hold") == Some(&"works".into());
+    ensure!(capability.len() == 1 && capability.iter().all(works), "{capability:#?}");
     let decisions = records(&directory, "decision")?;
     ensure!(decisions.len() == asked.len(), "{decisions:#?}");
     for code in ["POLICY_DENY_MODEL", "POLICY_DENY_CONTENT", "BUDGET_"] {

@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use genops_tests::agent::{Agent, Launch};
 use genops_tests::clients::{Stage, run};
 use genops_tests::scratch::Scratch;
@@ -19,18 +19,24 @@ use crate::evidence::{both_accept, copy, evidence, files, utf8};
 use crate::support::can_run;
 
 /// Bits that are flipped in a file, spread over all of it.
-const FLIPS: usize = 20;
+const FLIPS: usize = 10;
 
-/// Verifies directories one after another in one interpreter: starting it takes longer than the rest.
-const DRIVER: &str = "import sys\n\
+/// How damages are counted that look like a crash.
+const AFTER_A_CRASH: &str = "as after a crash";
+
+/// Verifies directories one after another in one interpreter, and says which files it names: starting it
+/// takes longer than the rest. What it computed for the same bytes before it does not compute again.
+const DRIVER: &str = "import functools, sys\n\
     sys.path.insert(0, sys.argv[1])\n\
     import verify_evidence as v\n\
+    v.ed25519_verify = functools.lru_cache(4096)(v.ed25519_verify)\n\
+    v.crc32c = functools.lru_cache(65536)(v.crc32c)\n\
     for line in sys.stdin:\n\
     \x20   log = v.Log(line.rstrip('\\n'))\n\
     \x20   try: log.verify()\n\
     \x20   except v.Bad as error: log.bad(*error.args)\n\
     \x20   problems = log.problems + log.records.problems\n\
-    \x20   print('ok' if not problems else 'bad ' + problems[0][0], flush=True)\n";
+    \x20   print(*(name for name, what in problems), sep='\\t', flush=True)\n";
 
 /// The second verifier as a process that is asked.
 struct Second {
@@ -49,16 +55,13 @@ impl Second {
         Ok(Self { child, ask, answers })
     }
 
-    /// Whether it accepts the directory.
-    fn accepts(&mut self, directory: &Path) -> anyhow::Result<bool> {
+    /// The files that it names; none where it accepts the directory.
+    fn named(&mut self, directory: &Path) -> anyhow::Result<Vec<String>> {
         writeln!(self.ask, "{}", directory.display())?;
         let mut answer = String::new();
-        self.answers.read_line(&mut answer)?;
-        match answer.split(' ').next().map(str::trim_end) {
-            Some("ok") => Ok(true),
-            Some("bad") => Ok(false),
-            _ => bail!("the second verifier said `{answer}`"),
-        }
+        ensure!(self.answers.read_line(&mut answer)? > 0, "the second verifier ended");
+        let answer = answer.trim_end_matches('\n');
+        Ok(answer.split('\t').filter(|it| !it.is_empty()).map(str::to_owned).collect())
     }
 }
 
@@ -114,6 +117,21 @@ fn pieces(name: &Path, bytes: &[u8]) -> Vec<usize> {
     starts
 }
 
+/// A segment that is empty from a place on, with its length kept.
+fn emptied(bytes: &[u8], starts: &[usize], used: usize) -> Vec<(String, Option<Vec<u8>>)> {
+    let sector = used / 512 * 512;
+    let last = starts.len().saturating_sub(3);
+    let places = [0, 512, 512 + 100, used / 2, sector, used - 3]
+        .into_iter()
+        .chain([starts.len() / 2, last, last + 1].map(|it| starts[it]));
+    let made = places.map(|from| {
+        let mut after = bytes.to_vec();
+        after[from..].fill(0);
+        (format!("from byte {from} on emptied"), Some(after))
+    });
+    made.collect()
+}
+
 /// Damages of one file: what, and its bytes after; `None`: it is gone.
 fn damages(name: &Path, bytes: &[u8]) -> Vec<(String, Option<Vec<u8>>)> {
     let mut out = vec![("removed".to_owned(), None)];
@@ -147,20 +165,77 @@ fn damages(name: &Path, bytes: &[u8]) -> Vec<(String, Option<Vec<u8>>)> {
         let what = |how| format!("piece {at} (bytes {from}..{to}) {how}");
         out.extend(made.into_iter().map(|(how, after)| (what(how), Some(after))));
     }
+    if name.to_string_lossy().starts_with("wal/0") {
+        out.extend(emptied(bytes, &starts, used));
+    }
     out.retain(|(_, after)| after.as_deref() != Some(bytes));
     out
 }
 
-/// Whether a damage of `file` is named: itself, or what is compared with it.
-fn names_place(named: &[String], file: &Path) -> bool {
+/// Whether a damage of `file` is named: itself, or what stands for it.
+fn names_place(named: &[String], file: &Path, gone: bool) -> bool {
     let file = file.to_string_lossy();
-    let bare = |name: &str| name.split(".p/").next().unwrap_or_default().to_owned();
-    let kin = bare(&file.replace("tile/entries/", "tile/0/"));
     named.iter().any(|it| {
         *it == file
-            || bare(&it.replace("tile/entries/", "tile/0/")) == kin
-            // The list and the segments stand for each other; so do records and what they name.
-            || (it.starts_with("wal") && file.starts_with("wal"))
+            // Without its list, or with another one, a segment is a file that does not belong there.
+            || (file == "wal/segments" && it.starts_with("wal/"))
+            // Nothing in a log of one key says that there was a second one, but that it signed.
+            || (gone && file.starts_with("rotations/") && it == "checkpoint")
+            // What a missing statement says is gone is missed first.
+            || (gone && file == "pruned" && it.starts_with("tile/entries/"))
+    })
+}
+
+/// What no verifier of this directory alone can tell from what a crash leaves: the newest write-ahead
+/// segment is empty from a place on, its length kept, and every record that is signed lies before that.
+fn as_after_a_crash(directory: &Path, name: &Path, after: &[u8]) -> anyhow::Result<bool> {
+    let before = std::fs::read(directory.join(name))?;
+    let kept = after.iter().rposition(|it| *it != 0).map_or(0, |last| last + 1);
+    let emptied = after.len() == before.len() && before.starts_with(&after[..kept]);
+    let Some(first) = name.strip_prefix("wal").ok().and_then(|it| it.to_str()?.parse().ok()) else {
+        return Ok(false);
+    };
+    let frames = pieces(name, &before);
+    let whole = frames.windows(2).filter(|it| it[0] >= 512 && it[1] <= kept);
+    let records = whole.filter(|it| before[it[0]..it[0] + 2] != [0, 0]).count();
+    let checkpoint = std::fs::read_to_string(directory.join("checkpoint"))?;
+    let signed: u64 = checkpoint.lines().nth(1).context("a size")?.parse()?;
+    let first: u64 = first;
+    Ok(emptied && kept >= 32 && first + u64::try_from(records)? >= signed)
+}
+
+/// What the verifiers made of a damage.
+enum Verdict {
+    Named,
+    /// Both accept what a crash may leave.
+    AfterACrash,
+    Wrong(String),
+}
+
+/// One damage, put into the directory and taken back; what is wrong with what the verifiers said.
+fn damage(
+    directory: &Path,
+    second: &mut Second,
+    name: &Path,
+    after: Option<&[u8]>,
+) -> anyhow::Result<Verdict> {
+    let path = directory.join(name);
+    let bytes = std::fs::read(&path)?;
+    let may_be = after.map_or(Ok(false), |after| as_after_a_crash(directory, name, after))?;
+    match after {
+        None => std::fs::remove_file(&path)?,
+        Some(after) => std::fs::write(&path, after)?,
+    }
+    let said = [named(directory)?, second.named(directory)?];
+    std::fs::write(&path, &bytes)?;
+    // Secrets are no evidence: the second verifier, as an auditor, never looks at them.
+    let asked = if name.starts_with("keys") { &said[..1] } else { &said[..] };
+    let found = asked.iter().all(|it| names_place(it, name, after.is_none()));
+    let accepted = said.iter().all(Vec::is_empty);
+    Ok(match (found, accepted && may_be) {
+        (true, _) => Verdict::Named,
+        (false, true) => Verdict::AfterACrash,
+        (false, false) => Verdict::Wrong(format!("{said:?}")),
     })
 }
 
@@ -168,7 +243,6 @@ fn names_place(named: &[String], file: &Path) -> bool {
 fn damage_everything(directory: &Path, seen: &mut BTreeMap<String, usize>) -> anyhow::Result<()> {
     both_accept(directory)?;
     let mut second = Second::start()?;
-    ensure!(second.accepts(directory)?, "{}", directory.display());
     let mut wrong = Vec::new();
     for name in files(directory)? {
         // Nothing in it counts: what a write left that did not end.
@@ -177,35 +251,30 @@ fn damage_everything(directory: &Path, seen: &mut BTreeMap<String, usize>) -> an
         }
         let path = directory.join(&name);
         let bytes = std::fs::read(&path)?;
-        // Secrets are no evidence: the second verifier, as an auditor, never sees them. A key of a day may
-        // be destroyed on purpose.
-        let secret = name.starts_with("keys");
         for (what, after) in damages(&name, &bytes) {
-            if secret && after.is_none() && name != Path::new("keys/log.key") {
+            // A key of a day may be destroyed on purpose.
+            if name.starts_with("keys") && after.is_none() && name != Path::new("keys/log.key") {
                 continue;
             }
-            match after {
-                None => std::fs::remove_file(&path)?,
-                Some(after) => std::fs::write(&path, after)?,
-            }
-            let found = named(directory)?;
-            let agreed = secret || !second.accepts(directory)?;
-            if found.is_empty() || !agreed || !names_place(&found, &name) {
-                let second = if agreed { "found" } else { "not found" };
-                wrong.push(format!(
-                    "{}: {what}: named {found:?}, {second} by the second",
-                    name.display()
-                ));
-            }
-            let kind = what.rsplit(' ').next().unwrap_or_default().to_owned();
-            *seen.entry(kind).or_default() += 1;
-            std::fs::write(&path, &bytes)?;
+            let kind = match damage(directory, &mut second, &name, after.as_deref())? {
+                Verdict::Named => what.rsplit(' ').next().unwrap_or_default(),
+                Verdict::AfterACrash => AFTER_A_CRASH,
+                Verdict::Wrong(said) => {
+                    wrong.push(format!("{}: {what}: named {said}", name.display()));
+                    continue;
+                }
+            };
+            *seen.entry(kind.to_owned()).or_default() += 1;
         }
         let twin = PathBuf::from(format!("{}~", path.display()));
         std::fs::copy(&path, &twin)?;
-        if named(directory)?.is_empty() || !secret && second.accepts(directory)? {
-            wrong.push(format!("{}: copied beside itself", name.display()));
+        let said = [named(directory)?, second.named(directory)?];
+        let secret = name.starts_with("keys");
+        let stranger = format!("{}~", name.display());
+        if !said[..if secret { 1 } else { 2 }].iter().all(|it| it.contains(&stranger)) {
+            wrong.push(format!("{}: copied beside itself: {said:?}", name.display()));
         }
+        *seen.entry("foreign".to_owned()).or_default() += 1;
         std::fs::remove_file(twin)?;
     }
     exchange(directory, &mut second, &mut wrong)?;
@@ -222,8 +291,10 @@ fn exchange(directory: &Path, second: &mut Second, wrong: &mut Vec<String>) -> a
         let (first, last) = (std::fs::read(&one)?, std::fs::read(&other)?);
         std::fs::write(&one, &last)?;
         std::fs::write(&other, &first)?;
-        if named(directory)?.is_empty() || second.accepts(directory)? {
-            wrong.push(format!("{pair:?} exchanged"));
+        let said = [named(directory)?, second.named(directory)?];
+        let places = |it: &Vec<String>| pair.iter().any(|file| names_place(it, file, false));
+        if !said.iter().all(places) {
+            wrong.push(format!("{pair:?} exchanged: named {said:?}"));
         }
         std::fs::write(&one, first)?;
         std::fs::write(&other, last)?;
@@ -292,15 +363,17 @@ fn every_damage_to_evidence_of_a_real_run_is_found_by_both_verifiers() -> anyhow
     ensure!(directories[1].join("rotations/1").exists() && directories[1].join("pruned").exists());
     let segments = std::fs::read_to_string(directories[2].join("wal/segments"))?;
     ensure!(segments.lines().count() > 1, "the killed agent left no segment: {segments}");
-    // Of a pruned log, and of one after a kill, the two verifiers do not yet name the same file for each
-    // damage: those are seen to verify as they are.
-    let [closed, pruned, killed] = &directories;
-    for untouched in [pruned, killed] {
-        both_accept(untouched)?;
-    }
     let mut seen = BTreeMap::new();
-    damage_everything(closed, &mut seen)?;
+    for directory in &directories {
+        damage_everything(directory, &mut seen)?;
+    }
+    // Only ends of the killed agent's newest segment: most of its damages are found.
+    let excused = seen.remove(AFTER_A_CRASH).unwrap_or_default();
+    ensure!(
+        (1..=6).contains(&excused) && seen.get("emptied").is_some_and(|it| *it >= 3),
+        "{excused} of {seen:?}"
+    );
     let all: usize = seen.values().sum();
-    println!("{}: {all} damages found by both: {seen:?}", closed.display());
+    println!("{all} damages found by both, {excused} as after a crash: {seen:?}");
     Ok(())
 }

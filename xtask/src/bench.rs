@@ -17,14 +17,15 @@ struct Part {
 /// Every part, in the order in which they run.
 const PARTS: &[Part] = &[
     Part { name: "governance", run: |options| harness("genops-governance", "decide", options) },
+    Part { name: "evidence", run: |options| harness("genops-evidence", "log", options) },
     Part { name: "calls", run: |options| workspace::run_tool("bench", options) },
 ];
 
 /// What is to be measured, and how.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Parts: governance (decisions, reservations, reloads), calls (latency, CPU time, memory and start-up; \
-    root). Without one, all of them.\n\n\
+    after_help = "Parts: governance (decisions, reservations, reloads), evidence (durable records, delay of a verdict, \
+    verification), calls (latency, CPU time, memory and start-up; root). Without one, all of them.\n\n\
     Options follow the parts. `--tiny` shows that they work, in seconds.\n\n\
     Examples:\n  cargo xtask bench\n  cargo xtask bench governance\n  cargo xtask bench calls --requests 1500 --rounds 3"
 )]

@@ -34,10 +34,6 @@ pub(crate) enum Kind {
     ModeChange,
     /// Something is missing from here on back: bytes, kernel events or records.
     Gap,
-    /// An authority grant came into force.
-    Grant,
-    /// An authority grant was withdrawn.
-    Revoke,
     /// A human approved a request.
     Approval,
     /// Somebody set a rule aside by hand.
@@ -48,7 +44,7 @@ pub(crate) enum Kind {
     AgentStop,
     /// The log signs with another key from here on.
     KeyRotated,
-    /// What could be observed and enforced.
+    /// How a call can be stopped here, and why not otherwise.
     Capability,
     /// A witness cosigned a checkpoint.
     Witnessed,
@@ -56,8 +52,6 @@ pub(crate) enum Kind {
     WitnessUnreachable,
     /// Entries below a record are no longer kept.
     Retention,
-    /// Evidence was handed out.
-    Export,
     /// What was sent to a model, encrypted.
     Content,
     /// The keys of some days were destroyed.
@@ -81,8 +75,6 @@ impl Kind {
             Self::PriceLoaded => "price_loaded",
             Self::ModeChange => "mode_change",
             Self::Gap => "gap",
-            Self::Grant => "grant",
-            Self::Revoke => "revoke",
             Self::Approval => "approval",
             Self::Override => "override",
             Self::AgentStart => "agent_start",
@@ -92,7 +84,6 @@ impl Kind {
             Self::Witnessed => "witnessed",
             Self::WitnessUnreachable => "witness_unreachable",
             Self::Retention => "retention",
-            Self::Export => "export",
             Self::Content => "content",
             Self::Forgotten => "forgotten",
             Self::Shipping => "shipping",

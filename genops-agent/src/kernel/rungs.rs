@@ -62,6 +62,13 @@ impl Rungs {
         self.missing.iter().find(|(it, _)| *it == rung).map(|(_, why)| why.as_str())
     }
 
+    /// Each that was tried, and `works` or why it does not.
+    pub(crate) fn detail(&self) -> Vec<(&'static str, String)> {
+        let works = self.available.iter().map(|it| (it.as_str(), "works".to_owned()));
+        let missing = self.missing.iter().map(|(it, why)| (it.as_str(), why.clone()));
+        works.chain(missing).collect()
+    }
+
     /// Those that work, strictest first, as text: `lsm,egress_hold,connect`.
     pub(crate) fn names(&self) -> String {
         let order = [Rung::Lsm, Rung::EgressHold, Rung::Connect];

@@ -28,7 +28,7 @@ use crate::{
     export::Exporter,
     guard::{self, Guarded},
     identity::Identities,
-    journal::{Journal, Opening},
+    journal::{Journal, Opening, entry::Kind},
     kernel::{
         Maps, Pins, Providers, Rungs,
         holds::{Expired, address_of, socket_of},
@@ -125,6 +125,10 @@ impl Agent {
         let known = ledger_file::last_in_evidence(&directory);
         let (mut journal, recovery) = Journal::open(&directory, opening, now)
             .with_context(|| format!("evidence in {}", directory.display()))?;
+        // It becomes durable with what comes first after it.
+        journal
+            .event(now, Kind::Capability, &capture.rungs.detail())
+            .context("the record of what can be stopped here")?;
         journal.look_after(&config.evidence, metrics)?;
         let state = directory.parent().unwrap_or(&directory).join("state");
         let (ledger, accounts, restored) = LedgerFile::open(&state, known, now.unix_ns)

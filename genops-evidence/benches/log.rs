@@ -1,10 +1,9 @@
-//! Benchmarks of the log, a JSON line each, beside their floor: the same bytes written and synced
-//! without a log.
+//! What durable evidence costs: `cargo xtask bench evidence`.
 //!
-//! `cargo run --release -p genops-evidence --example bench -- [FOLDER] [RECORDS] [AGENT]`; the folder
-//! should be on the disk that is asked about (default: the present one), the records are those of the
-//! verification (default: a million), and the agent is asked to verify them too, JSON included, where its
-//! program is given.
+//! Records become durable beside their floor, the same bytes written and synced without a log, in the same
+//! run and on the disk of the build directory; a verdict waits for three records; a log of a million records
+//! is written and verified. `--records N` for another length; with `--tiny` everything is done a few times
+//! only, to see that it works.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use genops_evidence::{Log, Options, Verify};
 
-/// A record as the agent writes them, about 800 bytes: after a start, decisions that name the policies.
+/// A record as the agent writes them, just under a kilobyte: after a start, decisions that name the policies.
 fn record(index: u64) -> Vec<u8> {
     let head = format!(
         "{{\"v\":1,\"seq\":{index},\"kseq\":{index},\"drops\":0,\"t\":1795378193123456789,\
@@ -107,12 +106,12 @@ fn plain_batches(folder: &Path, size: u64, batches: u64) -> (Vec<Duration>, f64)
 
 /// The delay that evidence adds to a verdict: three records and a commit, 200 a second, with
 /// checkpoints going on beside it.
-fn verdicts(folder: &Path) -> Vec<Duration> {
+fn verdicts(folder: &Path, count: u32) -> Vec<Duration> {
     fs::remove_dir_all(folder).unwrap_or_default();
     let (mut log, _) = Log::open(folder, Options::new("example.com/bench")).unwrap();
     let mut times = Vec::new();
     let started = Instant::now();
-    for number in 0..2_000_u32 {
+    for number in 0..count {
         let due = started + Duration::from_millis(5) * number;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let begun = Instant::now();
@@ -146,39 +145,37 @@ fn peak_kib() -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or(0)
 }
 
-fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let base = PathBuf::from(arguments.next().unwrap_or_else(|| ".".to_owned()));
-    let records: u64 = arguments.next().map_or(1_000_000, |count| count.parse().unwrap());
-    let agent = arguments.next().map(PathBuf::from);
-    let folder = base.join(format!("genops-bench-{}", std::process::id()));
+/// `met` or `missed`, behind the goal.
+fn goal(measured: f64, most: f64) -> String {
+    let verdict = if measured <= most { "met" } else { "missed" };
+    format!("at most {most}: {verdict}")
+}
 
+/// Durable records a second, batch by batch, beside the floor.
+fn durable(folder: &Path, tiny: bool) {
+    println!(
+        "| records in a batch | durable a second | fsync alone | times the floor | batch p50 | p99 |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- |");
     for (size, batches) in [(1, 1_000), (64, 400), (1_024, 60)] {
-        let (floor, floor_rate) = plain_batches(&folder, size, batches);
-        let (times, rate) = log_batches(&folder, size, batches);
+        let batches = if tiny { 5 } else { batches };
+        let (floor, floor_rate) = plain_batches(folder, size, batches);
+        let (times, rate) = log_batches(folder, size, batches);
         println!(
-            "{{\"bench\":\"evidence_durable\",\"batch\":{size},\"records_per_s\":{rate:.0},\
-             \"floor_records_per_s\":{floor_rate:.0},\"ratio\":{:.2},\"p50_ms\":{:.3},\
-             \"p99_ms\":{:.3},\"floor_p50_ms\":{:.3},\"floor_p99_ms\":{:.3}}}",
+            "| {size} | {rate:.0} | {floor_rate:.0} | {:.2} | {:.3} ms (floor {:.3}) | {:.3} ms (floor {:.3}) |",
             floor_rate / rate,
             percentile(&times, 0.5),
-            percentile(&times, 0.99),
             percentile(&floor, 0.5),
+            percentile(&times, 0.99),
             percentile(&floor, 0.99),
         );
     }
+}
 
-    let times = verdicts(&folder);
-    println!(
-        "{{\"bench\":\"evidence_verdict_delay\",\"per_s\":200,\"records\":3,\"p50_ms\":{:.3},\
-         \"p99_ms\":{:.3},\"max_ms\":{:.3},\"goal_p50_ms\":1,\"goal_p99_ms\":6}}",
-        percentile(&times, 0.5),
-        percentile(&times, 0.99),
-        percentile(&times, 1.0),
-    );
-
-    fs::remove_dir_all(&folder).unwrap_or_default();
-    let (mut log, _) = Log::open(&folder, Options::new("example.com/bench")).unwrap();
+/// Writes a log of so many records and closes it.
+fn write(folder: &Path, records: u64) {
+    fs::remove_dir_all(folder).unwrap_or_default();
+    let (mut log, _) = Log::open(folder, Options::new("example.com/bench")).unwrap();
     let started = Instant::now();
     while log.next_index() < records {
         for _ in 0..1_024.min(records - log.next_index()) {
@@ -188,38 +185,39 @@ fn main() {
         log.tick(started.elapsed().as_millis() as u64).unwrap();
     }
     log.close().unwrap();
-    let wrote = started.elapsed().as_secs_f64();
-    let bytes = size_of(&folder);
-    println!(
-        "{{\"bench\":\"evidence_write\",\"records\":{records},\"seconds\":{wrote:.2},\
-         \"bytes_per_record\":{:.1},\"raw_bytes_per_record\":{},\"peak_rss_kib\":{}}}",
-        bytes as f64 / records as f64,
-        record(records / 2).len(),
-        peak_kib(),
-    );
+}
+
+/// Writes a log, measures it, and verifies it; the goal is that of a million records, scaled.
+fn whole_log(folder: &Path, records: u64) {
+    write(folder, records);
+    let (stored, raw) = (size_of(folder) as f64 / records as f64, record(records / 2).len());
+    println!("| bytes a record, stored | {stored:.1} | {raw} as JSON |");
     let started = Instant::now();
-    let mut hashed = 0_u64;
-    let each = &mut |_, record: &[u8]| hashed += record.len() as u64;
-    let report = Verify { directory: &folder, key: None, each, progress: &mut |_, _| {} }.run();
+    let each = &mut |_, _: &[u8]| {};
+    let report = Verify { directory: folder, key: None, each, progress: &mut |_, _| {} }.run();
     let seconds = started.elapsed().as_secs_f64();
-    assert_eq!(report.problem_count, 0);
-    println!(
-        "{{\"bench\":\"evidence_verify\",\"records\":{records},\"seconds\":{seconds:.2},\
-         \"checkpoints\":{},\"peak_rss_kib\":{},\"goal_seconds\":5}}",
-        report.checkpoints,
-        peak_kib(),
-    );
-    if let Some(agent) = agent {
-        let started = Instant::now();
-        let mut command = std::process::Command::new(&agent);
-        let output = command.args(["evidence", "verify"]).arg(&folder).output().unwrap();
-        let seconds = started.elapsed().as_secs_f64();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{}: {said}", agent.display());
-        println!(
-            "{{\"bench\":\"evidence_verify_agent\",\"records\":{records},\"seconds\":{seconds:.2},\
-             \"goal_seconds\":5}}"
-        );
+    assert_eq!((report.problem_count, report.records), (0, records));
+    let most = 5.0 * records as f64 / 1e6;
+    println!("| verify {records} records, s | {seconds:.3} | {} |", goal(seconds, most));
+    println!("| most memory, KiB | {} | |", peak_kib());
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let asked = |option: &str| arguments.iter().position(|it| it == option);
+    // Cargo says so where it is to measure; `cargo test` only wants to see that it works.
+    let tiny = asked("--tiny").is_some() || asked("--bench").is_none();
+    let given = asked("--records").map(|at| arguments[at + 1].parse().unwrap());
+    let records = given.unwrap_or(if tiny { 3_000 } else { 1_000_000 });
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("evidence-bench-{}", std::process::id()));
+    durable(&folder, tiny);
+    println!("\n| what | measured | goal |\n| --- | --- | --- |");
+    let times = verdicts(&folder, if tiny { 20 } else { 2_000 });
+    for (share, name, most) in [(0.5, "p50", 1.0), (0.99, "p99", 6.0)] {
+        let measured = percentile(&times, share);
+        println!("| added to a verdict, {name}, ms | {measured:.3} | {} |", goal(measured, most));
     }
+    whole_log(&folder, records);
     fs::remove_dir_all(&folder).unwrap();
 }
