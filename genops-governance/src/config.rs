@@ -322,6 +322,32 @@ pub struct PolicyConfig {
     /// Whether a violation is refused or only a warning.
     #[serde(default)]
     pub enforcement: Enforcement,
+    /// Sent to a process whose request this policy refuses; none unless given.
+    pub signal: Option<Signal>,
+}
+
+/// What ends a process. It follows a refusal and stops nothing itself: the request was held before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Signal {
+    /// The process may clean up.
+    Term,
+    /// It may not.
+    Kill,
+}
+
+impl Signal {
+    /// Every signal that there is.
+    pub const ALL: [Self; 2] = [Self::Term, Self::Kill];
+
+    /// The signal as telemetry and annotations spell it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Term => "TERM",
+            Self::Kill => "KILL",
+        }
+    }
 }
 
 /// What a violation of a policy leads to.

@@ -9,10 +9,10 @@ use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
 use genops_governance::{
-    Approval, BudgetConfig, ConnId, Enforcement, Entry, Explanation, GrantConfig, HoldLevel,
+    Approval, Awu, BudgetConfig, ConnId, Enforcement, Entry, Explanation, GrantConfig, HoldLevel,
     Ledger, MatchConfig, Mode, PolicyText, PriceConfig, PricesConfig, PrincipalConfig,
-    ProcessFacts, ProcessKey, RateLimitConfig, ScopeConfig, Sections, Settings, SlaConfig, Unit,
-    UnknownModel, Unmapped, Value,
+    ProcessFacts, ProcessKey, RateLimitConfig, ScopeConfig, Sections, Settings, Signal, SlaConfig,
+    Unit, UnknownModel, Unmapped, Value,
 };
 use genops_protocols::Direction;
 use support::{BOT, HELD, Host, START, answer, bot, budget, chat, enforcing, ok, policy};
@@ -84,6 +84,24 @@ fn a_denied_model_never_leaves() {
           enforcement.rung: egress_hold
     "#]],
     );
+}
+
+/// Only a refusal sends a signal, never a warning.
+#[test]
+fn a_policy_may_ask_for_a_signal() {
+    let sections = policy(|it| {
+        it.denied_models = vec!["*-pro".to_owned()];
+        it.signal = Some(Signal::Term);
+    });
+    let signals_of = |hold: HoldLevel, model: &str| {
+        let mut host = Host::new(&sections);
+        let conn = host.open(hold);
+        host.egress(conn, &chat(model, "hello")).ingress(conn, &ok()).close(conn);
+        host.awus.iter().map(Awu::signal).collect::<Vec<_>>()
+    };
+    assert_eq!(signals_of(HELD, "gpt-5-pro"), [Some(Signal::Term)]);
+    assert_eq!(signals_of(HELD, "gpt-4o-mini"), [None]);
+    assert_eq!(signals_of(HoldLevel::None, "gpt-5-pro"), [None]);
 }
 
 #[test]
