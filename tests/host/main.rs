@@ -16,6 +16,7 @@ mod hostile;
 mod kinds;
 mod load;
 mod privilege;
+mod send_hook;
 mod signal;
 mod storm;
 mod support;
