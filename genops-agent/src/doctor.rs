@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
+use genops_governance::Rung;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
@@ -14,7 +15,7 @@ use crate::{
     config::Config,
     discovery::{mapped_runtimes, pids, reach},
     identity::Identities,
-    kernel::{self, features::Features},
+    kernel::{self, features::Features, rungs::try_send_hook},
     runtimes::runtime_of,
 };
 
@@ -78,14 +79,32 @@ fn examine() -> Findings {
     let name = rustix::system::uname();
     Findings {
         kernel: name.release().to_string_lossy().into_owned(),
-        rung: if holds { "egress_hold" } else { "none" },
+        rung: best_rung(holds, has("send hook")),
         mechanisms,
         programs,
         not_captured,
     }
 }
 
+/// The strictest rung that a denial has: the send hook needs the hold, without which nothing is decided in time.
+fn best_rung(holds: bool, fails_sends: bool) -> &'static str {
+    let rung = match (holds, fails_sends) {
+        (true, true) => Rung::Lsm,
+        (true, false) => Rung::EgressHold,
+        (false, _) => Rung::None,
+    };
+    rung.as_str()
+}
+
+/// One line, without what the verifier said before it refused.
+fn without_send_hook(error: &anyhow::Error) -> String {
+    let why = format!("{error:#}");
+    let why = why.split(" Verifier output").next().unwrap_or_default();
+    format!("a denied connection is only reset: {why}")
+}
+
 fn mechanisms() -> Vec<Mechanism> {
+    let send_hook = try_send_hook();
     let features = Features::probe();
     let missing = missing_capabilities();
     let because = |available: bool, needed: &str, why_not: &str| {
@@ -142,10 +161,9 @@ fn mechanisms() -> Vec<Mechanism> {
         ),
         mechanism(
             "send hook",
-            features.lsm,
+            send_hook.is_ok(),
             "fails the send call of a denied connection at once (lsm)",
-            "BPF programs are no security hooks here (boot parameter `lsm=..,bpf`); \
-            a denied connection is reset instead",
+            &send_hook.err().map_or_else(String::new, |error| without_send_hook(&error)),
         ),
     ]
 }

@@ -5,8 +5,12 @@
 
 use std::{collections::HashMap, fs, path::Path};
 
-use genops_governance::{Ancestor, ProcessFacts, ProcessKey};
+use genops_governance::{Ancestor, ProcessFacts, ProcessKey, Signal};
 use procfs::process::{Process, Stat};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal},
+};
 
 /// Most ancestors that are reported.
 const ANCESTRY_LIMIT: usize = 16;
@@ -59,6 +63,26 @@ impl Identities {
         facts.uid = Some(uid);
         facts.user = self.users.get(&uid).cloned();
         facts
+    }
+
+    /// Sends a signal to exactly this process, never to another one that was given its number.
+    ///
+    /// # Errors
+    ///
+    /// `SRCH` where it has ended; `PERM` without `CAP_KILL` over another user's process.
+    pub(crate) fn signal(&self, process: ProcessKey, signal: Signal) -> Result<(), Errno> {
+        let pid = i32::try_from(process.pid).map_err(|_| Errno::SRCH)?;
+        let handle = pidfd_open(Pid::from_raw(pid).ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
+        // The handle is of whoever has the number now; whoever that is keeps it until it has ended.
+        let now = Process::new(pid).and_then(|it| it.stat()).map_err(|_| Errno::SRCH)?;
+        if self.key(process.pid, &now) != process {
+            return Err(Errno::SRCH);
+        }
+        let signal = match signal {
+            Signal::Term => rustix::process::Signal::TERM,
+            Signal::Kill => rustix::process::Signal::KILL,
+        };
+        pidfd_send_signal(&handle, signal)
     }
 
     fn key(&self, pid: u32, stat: &Stat) -> ProcessKey {

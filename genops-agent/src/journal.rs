@@ -563,6 +563,8 @@ impl From<RecordKind> for Kind {
             RecordKind::PriceLoaded => Self::PriceLoaded,
             RecordKind::ModeChange => Self::ModeChange,
             RecordKind::Gap => Self::Gap,
+            RecordKind::Grant => Self::Grant,
+            RecordKind::Revoke => Self::Revoke,
             RecordKind::Approval => Self::Approval,
             RecordKind::Override => Self::Override,
         }

@@ -233,6 +233,12 @@ metrics! {
         /// The kernel's deadline refused it.
         holds_timed_out_closed = "outcome=\"timed_out_closed\"",
     }
+    Counter "genops_agent_signals_total" "Signals for processes whose request a policy refused that asks for it." {
+        /// Sent.
+        signals_sent = "outcome=\"sent\"",
+        /// Not permitted, or the process had ended.
+        signals_failed = "outcome=\"failed\"",
+    }
     Counter "genops_agent_collateral_exchanges_total"
         "Exchanges cut short because another one on their connection was denied." {
         /// Exchanges cut short because another one on their connection was denied.

@@ -34,11 +34,12 @@ pub(crate) struct Chain(Vec<Link>);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Grants {
     links: Vec<(Link, Option<String>)>,
+    configs: Vec<GrantConfig>,
 }
 
 impl Grants {
     pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Self {
-        let mut grants = Self::default();
+        let mut grants = Self { configs: sections.grants.clone(), ..Self::default() };
         for (index, config) in sections.grants.iter().enumerate() {
             let place = Faults::entry("grants", index, &config.name);
             let earlier = |count: usize| {
@@ -60,6 +61,26 @@ impl Grants {
         }
         grants.refuse_cycles(faults);
         grants
+    }
+
+    /// The grants that hold here, and did not hold in the same words before.
+    pub(crate) fn given_since<'a>(
+        &'a self,
+        before: &'a Self,
+    ) -> impl Iterator<Item = &'a GrantConfig> {
+        self.unrevoked().filter(|it| !before.unrevoked().any(|other| other == *it))
+    }
+
+    /// The grants that held before, and are revoked or gone here.
+    pub(crate) fn revoked_since<'a>(
+        &'a self,
+        before: &'a Self,
+    ) -> impl Iterator<Item = &'a GrantConfig> {
+        before.unrevoked().filter(|it| !self.unrevoked().any(|other| other.name == it.name))
+    }
+
+    fn unrevoked(&self) -> impl Iterator<Item = &GrantConfig> {
+        self.configs.iter().filter(|it| !it.revoked)
     }
 
     fn refuse_cycles(&self, faults: &mut Faults) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use genops_protocols::Call;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::config::{Mode, Unit};
+use crate::config::{Mode, Signal, Unit};
 use crate::decision::{Decision, Permission, Refusal};
 
 /// Identity of a unit: the trace and span it is exported as. Never reused.
@@ -251,6 +251,8 @@ pub struct Grounds {
     pub policy: Option<String>,
     /// Why, in words for the developer.
     pub reason: Option<String>,
+    /// What that policy sends to a process that it refuses something; see [`Awu::signal`].
+    pub signal: Option<Signal>,
     /// Every policy that matched.
     pub matched: Vec<String>,
     /// When, in nanoseconds since 1970.
@@ -351,4 +353,12 @@ pub struct Awu {
     pub region: Option<String>,
     /// The latency target, for a call that ended.
     pub sla: Option<Sla>,
+}
+
+impl Awu {
+    /// What its process is sent: only where the request was refused, by a policy that asks for it.
+    #[must_use]
+    pub fn signal(&self) -> Option<Signal> {
+        self.grounds.signal.filter(|_| matches!(self.outcome, Outcome::Refused(_)))
+    }
 }

@@ -38,7 +38,7 @@ pub use awu::{
 pub use config::{
     BudgetConfig, Enforcement, Estimate, GrantConfig, MatchConfig, Mode, OnTimeout, Per,
     PolicyConfig, PolicyText, PriceConfig, PricesConfig, PrincipalConfig, ProviderConfig,
-    RateLimitConfig, ScopeConfig, Sections, SlaConfig, TierConfig, Uninspectable, Unit,
+    RateLimitConfig, ScopeConfig, Sections, Signal, SlaConfig, TierConfig, Uninspectable, Unit,
     UnknownModel, Unmapped,
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};

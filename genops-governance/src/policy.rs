@@ -23,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 use self::attributes::Attributes;
 use self::load::{Loader, Stored, content_rules};
 use crate::awu::Attribution;
-use crate::config::{PolicyConfig, PolicyText, Sections, TierConfig};
+use crate::config::{PolicyConfig, PolicyText, Sections, Signal, TierConfig};
 use crate::decision::ReasonCode;
 use crate::settings::Faults;
 
@@ -55,6 +55,7 @@ struct Meta {
     /// It looks at the host and not at the request: what it says of a connection holds for every
     /// request on it.
     of_host: bool,
+    signal: Option<Signal>,
 }
 
 /// A policy that matched.
@@ -66,6 +67,7 @@ pub(crate) struct Matched {
     pub(crate) id: String,
     pub(crate) reason: Option<String>,
     pub(crate) of_host: bool,
+    pub(crate) signal: Option<Signal>,
 }
 
 impl Matched {
@@ -381,8 +383,9 @@ impl Policies {
                 opinion.not_permitted = false;
                 continue;
             };
-            let Meta { severity, code, priority, reason, of_host } = meta.clone();
-            let matched = Matched { severity, code, priority, id: id.to_string(), reason, of_host };
+            let Meta { severity, code, priority, reason, of_host, signal } = meta.clone();
+            let id = id.to_string();
+            let matched = Matched { severity, code, priority, id, reason, of_host, signal };
             match severity {
                 Severity::Warn => opinion.warnings.push(matched),
                 _ if matched.code == ReasonCode::APPROVAL_REQUIRED => {

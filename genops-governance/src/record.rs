@@ -27,6 +27,10 @@ pub enum RecordKind {
     ModeChange,
     /// Bytes were lost.
     Gap,
+    /// Authority was handed down.
+    Grant,
+    /// It was taken back.
+    Revoke,
     /// A human approved a request.
     Approval,
     /// Somebody changed a budget by hand.
@@ -47,6 +51,8 @@ impl RecordKind {
             Self::PriceLoaded => "price_loaded",
             Self::ModeChange => "mode_change",
             Self::Gap => "gap",
+            Self::Grant => "grant",
+            Self::Revoke => "revoke",
             Self::Approval => "approval",
             Self::Override => "override",
         }

@@ -292,6 +292,9 @@ impl Awu {
         if enforcement.collateral > 0 {
             out.int("genops.enforcement.collateral", enforcement.collateral);
         }
+        if let Some(signal) = self.signal() {
+            out.text("genops.enforcement.signal", signal.as_str());
+        }
     }
 
     /// The span's events, in the order they happened (spec §8).

@@ -9,10 +9,10 @@ use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
 use genops_governance::{
-    Approval, BudgetConfig, ConnId, Enforcement, Entry, Explanation, GrantConfig, HoldLevel,
-    Ledger, MatchConfig, Mode, PolicyText, PriceConfig, PricesConfig, PrincipalConfig,
-    ProcessFacts, ProcessKey, RateLimitConfig, ScopeConfig, Sections, Settings, SlaConfig, Unit,
-    UnknownModel, Unmapped, Value,
+    Approval, Awu, BudgetConfig, ConnId, Enforcement, Entry, Explanation, GrantConfig, HoldLevel,
+    Ledger, MatchConfig, Mode, Output, PolicyText, PriceConfig, PricesConfig, PrincipalConfig,
+    ProcessFacts, ProcessKey, RateLimitConfig, RecordKind, ScopeConfig, Sections, Settings, Signal,
+    SlaConfig, Unit, UnknownModel, Unmapped, Value,
 };
 use genops_protocols::Direction;
 use support::{BOT, HELD, Host, START, answer, bot, budget, chat, enforcing, ok, policy};
@@ -84,6 +84,24 @@ fn a_denied_model_never_leaves() {
           enforcement.rung: egress_hold
     "#]],
     );
+}
+
+/// Only a refusal sends a signal, never a warning.
+#[test]
+fn a_policy_may_ask_for_a_signal() {
+    let sections = policy(|it| {
+        it.denied_models = vec!["*-pro".to_owned()];
+        it.signal = Some(Signal::Term);
+    });
+    let signals_of = |hold: HoldLevel, model: &str| {
+        let mut host = Host::new(&sections);
+        let conn = host.open(hold);
+        host.egress(conn, &chat(model, "hello")).ingress(conn, &ok()).close(conn);
+        host.awus.iter().map(Awu::signal).collect::<Vec<_>>()
+    };
+    assert_eq!(signals_of(HELD, "gpt-5-pro"), [Some(Signal::Term)]);
+    assert_eq!(signals_of(HELD, "gpt-4o-mini"), [None]);
+    assert_eq!(signals_of(HoldLevel::None, "gpt-5-pro"), [None]);
 }
 
 #[test]
@@ -747,6 +765,45 @@ fn what_a_process_matches_is_found_anew_when_settings_change() {
     let others = Sections { principals: Vec::new(), ..enforcing() };
     host.engine.reload(host.now, Settings::compile(&others).unwrap());
     assert_eq!(principal_of(&mut host, BOT), "svc-refund/python3.11");
+}
+
+#[test]
+fn grants_that_come_change_and_go_are_written_down() {
+    let grant = |name: &str, revoked: bool, models: Option<&str>| GrantConfig {
+        name: name.to_owned(),
+        delegated_by: Some("alice@example.com".to_owned()),
+        revoked,
+        scope: ScopeConfig {
+            models: models.map(|it| vec![it.to_owned()]),
+            ..ScopeConfig::default()
+        },
+        ..GrantConfig::default()
+    };
+    let with = |grants: Vec<GrantConfig>| Sections { grants, ..enforcing() };
+    let mut host = Host::new(&with(vec![grant("a", false, None), grant("b", false, None)]));
+    let mut told = |grants: Vec<GrantConfig>| {
+        host.engine.reload(host.now, Settings::compile(&with(grants)).unwrap());
+        let of_grant = |output: Output| match output {
+            Output::Record(it) if matches!(it.kind, RecordKind::Grant | RecordKind::Revoke) => {
+                Some(format!("{} {:?}", it.kind.as_str(), it.detail))
+            }
+            _ => None,
+        };
+        host.engine.outputs().filter_map(of_grant).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        told(vec![
+            grant("a", false, None),
+            grant("b", false, Some("gpt-*")),
+            grant("c", true, None)
+        ]),
+        [r#"grant [("grant", "b")]"#]
+    );
+    assert_eq!(
+        told(vec![grant("a", true, None)]),
+        [r#"revoke [("grant", "a")]"#, r#"revoke [("grant", "b")]"#]
+    );
+    assert_eq!(told(vec![grant("a", false, None)]), [r#"grant [("grant", "a")]"#]);
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn cedar_is_parsed_validated_and_linted_with_line_and_column() {
                 "rules.cedar:1: policy `a`: `TOO_DEAR` is no reason code of the specification, nor `x_..`"
             ],
             (_, "permit") => expect![
-                "rules.cedar:1: policy `a`: a permit has no `@reason_code` and no `@genops_result`"
+                "rules.cedar:1: policy `a`: a permit has no `@reason_code`, `@genops_result` or `@genops_signal`"
             ],
             (it, _) if it.contains("MAYBE") => expect![[
                 r#"rules.cedar:1: policy `a`: `@genops_result("MAYBE")` is none of the four"#

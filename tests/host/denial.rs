@@ -80,10 +80,11 @@ fn check(
     Ok(())
 }
 
-const BYSTANDER_REQUESTS: usize = 100;
+/// How many calls a [`bystander`] makes.
+pub(crate) const BYSTANDER_REQUESTS: usize = 100;
 
 /// Another process that makes allowed calls all the while.
-fn bystander(stage: &Stage) -> anyhow::Result<std::process::Child> {
+pub(crate) fn bystander(stage: &Stage) -> anyhow::Result<std::process::Child> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_genops-tests"));
     command
         .args(["client", "--address", &stage.provider.address.to_string(), "--root"])

@@ -16,6 +16,8 @@ mod hostile;
 mod kinds;
 mod load;
 mod privilege;
+mod send_hook;
+mod signal;
 mod storm;
 mod support;
 mod unread;

@@ -41,6 +41,8 @@ pub(crate) struct Kernel {
     /// `NAME=VERSION`, as `apt-get` wants it.
     package: String,
     tried: String,
+    /// Tests, by parts of their names, that passed there then.
+    passed: Vec<String>,
     /// Best rung for a denial.
     pub(crate) rung: String,
     /// Mechanisms of the agent's `doctor` that are not available.
@@ -78,11 +80,12 @@ impl Kernels {
 impl Kernel {
     /// Its row in the README's table of support.
     pub(crate) fn row(&self) -> String {
-        let Self { line, version, tried, lacks, rung, .. } = self;
+        let Self { line, version, tried, passed, lacks, rung, .. } = self;
         let has = |mechanism: &str| if lacks.contains(mechanism) { "no" } else { "yes" };
         let columns = COLUMNS.map(has).join(" | ");
+        let passed = passed.join(" ");
         format!(
-            "| {version} x86-64 | {columns} | {rung} | `cargo xtask vm --kernel {line}`, {tried} |"
+            "| {version} x86-64 | {columns} | {rung} | `cargo xtask vm --kernel {line} {passed}`, {tried} |"
         )
     }
 

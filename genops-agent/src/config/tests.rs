@@ -211,6 +211,16 @@ fn a_word_that_is_no_choice_names_the_choices() {
             "agent.yaml:2: `enforcement`: `stop` is not one of block, warn; did you mean `block`?"
         ],
     );
+    check(
+        "policies:\n  - {name: p, signal: hup}\n",
+        &expect!["agent.yaml:2: `signal`: `hup` is not one of term, kill; did you mean `term`?"],
+    );
+    check(
+        "policies:\n  - {name: p, denied_models: [\"*\"], enforcement: warn, signal: term}\n",
+        &expect![
+            "agent.yaml:2: policies[0] (p): `signal` goes with `enforcement: block` only: a warning ends nothing"
+        ],
+    );
 }
 
 #[test]

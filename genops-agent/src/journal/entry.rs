@@ -34,6 +34,10 @@ pub(crate) enum Kind {
     ModeChange,
     /// Something is missing from here on back: bytes, kernel events or records.
     Gap,
+    /// An authority grant came into force.
+    Grant,
+    /// An authority grant was withdrawn.
+    Revoke,
     /// A human approved a request.
     Approval,
     /// Somebody set a rule aside by hand.
@@ -75,6 +79,8 @@ impl Kind {
             Self::PriceLoaded => "price_loaded",
             Self::ModeChange => "mode_change",
             Self::Gap => "gap",
+            Self::Grant => "grant",
+            Self::Revoke => "revoke",
             Self::Approval => "approval",
             Self::Override => "override",
             Self::AgentStart => "agent_start",

@@ -1,20 +1,14 @@
 //! What this kernel allows, found by trying and never by its version: distributions backport.
 
-use aya::{
-    programs::{LsmAttachType, ProgramType},
-    sys::is_program_supported,
-};
+use aya::{programs::ProgramType, sys::is_program_supported};
 
 /// What `doctor` shows.
-#[expect(clippy::struct_excessive_bools, reason = "one answer a mechanism")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Features {
     /// Programs at the packets of a cgroup.
     pub(crate) cgroup_skb: bool,
     /// Programs at the sockets of a cgroup.
     pub(crate) cgroup_sock_addr: bool,
-    /// Programs as security hooks.
-    pub(crate) lsm: bool,
     /// Programs at user-space functions.
     pub(crate) uprobes: bool,
 }
@@ -26,7 +20,6 @@ impl Features {
         Self {
             cgroup_skb: program(ProgramType::CgroupSkb),
             cgroup_sock_addr: program(ProgramType::CgroupSockAddr),
-            lsm: is_lsm_active() && program(ProgramType::Lsm(LsmAttachType::Mac)),
             uprobes: program(ProgramType::KProbe),
         }
     }

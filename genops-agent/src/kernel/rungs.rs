@@ -9,7 +9,7 @@ use std::fs::File;
 
 use anyhow::{Context as _, Result};
 use aya::{
-    Btf, Ebpf,
+    Btf, Ebpf, EbpfLoader,
     programs::{
         CgroupAttachMode, CgroupSkb, CgroupSock, CgroupSockAddr, Lsm, ProgramError,
         cgroup_skb::CgroupSkbAttachType,
@@ -17,7 +17,10 @@ use aya::{
 };
 use genops_governance::Rung;
 
-use super::{Pins, cgroup2_root, features::is_lsm_active};
+use super::{OBJECT, Pins, cgroup2_root, features::is_lsm_active};
+
+/// A ring buffer that nobody reads.
+const SMALL_RING_BYTES: u32 = 1 << 16;
 
 /// One mechanism.
 trait Mechanism {
@@ -92,17 +95,43 @@ impl Mechanism for EgressHold {
 /// The send call of a denied connection fails (`security_socket_sendmsg`).
 struct SendHook;
 
+impl SendHook {
+    /// Loads the program; a kernel without one of the helpers that it calls refuses that.
+    fn load(ebpf: &mut Ebpf) -> Result<&mut Lsm> {
+        let btf = Btf::from_sys_fs().context("/sys/kernel/btf/vmlinux")?;
+        let program: &mut Lsm = program(ebpf, "deny_sendmsg")?;
+        program.load("socket_sendmsg", &btf).context("program `deny_sendmsg`")?;
+        Ok(program)
+    }
+}
+
+/// Whether the send call of a denied connection can be made to fail here: loads the program, attaches nothing.
+///
+/// # Errors
+///
+/// Where it can't, with the reason.
+pub(crate) fn try_send_hook() -> Result<()> {
+    ensure_lsm_is_active()?;
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries("EVENTS", SMALL_RING_BYTES);
+    let mut ebpf = loader.load(OBJECT).context("the kernel refused the programs or maps")?;
+    SendHook::load(&mut ebpf).map(drop)
+}
+
+fn ensure_lsm_is_active() -> Result<()> {
+    anyhow::ensure!(
+        is_lsm_active(),
+        "`bpf` is not among the active security modules (boot parameter `lsm=`)"
+    );
+    Ok(())
+}
+
 impl Mechanism for SendHook {
     const RUNG: Rung = Rung::Lsm;
 
     fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()> {
-        anyhow::ensure!(
-            is_lsm_active(),
-            "`bpf` is not among the active security modules (boot parameter `lsm=`)"
-        );
-        let btf = Btf::from_sys_fs().context("/sys/kernel/btf/vmlinux")?;
-        let program: &mut Lsm = program(ebpf, "deny_sendmsg")?;
-        program.load("socket_sendmsg", &btf).context("program `deny_sendmsg`")?;
+        ensure_lsm_is_active()?;
+        let program = Self::load(ebpf)?;
         let link = program.attach()?;
         if let Some(pins) = pins {
             pins.keep(program.take_link(link)?.into(), "deny_sendmsg")?;

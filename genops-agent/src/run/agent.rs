@@ -9,7 +9,7 @@ use genops_ebpf_common::{
 };
 use genops_governance::{
     Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, OnTimeout,
-    Outcome, Output, PolicyResult, ProcessFacts, ProcessKey, Rung,
+    Outcome, Output, PolicyResult, ProcessFacts, ProcessKey, Rung, Signal,
 };
 use genops_protocols::Direction;
 
@@ -613,9 +613,27 @@ impl Agent {
                 if let Some(tgid) = awu.pid.filter(|_| refused) {
                     self.standing.refused(tgid);
                 }
+                if let Some(signal) = awu.signal() {
+                    self.end_process(&awu, signal);
+                }
                 self.tell(&Arc::from(awu));
             }
             Output::Record(_) | Output::Ledger(_) => {}
+        }
+    }
+
+    /// Sends what a policy asks for. Its evidence is written, and nothing of the request can leave any more.
+    fn end_process(&self, awu: &Awu, signal: Signal) {
+        let Some(known) = awu.pid.and_then(|it| self.processes.get(&it)) else {
+            return self.metrics.signals_failed.increment();
+        };
+        match self.identities.signal(known.key, signal) {
+            Ok(()) => self.metrics.signals_sent.increment(),
+            Err(error) => {
+                self.metrics.signals_failed.increment();
+                let (signal, pid) = (signal.as_str(), known.key.pid);
+                eprintln!("genops-agent: SIG{signal} can't be sent to process {pid}: {error}");
+            }
         }
     }
 

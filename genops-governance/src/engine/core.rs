@@ -11,8 +11,9 @@ use sha2::{Digest as _, Sha256};
 use super::link::{Link, Opened, Refused};
 use super::{ConnId, Output};
 use crate::approval::{Approval, LONGEST_NS};
+use crate::authority::Grants;
 use crate::awu::{AwuId, Outcome, Rung};
-use crate::config::Mode;
+use crate::config::{GrantConfig, Mode};
 use crate::decision::{Decision, ReasonCode, Refusal};
 use crate::ledger::{Demand, Entry, Ledger};
 use crate::policy::Slice;
@@ -109,6 +110,7 @@ impl Core {
             return;
         }
         self.announce(now);
+        self.announce_grants(now, &Grants::default());
         let open: Vec<(AwuId, Vec<crate::ledger::Share>)> =
             self.ledger.open().map(|(awu, shares)| (awu, shares.to_vec())).collect();
         for (awu, shares) in open {
@@ -149,6 +151,23 @@ impl Core {
         self.put(Vec::new(), [policies, prices]);
     }
 
+    /// Writes down which grants came into force and which were withdrawn, against those before.
+    fn announce_grants(&mut self, now: Now, before: &Grants) {
+        let settings = self.settings.clone();
+        let grants = &settings.0.grants;
+        let given = grants.given_since(before).map(|it| (RecordKind::Grant, it));
+        let revoked = grants.revoked_since(before).map(|it| (RecordKind::Revoke, it));
+        let records: Vec<Record> = given
+            .chain(revoked)
+            .map(|(kind, grant)| {
+                let mut record = Record::new(now, kind);
+                record.detail = granted(grant);
+                record
+            })
+            .collect();
+        self.put(Vec::new(), records);
+    }
+
     /// Hands out changes of the ledger, then records.
     pub(super) fn put(&mut self, log: Vec<Entry>, records: impl IntoIterator<Item = Record>) {
         self.outputs.extend(log.into_iter().map(Output::Ledger));
@@ -167,9 +186,10 @@ impl Core {
     pub(super) fn reload(&mut self, now: Now, settings: Settings) {
         self.start(now);
         let before = self.settings.mode();
-        self.settings = settings;
+        let replaced = std::mem::replace(&mut self.settings, settings);
         self.epoch += 1;
         self.announce(now);
+        self.announce_grants(now, &replaced.0.grants);
         if before != self.settings.mode() {
             let mut record = Record::new(now, RecordKind::ModeChange);
             let (from, to) = (before.name().to_owned(), self.settings.mode().name().to_owned());
@@ -567,4 +587,16 @@ pub(super) fn aftermath(link: &Link) -> Option<ReasonCode> {
     } else {
         None
     }
+}
+
+/// A grant in words that name no person; those are in the configuration that `policy_loaded` names.
+fn granted(grant: &GrantConfig) -> Vec<(&'static str, String)> {
+    let GrantConfig { name, parent, not_before, expires, .. } = grant;
+    let all = [
+        ("grant", Some(name)),
+        ("parent", parent.as_ref()),
+        ("not_before", not_before.as_ref()),
+        ("expires", expires.as_ref()),
+    ];
+    all.into_iter().filter_map(|(key, value)| Some((key, value?.clone()))).collect()
 }

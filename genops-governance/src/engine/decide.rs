@@ -11,7 +11,7 @@ use super::core::{Core, Subject, aftermath, provider_key, target_key};
 use super::estimate::Ask;
 use super::link::{Link, Opened, Running};
 use crate::awu::{AwuId, Grounds, Held, Reservation, Rung};
-use crate::config::{Mode, Unit, UnknownModel, Unmapped};
+use crate::config::{Mode, Signal, Unit, UnknownModel, Unmapped};
 use crate::decision::{Decision, Permission, ReasonCode, Refusal};
 use crate::ledger::{Demand, Shortfall};
 use crate::money;
@@ -33,18 +33,19 @@ pub(super) struct Objection {
     pub(super) code: ReasonCode,
     pub(super) policy: Option<String>,
     reason: String,
+    signal: Option<Signal>,
 }
 
 impl Objection {
     pub(super) fn block(code: ReasonCode, policy: Option<&str>, reason: impl Into<String>) -> Self {
         let policy = policy.map(str::to_owned);
-        Self { severity: Severity::Block, code, policy, reason: reason.into() }
+        Self { severity: Severity::Block, code, policy, reason: reason.into(), signal: None }
     }
 
     fn of(matched: &Matched) -> Self {
         let reason = matched.reason.clone().unwrap_or_else(|| "a policy forbids it".to_owned());
-        let (severity, code) = (matched.severity, matched.code.clone());
-        Self { severity, code, policy: Some(matched.id.clone()), reason }
+        let (severity, code, signal) = (matched.severity, matched.code.clone(), matched.signal);
+        Self { severity, code, policy: Some(matched.id.clone()), reason, signal }
     }
 
     pub(super) fn refusal(&self) -> Refusal {
@@ -554,6 +555,7 @@ impl Core {
             grounds: Grounds {
                 policy: objection.policy.clone(),
                 reason: said.then(|| objection.reason.clone()),
+                signal: objection.signal,
                 matched: Vec::new(),
                 unix_ns: now.unix_ns,
                 approval_request: None,
@@ -768,6 +770,7 @@ fn rate_objection(reached: &Reached) -> Objection {
         code: code.clone(),
         policy: Some(limit.clone()),
         reason: format!("the limit `{limit}` is reached{}", again.unwrap_or_default()),
+        signal: None,
     }
 }
 

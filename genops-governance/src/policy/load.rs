@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::attributes::Attributes;
 use super::{Meta, SCHEMA, Severity};
-use crate::config::{PolicyConfig, Sections};
+use crate::config::{PolicyConfig, Sections, Signal};
 use crate::decision::ReasonCode;
 use crate::settings::Faults;
 
@@ -244,10 +244,14 @@ fn position(name: &str, text: &str, start: usize, error: &impl Diagnostic) -> St
 fn meta(policy: &Policy, looks_at: Attributes) -> Result<Option<Meta>, String> {
     let code = policy.annotation("reason_code");
     let result = policy.annotation("genops_result");
+    let signal = policy.annotation("genops_signal");
     if policy.effect() == Effect::Permit {
-        return match code.or(result) {
+        return match code.or(result).or(signal) {
             None => Ok(None),
-            Some(_) => Err("a permit has no `@reason_code` and no `@genops_result`".to_owned()),
+            Some(_) => {
+                Err("a permit has no `@reason_code`, `@genops_result` or `@genops_signal`"
+                    .to_owned())
+            }
         };
     }
     let code = code.ok_or("a forbid needs `@reason_code(\"..\")`")?;
@@ -266,12 +270,21 @@ fn meta(policy: &Policy, looks_at: Attributes) -> Result<Option<Meta>, String> {
     {
         return Err(format!("result and reason code `{code}` don't go together"));
     }
+    let signal = signal.map(|text| signal_named(text, severity)).transpose()?;
     let priority = match policy.annotation("priority") {
         None => 0,
         Some(text) => text.parse().map_err(|_| format!("`@priority(\"{text}\")` is no integer"))?,
     };
     let reason = policy.annotation("reason").map(str::to_owned);
-    Ok(Some(Meta { severity, code, priority, reason, of_host: of_host(policy, looks_at) }))
+    Ok(Some(Meta { severity, code, priority, reason, of_host: of_host(policy, looks_at), signal }))
+}
+
+fn signal_named(text: &str, severity: Severity) -> Result<Signal, String> {
+    if severity == Severity::Warn {
+        return Err("`@genops_signal` goes with a refusal only: a warning ends nothing".to_owned());
+    }
+    let found = Signal::ALL.into_iter().find(|it| it.as_str() == text);
+    found.ok_or_else(|| format!("`@genops_signal(\"{text}\")` is none of TERM, KILL"))
 }
 
 /// Whether a policy looks at nothing but the host: at no model, content, size or price.

@@ -5,7 +5,9 @@
 
 use std::fmt::Write as _;
 
-use crate::config::{Enforcement, GrantConfig, PolicyConfig, ScopeConfig, Sections, TierConfig};
+use crate::config::{
+    Enforcement, GrantConfig, PolicyConfig, ScopeConfig, Sections, Signal, TierConfig,
+};
 use crate::decision::ReasonCode;
 use crate::money::from_usd;
 use crate::settings::Faults;
@@ -61,18 +63,22 @@ struct Rule<'a> {
     code: &'a ReasonCode,
     reason: String,
     warn: bool,
+    signal: Option<Signal>,
     /// `when { .. }` or `unless { .. }`.
     condition: String,
 }
 
 impl Rule<'_> {
     fn text(self) -> Text {
-        let Self { id, who, code, reason, warn, condition } = self;
+        let Self { id, who, code, reason, warn, signal, condition } = self;
         let mut cedar = String::new();
         // Writing to a String can't fail.
         let _infallible = write!(cedar, "@id({})\n@reason_code(\"{code}\")\n", quoted(&id));
         if warn {
             cedar.push_str("@genops_result(\"WARNING\")\n");
+        }
+        if let Some(signal) = signal {
+            let _infallible = writeln!(cedar, "@genops_signal(\"{}\")", signal.as_str());
         }
         let reason = quoted(&reason);
         let _infallible = write!(
@@ -98,15 +104,20 @@ fn policy_texts(policy: &PolicyConfig, place: &str, faults: &mut Faults, out: &m
         max_cost,
         approval_above,
         enforcement,
+        signal,
     } = policy;
     if principal.is_some() && team.is_some() {
         faults.add(place, "team", "and `principal` are both given: a policy binds one of them");
     }
     let who = bound(policy);
     let warn = *enforcement == Enforcement::Warn;
+    let signal = signal.filter(|_| !warn);
+    if warn && policy.signal.is_some() {
+        faults.add(place, "signal", "goes with `enforcement: block` only: a warning ends nothing");
+    }
     let mut rule = |key: &str, code: &ReasonCode, reason: String, condition: String| {
         let id = format!("{name}.{key}");
-        out.push(Rule { id, who: &who, code, reason, warn, condition }.text());
+        out.push(Rule { id, who: &who, code, reason, warn, signal, condition }.text());
     };
     if let Some(list) = allowed_providers {
         let reason = format!("only these providers are allowed: {}", list.join(", "));
@@ -182,7 +193,7 @@ fn grant_texts(grant: &GrantConfig, place: &str, faults: &mut Faults, out: &mut 
     ];
     let mut rule = |key: &str, reason: String, condition: String| {
         let (id, code) = (format!("grant:{}.{key}", grant.name), &ReasonCode::DELEGATION_EXCEEDED);
-        out.push(Rule { id, who: &who, code, reason, warn: false, condition }.text());
+        out.push(Rule { id, who: &who, code, reason, warn: false, signal: None, condition }.text());
     };
     for (attribute, key, list) in lists {
         if let Some(list) = list {
