@@ -11,7 +11,7 @@ use crate::steps::{self, Outcome};
 use crate::{fuzz, licences, setup, tidy, vm, workspace};
 
 /// For each fuzz target.
-const FUZZ_SECONDS: u32 = 60;
+const FUZZ_SECONDS: u32 = 30;
 /// A test gives the same answer twice; `cargo xtask fuzz` explores.
 const FUZZ_SEED: u32 = 1;
 

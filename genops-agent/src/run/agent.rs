@@ -7,6 +7,8 @@ use genops_ebpf_common::{
     ConnKey, Contact, DATA_DENIED, DATA_HELD, Data, EGRESS, Join, Open, Payload, Process, Record,
     Released, TimedOut, contact, origin,
 };
+
+use genops_evidence::AppendError;
 use genops_governance::{
     Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, OnTimeout,
     Outcome, Output, PolicyResult, ProcessFacts, ProcessKey, Rung, Signal,
@@ -98,6 +100,8 @@ pub(super) struct Agent {
     processes: HashMap<u32, Known>,
     /// Processes that the engine was told of.
     introduced: HashMap<u32, ProcessFacts>,
+    /// The last attempt to write evidence failed, and that was said.
+    evidence_failed: bool,
     /// When the oldest record that is not durable was made.
     uncommitted_since: Option<u64>,
     account_at_mono_ns: u64,
@@ -177,6 +181,7 @@ impl Agent {
             conns: HashMap::new(),
             processes: HashMap::new(),
             introduced: HashMap::new(),
+            evidence_failed: false,
             uncommitted_since: None,
             account_at_mono_ns: 0,
         })
@@ -572,7 +577,7 @@ impl Agent {
         let mut taken = true;
         for output in &outputs {
             match output {
-                Output::Record(record) => taken &= self.journal.record(record).is_ok(),
+                Output::Record(record) => taken &= self.write_down(record),
                 Output::Ledger(entry) => self.ledger.append(entry),
                 Output::Awu(_) | Output::Release { .. } | Output::Deny { .. } => continue,
             }
@@ -585,9 +590,28 @@ impl Agent {
         } else {
             taken
         };
+        self.evidence_failed &= !durable;
         for output in outputs {
             self.carry_out(maps, output, durable);
         }
+    }
+
+    /// False where it could not be written; it is counted.
+    fn write_down(&mut self, record: &genops_governance::Record) -> bool {
+        let mut written = self.journal.record(record);
+        // Many that wait at once fill the buffer; on disk, they make room.
+        if matches!(written, Err(AppendError::Full)) && self.commit() {
+            written = self.journal.record(record);
+        }
+        written.map_err(|error| self.evidence_fails(error.to_string())).is_ok()
+    }
+
+    fn evidence_fails(&mut self, error: String) {
+        self.metrics.lost_evidence.increment();
+        if !std::mem::replace(&mut self.evidence_failed, true) {
+            eprintln!("genops-agent: evidence can't be written: {error}");
+        }
+        self.metrics.readiness.waits(Part::Evidence, error);
     }
 
     fn carry_out(&mut self, maps: &mut Maps, output: Output, durable: bool) {
@@ -680,8 +704,7 @@ impl Agent {
                 true
             }
             Err(error) => {
-                self.metrics.lost_evidence.increment();
-                self.metrics.readiness.waits(Part::Evidence, error);
+                self.evidence_fails(error);
                 false
             }
         }
