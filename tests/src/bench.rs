@@ -15,6 +15,7 @@ use anyhow::{Context as _, ensure};
 use crate::agent::{Agent, Launch, free_address};
 use crate::client::{Client, quantile};
 use crate::scratch::Scratch;
+use crate::unrelated;
 
 /// Processes on the host while the start is measured.
 const BYSTANDERS: usize = 200;
@@ -118,19 +119,18 @@ impl Bench {
     /// Requests a second of a TLS server that is no AI, with the agent enforcing beside those without.
     fn unrelated(&self, rounds: usize) -> anyhow::Result<String> {
         let peer = Peer::start("unrelated")?;
-        let mut client = peer.client(if self.tiny { 50 } else { self.requests });
-        client.path = Some("/index.html".to_owned());
-        "files.example.test".clone_into(&mut client.name);
+        let requests =
+            if self.tiny { 50 } else { u32::try_from(self.requests)?.saturating_mul(10) };
         let mut rates = [Vec::new(), Vec::new()];
         for _ in 0..rounds {
             for (with_agent, rates) in [false, true].into_iter().zip(&mut rates) {
                 let agent = with_agent.then(|| Agent::start(ENFORCING)).transpose()?;
-                let measured = client.measure()?;
+                rates.push(unrelated::rate(
+                    peer.address,
+                    &peer.scratch.join("root.pem"),
+                    requests,
+                )?);
                 drop(agent);
-                let busy: Duration = measured.latencies.iter().sum();
-                rates.push(
-                    Duration::from_secs(1).div_duration_f64(busy / u32::try_from(client.requests)?),
-                );
             }
         }
         let [without, with] = rates.map(|mut rates| {
@@ -138,8 +138,8 @@ impl Bench {
             rates.get(rates.len() / 2).copied().unwrap_or_default()
         });
         Ok(format!(
-            "An unrelated TLS server (libssl, keep-alive, 1 KiB answers) serves {without:.0} requests a second to one \
-             client without the agent and {with:.0} with it: {:.3} of it.\n",
+            "An unrelated TLS server (libssl, keep-alive, 1 KiB answers that cost it nothing else) serves {without:.0} \
+             requests a second to one client without probes while there is no agent, and {with:.0} with it: {:.3} of it.\n",
             with / without
         ))
     }
@@ -326,7 +326,6 @@ impl Peer {
             connections: None,
             model: "gpt-4o-mini".to_owned(),
             deny_every: None,
-            path: None,
         }
     }
 

@@ -51,9 +51,6 @@ pub struct Client {
     /// Ask for another model each time, and each n-th time for one whose name ends with `-pro`; go on whatever comes.
     #[arg(long)]
     pub deny_every: Option<usize>,
-    /// Get this path, which is no AI call, instead of asking a model.
-    #[arg(long)]
-    pub path: Option<String>,
 }
 
 /// How one request of [`Client::deny_every`] ended.
@@ -171,9 +168,6 @@ impl Client {
     }
 
     fn asking(&self, model: &str, stream: bool) -> Vec<u8> {
-        if let Some(path) = &self.path {
-            return format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.name).into_bytes();
-        }
         let mut body = json!({
             "model": model, "max_tokens": 64,
             "messages": [

@@ -1,17 +1,22 @@
 //! A TLS server that has nothing to do with AI: what the agent's probes cost it is measured.
 //!
 //! It uses the system's libssl, as most servers do, so that each of its reads and writes meets a probe. One thread a
-//! connection, HTTP/1.1 keep-alive, always the same answer.
+//! connection, HTTP/1.1 keep-alive, always the same answer. The client that measures uses rustls, which has no probes:
+//! what differs is the server's.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use openssl::pkey::PKey;
 use openssl::ssl::{SslAcceptor, SslMethod};
 use openssl::x509::X509;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::authority::Authority;
 
@@ -43,13 +48,48 @@ pub fn serve(address: SocketAddr, root: &Path) -> anyhow::Result<SocketAddr> {
 fn connection(stream: TcpStream, acceptor: &SslAcceptor) -> anyhow::Result<()> {
     stream.set_nodelay(true)?;
     let mut tls = acceptor.accept(stream).map_err(|error| anyhow::anyhow!("handshake: {error}"))?;
-    let mut answer =
-        format!("HTTP/1.1 200 OK\r\nContent-Length: {BODY_BYTES}\r\n\r\n").into_bytes();
-    answer.resize(answer.len() + BODY_BYTES, b'x');
+    let answer = answer();
     let mut request = [0; 4096];
     // A request of the measuring client fits one record.
     while tls.read(&mut request)? > 0 {
         tls.write_all(&answer)?;
     }
     Ok(())
+}
+
+fn answer() -> Vec<u8> {
+    let mut answer =
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {BODY_BYTES}\r\n\r\n").into_bytes();
+    answer.resize(answer.len() + BODY_BYTES, b'x');
+    answer
+}
+
+/// Requests a second that one keep-alive connection gets answered, of the server at `address` that wrote `root`.
+///
+/// # Errors
+///
+/// Where the server does not answer.
+pub fn rate(address: SocketAddr, root: &Path, requests: u32) -> anyhow::Result<f64> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(root)?)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "files.example.test";
+    let connection = ClientConnection::new(Arc::new(config), name.try_into()?)?;
+    let tcp = TcpStream::connect(address)?;
+    tcp.set_nodelay(true)?;
+    let mut tls = StreamOwned::new(connection, tcp);
+    let request = format!("GET /index.html HTTP/1.1\r\nHost: {name}\r\n\r\n");
+    let mut answer = answer();
+    let mut ask = || -> anyhow::Result<()> {
+        tls.write_all(request.as_bytes())?;
+        Ok(tls.read_exact(&mut answer)?)
+    };
+    (0..requests.div_ceil(10)).try_for_each(|_| ask())?;
+    let begun = Instant::now();
+    (0..requests).try_for_each(|_| ask())?;
+    Ok(f64::from(requests) / begun.elapsed().as_secs_f64())
 }
