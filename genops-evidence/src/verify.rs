@@ -420,18 +420,21 @@ impl Walk<'_> {
     /// The hash at `at` of a tile is not that of the tile below: one of the two was changed.
     fn differs(&mut self, level: u8, index: u64, width: usize, at: usize) {
         let name = files::tile(TileKind::Hashes(level), index, width);
+        let itself = format!("byte {}: not the hash of what lies below it", at * 32);
         if level == 0 || !self.vouched(level, index, width) {
-            let what = format!("byte {}: not the hash of what lies below it", at * 32);
-            return self.report.problem(&name, what);
+            return self.report.problem(&name, itself);
         }
-        // This one is what was signed. Where the one below is not, it is named once.
+        // This one is what was signed, unless it is the tile of a smaller size that a copy keeps. Where
+        // the one below is not, it is named once.
         let below = index * TILE_WIDTH as u64 + at as u64;
         let said = self.dir.tiles(self.size).subtree(u32::from(level) * tree::TILE_HEIGHT, below);
         let kind = TileKind::Hashes(level - 1);
         let root = self.dir.tile(kind, below, TILE_WIDTH).map(|bytes| root_of(&bytes));
+        if root.ok() == said.ok() {
+            return self.report.problem(&name, itself);
+        }
         let below = files::tile(kind, below, TILE_WIDTH);
-        let named = self.report.problems.iter().any(|it| it.file == below);
-        if !named && root.ok() != said.ok() {
+        if !self.report.problems.iter().any(|it| it.file == below) {
             self.report
                 .problem(&below, format!("its hashes do not have the root that {name} says"));
         }
