@@ -271,6 +271,11 @@ impl Journal {
         self.log.commit()
     }
 
+    /// So much waits to become durable that a large record may not find room.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.log.is_crowded()
+    }
+
     /// Something was taken that is not durable yet.
     pub(crate) fn waits(&self) -> bool {
         self.log.next_index() > self.log.durable()

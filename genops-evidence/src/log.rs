@@ -281,6 +281,12 @@ impl Log {
         self.wal.durable()
     }
 
+    /// Half of the room for records that are not durable is taken: time for a [`Log::commit`].
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        !self.wal.has_room(wal::BUFFER_LIMIT / 2)
+    }
+
     /// Takes a record and returns its index. It is durable after the next [`Log::commit`].
     pub fn append(&mut self, record: &[u8]) -> Result<u64, AppendError> {
         if record.is_empty() || record.len() > RECORD_LIMIT {

@@ -184,6 +184,19 @@ fn a_log_that_lost_what_it_signed_is_refused() {
 }
 
 #[test]
+fn a_log_says_that_it_is_crowded_before_it_takes_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut log, _) = Log::open(&folder.path().join("log"), options()).unwrap();
+    while !log.is_crowded() {
+        log.append(&record(log.next_index())).unwrap();
+    }
+    // The largest record finds room all the same.
+    log.append(&[b'y'; 65_535]).unwrap();
+    log.commit().unwrap();
+    assert!(!log.is_crowded());
+}
+
+#[test]
 fn a_second_process_is_kept_out() {
     let folder = tempfile::tempdir().unwrap();
     let (_log, _) = Log::open(folder.path(), options()).unwrap();

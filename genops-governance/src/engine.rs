@@ -180,6 +180,12 @@ impl Engine {
         self.core.knows(key)
     }
 
+    /// What it was told of this process, as long as it has not forgotten it.
+    #[must_use]
+    pub fn facts(&self, key: ProcessKey) -> Option<&ProcessFacts> {
+        self.core.facts(key)
+    }
+
     /// What the kernel is told about a process.
     #[must_use]
     pub fn principal_mode(&self, key: ProcessKey) -> Mode {

@@ -7,8 +7,6 @@ use genops_ebpf_common::{
     ConnKey, Contact, DATA_DENIED, DATA_HELD, Data, EGRESS, Join, Open, Payload, Process, Record,
     Released, TimedOut, contact, origin,
 };
-
-use genops_evidence::AppendError;
 use genops_governance::{
     Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, OnTimeout,
     Outcome, Output, PolicyResult, ProcessFacts, ProcessKey, Rung, Signal,
@@ -99,7 +97,7 @@ pub(super) struct Agent {
     conns: HashMap<u64, Live>,
     processes: HashMap<u32, Known>,
     /// Processes that the engine was told of.
-    introduced: HashMap<u32, ProcessFacts>,
+    introduced: HashMap<u32, ProcessKey>,
     /// The last attempt to write evidence failed, and that was said.
     evidence_failed: bool,
     /// When the oldest record that is not durable was made.
@@ -260,7 +258,8 @@ impl Agent {
 
     fn open(&mut self, maps: &mut Maps, open: &Open) {
         // A short-lived process may have gone meanwhile; what it was when it began is known then.
-        let introduced = || self.introduced.get(&open.tgid).cloned();
+        let introduced =
+            || self.introduced.get(&open.tgid).and_then(|it| self.engine.facts(*it)).cloned();
         let facts = self.identities.of(open.tgid).or_else(introduced).unwrap_or_else(|| {
             let comm = String::from_utf8_lossy(&open.comm);
             let comm = comm.trim_end_matches('\0');
@@ -472,10 +471,9 @@ impl Agent {
         }
         for facts in line.into_iter().rev() {
             let key = facts.key;
-            let before = self.introduced.insert(key.pid, facts.clone());
-            if let Some(before) = before.filter(|it| it.key != key) {
+            if let Some(before) = self.introduced.insert(key.pid, key).filter(|it| *it != key) {
                 // Its end was not seen.
-                self.engine.process_exit(clock::now(), before.key);
+                self.engine.process_exit(clock::now(), before);
             }
             self.engine.process(clock::now(), facts);
         }
@@ -548,7 +546,7 @@ impl Agent {
     }
 
     fn exit(&mut self, maps: &mut Maps, tgid: u32, at_mono_ns: u64) {
-        if let Some(ProcessFacts { key, .. }) = self.introduced.remove(&tgid) {
+        if let Some(key) = self.introduced.remove(&tgid) {
             self.engine.process_exit(clock::now(), key);
         }
         let Some(known) = self.processes.remove(&tgid) else { return };
@@ -598,11 +596,11 @@ impl Agent {
 
     /// False where it could not be written; it is counted.
     fn write_down(&mut self, record: &genops_governance::Record) -> bool {
-        let mut written = self.journal.record(record);
-        // Many that wait at once fill the buffer; on disk, they make room.
-        if matches!(written, Err(AppendError::Full)) && self.commit() {
-            written = self.journal.record(record);
+        // Many that wait at once fill the buffer; on disk, they make room. The ledger's part comes first.
+        if self.journal.is_crowded() {
+            self.commit();
         }
+        let written = self.journal.record(record);
         written.map_err(|error| self.evidence_fails(error.to_string())).is_ok()
     }
 

@@ -274,6 +274,10 @@ impl Core {
         self.processes.contains_key(&key)
     }
 
+    pub(super) fn facts(&self, key: ProcessKey) -> Option<&ProcessFacts> {
+        self.processes.get(&key).map(|it| &it.facts)
+    }
+
     pub(super) fn mode_of(&self, key: ProcessKey) -> Mode {
         self.processes.get(&key).map_or(self.settings.mode(), |it| it.identity.mode)
     }
