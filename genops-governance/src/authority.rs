@@ -4,6 +4,8 @@
 //! every link's scope is a Cedar `forbid` of its own ([`crate::policy`]), so that a wrong grant
 //! can only take away.
 
+use std::collections::BTreeMap;
+
 use crate::config::{GrantConfig, PrincipalConfig, Sections};
 use crate::decision::ReasonCode;
 use crate::settings::Faults;
@@ -34,12 +36,15 @@ pub(crate) struct Chain(Vec<Link>);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Grants {
     links: Vec<(Link, Option<String>)>,
-    configs: Vec<GrantConfig>,
+    /// Those that are not revoked, by name.
+    standing: BTreeMap<String, GrantConfig>,
 }
 
 impl Grants {
     pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Self {
-        let mut grants = Self { configs: sections.grants.clone(), ..Self::default() };
+        let standing = sections.grants.iter().filter(|it| !it.revoked);
+        let standing = standing.map(|it| (it.name.clone(), it.clone())).collect();
+        let mut grants = Self { standing, ..Self::default() };
         for (index, config) in sections.grants.iter().enumerate() {
             let place = Faults::entry("grants", index, &config.name);
             let earlier = |count: usize| {
@@ -68,7 +73,7 @@ impl Grants {
         &'a self,
         before: &'a Self,
     ) -> impl Iterator<Item = &'a GrantConfig> {
-        self.unrevoked().filter(|it| !before.unrevoked().any(|other| other == *it))
+        self.standing.values().filter(|it| before.standing.get(&it.name) != Some(*it))
     }
 
     /// The grants that held before, and are revoked or gone here.
@@ -76,11 +81,7 @@ impl Grants {
         &'a self,
         before: &'a Self,
     ) -> impl Iterator<Item = &'a GrantConfig> {
-        before.unrevoked().filter(|it| !self.unrevoked().any(|other| other.name == it.name))
-    }
-
-    fn unrevoked(&self) -> impl Iterator<Item = &GrantConfig> {
-        self.configs.iter().filter(|it| !it.revoked)
+        before.standing.values().filter(|it| !self.standing.contains_key(&it.name))
     }
 
     fn refuse_cycles(&self, faults: &mut Faults) {

@@ -28,7 +28,7 @@ impl Mode {
 }
 
 /// What happens in enforce mode to a process that no configured principal matches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unmapped {
     /// It passes with a warning, if nothing else speaks against it.
@@ -40,7 +40,7 @@ pub enum Unmapped {
 
 /// What happens to a connection to a provider whose plaintext no probe reads: of it only process, provider,
 /// time and bytes are known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Uninspectable {
     /// It passes, if nothing that is known speaks against it.
@@ -53,7 +53,7 @@ pub enum Uninspectable {
 }
 
 /// What a request is assumed to cost when no price is known for its model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnknownModel {
     /// The dearest price of its provider, and a warning. Where the provider is not known either,
@@ -68,7 +68,7 @@ pub enum UnknownModel {
 }
 
 /// How much is reserved for a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Estimate {
     /// As much as it can cost at most, as far as the request says.
@@ -116,7 +116,7 @@ pub struct PrincipalConfig {
 }
 
 /// What a process must be like. All that are given must hold; `*` stands for any text.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MatchConfig {
     /// Name of the user, or its number.
@@ -351,7 +351,7 @@ impl Signal {
 }
 
 /// What a violation of a policy leads to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforcement {
     /// A refusal.
@@ -447,7 +447,7 @@ pub struct ProviderConfig {
 }
 
 /// What the kernel does when no decision came in time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnTimeout {
     /// The request passes.

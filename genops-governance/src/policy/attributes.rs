@@ -15,12 +15,12 @@ struct Attribute {
     value: fn(&Facts<'_>) -> RestrictedExpression,
 }
 
-const fn of_host(name: &'static str, value: fn(&Facts<'_>) -> RestrictedExpression) -> Attribute {
-    Attribute { name, of_host: true, value }
-}
-
 const fn of_call(name: &'static str, value: fn(&Facts<'_>) -> RestrictedExpression) -> Attribute {
     Attribute { name, of_host: false, value }
+}
+
+const fn of_host(name: &'static str, value: fn(&Facts<'_>) -> RestrictedExpression) -> Attribute {
+    Attribute { of_host: true, ..of_call(name, value) }
 }
 
 /// Every attribute.
