@@ -96,13 +96,6 @@ fn best_rung(holds: bool, fails_sends: bool) -> &'static str {
     rung.as_str()
 }
 
-/// One line, without what the verifier said before it refused.
-fn without_send_hook(error: &anyhow::Error) -> String {
-    let why = format!("{error:#}");
-    let why = why.split(" Verifier output").next().unwrap_or_default();
-    format!("a denied connection is only reset: {why}")
-}
-
 fn mechanisms() -> Vec<Mechanism> {
     let send_hook = try_send_hook();
     let features = Features::probe();
@@ -163,7 +156,9 @@ fn mechanisms() -> Vec<Mechanism> {
             "send hook",
             send_hook.is_ok(),
             "fails the send call of a denied connection at once (lsm)",
-            &send_hook.err().map_or_else(String::new, |error| without_send_hook(&error)),
+            &send_hook.err().map_or_else(String::new, |why| {
+                format!("a denied connection is only reset: {why}")
+            }),
         ),
     ]
 }

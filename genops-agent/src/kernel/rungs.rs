@@ -51,7 +51,7 @@ impl Rungs {
     fn add<M: Mechanism>(&mut self, ebpf: &mut Ebpf, pins: Option<&Pins>) {
         match M::attach(ebpf, pins) {
             Ok(()) => self.available.push(M::RUNG),
-            Err(error) => self.missing.push((M::RUNG, format!("{error:#}"))),
+            Err(error) => self.missing.push((M::RUNG, brief(&error))),
         }
     }
 
@@ -110,12 +110,21 @@ impl SendHook {
 /// # Errors
 ///
 /// Where it can't, with the reason.
-pub(crate) fn try_send_hook() -> Result<()> {
-    ensure_lsm_is_active()?;
-    let mut loader = EbpfLoader::new();
-    loader.map_max_entries("EVENTS", SMALL_RING_BYTES);
-    let mut ebpf = loader.load(OBJECT).context("the kernel refused the programs or maps")?;
-    SendHook::load(&mut ebpf).map(drop)
+pub(crate) fn try_send_hook() -> Result<(), String> {
+    let attempt = || {
+        ensure_lsm_is_active()?;
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("EVENTS", SMALL_RING_BYTES);
+        let mut ebpf = loader.load(OBJECT).context("the kernel refused the programs or maps")?;
+        SendHook::load(&mut ebpf).map(drop)
+    };
+    attempt().map_err(|error| brief(&error))
+}
+
+/// One line, without what the verifier said before it refused.
+fn brief(error: &anyhow::Error) -> String {
+    let why = format!("{error:#}");
+    why.split(" Verifier output").next().unwrap_or_default().to_owned()
 }
 
 fn ensure_lsm_is_active() -> Result<()> {
