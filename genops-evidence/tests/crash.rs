@@ -191,7 +191,7 @@ fn a_log_says_that_it_is_crowded_before_it_takes_no_more() {
         log.append(&record(log.next_index())).unwrap();
     }
     // The largest record finds room all the same.
-    log.append(&[b'y'; 65_535]).unwrap();
+    log.append(&vec![b'y'; 65_535]).unwrap();
     log.commit().unwrap();
     assert!(!log.is_crowded());
 }
