@@ -307,7 +307,8 @@ impl Directory {
     }
 
     /// Hands over the published records from index `from` on, with their indices; `from` has to be
-    /// one whose bytes are kept.
+    /// one whose bytes are kept. Those that a running agent gives up meanwhile are left out: then an index
+    /// is not the one before and one.
     pub fn records(
         &self,
         from: u64,
@@ -318,7 +319,12 @@ impl Directory {
         for bundle in from / width..size.div_ceil(width) {
             let in_it = width_at(bundle, size);
             let name = files::tile(TileKind::Entries, bundle, in_it);
-            let bytes = self.bundle(bundle, in_it)?;
+            let bytes = match self.bundle(bundle, in_it) {
+                Err(ReadError::Missing { .. }) if (bundle + 1) * width <= self.first_kept()? => {
+                    continue;
+                }
+                bytes => bytes?,
+            };
             let records = files::split_bundle(&bytes)
                 .map_err(|at| ReadError::damaged(&name, at, "cut in the middle of a record"))?;
             for (index, record) in (bundle * width..).zip(records) {

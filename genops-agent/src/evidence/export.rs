@@ -100,8 +100,12 @@ impl Export {
             out.write_all(COLUMNS.as_bytes()).with_context(context)?;
         }
         let mut failed = Ok(());
+        let first = directory.first_kept()?;
+        let mut next = first;
         directory
-            .records(directory.first_kept()?, size, |index, record| {
+            .records(first, size, |index, record| {
+                // A record that was given up meanwhile must not be missing unnoticed.
+                next += u64::from(next == index);
                 let Ok(entry) = serde_json::from_slice::<Entry<'_>>(record) else { return };
                 if failed.is_err() || !self.filter.takes(&entry) {
                     return;
@@ -114,6 +118,7 @@ impl Export {
             })
             .with_context(|| directory.path().display().to_string())?;
         failed.and_then(|()| out.flush()).with_context(context)?;
+        ensure!(next == size, "records were given up while they were exported; export once more");
         Ok(written)
     }
 
