@@ -77,6 +77,11 @@ pub(crate) fn skip(what: &str, reason: &str) {
     eprintln!("{} {what}: {reason}", mark("skipped", "33"));
 }
 
+/// The word before what failed.
+pub(crate) fn failed() -> String {
+    mark("FAILED", "31")
+}
+
 fn log_path(what: &str) -> anyhow::Result<PathBuf> {
     let directory = workspace::cache().join("logs");
     std::fs::create_dir_all(&directory).with_context(|| format!("{}", directory.display()))?;
@@ -114,7 +119,7 @@ impl<'a> Progress<'a> {
     }
 
     fn end(&self, good: bool, elapsed: Duration) {
-        let mark = if good { mark("ok", "32") } else { mark("FAILED", "31") };
+        let mark = if good { mark("ok", "32") } else { failed() };
         let clear = if self.terminal { "\r\x1b[K" } else { "" };
         eprintln!("{clear}{mark} {} ({:.1} s)", self.what, elapsed.as_secs_f32());
     }

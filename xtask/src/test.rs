@@ -12,6 +12,9 @@ use crate::{fuzz, licences, setup, tidy, vm, workspace};
 
 /// For each fuzz target.
 const FUZZ_SECONDS: u32 = 30;
+/// Of what a failed test printed, repeated at the end.
+const FAILURE_LINES: usize = 20;
+const FAILURE_COLUMNS: usize = 400;
 /// A test gives the same answer twice; `cargo xtask fuzz` explores.
 const FUZZ_SEED: u32 = 1;
 
@@ -218,6 +221,8 @@ struct Tally {
     passed: usize,
     failed: usize,
     skipped: usize,
+    /// What each failed test said, to be read at the end of a long output.
+    failures: Vec<String>,
 }
 
 impl Tally {
@@ -227,6 +232,7 @@ impl Tally {
         *(if good { &mut self.passed } else { &mut self.failed }) += 1;
         if let Err(error) = result {
             eprintln!("    {error:#}");
+            self.failures.push(format!("{error:#}"));
         }
         good
     }
@@ -264,22 +270,55 @@ impl Tally {
         }
         if !succeeded && failed == 0 {
             failed = 1; // It did not compile, or died.
+            self.failures.push(format!("{what}: no test failed, but the command did"));
         }
         eprintln!("        {passed} passed, {failed} failed, {skipped} skipped");
+        self.failures.extend(failures(&output));
         self.passed += passed;
         self.failed += failed;
         self.skipped += skipped;
     }
 
-    /// The last line; fails when a test did.
+    /// What failed, and the last line; fails when a test did.
     #[expect(clippy::print_stdout, reason = "the result of the command")]
     fn report(&self) -> anyhow::Result<()> {
-        let Self { passed, failed, skipped } = self;
+        let Self { passed, failed, skipped, failures } = self;
+        for failure in failures {
+            eprintln!("{} {}", steps::failed(), failure.replace('\n', "\n        "));
+        }
         println!("{passed} passed, {failed} failed, {skipped} skipped");
         ensure!(*failed == 0, "not all tests passed");
         ensure!(*passed > 0, "no test was run");
         Ok(())
     }
+}
+
+/// What each failed test of a `cargo test` printed, without the backtraces.
+fn failures(output: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    // With `--show-output`, those that passed are printed in the same way in a section of their own.
+    let (mut failed, mut left) = (false, 0);
+    for line in output.lines() {
+        let name = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
+        match (line, name) {
+            ("failures:" | "successes:", _) => (failed, left) = (line == "failures:", 0),
+            (_, Some(name)) if failed => {
+                found.push(name.to_owned());
+                left = FAILURE_LINES;
+            }
+            ("Stack backtrace:" | "stack backtrace:", _) => left = 0,
+            _ if left > 0 && !line.is_empty() => {
+                left -= 1;
+                let start = line.chars().take(FAILURE_COLUMNS);
+                if let Some(failure) = found.last_mut() {
+                    failure.push('\n');
+                    failure.extend(start);
+                }
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// The number before `unit` in `12 passed; 0 failed; ..`.
@@ -290,7 +329,15 @@ fn count(result: &str, unit: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::count;
+    use super::{count, failures};
+
+    #[test]
+    fn a_failed_test_is_repeated_without_its_backtrace() {
+        let output = "test a::good ... ok\ntest a::bad ... FAILED\n\nsuccesses:\n\n\
+                      ---- a::good stdout ----\n12 of 12\n\nfailures:\n\n---- a::bad stdout ----\n  3 blows\n\
+                      Error: a request took 9 s\n\nStack backtrace:\n   0: main\n\nfailures:\n    a::bad\n";
+        assert_eq!(failures(output), ["a::bad\n  3 blows\nError: a request took 9 s"]);
+    }
 
     #[test]
     fn counts_are_read_from_a_result_line() {
