@@ -106,7 +106,7 @@ def scan_segment(raw):
         broken, size = True, size or 8; break
     used = len(raw.rstrip(b"\0"))
     if broken or used > at: torn(raw, first, at, size if broken else 0, max(used, at))
-    return first, records
+    return first, records, not broken and used <= at == batch
 def torn(raw, first, at, size, used):
     """A write cut by a crash leaves holes along sectors in the last batch; anything else is damage."""
     mark, end = 0, max(used, min(at + 6 + size, len(raw)))
@@ -183,8 +183,7 @@ class Log:
             previous = lines[2]; self.keys.append(new)
         if pinned and parse_vkey(pinned) not in self.keys: self.bad("log.vkey", "another key than was given")
     def verify(self, pinned=None, given=()):
-        self.identity(pinned)
-        heads = {} if os.path.exists(os.path.join(self.root, "checkpoint")) else {
+        self.identity(pinned); heads = {} if os.path.exists(os.path.join(self.root, "checkpoint")) else {
             int(name): self.checkpoint("heads/" + name) for _, _, found in os.walk(os.path.join(self.root, "heads")) for name in found if name.isdigit()}
         size, root = heads[max(heads)] if heads else self.checkpoint("checkpoint")
         first = self.pruned() if os.path.exists(os.path.join(self.root, "pruned")) else 0
@@ -192,9 +191,10 @@ class Log:
             "genops-wal 1\n((?:(?:0|[1-9][0-9]*)\n)*)", raw.decode())[1].split()])
         ahead, leaves = {}, []
         if sorted(set(segments)) != segments: raise Bad("wal/segments", "not in order")
-        for name, start in [("wal/%020d" % start, start) for start in segments]:
-            begin, records = self.parsed(name, scan_segment); end = begin + len(records)
-            if begin != start or begin > max(ahead, default=size - 1) + 1 or start == segments[-1] and end < size: self.bad(name, "records missing")
+        for name, start, follows in [("wal/%020d" % start, start, follows) for start, follows in zip(segments, segments[1:] + [None])]:
+            begin, records, whole = self.parsed(name, scan_segment); end = begin + len(records)
+            if begin != start or begin > max(ahead, default=size - 1) + 1: self.bad(name, "records missing")
+            if end < size if follows is None else not whole or end != follows: self.bad(name, "ends too early")
             for index, record in enumerate(records, begin):
                 if ahead.setdefault(index, (record, name))[0] != record: self.bad(name, "record %d differs" % index)
         for bundle in range(-(-size // 256)): self.bundle(bundle, min(256, size - bundle * 256), first, leaves, ahead)
@@ -258,7 +258,7 @@ class Log:
         raw = self.read(name); tile = re.fullmatch(r"tile/(entries|\d+)/((?:x\d{3}/)*\d{3})(?:\.p/(\d+))?", name)
         try:
             if name.startswith("checkpoints/"): kept, root = self.checkpoint(name); return name == "checkpoints/%015d" % kept and root_of(leaves[:kept]) == root and kept <= len(leaves)
-            if name.startswith("wal/"): begin, records = scan_segment(raw); return name == "wal/%020d" % begin and [leaf(r) for r in records] == leaves[begin:begin + len(records)] and begin + len(records) <= size
+            if name.startswith("wal/"): begin, records, _ = scan_segment(raw); return name == "wal/%020d" % begin and [leaf(r) for r in records] == leaves[begin:begin + len(records)] and (not records or begin + len(records) <= size)
             index, width = int(tile[2].replace("x", "").replace("/", "")), int(tile[3] or 256)
             level = 0 if tile[1] == "entries" else int(tile[1]); span = 256 ** level
             hashes = [root_of(leaves[i * span:(i + 1) * span]) for i in range(index * 256, index * 256 + width) if (i + 1) * span <= len(leaves)]

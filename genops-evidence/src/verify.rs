@@ -203,7 +203,8 @@ fn read_ahead(dir: &Directory, size: u64, report: &mut Report) -> Ahead {
         }
     };
     report.open = !list.is_empty();
-    for (number, first) in list.into_iter().enumerate() {
+    let follows = list.iter().skip(1).map(|first| Some(*first)).chain([None]);
+    for (number, (&first, next)) in list.iter().zip(follows).enumerate() {
         let segment = match dir.segment(first) {
             Ok(segment) => segment,
             Err(error) => {
@@ -214,15 +215,10 @@ fn read_ahead(dir: &Directory, size: u64, report: &mut Report) -> Ahead {
         ahead.segments.push(segment.name.clone());
         match wal::scan(&segment.bytes) {
             Ok(scan) if scan.first == first => {
-                if let wal::Tail::Torn(at) = scan.tail {
-                    let name = &segment.name;
-                    report.notes.push(format!(
-                        "{name}: byte {at}: a write that a crash cut short; no checkpoint covers it"
-                    ));
-                }
                 if number == 0 {
                     ahead.first = first;
                 }
+                note_end(&segment.name, &scan, next, report);
                 take(&mut ahead, &scan, size, report);
                 whole = true;
             }
@@ -239,6 +235,25 @@ fn read_ahead(dir: &Directory, size: u64, report: &mut Report) -> Ahead {
         report.problem(newest, what);
     }
     ahead
+}
+
+/// A crash may cut the newest segment short. Each before it had ended with a whole batch when the next one
+/// was begun, which goes on where it ended.
+fn note_end(name: &str, scan: &wal::Scan<'_>, next: Option<u64>, report: &mut Report) {
+    let end = scan.first + scan.records.len() as u64;
+    match (scan.tail, next) {
+        (wal::Tail::Torn(at), None) => report.notes.push(format!(
+            "{name}: byte {at}: a write that a crash cut short; no checkpoint covers it"
+        )),
+        (wal::Tail::Torn(at), Some(_)) => {
+            report.problem(name, format!("byte {at}: cut short, though a later segment was begun"));
+        }
+        (wal::Tail::Whole, Some(next)) if next != end => {
+            let what = format!("ends before record {end}, and the next segment begins with {next}");
+            report.problem(name, what);
+        }
+        (wal::Tail::Whole, _) => {}
+    }
 }
 
 /// Adds a segment's records to those of the segments before it.

@@ -254,3 +254,33 @@ fn both_verifiers_agree_on_a_crashed_log() {
     drop(log);
     both_agree(folder.path());
 }
+
+/// A crash cuts the newest segment only: the end of an earlier one is missed, be it its last mark alone.
+#[test]
+fn an_earlier_segment_without_its_end_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut log, _) = Log::open(folder.path(), options()).unwrap();
+    append(&mut log, 270);
+    log.publish().unwrap();
+    append(&mut log, 3_000);
+    drop(log);
+    assert!(verify(folder.path()).problems.is_empty());
+    let list = fs::read_to_string(folder.path().join("wal/segments")).unwrap();
+    assert_eq!(list.lines().count(), 3, "two segments: {list}");
+    let name = format!("wal/{:0>20}", list.lines().nth(1).unwrap());
+    let path = folder.path().join(&name);
+    let bytes = fs::read(&path).unwrap();
+    let used = bytes.iter().rposition(|it| *it != 0).unwrap() + 1;
+    // A mark is 14 bytes; what lies before it is the last batch.
+    let before_mark = (used - 14..used).find(|at| bytes[*at..at + 2] == [0, 0]).unwrap();
+    for from in [before_mark, before_mark - 20, used / 2, used / 1024 * 512, 512] {
+        let mut after = bytes.clone();
+        after[from..].fill(0);
+        fs::write(&path, after).unwrap();
+        let found = verify(folder.path()).problems;
+        assert!(found.iter().any(|it| it.file == name), "from {from}: {found:?}");
+        assert!(second_opinion(folder.path()) != Some(true), "from {from}: the second verifier");
+    }
+    fs::write(&path, &bytes).unwrap();
+    assert!(second_opinion(folder.path()) != Some(false));
+}
