@@ -30,7 +30,7 @@ use rustix::{
 
 use crate::{
     clock,
-    kernel::{Holds, sockets::Sockets},
+    kernel::{Holds, holds::MAPS, sockets::Sockets},
 };
 
 /// The agent speaks so many times a deadline.
@@ -77,9 +77,8 @@ impl Guard {
                 .with_context(|| format!("descriptor {number} of the agent"))
         };
         let maps = maps.iter().map(|&number| copy(number)).collect::<Result<Vec<_>>>()?;
-        let [holds, sockets, verdicts] =
-            <[OwnedFd; 3]>::try_from(maps).ok().context("--maps: three descriptors are needed")?;
-        let mut holds = Holds::from_descriptors([holds, sockets, verdicts])?;
+        let maps = <[OwnedFd; MAPS]>::try_from(maps).ok().context("--maps: not all of them")?;
+        let mut holds = Holds::from_descriptors(maps)?;
         // Nothing is done with the link; while this copy is open, the program stays attached.
         let _link = link.map(copy).transpose()?;
         watch(&mut holds, Duration::from_millis(deadline_ms), closed, run.as_deref())
@@ -108,7 +107,7 @@ fn watch(holds: &mut Holds, deadline: Duration, closed: bool, run: Option<&Path>
     }
 }
 
-/// The agent has ended: stays until no request waits; where the programs outlive it, until another agent
+/// The agent has ended: no more requests are held, and it stays until none waits; where the programs outlive it, until another agent
 /// has taken them over, or somebody has ended them.
 fn outlive(
     holds: &mut Holds,
@@ -123,6 +122,10 @@ fn outlive(
         if holds.expire(sockets, clock::mono_ns(), deadline_ns, closed).is_empty() {
             std::thread::sleep(step);
         }
+    }
+    if run.is_none() {
+        // Written, unless the map is gone: then nothing is held either.
+        let _gone = holds.hold_no_more();
     }
     let end = clock::mono_ns().saturating_add(deadline_ns.saturating_mul(4));
     while holds.any_waiting() && clock::mono_ns() < end {

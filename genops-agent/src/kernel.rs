@@ -16,7 +16,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc};
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, lpm_trie::Key},
     programs::{RawTracePoint, UProbe},
 };
 use genops_ebpf_common::{
@@ -151,7 +151,6 @@ pub(crate) fn cgroup2_root() -> Option<PathBuf> {
 /// The maps that the events thread reads and writes.
 pub(crate) struct Maps {
     pub(crate) holds: Holds,
-    settings: Array<MapData, Settings>,
     conns: HashMap<MapData, ConnKey, Conn>,
     socks: HashMap<MapData, u64, Sock>,
     addresses: HashMap<MapData, AddressKey, u32>,
@@ -166,13 +165,16 @@ pub(crate) struct Maps {
 
 impl Maps {
     fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let Map::Array(settings) = take(ebpf, "SETTINGS")? else {
+            bail!("map `SETTINGS` of the kernel object is not an array")
+        };
         Ok(Self {
             holds: Holds::from_maps([
                 hash_map(ebpf, "HOLDS")?,
                 hash_map(ebpf, "SOCKETS")?,
                 hash_map(ebpf, "VERDICTS")?,
+                settings,
             ])?,
-            settings: take(ebpf, "SETTINGS")?.try_into()?,
             conns: take(ebpf, "CONNS")?.try_into()?,
             socks: take(ebpf, "SOCKS")?.try_into()?,
             addresses: take(ebpf, "ADDRESSES")?.try_into()?,
@@ -187,7 +189,7 @@ impl Maps {
     }
 
     pub(crate) fn set_settings(&mut self, settings: Settings) -> Result<()> {
-        Ok(self.settings.set(0, settings, 0)?)
+        Ok(self.holds.set_settings(settings)?)
     }
 
     /// An address is a provider's (its number), or (0) nobody's alone.

@@ -14,7 +14,7 @@ mod standing;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Result;
-use genops_ebpf_common::{EGRESS, Record, Settings};
+use genops_ebpf_common::{EGRESS, Record, Settings, holding};
 use genops_governance::{ConnId, OnTimeout};
 
 use crate::{
@@ -81,7 +81,7 @@ pub(crate) fn record(
     duration: Option<Duration>,
 ) -> Result<u64> {
     let metrics = Arc::new(Metrics::default());
-    let settings = Settings { hold_unknown: 0, ..kernel_settings(config) };
+    let settings = Settings { holding: holding::NAMED, ..kernel_settings(config) };
     let mut capture = Capture::start(config, settings, false, &metrics)?;
     let _deaf = signals(&[signal_hook::consts::SIGHUP])?;
     let identities = Identities::new();
@@ -168,7 +168,7 @@ fn kernel_settings(config: &Config) -> Settings {
     Settings {
         hold_deadline_ns: u64::try_from(hold_deadline(config).as_nanos()).unwrap_or(u64::MAX),
         call_limit: config.capture.message_limit_bytes,
-        hold_unknown: u32::from(config.enforces()),
+        holding: if config.enforces() { holding::UNKNOWN_TOO } else { holding::NAMED },
         closed: u32::from(config.on_timeout == OnTimeout::Closed),
     }
 }

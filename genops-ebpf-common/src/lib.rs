@@ -522,6 +522,16 @@ pub mod process_mode {
     pub const ENFORCE: u32 = 2;
 }
 
+/// Whose requests wait for a verdict.
+pub mod holding {
+    /// Those of processes that the agent has named ([`super::process_mode::ENFORCE`]).
+    pub const NAMED: u32 = 0;
+    /// Those, and those of processes of which it has said nothing.
+    pub const UNKNOWN_TOO: u32 = 1;
+    /// Nobody's: there is nobody left who could decide, and the programs are about to be detached.
+    pub const NOBODY: u32 = 2;
+}
+
 /// One element of settings that may change while the programs run.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -530,8 +540,8 @@ pub struct Settings {
     pub hold_deadline_ns: u64,
     /// Bytes of one TLS library call that are captured, at most [`CALL_LIMIT_MAX`].
     pub call_limit: u64,
-    /// 1: requests of a process that the agent has said nothing about are held.
-    pub hold_unknown: u32,
+    /// One of [`holding`].
+    pub holding: u32,
     /// 1: after the deadline, bytes stay dropped; 0: they pass.
     pub closed: u32,
 }

@@ -99,7 +99,7 @@ fn begin(ctx: &SkBuffContext, cookie: u64, packet: &Packet, provider: u32) -> Op
         return None;
     }
     let tgid = owner(cookie);
-    let held = is_held(tgid, settings()?.hold_unknown) && arm(cookie, tgid, 1);
+    let held = is_held(tgid, settings()?.holding) && arm(cookie, tgid, 1);
     let ends = packet.ends(ctx)?;
     report(ctx, cookie, packet, &ends, contact::HELLO, provider, u32::from(held));
     // Behind the contact, so that the agent knows the connection when it hears of its socket.

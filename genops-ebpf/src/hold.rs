@@ -1,17 +1,20 @@
 //! What waits for a verdict: armed by the write probe (or by a `ClientHello`), judged at each packet.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use genops_ebpf_common::{DeniedKey, Hold, TimedOut, kind, loss, process_mode};
+use genops_ebpf_common::{DeniedKey, Hold, TimedOut, holding, kind, loss, process_mode};
 
 use crate::maps::{DENIED, EVENTS, HOLDS, PROCESSES, VERDICTS, count_loss, settings};
 
-/// Whether requests of this process wait for a verdict.
+/// Whether requests of this process wait for a verdict, by the settings' [`holding`].
 #[inline(always)]
-pub(crate) fn is_held(tgid: u32, hold_unknown: u32) -> bool {
+pub(crate) fn is_held(tgid: u32, holding: u32) -> bool {
+    if holding == holding::NOBODY {
+        return false;
+    }
     // SAFETY: copied at once.
     match unsafe { PROCESSES.get(tgid) } {
         Some(mode) => *mode == process_mode::ENFORCE,
-        None => hold_unknown != 0,
+        None => holding == holding::UNKNOWN_TOO,
     }
 }
 

@@ -280,7 +280,7 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
     // SAFETY: an element of the map, alive while this program runs.
     let Conn { id, cookie, egress_offset: offset, provider, .. } = unsafe { *conn };
     let mut flags = 0;
-    if is_held(key.tgid, settings.hold_unknown) && arm(id, key.tgid, offset + len) {
+    if is_held(key.tgid, settings.holding) && arm(id, key.tgid, offset + len) {
         flags = DATA_HELD;
     }
     if is_closed(key.tgid, provider)
@@ -390,7 +390,7 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
         return;
     };
     let held = match settings() {
-        Some(settings) => u32::from(is_held(key.tgid, settings.hold_unknown)),
+        Some(settings) => u32::from(is_held(key.tgid, settings.holding)),
         None => 0,
     };
     let record: *mut Open = entry.as_mut_ptr();

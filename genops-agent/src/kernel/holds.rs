@@ -1,7 +1,7 @@
 //! Verdicts on held connections, and what happens when none comes in time.
 //!
-//! Three maps: what waits (written by the kernel programs), whose socket it is (likewise), and what was
-//! decided (written here). The agent uses them on its events thread; the guard process has the same
+//! Four maps: what waits (written by the kernel programs), whose socket it is (likewise), what was
+//! decided, and the settings (written here). The agent uses them on its events thread; the guard process has the same
 //! maps and does the same when the agent can't.
 
 use std::{
@@ -9,18 +9,22 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError};
-use genops_ebpf_common::{Hold, Join, Verdict};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use genops_ebpf_common::{Hold, Join, Settings, Verdict, holding};
 
 use super::sockets::{Socket, Sockets};
 
-/// The maps of held connections, by connection number.
+/// Maps that the agent and its guard share.
+pub(crate) const MAPS: usize = 4;
+
+/// The maps of held connections, by connection number, and the settings of the programs.
 pub(crate) struct Holds {
     waiting: HashMap<MapData, u64, Hold>,
     sockets: HashMap<MapData, u64, Join>,
     verdicts: HashMap<MapData, u64, Verdict>,
+    settings: Array<MapData, Settings>,
     /// The maps' descriptors in this process, in the order of [`Self::from_maps`].
-    descriptors: [RawFd; 3],
+    descriptors: [RawFd; MAPS],
 }
 
 /// A hold whose deadline has passed.
@@ -32,27 +36,39 @@ pub(crate) struct Expired {
 }
 
 impl Holds {
-    /// What waits, whose socket it is, and the verdicts.
-    pub(crate) fn from_maps(maps: [MapData; 3]) -> Result<Self, MapError> {
+    /// What waits, whose socket it is, the verdicts, and the settings.
+    pub(crate) fn from_maps(maps: [MapData; MAPS]) -> Result<Self, MapError> {
         let descriptors = maps.each_ref().map(|map| map.fd().as_fd().as_raw_fd());
-        let [holds, sockets, verdicts] = maps;
+        let [holds, sockets, verdicts, settings] = maps;
         Ok(Self {
             waiting: Map::HashMap(holds).try_into()?,
             sockets: Map::HashMap(sockets).try_into()?,
             verdicts: Map::HashMap(verdicts).try_into()?,
+            settings: Map::Array(settings).try_into()?,
             descriptors,
         })
     }
 
     /// The maps behind [`Self::descriptors`] of another process.
-    pub(crate) fn from_descriptors(descriptors: [OwnedFd; 3]) -> Result<Self, MapError> {
-        let [holds, sockets, verdicts] = descriptors.map(MapData::from_fd);
-        Self::from_maps([holds?, sockets?, verdicts?])
+    pub(crate) fn from_descriptors(descriptors: [OwnedFd; MAPS]) -> Result<Self, MapError> {
+        let [holds, sockets, verdicts, settings] = descriptors.map(MapData::from_fd);
+        Self::from_maps([holds?, sockets?, verdicts?, settings?])
     }
 
     /// The maps' descriptors in this process, for [`Self::from_descriptors`] in another.
-    pub(crate) fn descriptors(&self) -> [RawFd; 3] {
+    pub(crate) fn descriptors(&self) -> [RawFd; MAPS] {
         self.descriptors
+    }
+
+    pub(crate) fn set_settings(&mut self, settings: Settings) -> Result<(), MapError> {
+        self.settings.set(0, settings, 0)
+    }
+
+    /// From now on no request waits: nobody is left who could decide. The kernel takes seconds to detach the
+    /// probes of a process that ends, and until then they go on.
+    pub(crate) fn hold_no_more(&mut self) -> Result<(), MapError> {
+        let settings = self.settings.get(&0, 0)?;
+        self.set_settings(Settings { holding: holding::NOBODY, ..settings })
     }
 
     /// Bytes of `conn` up to `to` may leave.

@@ -836,6 +836,11 @@ impl Agent {
     /// Closes and writes everything, and ends what runs beside.
     pub(super) fn finish(mut self, capture: &mut Capture) {
         let now = clock::now();
+        if self.pins.is_none()
+            && let Err(error) = capture.maps.holds.hold_no_more()
+        {
+            eprintln!("genops-agent: requests are held until the programs are detached: {error}");
+        }
         self.engine.finish(now);
         self.settle(&mut capture.maps);
         self.commit();
