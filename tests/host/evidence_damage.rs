@@ -217,8 +217,9 @@ fn as_after_a_crash(directory: &Path, name: &Path, after: &[u8]) -> anyhow::Resu
         let is_new = records(&newest_name, &bytes, bytes.len()) == 0;
         let rest = |from: &u64, to: usize| {
             let rest = listed.iter().take(to).filter(|it| *it >= from);
-            let rest: String = rest.map(|it| format!("{it}\n")).collect();
-            *from <= signed && after == format!("genops-wal 1\n{rest}").as_bytes()
+            let mut lines = vec!["genops-wal 1".to_owned()];
+            lines.extend(rest.map(u64::to_string));
+            *from <= signed && after == (lines.join("\n") + "\n").as_bytes()
         };
         let ends = [listed.len(), listed.len() - usize::from(is_new)];
         return Ok(listed.iter().any(|from| ends.iter().any(|to| rest(from, *to))));
@@ -370,7 +371,7 @@ fn directories(scratch: &Scratch) -> anyhow::Result<[PathBuf; 3]> {
     let mut agent = Agent::launch(rules, &launch)?;
     let mut going = calls(&stage, 100_000).spawn()?;
     // Killed while one segment goes on and another still has records that nothing signs.
-    let patience = Instant::now() + scaled(Duration::from_secs(60));
+    let patience = Instant::now() + scaled(Duration::from_mins(1));
     while segments(&log)?.len() < 2 {
         ensure!(Instant::now() < patience, "no segment was followed by another one in time");
         std::thread::sleep(Duration::from_millis(1));
