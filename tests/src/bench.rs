@@ -24,6 +24,8 @@ const CONNECTIONS: usize = 1_000;
 /// Enforces for every process, and allows what the benchmark asks for.
 const ENFORCING: &str = "mode: enforce\non_timeout: open\nhold_deadline_ms: 1000\npolicies:\n  \
                          - {name: bench, allowed_models: [\"gpt-4o-mini*\"], denied_models: [\"*-pro\"], enforcement: block}\n";
+/// What a provider that takes its time takes on average: about what a short answer of a small model does.
+const THINK_MS: &str = "500";
 /// Requests at the same time, one connection each.
 const CONCURRENT: [usize; 3] = [1, 100, 1_000];
 
@@ -67,7 +69,7 @@ impl Bench {
     /// Runs everything and prints the tables.
     pub fn run(&self) -> anyhow::Result<()> {
         let (requests, rounds) = if self.tiny { (50, 1) } else { (self.requests, self.rounds) };
-        let peer = Peer::start("provider")?;
+        let peer = Peer::start("provider", &[])?;
         let mut out = std::io::stdout();
         writeln!(out, "method: {}", method(requests, rounds))?;
         let mut samples = SETUPS.map(|setup| (setup, Sample::default()));
@@ -77,7 +79,14 @@ impl Bench {
             }
         }
         writeln!(out, "\n{}", latency_table(&mut samples))?;
-        writeln!(out, "{}", self.concurrent(&peer)?)?;
+        let counts = if self.tiny { &CONCURRENT[..2] } else { &CONCURRENT[..] };
+        writeln!(out, "{}", self.concurrent(&peer, counts)?)?;
+        let thinking = Peer::start("provider", &["--think-ms", THINK_MS])?;
+        let what = "The same with a provider that takes its time";
+        writeln!(out, "{what}, {THINK_MS} ms on average, which is not counted:\n")?;
+        writeln!(out, "{}", self.concurrent(&thinking, &counts[1..])?)?;
+        drop(thinking);
+        writeln!(out, "{}", self.denied(&peer)?)?;
         writeln!(out, "{}", self.unrelated(rounds)?)?;
         writeln!(out, "{}", memory_and_start(&peer, if self.tiny { 20 } else { CONNECTIONS })?)?;
         Ok(())
@@ -85,14 +94,14 @@ impl Bench {
 }
 
 impl Bench {
-    /// Latency with and without the hold at several degrees of concurrency, and how soon a denied client knows.
-    fn concurrent(&self, peer: &Peer) -> anyhow::Result<String> {
+    /// Latency with and without the hold, `counts` requests at a time.
+    fn concurrent(&self, peer: &Peer, counts: &[usize]) -> anyhow::Result<String> {
         let total = if self.tiny { 20 } else { self.requests };
         let mut rows = vec![
             "| requests at a time | not held p50 | p99 | held and released p50 | p99 |".to_owned(),
             "| --- | --- | --- | --- | --- |".to_owned(),
         ];
-        for count in CONCURRENT.iter().copied().take(if self.tiny { 2 } else { CONCURRENT.len() }) {
+        for &count in counts {
             let client = peer.client((total / count).max(3));
             let free = at_once(&client, count)?;
             let agent = Agent::start(ENFORCING)?;
@@ -102,23 +111,26 @@ impl Bench {
                 .map(|(sorted, share)| quantile(sorted, share).as_secs_f64() * 1e3);
             rows.push(format!("| {count} | {a:.2} ms | {b:.2} ms | {c:.2} ms | {d:.2} ms |"));
         }
+        Ok(rows.join("\n") + "\n")
+    }
+
+    /// How soon a denied client knows.
+    fn denied(&self, peer: &Peer) -> anyhow::Result<String> {
         let agent = Agent::start(ENFORCING)?;
-        let denied = peer.client((total / 10).max(5)).attempts(1)?;
+        let requests = if self.tiny { 5 } else { (self.requests / 10).max(5) };
+        let denied = peer.client(requests).attempts(1)?;
         drop(agent);
         ensure!(denied.iter().all(|attempt| !attempt.answered), "a denied request was answered");
         let mut took: Vec<_> =
             denied.iter().map(|attempt| Duration::from_secs_f64(attempt.seconds)).collect();
         took.sort_unstable();
         let [p50, p99] = [0.5, 0.99].map(|share| quantile(&took, share).as_secs_f64() * 1e3);
-        Ok(format!(
-            "{}\n\nA denied client knows after {p50:.2} ms (p50), {p99:.2} ms (p99).\n",
-            rows.join("\n")
-        ))
+        Ok(format!("A denied client knows after {p50:.2} ms (p50), {p99:.2} ms (p99).\n"))
     }
 
     /// Requests a second of a TLS server that is no AI, with the agent enforcing beside those without.
     fn unrelated(&self, rounds: usize) -> anyhow::Result<String> {
-        let peer = Peer::start("unrelated")?;
+        let peer = Peer::start("unrelated", &[])?;
         let requests =
             if self.tiny { 50 } else { u32::try_from(self.requests)?.saturating_mul(10) };
         let mut rates = [Vec::new(), Vec::new()];
@@ -297,13 +309,14 @@ struct Peer {
 }
 
 impl Peer {
-    /// Starts a server of `genops-tests`, by its command.
-    fn start(command: &str) -> anyhow::Result<Self> {
+    /// Starts a server of `genops-tests`, by its command and options.
+    fn start(command: &str, options: &[&str]) -> anyhow::Result<Self> {
         let scratch = Scratch::new("bench")?;
         let address = free_address()?;
         let mut child = Command::new(std::env::current_exe()?)
             .args([command, "--listen", &address.to_string(), "--root"])
             .arg(scratch.join("root.pem"))
+            .args(options)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::process;
+use crate::provider::PROCESSING_MS;
 
 /// Longest response head and body that is read, in bytes.
 const RESPONSE_LIMIT: usize = 1 << 20;
@@ -67,7 +68,8 @@ pub struct Attempt {
 /// Latencies of the requests of one connection, and what they cost.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Of each request, from the call that writes it to the last byte of its answer; sorted.
+    /// Of each request, from the call that writes it to the last byte of its answer, without the time that the
+    /// provider says it took; sorted.
     pub latencies: Vec<Duration>,
     /// Processor time of the client's thread for one request, in nanoseconds.
     pub cpu_ns: u64,
@@ -108,7 +110,7 @@ impl Client {
             let request = if wants_stream { &streamed } else { &plain };
             let written = Instant::now();
             exchange(&mut stream, request, &mut response)?;
-            latencies.push(written.elapsed());
+            latencies.push(written.elapsed().saturating_sub(processing(&response)));
         }
         let cpu_ns = process::cpu_ns(std::process::id())?.saturating_sub(cpu_before);
         latencies.sort_unstable();
@@ -242,6 +244,17 @@ fn exchange(
             return Ok(());
         }
     }
+}
+
+/// How long the provider says that it took.
+fn processing(response: &[u8]) -> Duration {
+    let head = response.split(|byte| *byte == b'\n').take_while(|line| *line != b"\r");
+    let value = head
+        .filter_map(|line| {
+            str::from_utf8(line).ok()?.strip_prefix(PROCESSING_MS)?.strip_prefix(": ")
+        })
+        .find_map(|value| value.trim().parse::<f64>().ok());
+    Duration::try_from_secs_f64(value.unwrap_or(0.0) / 1e3).unwrap_or_default()
 }
 
 fn is_complete(response: &[u8]) -> anyhow::Result<bool> {

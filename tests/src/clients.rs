@@ -60,6 +60,7 @@ impl Stage {
             listen: SocketAddr::new(IpAddr::V4(address), 443),
             http2,
             piece_delay,
+            think: Duration::ZERO,
             log: None,
         };
         let provider = Provider::start(&options)?;

@@ -53,6 +53,9 @@ struct Serve {
     /// Pause before each piece of a stream, in milliseconds.
     #[arg(long, default_value_t = 20)]
     piece_delay_ms: u64,
+    /// How long an answer takes on average, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    think_ms: u64,
 }
 
 fn main() -> ExitCode {
@@ -75,9 +78,10 @@ fn main() -> ExitCode {
 
 impl Serve {
     fn run(self) -> anyhow::Result<()> {
-        let Self { listen, root, log, http2, piece_delay_ms } = self;
+        let Self { listen, root, log, http2, piece_delay_ms, think_ms } = self;
         let piece_delay = Duration::from_millis(piece_delay_ms);
-        let provider = Provider::start(&Options { listen, http2, piece_delay, log })?;
+        let think = Duration::from_millis(think_ms);
+        let provider = Provider::start(&Options { listen, http2, piece_delay, think, log })?;
         provider.write_root(&root)?;
         writeln!(std::io::stdout(), "listening on {}", provider.address)?;
         until_input_ends()

@@ -18,6 +18,9 @@ pub use log::{Connection, Log, Request, START_LIMIT};
 
 use crate::authority::Authority;
 
+/// The header that says how long an answer took, as OpenAI names it.
+pub(crate) const PROCESSING_MS: &str = "openai-processing-ms";
+
 /// What the provider does with a connection.
 #[derive(Clone, Debug, Default)]
 pub enum Behaviour {
@@ -42,6 +45,8 @@ pub struct Options {
     pub http2: bool,
     /// Pause before each piece of a streamed answer.
     pub piece_delay: Duration,
+    /// How long an answer takes on average; each takes between a half and one and a half of it.
+    pub think: Duration,
     /// Append each connection and request to this file, one JSON object a line.
     pub log: Option<PathBuf>,
 }
@@ -78,6 +83,8 @@ impl Provider {
             log: log.clone(),
             behaviour: Arc::clone(&behaviour),
             piece_delay: options.piece_delay,
+            think: options.think,
+            thoughts: Arc::default(),
         };
         runtime.spawn(async move { server.accept(listener, acceptor).await });
         Ok(Self { address, log, authority, behaviour, runtime: Some(runtime) })

@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -23,9 +24,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use super::Behaviour;
 use super::answers::{Answer, Framing, Payload};
 use super::log::{self, Counted, Layer, Log};
+use super::{Behaviour, PROCESSING_MS};
 
 /// Longest request head that a script waits for, in bytes.
 const HEAD_LIMIT: usize = 64 << 10;
@@ -39,6 +40,9 @@ pub(super) struct Server {
     pub(super) log: Log,
     pub(super) behaviour: Arc<Mutex<Behaviour>>,
     pub(super) piece_delay: Duration,
+    pub(super) think: Duration,
+    /// Answers that were thought about: what makes each take a time of its own.
+    pub(super) thoughts: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -110,8 +114,14 @@ impl Server {
             input_tokens: answer.input_tokens,
             output_tokens: answer.output_tokens,
         });
-        let response =
+        let mut response =
             Response::builder().status(answer.status).header("request-id", "req_genops_test");
+        if !self.think.is_zero() {
+            let begun = Instant::now();
+            tokio::time::sleep(self.think.mul_f64(self.share())).await;
+            let took = format!("{:.3}", begun.elapsed().as_secs_f64() * 1e3);
+            response = response.header(PROCESSING_MS, took);
+        }
         match answer.payload {
             Payload::Events(events) => {
                 let response = response.header(CONTENT_TYPE, "text/event-stream; charset=utf-8");
@@ -133,6 +143,13 @@ impl Server {
                 })
             }
         }
+    }
+
+    /// From 0.5 to 1.5, so that requests which came at once are not answered at once.
+    fn share(&self) -> f64 {
+        // By the golden ratio: the next is far from those before (Knuth, TAOCP 6.4).
+        let number = self.thoughts.fetch_add(1, Ordering::Relaxed) % 1_000;
+        0.5 + (f64::from(u32::try_from(number).unwrap_or(0)) * 0.618_034).fract()
     }
 
     /// A body of unknown length, sent piece by piece.
