@@ -90,11 +90,13 @@ pub(crate) struct Capture {
     pub(crate) message_limit_bytes: u64,
     /// Size of the kernel's ring buffer: a power of two, at least a page.
     pub(crate) ring_bytes: u32,
+    /// Priority of the thread that decides, as `setpriority(2)` counts: -20 (first) to 19.
+    pub(crate) nice: i32,
 }
 
 impl Default for Capture {
     fn default() -> Self {
-        Self { message_limit_bytes: 4 << 20, ring_bytes: 8 << 20 }
+        Self { message_limit_bytes: 4 << 20, ring_bytes: 8 << 20, nice: -10 }
     }
 }
 
@@ -381,18 +383,19 @@ struct OtlpFile {
 struct CaptureFile {
     message_limit_bytes: Option<Spanned<u64>>,
     ring_bytes: Option<Spanned<u64>>,
+    nice: Option<Spanned<i32>>,
 }
 
 /// A refusal and the line it is about; 0: none in particular.
 type Refusal = (u64, String);
 
 /// A number of the file within its bounds, or its default.
-fn bounded(
+fn bounded<T: Copy + PartialOrd + std::fmt::Display>(
     key: &str,
-    given: Option<&Spanned<u64>>,
-    default: u64,
-    bounds: std::ops::RangeInclusive<u64>,
-) -> Result<u64, Refusal> {
+    given: Option<&Spanned<T>>,
+    default: T,
+    bounds: std::ops::RangeInclusive<T>,
+) -> Result<T, Refusal> {
     let Some(given) = given else { return Ok(default) };
     if bounds.contains(&given.value) {
         return Ok(given.value);
@@ -408,7 +411,7 @@ fn hold_deadline(given: Option<&Spanned<u64>>) -> Result<Duration, Refusal> {
 
 impl CaptureFile {
     fn settle(self) -> Result<Capture, Refusal> {
-        let Self { message_limit_bytes, ring_bytes } = self;
+        let Self { message_limit_bytes, ring_bytes, nice } = self;
         let default = Capture::default();
         let message_limit_bytes = bounded(
             "capture.message_limit_bytes",
@@ -424,7 +427,8 @@ impl CaptureFile {
             return Err((line, message));
         }
         let ring_bytes = u32::try_from(ring).expect("bounded above by 2^30");
-        Ok(Capture { message_limit_bytes, ring_bytes })
+        let nice = bounded("capture.nice", nice.as_ref(), default.nice, -20..=19)?;
+        Ok(Capture { message_limit_bytes, ring_bytes, nice })
     }
 }
 

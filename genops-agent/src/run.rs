@@ -54,8 +54,10 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
         Some(path) => Some(Watch::start(path, &config, asked, capture.reread()?)?),
         None => None,
     };
+    let nice = config.capture.nice;
     let mut agent = Agent::start(config, options.output, watch, &mut capture, &metrics)?;
     agent.adopt(&mut capture.maps);
+    set_priority(nice);
     loop {
         match capture.wait(agent.patience())? {
             Woken::Work => {}
@@ -155,6 +157,17 @@ fn write(
         | Record::Dns(_) => {}
     }
     Ok(Room::Left)
+}
+
+/// The priority of this thread, which every held request waits for. With a busy host's share of an ordinary thread
+/// it is too slow for hundreds of clients at once, which then wait for each other, and the ring buffer overflows.
+fn set_priority(nice: i32) {
+    // Nothing but the calling thread (setpriority(2), "C library/kernel differences").
+    if let Err(error) = rustix::process::setpriority_process(None, nice) {
+        eprintln!(
+            "genops-agent: `capture.nice` {nice}: {error}; it needs CAP_SYS_NICE. On a busy host requests may wait longer"
+        );
+    }
 }
 
 /// When a hold is ended: a tenth before the deadline that was promised, so that the push or the end of

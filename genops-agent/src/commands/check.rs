@@ -109,6 +109,7 @@ fn facts(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
         ("evidence_shipped", json!(evidence.ship.is_some())),
         ("message_limit_bytes", json!(capture.message_limit_bytes)),
         ("ring_bytes", json!(capture.ring_bytes)),
+        ("nice", json!(capture.nice)),
         ("sha256", json!(hex(hash))),
     ]);
     facts

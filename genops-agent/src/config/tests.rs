@@ -110,6 +110,7 @@ fn without_a_file_everything_has_its_documented_default() {
             Capture {
                 message_limit_bytes: 4194304,
                 ring_bytes: 8388608,
+                nice: -10,
             },
         )
     "#]]
@@ -152,7 +153,7 @@ fn an_unknown_key_names_the_nearest_known_one() {
     check(
         "capture: {zzzz: 1}\n",
         &expect![
-            "agent.yaml:1: `zzzz` is not a key here; the nearest is `ring_bytes`, known are message_limit_bytes, ring_bytes"
+            "agent.yaml:1: `zzzz` is not a key here; the nearest is `nice`, known are message_limit_bytes, ring_bytes, nice"
         ],
     );
 }
@@ -228,6 +229,10 @@ fn a_value_out_of_its_bounds_names_the_bounds() {
     check(
         "hold_deadline_ms: 0\n",
         &expect!["agent.yaml:1: `hold_deadline_ms`: 0 is not between 1 and 60000"],
+    );
+    check(
+        "capture:\n  nice: -21\n",
+        &expect!["agent.yaml:2: `capture.nice`: -21 is not between -20 and 19"],
     );
     check(
         "capture:\n  ring_bytes: 100000\n",
