@@ -522,6 +522,10 @@ pub mod process_mode {
     pub const ENFORCE: u32 = 2;
 }
 
+/// How long a record that nobody waits for may lie in the ring buffer before the agent is woken for it. An agent
+/// that has just read records looks again by itself after twice that time, so that none is left lying.
+pub const NAP_NS: u64 = 5_000_000;
+
 /// Whose requests wait for a verdict.
 pub mod holding {
     /// Those of processes that the agent has named ([`super::process_mode::ENFORCE`]).

@@ -18,7 +18,7 @@ use genops_ebpf_common::{AddressKey, Contact, DNS_LEN, Dns, Released, Sock, cont
 
 use crate::{
     hold::is_closed,
-    maps::{ADDRESSES, EVENTS, OWNERS, SOCKS, count_loss},
+    maps::{ADDRESSES, EVENTS, OWNERS, SOCKS, count_loss, wake},
     packet::{IPPROTO_UDP, Packet, bounded},
 };
 
@@ -156,7 +156,7 @@ fn report(cookie: u64, tgid: u32, to: AddressKey, ip_version: u32, provider: u32
         held: 0,
         captured_len: 0,
     });
-    entry.submit(0);
+    entry.submit(wake(true));
 }
 
 #[inline(always)]
@@ -175,7 +175,7 @@ fn report_released(cookie: u64, sock: Sock) {
         sent: sock.sent,
         received: sock.received,
     });
-    entry.submit(0);
+    entry.submit(wake(false));
 }
 
 #[repr(C)]
@@ -208,7 +208,7 @@ fn answer(ctx: &SkBuffContext) -> Option<()> {
         bpf_skb_load_bytes(ctx.skb.skb.cast(), packet.payload_at, to, len)
     };
     if failed == 0 {
-        entry.submit(0);
+        entry.submit(wake(true));
     } else {
         entry.discard(0);
     }

@@ -19,7 +19,7 @@ use genops_ebpf_common::{Join, Sock, kind, loss};
 use crate::{
     hello,
     hold::may_leave,
-    maps::{CONNS, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, SOCKETS, SOCKS, count_loss},
+    maps::{CONNS, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, SOCKETS, SOCKS, count_loss, wake},
     packet::{Ends, IPPROTO_TCP, Packet},
 };
 
@@ -206,7 +206,7 @@ pub(crate) fn report_join(ends: &Ends, ip_version: u32, conn: u64, cookie: u64, 
     if SOCKETS.insert(conn, join, 0).is_err() {
         count_loss(loss::CONNECTIONS_FULL, 1);
     }
-    if EVENTS.output::<Join>(join, 0).is_err() {
+    if EVENTS.output::<Join>(join, wake(true)).is_err() {
         count_loss(loss::RING_FULL_RECORDS, 1);
     }
 }

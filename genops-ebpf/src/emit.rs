@@ -11,7 +11,7 @@ use aya_ebpf::helpers::{
 };
 use genops_ebpf_common::{CALL_LIMIT_MAX, DATA_CLASSES, DATA_CUT, Data, PIECE_LEN, kind, loss};
 
-use crate::maps::{EVENTS, count_loss, settings};
+use crate::maps::{EVENTS, count_loss, settings, wake};
 
 /// What the pieces of one call have in common.
 #[derive(Clone, Copy)]
@@ -167,7 +167,7 @@ fn piece<const N: usize>(source: &Source, len: u32) {
         bpf_probe_read_user((&raw mut (*record).payload).cast(), len, source.address as *const _)
     };
     if failed == 0 {
-        entry.submit(0);
+        entry.submit(wake(source.flags != 0));
     } else {
         entry.discard(0);
         count_loss(loss::FAULT_BYTES, u64::from(len));

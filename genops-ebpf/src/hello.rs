@@ -14,7 +14,7 @@ use crate::{
     classify,
     egress::{CLIENT_HELLO, HANDSHAKE, carries, report_join},
     hold::{arm, is_held},
-    maps::{EVENTS, OWNERS, SOCKS, count_loss, settings},
+    maps::{EVENTS, OWNERS, SOCKS, count_loss, settings, wake},
     packet::{Ends, IPPROTO_TCP, Packet, bounded},
 };
 
@@ -217,7 +217,7 @@ fn report(
         bpf_skb_load_bytes(ctx.skb.skb.cast(), packet.payload_at, to, len)
     };
     if failed == 0 {
-        entry.submit(0);
+        entry.submit(wake(true));
     } else {
         entry.discard(0);
         count_loss(loss::FAULT_BYTES, u64::from(len));

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use genops_ebpf_common::{DeniedKey, Hold, TimedOut, holding, kind, loss, process_mode};
 
-use crate::maps::{DENIED, EVENTS, HOLDS, PROCESSES, VERDICTS, count_loss, settings};
+use crate::maps::{DENIED, EVENTS, HOLDS, PROCESSES, VERDICTS, count_loss, settings, wake};
 
 /// Whether requests of this process wait for a verdict, by the settings' [`holding`].
 #[inline(always)]
@@ -109,5 +109,5 @@ fn report_timeout(conn: u64, to: u64, pass: bool) {
         return;
     };
     entry.write(TimedOut { kind: kind::TIMED_OUT, passed: u32::from(pass), conn, to });
-    entry.submit(0);
+    entry.submit(wake(true));
 }

@@ -1,17 +1,26 @@
 //! The maps, each with its one writer.
 
 use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::generated::bpf_ktime_get_ns,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use genops_ebpf_common::{
-    AddressKey, Conn, ConnKey, DeniedKey, Hold, Join, NameKey, NameRule, Settings, Sock, Verdict,
-    loss,
+    AddressKey, Conn, ConnKey, DeniedKey, Hold, Join, NAP_NS, NameKey, NameRule, Settings, Sock,
+    Verdict, loss,
 };
 
 /// Everything the agent reads. The agent sets the size before loading.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// When the agent was last woken for a record that nobody waits for: one element, by the monotonic clock.
+#[map]
+static WOKEN: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Bytes in the ring buffer from which on the agent is woken in any case.
+const CROWDED_BYTES: u64 = 256 << 10;
 
 /// Written by the agent: one element.
 #[map]
@@ -138,6 +147,30 @@ pub(crate) struct Scratch {
     pub(crate) end: u32,
     /// The window, with room for masked reads a few bytes beyond it.
     pub(crate) bytes: [u8; 2 * WINDOW],
+}
+
+/// Whether the agent is woken for a record (flags of `bpf_ringbuf_submit`, `include/uapi/linux/bpf.h`). A wake-up
+/// costs more than what the agent does with most records. So it is woken at once where a request waits or a
+/// process may soon be gone, otherwise once in [`NAP_NS`].
+#[inline(always)]
+pub(crate) fn wake(at_once: bool) -> u64 {
+    const WAKE: u64 = BPF_RB_FORCE_WAKEUP as u64;
+    if at_once {
+        return WAKE;
+    }
+    let Some(woken) = WOKEN.get_ptr_mut(0) else { return WAKE };
+    // SAFETY: a helper without arguments, and an element of the map; of two writers at once, one is woken for.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        if now - *woken > NAP_NS {
+            *woken = now;
+            return WAKE;
+        }
+    }
+    if EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > CROWDED_BYTES {
+        return WAKE;
+    }
+    u64::from(BPF_RB_NO_WAKEUP)
 }
 
 /// Adds to a loss counter.

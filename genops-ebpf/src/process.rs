@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use genops_ebpf_common::{Process, kind, loss};
 
-use crate::maps::{EVENTS, MARKS, PROCESSES, count_loss};
+use crate::maps::{EVENTS, MARKS, PROCESSES, count_loss, wake};
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn process_exec(_: RawTracePointContext) -> i32 {
@@ -49,5 +49,6 @@ fn report(kind: u32) {
         reserved: 0,
         comm: bpf_get_current_comm().unwrap_or_default(),
     });
-    entry.submit(0);
+    // What has begun may end before it is looked at.
+    entry.submit(wake(kind == kind::EXEC));
 }

@@ -30,7 +30,7 @@ use crate::{
     hold::{arm, is_closed, is_held},
     maps::{
         CALLS, CONNS, Call, EMPTY_SCRATCH, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, NAMES, OTHERS,
-        Scratch, VERDICTS, count_loss, settings,
+        Scratch, VERDICTS, count_loss, settings, wake,
     },
 };
 
@@ -419,7 +419,7 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
         let bytes = (&raw const (*name).bytes).cast::<u8>().add(1).cast();
         bpf_probe_read_kernel((&raw mut (*record).name).cast(), NAME_LEN as u32, bytes);
     }
-    entry.submit(0);
+    entry.submit(wake(false));
 }
 
 #[inline(always)]
@@ -431,5 +431,5 @@ fn report_close(id: u64) {
     // SAFETY: a helper without arguments.
     let at_mono_ns = unsafe { bpf_ktime_get_ns() };
     entry.write(Close { kind: kind::CLOSE, tgid: tgid(), conn: id, at_mono_ns });
-    entry.submit(0);
+    entry.submit(wake(false));
 }

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
-use genops_ebpf_common::{Record, Settings, loss};
+use genops_ebpf_common::{NAP_NS, Record, Settings, loss};
 use genops_governance::Rung;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -26,6 +26,9 @@ use crate::{
 
 /// Most records that are handled before verdicts are written: bounds what a burst adds to a hold.
 const BATCH: usize = 256;
+
+/// When the ring buffer is looked at again after records came: the programs wake nobody for each of them.
+const LOOK_AGAIN: Duration = Duration::from_nanos(2 * NAP_NS);
 
 /// What a wait ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub(crate) struct Capture {
     pub(crate) providers: Providers,
     pub(crate) pins: Option<Arc<Pins>>,
     ring: RingBuf<MapData>,
+    /// Records were read since the last wait: others may follow that nobody is woken for.
+    drained: bool,
     started: Sender<u32>,
     stop: UnixStream,
     reload: UnixStream,
@@ -83,6 +88,7 @@ impl Capture {
             providers,
             pins,
             ring,
+            drained: false,
             started,
             stop: signals(&[signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])?,
             reload,
@@ -98,7 +104,8 @@ impl Capture {
 
     /// Waits for records or a signal, for `patience` at most.
     pub(crate) fn wait(&mut self, patience: Duration) -> Result<Woken> {
-        let timeout = Timespec::try_from(patience).context("a deadline of years")?;
+        let nap = if std::mem::take(&mut self.drained) { LOOK_AGAIN } else { Duration::MAX };
+        let timeout = Timespec::try_from(patience.min(nap)).context("a deadline of years")?;
         let mut fds = [
             PollFd::new(&self.ring, PollFlags::IN),
             PollFd::new(&self.stop, PollFlags::IN),
@@ -136,6 +143,7 @@ impl Capture {
             }
         }
         self.metrics.kernel_records.add(count as u64);
+        self.drained |= count > 0;
         count
     }
 
