@@ -28,6 +28,8 @@ const ENFORCING: &str = "mode: enforce\non_timeout: open\nhold_deadline_ms: 1000
 const THINK_MS: &str = "500";
 /// Requests at the same time, one connection each.
 const CONCURRENT: [usize; 3] = [1, 100, 1_000];
+/// The same of a provider that takes its time: one alone would take minutes.
+const CONCURRENT_THINKING: [usize; 2] = [100, 1_000];
 
 /// Measure the agent beside its floors.
 #[derive(Debug, clap::Args)]
@@ -79,12 +81,11 @@ impl Bench {
             }
         }
         writeln!(out, "\n{}", latency_table(&mut samples))?;
-        let counts = if self.tiny { &CONCURRENT[..2] } else { &CONCURRENT[..] };
-        writeln!(out, "{}", self.concurrent(&peer, counts)?)?;
+        writeln!(out, "{}", self.concurrent(&peer, &CONCURRENT)?)?;
         let thinking = Peer::start("provider", &["--think-ms", THINK_MS])?;
         let what = "The same with a provider that takes its time";
         writeln!(out, "{what}, {THINK_MS} ms on average, which is not counted:\n")?;
-        writeln!(out, "{}", self.concurrent(&thinking, &counts[1..])?)?;
+        writeln!(out, "{}", self.concurrent(&thinking, &CONCURRENT_THINKING)?)?;
         drop(thinking);
         writeln!(out, "{}", self.denied(&peer)?)?;
         writeln!(out, "{}", self.unrelated(rounds)?)?;
@@ -101,7 +102,7 @@ impl Bench {
             "| requests at a time | not held p50 | p99 | held and released p50 | p99 |".to_owned(),
             "| --- | --- | --- | --- | --- |".to_owned(),
         ];
-        for &count in counts {
+        for &count in counts.iter().take(counts.len() - usize::from(self.tiny)) {
             let client = peer.client((total / count).max(3));
             let free = at_once(&client, count)?;
             let agent = Agent::start(ENFORCING)?;
