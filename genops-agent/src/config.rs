@@ -390,7 +390,7 @@ struct CaptureFile {
 type Refusal = (u64, String);
 
 /// A number of the file within its bounds, or its default.
-fn bounded<T: Copy + PartialOrd + std::fmt::Display>(
+fn bounded<T: Copy + PartialOrd + fmt::Display>(
     key: &str,
     given: Option<&Spanned<T>>,
     default: T,

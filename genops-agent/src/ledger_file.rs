@@ -1,6 +1,6 @@
 //! The budgets' accounts on disk: a snapshot line, and a line for each change since.
 //!
-//! Opened, it is written anew from what it says, so that it does not grow for ever. After a crash the
+//! Opened, and when much was appended, it is written anew from what it says, so that it does not grow for ever. After a crash the
 //! last line may be half there; it is cut off. Anything else that is damaged or missing costs the open
 //! periods: what can't be read may all have been spent. That the file ends too early shows in evidence,
 //! which names changes that come later.
@@ -20,13 +20,21 @@ use crate::journal::entry;
 /// Longest file that is read, in bytes.
 const FILE_LIMIT: u64 = 1 << 30;
 
+/// Bytes that are appended before it is written anew.
+const GROWTH_LIMIT: usize = 16 << 20;
+
 /// How many of the last records of evidence are looked at for a change of the accounts.
 const RECORDS: u64 = 4_096;
 
 /// The file, open for appending.
 #[derive(Debug)]
 pub(crate) struct LedgerFile {
+    directory: PathBuf,
     file: File,
+    /// Bytes behind the snapshot.
+    grown: usize,
+    /// Number of the last change that was taken.
+    last: u64,
     /// Encoded changes that are not written yet.
     pending: Vec<u8>,
 }
@@ -81,13 +89,16 @@ impl LedgerFile {
                 (Ledger::unknown(unix_ns, known), Restored::Lost { why, kept_as: damaged })
             }
         };
-        let file = begin(directory, &path, &ledger)?;
-        Ok((Self { file, pending: Vec::new() }, ledger, restored))
+        let file = begin(directory, &ledger)?;
+        let directory = directory.to_owned();
+        let new = Self { directory, file, grown: 0, last: ledger.sequence(), pending: Vec::new() };
+        Ok((new, ledger, restored))
     }
 
     /// Takes a change; it is durable after [`Self::sync`].
     pub(crate) fn append(&mut self, entry: &Entry) {
         self.pending.extend_from_slice(&entry.encode());
+        self.last = entry.sequence;
     }
 
     /// Makes every change durable that was taken.
@@ -96,8 +107,20 @@ impl LedgerFile {
             return Ok(());
         }
         self.file.write_all(&self.pending)?;
+        self.grown += self.pending.len();
         self.pending.clear();
         self.file.sync_data()
+    }
+
+    /// Writes the file anew where it has grown much. Not where `ledger` is ahead of what was taken: its
+    /// snapshot would have what is still to be appended.
+    pub(crate) fn renew(&mut self, ledger: &Ledger) -> io::Result<()> {
+        let is_all = self.pending.is_empty() && self.last == ledger.sequence();
+        if self.grown >= GROWTH_LIMIT && is_all {
+            self.file = begin(&self.directory, ledger)?;
+            self.grown = 0;
+        }
+        Ok(())
     }
 }
 
@@ -128,13 +151,13 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Replaces the file by one with a snapshot alone: written beside it, made durable, renamed over it.
-fn begin(directory: &Path, path: &Path, ledger: &Ledger) -> io::Result<File> {
+fn begin(directory: &Path, ledger: &Ledger) -> io::Result<File> {
     let beside = directory.join("ledger.new");
     let mut file =
         OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
     file.write_all(&ledger.snapshot())?;
     file.sync_all()?;
-    fs::rename(&beside, path)?;
+    fs::rename(&beside, directory.join("ledger"))?;
     File::open(directory)?.sync_all()?;
     Ok(file)
 }
@@ -157,6 +180,44 @@ mod tests {
         let (_, ledger, restored) = LedgerFile::open(&directory, 0, 1).expect("writable");
         assert_eq!(ledger.accounts().count(), 0);
         assert!(matches!(restored, Restored::Whole));
+        fs::remove_dir_all(directory).expect("ours");
+    }
+
+    #[test]
+    fn a_file_that_has_grown_is_written_anew_and_says_the_same() {
+        let directory = scratch("grown");
+        let (mut file, mut ledger, _) = LedgerFile::open(&directory, 0, 1).expect("writable");
+        let mut log = Vec::new();
+        let (mut most, mut renewals) = (0, 0);
+        for number in 0..300 {
+            let id = format!("{number:0>60000}");
+            let approval = genops_governance::Approval {
+                id: id.clone(),
+                request: String::new(),
+                approver: String::new(),
+                ceiling_nano_usd: 0,
+                given_unix_ns: 1,
+                expires_unix_ns: 2,
+            };
+            ledger.approve(1, approval, &mut log);
+            assert!(ledger.use_approval(1, &id, &mut log));
+            let later = log.pop().expect("it was used");
+            log.drain(..).for_each(|entry| file.append(&entry));
+            file.sync().expect("room");
+            let before = file.grown;
+            file.renew(&ledger).expect("room");
+            assert_eq!(file.grown, before, "one change is still to come");
+            file.append(&later);
+            file.sync().expect("room");
+            most = most.max(file.grown);
+            file.renew(&ledger).expect("room");
+            renewals += u32::from(file.grown == 0);
+        }
+        assert!(renewals > 0 && most < 2 * GROWTH_LIMIT, "{renewals} times, {most} bytes");
+        drop(file);
+        let (_, again, restored) = LedgerFile::open(&directory, 0, 2).expect("readable");
+        assert!(matches!(restored, Restored::Whole), "{restored:?}");
+        assert_eq!(again, ledger);
         fs::remove_dir_all(directory).expect("ours");
     }
 

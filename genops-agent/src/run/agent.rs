@@ -746,6 +746,11 @@ impl Agent {
         let lost = capture.count_losses();
         // Accounts before evidence.
         self.commit();
+        if let Err(error) = self.ledger.renew(self.engine.ledger()) {
+            eprintln!(
+                "genops-agent: budget accounts can't be written anew, and go on growing: {error}"
+            );
+        }
         self.journal.set_kernel_counters(self.metrics.kernel_records.get(), lost);
         if let Err(error) = self.journal.tick(now) {
             self.metrics.readiness.waits(Part::Evidence, error.to_string());
