@@ -263,12 +263,14 @@ impl Journal {
         self.append(entry)
     }
 
-    /// Makes everything durable that was taken.
-    pub(crate) fn commit(&mut self) -> Result<(), CommitError> {
+    /// Makes everything durable that was taken; how many records that were.
+    pub(crate) fn commit(&mut self) -> Result<u64, CommitError> {
         if let Some(why) = &self.rolled_back {
             return Err(CommitError::Io(io::Error::other(why.clone())));
         }
-        self.log.commit()
+        let before = self.log.durable();
+        self.log.commit()?;
+        Ok(self.log.durable() - before)
     }
 
     /// So much waits to become durable that a large record may not find room.

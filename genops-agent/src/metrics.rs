@@ -181,8 +181,6 @@ metrics! {
         lost_unreadable = "cause=\"memory_unreadable\"",
         /// Kernel: a map had no room for the connection or call.
         lost_map_full = "cause=\"map_full\"",
-        /// Kernel: a probe ran where another one was at work and was not run.
-        lost_probe_missed = "cause=\"probe_missed\"",
         /// A record of the ring buffer that was not as both sides agreed.
         lost_malformed = "cause=\"malformed_record\"",
         /// A connection too many.

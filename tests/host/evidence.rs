@@ -99,6 +99,10 @@ fn every_decision_is_in_the_evidence_and_comes_to_the_same_again() -> anyhow::Re
     for arguments in asked {
         drop(run(&mut stage.python("openai", arguments)?)?);
     }
+    let durable = agent.metrics()?.into_iter();
+    let durable: f64 =
+        durable.filter(|it| it.0 == "genops_agent_evidence_records_total").map(|it| it.1).sum();
+    ensure!(durable >= f64::from(u32::try_from(asked.len())?), "{durable} records made durable");
     let (status, lines) = agent.stop()?;
     ensure!(status.success(), "{status}");
     ensure!(lines.len() == asked.len(), "{} calls, reported: {lines:#?}", asked.len());

@@ -697,7 +697,8 @@ impl Agent {
         let took_ns = clock::mono_ns().saturating_sub(before);
         self.metrics.evidence_commit.observe(Duration::from_nanos(took_ns));
         match written {
-            Ok(()) => {
+            Ok(records) => {
+                self.metrics.evidence_records.add(records);
                 self.metrics.readiness.reached(Part::Evidence);
                 true
             }
