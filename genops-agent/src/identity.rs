@@ -5,15 +5,13 @@
 
 use std::{collections::HashMap, fs, path::Path};
 
-use genops_governance::{Ancestor, ProcessFacts, ProcessKey, Signal};
+use genops_governance::{ANCESTRY_LIMIT, Ancestor, ProcessFacts, ProcessKey, Signal};
 use procfs::process::{Process, Stat};
 use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal},
 };
 
-/// Most ancestors that are reported.
-const ANCESTRY_LIMIT: usize = 16;
 /// Longest `/etc/passwd` that is read, in bytes.
 const PASSWD_LIMIT: u64 = 4 << 20;
 

@@ -166,7 +166,14 @@ impl Engine {
     /// Takes facts about a process, new or better ones, or about the other program that it became.
     pub fn process(&mut self, now: Now, facts: ProcessFacts) {
         self.core.start(now);
-        self.core.process(facts);
+        self.core.process(facts, None);
+    }
+
+    /// Takes facts about a process that one of this principal has started, directly or through others,
+    /// whoever its parent is now.
+    pub fn process_of(&mut self, now: Now, facts: ProcessFacts, principal: &str) {
+        self.core.start(now);
+        self.core.process(facts, Some(principal));
     }
 
     /// A process ended. What it sent may still arrive for a while.
@@ -184,6 +191,12 @@ impl Engine {
     #[must_use]
     pub fn facts(&self, key: ProcessKey) -> Option<&ProcessFacts> {
         self.core.facts(key)
+    }
+
+    /// The configured principal that a process acts for.
+    #[must_use]
+    pub fn principal(&self, key: ProcessKey) -> Option<&str> {
+        self.core.principal(key)
     }
 
     /// What the kernel is told about a process.

@@ -47,7 +47,7 @@ pub use explain::Explanation;
 pub use ledger::{
     Account, AccountKey, Change, Demand, Entry, Ledger, RestoreError, Restored, Share, Shortfall,
 };
-pub use process::{Ancestor, ProcessFacts, ProcessKey};
+pub use process::{ANCESTRY_LIMIT, Ancestor, ProcessFacts, ProcessKey};
 pub use record::{
     Accounted, Decided, Had, Inputs, Metered, Record, RecordKind, Seen, Texts, What, Who,
 };

@@ -1,9 +1,9 @@
 //! Who a process acts for: which configured principal it is, or what its own identity says.
 //!
 //! Precedence of facts, not their discovery. The first principal that matches the process itself
-//! wins; else it stays what it was before it became another program, or is what its parent is
-//! within the same unit and container; else team and project come from its user, unit, namespace
-//! and executable. Values that would be placeholders are left out.
+//! wins; else it stays what it was before it became another program, or what it was started by, or is
+//! what its parent is within the same unit and container; else team and project come from its user,
+//! unit, namespace and executable. Values that would be placeholders are left out.
 
 use std::sync::Arc;
 
@@ -158,6 +158,10 @@ impl Roster {
     pub(crate) fn lineage(&self, index: Option<usize>) -> impl Iterator<Item = &Principal> {
         let first = index.and_then(|it| self.principals.get(it));
         std::iter::successors(first, |it| it.superior.and_then(|at| self.principals.get(at)))
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.principals.iter().map(|it| it.name.as_str())
     }
 
     pub(crate) fn names_any(&self) -> bool {

@@ -1,5 +1,8 @@
 //! What is known of a process. The facts are discovered elsewhere; here they are only described.
 
+/// Most ancestors that are reported.
+pub const ANCESTRY_LIMIT: usize = 16;
+
 /// A process, also after its number was given to another: number and start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessKey {
@@ -57,6 +60,15 @@ impl ProcessFacts {
         self.systemd_unit == other.systemd_unit
             && self.container_id == other.container_id
             && self.pod_uid == other.pod_uid
+    }
+
+    /// Facts of a process that this one has just forked: the same in all but its number.
+    #[must_use]
+    pub fn forked(&self, key: ProcessKey) -> Self {
+        let Self { key: parent, comm, exe, .. } = self.clone();
+        let mut ancestry = vec![Ancestor { pid: parent.pid, comm, exe }];
+        ancestry.extend(self.ancestry.iter().take(ANCESTRY_LIMIT - 1).cloned());
+        Self { key, parent: Some(parent), ancestry, ..self.clone() }
     }
 
     /// Facts of a process of which only the key and the name are known.

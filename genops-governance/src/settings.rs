@@ -135,6 +135,11 @@ impl Settings {
         self.0.roster.names_any()
     }
 
+    /// The names of the configured principals.
+    pub fn principals(&self) -> impl Iterator<Item = &str> {
+        self.0.roster.names()
+    }
+
     /// SHA-256 of the policies.
     #[must_use]
     pub fn policy_hash(&self) -> [u8; 32] {

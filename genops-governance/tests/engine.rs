@@ -9,10 +9,10 @@ use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
 use genops_governance::{
-    Approval, Awu, BudgetConfig, ConnId, Enforcement, Entry, Explanation, GrantConfig, HoldLevel,
-    Ledger, MatchConfig, Mode, Output, PolicyText, PriceConfig, PricesConfig, PrincipalConfig,
-    ProcessFacts, ProcessKey, RateLimitConfig, RecordKind, ScopeConfig, Sections, Settings, Signal,
-    SlaConfig, Unit, UnknownModel, Unmapped, Value,
+    ANCESTRY_LIMIT, Approval, Awu, BudgetConfig, ConnId, Enforcement, Entry, Explanation,
+    GrantConfig, HoldLevel, Ledger, MatchConfig, Mode, Output, PolicyText, PriceConfig,
+    PricesConfig, PrincipalConfig, ProcessFacts, ProcessKey, RateLimitConfig, RecordKind,
+    ScopeConfig, Sections, Settings, Signal, SlaConfig, Unit, UnknownModel, Unmapped, Value,
 };
 use genops_protocols::Direction;
 use support::{BOT, HELD, Host, START, answer, bot, budget, chat, enforcing, ok, policy};
@@ -744,6 +744,51 @@ fn a_process_stays_what_it_is_when_it_becomes_another_program_or_its_parent_goes
     assert!(!host.engine.knows(child.key));
     host.engine.reload(host.now, Settings::compile(&enforcing()).unwrap());
     assert_eq!(principal_of(&mut host, grandchild.key), "refund-bot");
+}
+
+#[test]
+fn a_process_is_what_it_was_started_by_whoever_its_parent_is_now() {
+    let mut host = Host::new(&enforcing());
+    let init = ProcessKey { pid: 1, start_ns: 0 };
+    let orphan = stranger(5000, init);
+    host.engine.process_of(host.now, orphan.clone(), "refund-bot");
+    assert_eq!(host.engine.principal(orphan.key), Some("refund-bot"));
+    assert_eq!(host.engine.principal_mode(orphan.key), Mode::Enforce);
+    assert_eq!(principal_of(&mut host, orphan.key), "refund-bot");
+    // Its own children, and what it is told of later, change nothing; nor do other settings.
+    let child = stranger(5001, orphan.key);
+    host.engine.process(host.now, child.clone());
+    host.engine.process(host.now, orphan.clone());
+    host.engine.reload(host.now, Settings::compile(&enforcing()).unwrap());
+    for key in [orphan.key, child.key] {
+        assert_eq!(principal_of(&mut host, key), "refund-bot");
+    }
+    // Another process of its number, and one that a principal which is gone has started.
+    let (reused, late) = (ProcessKey { start_ns: 9, ..orphan.key }, stranger(5002, init));
+    host.engine.process(host.now, ProcessFacts { key: reused, ..orphan });
+    host.engine.process_of(host.now, late.clone(), "nobody");
+    for key in [reused, late.key] {
+        assert_eq!(host.engine.principal(key), None);
+    }
+}
+
+#[test]
+fn a_forked_process_is_its_parent_in_all_but_its_number() {
+    let mut host = Host::new(&enforcing());
+    let (first, second) =
+        (ProcessKey { pid: 5000, start_ns: 8 }, ProcessKey { pid: 5001, start_ns: 9 });
+    let bot = host.engine.facts(BOT).cloned().unwrap();
+    let middle = bot.forked(first);
+    let last = middle.forked(second);
+    assert_eq!((last.parent, &last.exe, &last.user), (Some(first), &bot.exe, &bot.user));
+    let above: Vec<u32> = last.ancestry.iter().take(2).map(|it| it.pid).collect();
+    assert_eq!(above, [first.pid, BOT.pid]);
+    host.engine.process(host.now, middle);
+    host.engine.process_exit(host.now, first);
+    host.engine.process(host.now, last);
+    assert_eq!(principal_of(&mut host, second), "refund-bot");
+    let deep = (0..40).fold(bot, |it, pid| it.forked(ProcessKey { pid, start_ns: 1 }));
+    assert_eq!(deep.ancestry.len(), ANCESTRY_LIMIT);
 }
 
 #[test]

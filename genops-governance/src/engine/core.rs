@@ -208,16 +208,17 @@ impl Core {
         }
     }
 
-    pub(super) fn process(&mut self, facts: ProcessFacts) {
+    /// `started_by`: the principal of a process above it, where that was seen as it was started.
+    pub(super) fn process(&mut self, facts: ProcessFacts, started_by: Option<&str>) {
         let key = facts.key;
-        let before = self.processes.get(&key).and_then(|it| it.lineage.first().cloned());
-        let after = self.place(facts, before.as_deref());
+        let before = self.principal(key).map(str::to_owned);
+        let after = self.place(facts, before.as_deref().or(started_by));
         if after.is_some() && after != before {
             self.adopt_children(key);
         }
     }
 
-    /// `before`: the principal that it was as another program. What it is now.
+    /// `before`: the principal that it was as another program, or was started by. What it is now.
     fn place(&mut self, facts: ProcessFacts, before: Option<&str>) -> Option<String> {
         let key = facts.key;
         let subject = self.subject_of(facts, before);
@@ -234,7 +235,7 @@ impl Core {
             self.processes.values().filter(of_parent).map(|it| it.facts.clone()).collect();
         children.sort_unstable_by_key(|it| it.key);
         for facts in children {
-            self.process(facts);
+            self.process(facts, None);
         }
     }
 
@@ -276,6 +277,10 @@ impl Core {
 
     pub(super) fn facts(&self, key: ProcessKey) -> Option<&ProcessFacts> {
         self.processes.get(&key).map(|it| &it.facts)
+    }
+
+    pub(super) fn principal(&self, key: ProcessKey) -> Option<&str> {
+        self.processes.get(&key)?.lineage.first().map(String::as_str)
     }
 
     pub(super) fn mode_of(&self, key: ProcessKey) -> Mode {
