@@ -98,6 +98,7 @@ fn best_rung(holds: bool, fails_sends: bool) -> &'static str {
 
 fn mechanisms() -> Vec<Mechanism> {
     let send_hook = try_send_hook();
+    let lineage = kernel::try_lineage();
     let features = Features::probe();
     let missing = missing_capabilities();
     let because = |available: bool, needed: &str, why_not: &str| {
@@ -158,6 +159,14 @@ fn mechanisms() -> Vec<Mechanism> {
             "fails the send call of a denied connection at once (lsm)",
             &send_hook.err().map_or_else(String::new, |why| {
                 format!("a denied connection is only reset: {why}")
+            }),
+        ),
+        mechanism(
+            "lineage",
+            lineage.is_ok(),
+            "what a process starts acts for it, whichever of those between have ended",
+            &lineage.err().map_or_else(String::new, |why| {
+                format!("what a process starts acts for it only as long as its parent lives: {why}")
             }),
         ),
     ]

@@ -6,6 +6,7 @@
 pub(crate) mod attach;
 pub(crate) mod features;
 pub(crate) mod holds;
+mod layout;
 pub(crate) mod pins;
 pub(crate) mod providers;
 pub(crate) mod rungs;
@@ -20,9 +21,10 @@ use aya::{
     programs::{RawTracePoint, UProbe},
 };
 use genops_ebpf_common::{
-    AddressKey, Conn, ConnKey, DeniedKey, NAME_LEN, NameKey, NameRule, Settings, Sock, loss,
-    process_mode,
+    AddressKey, Conn, ConnKey, DeniedKey, Lineage, NAME_LEN, NameKey, NameRule, Settings, Sock,
+    loss, process_mode,
 };
+use genops_governance::ProcessKey;
 use genops_protocols::{API_PATH_SUFFIXES, HostPattern};
 
 pub(crate) use attach::Probes;
@@ -43,6 +45,9 @@ pub(crate) fn is_built_in() -> bool {
 const TRACEPOINTS: [(&str, &str); 2] =
     [("process_exec", "sched_process_exec"), ("process_exit", "sched_process_exit")];
 
+/// Hands down, from a process to what it starts, whose it is.
+const FORK: (&str, &str) = ("process_fork", "sched_process_fork");
+
 /// How the programs are to be loaded.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -61,6 +66,17 @@ pub(crate) struct Kernel {
     pub(crate) ring: RingBuf<MapData>,
     /// By which mechanisms calls can be stopped here, and why not by the others.
     pub(crate) rungs: Rungs,
+    /// Why nobody says what a process was started by, where that is so.
+    pub(crate) no_lineage: Option<String>,
+}
+
+/// Whether it can be known here what a process was started by.
+///
+/// # Errors
+///
+/// Where it can't, with the reason.
+pub(crate) fn try_lineage() -> Result<(), String> {
+    layout::of_this_kernel().map(drop).map_err(|error| format!("{error:#}"))
 }
 
 impl Kernel {
@@ -80,6 +96,10 @@ impl Kernel {
         loader.map_max_entries("EVENTS", options.ring_bytes);
         let cookies = u32::from(attach::has_cookies());
         loader.override_global("COOKIES", &cookies, true);
+        let layout = layout::of_this_kernel();
+        if let Ok(layout) = &layout {
+            loader.override_global("TASK", layout, true);
+        }
         let Options { pins, floor, .. } = options;
         for (name, path) in pins.iter().flat_map(|it| it.maps()) {
             loader.map_pin_path(name, path);
@@ -97,8 +117,14 @@ impl Kernel {
                 attach_tracepoint(&mut ebpf, program, tracepoint, pins.as_deref())?;
             }
         }
+        let (program, tracepoint) = FORK;
+        let lineage = match layout {
+            Ok(_) if !floor => attach_tracepoint(&mut ebpf, program, tracepoint, pins.as_deref()),
+            found => found.map(drop),
+        };
+        let no_lineage = lineage.err().map(|error| format!("{error:#}"));
         let rungs = Rungs::attach(&mut ebpf, pins.as_deref());
-        Ok(Self { probes: Probes::new(ebpf, floor, pins), maps, ring, rungs })
+        Ok(Self { probes: Probes::new(ebpf, floor, pins), maps, ring, rungs, no_lineage })
     }
 }
 
@@ -158,6 +184,7 @@ pub(crate) struct Maps {
     names: HashMap<MapData, u64, NameKey>,
     others: HashMap<MapData, ConnKey, u32>,
     processes: HashMap<MapData, u32, u32>,
+    lineages: HashMap<MapData, u32, Lineage>,
     losses: PerCpuArray<MapData, u64>,
     hosts: LpmTrie<MapData, NameKey, NameRule>,
     paths: LpmTrie<MapData, NameKey, NameRule>,
@@ -182,6 +209,7 @@ impl Maps {
             names: take(ebpf, "NAMES")?.try_into()?,
             others: take(ebpf, "OTHERS")?.try_into()?,
             processes: take(ebpf, "PROCESSES")?.try_into()?,
+            lineages: take(ebpf, "LINEAGES")?.try_into()?,
             losses: take(ebpf, "LOSSES")?.try_into()?,
             hosts: take(ebpf, "HOSTS")?.try_into()?,
             paths: take(ebpf, "PATHS")?.try_into()?,
@@ -285,6 +313,32 @@ impl Maps {
 
     pub(crate) fn forget_process(&mut self, tgid: u32) {
         let _absent = self.processes.remove(&tgid);
+    }
+
+    /// What processes descend from, by number.
+    pub(crate) fn lineages(&self) -> Vec<(u32, Lineage)> {
+        self.lineages.iter().flatten().collect()
+    }
+
+    /// What a process descends from.
+    pub(crate) fn lineage(&self, process: ProcessKey) -> Option<Lineage> {
+        let found = self.lineages.get(&process.pid, 0).ok()?;
+        (found.start_ns == process.start_ns).then_some(found)
+    }
+
+    /// Says what a process descends from, unless its number is a younger one's.
+    pub(crate) fn set_lineage(&mut self, tgid: u32, lineage: Lineage) -> Result<()> {
+        match self.lineages.get(&tgid, 0) {
+            Ok(found) if found.start_ns > lineage.start_ns || found == lineage => Ok(()),
+            _ => Ok(self.lineages.insert(tgid, lineage, 0)?),
+        }
+    }
+
+    /// Nobody's is what this process starts.
+    pub(crate) fn forget_lineage(&mut self, process: ProcessKey) {
+        if self.lineage(process).is_some() {
+            let _ended = self.lineages.remove(&process.pid);
+        }
     }
 
     /// Losses by cause, summed over CPUs, in the order of [`loss`].

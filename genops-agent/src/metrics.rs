@@ -174,6 +174,10 @@ metrics! {
         /// Records read from the ring buffer.
         kernel_records,
     }
+    Counter "genops_agent_forks_total" "Processes that were reported as started by one that was not decided yet." {
+        /// Processes started by one that was not decided yet.
+        undecided_forks,
+    }
     Counter "genops_agent_lost_total" "Things that were captured or finished and then lost, by cause." {
         /// Kernel: the ring buffer had no room.
         lost_ring_full = "cause=\"ring_full\"",
@@ -181,6 +185,8 @@ metrics! {
         lost_unreadable = "cause=\"memory_unreadable\"",
         /// Kernel: a map had no room for the connection or call.
         lost_map_full = "cause=\"map_full\"",
+        /// Kernel: a map had no room for what a process was started by.
+        lost_lineages = "cause=\"lineage_map_full\"",
         /// A record of the ring buffer that was not as both sides agreed.
         lost_malformed = "cause=\"malformed_record\"",
         /// A connection too many.

@@ -9,6 +9,7 @@ mod capture;
 mod contacts;
 mod coverage;
 mod enforcer;
+mod lineage;
 mod standing;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -83,7 +84,7 @@ pub(crate) fn record(
     duration: Option<Duration>,
 ) -> Result<u64> {
     let metrics = Arc::new(Metrics::default());
-    let settings = Settings { holding: holding::NAMED, ..kernel_settings(config) };
+    let settings = Settings { holding: holding::NAMED, lineage: 0, ..kernel_settings(config) };
     let mut capture = Capture::start(config, settings, false, &metrics)?;
     let _deaf = signals(&[signal_hook::consts::SIGHUP])?;
     let identities = Identities::new();
@@ -152,6 +153,7 @@ fn write(
         Record::TimedOut(_)
         | Record::Exec(_)
         | Record::Exit(_)
+        | Record::Fork(_)
         | Record::Contact(..)
         | Record::Released(_)
         | Record::Dns(_) => {}
@@ -183,5 +185,7 @@ fn kernel_settings(config: &Config) -> Settings {
         call_limit: config.capture.message_limit_bytes,
         holding: if config.enforces() { holding::UNKNOWN_TOO } else { holding::NAMED },
         closed: u32::from(config.on_timeout == OnTimeout::Closed),
+        lineage: u32::from(config.settings().names_principals()),
+        reserved: 0,
     }
 }

@@ -11,10 +11,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Number of the layout of maps and records. One more with each change of any of them, so that an agent never
 /// takes over the maps of another layout.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Length of `task_struct.comm` (`include/linux/sched.h`, `TASK_COMM_LEN`), with its final NUL.
 pub const COMM_LEN: usize = 16;
+
+/// In what `/proc/PID/stat` counts the start of a process: a second has `USER_HZ` of it, which is 100
+/// (`include/asm-generic/param.h`). Programs and agent name a process by its number and this time.
+pub const TICK_NS: u64 = 10_000_000;
 
 /// Most bytes of a host name or of a path's end that the kernel programs compare.
 pub const NAME_LEN: usize = 128;
@@ -52,6 +56,8 @@ pub mod kind {
     pub const RELEASED: u32 = 9;
     /// A [`crate::Dns`] record.
     pub const DNS: u32 = 10;
+    /// A [`crate::Fork`] record.
+    pub const FORK: u32 = 11;
 }
 
 /// [`Data::direction`]: what the program sent.
@@ -126,6 +132,8 @@ pub struct Open {
     pub name_len: u32,
     /// 1 where the kernel will hold this process's requests.
     pub held: u32,
+    /// [`Lineage::principal`].
+    pub principal: u64,
     /// Server name, where the program gave one.
     pub name: [u8; NAME_LEN],
 }
@@ -282,6 +290,25 @@ pub struct Process {
     pub comm: [u8; COMM_LEN],
 }
 
+/// A process that is not decided yet (see [`Lineage`]) has started another. The process is named by number
+/// and start, since either number may be another's when this is read.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Fork {
+    /// [`kind::FORK`].
+    pub kind: u32,
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+    /// [`Lineage::start_ns`].
+    pub start_ns: u64,
+    /// [`Lineage::start_ns`] of the other.
+    pub child_start_ns: u64,
+    /// Thread-group id of the other.
+    pub child_tgid: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
 /// A record of the ring buffer.
 #[derive(Clone, Copy, Debug)]
 pub enum Record<'a> {
@@ -299,6 +326,8 @@ pub enum Record<'a> {
     Exec(Process),
     /// [`kind::EXIT`].
     Exit(Process),
+    /// A process that is not decided yet has started another.
+    Fork(Fork),
     /// A provider was reached for past the probes, with the bytes of a `ClientHello`.
     Contact(Contact, Payload<'a>),
     /// A socket to a provider was let go.
@@ -353,6 +382,7 @@ impl<'a> Record<'a> {
             kind::TIMED_OUT => read(record).map(Self::TimedOut),
             kind::EXEC => read(record).map(Self::Exec),
             kind::EXIT => read(record).map(Self::Exit),
+            kind::FORK => read(record).map(Self::Fork),
             _ => Err(malformed),
         }
     }
@@ -514,6 +544,43 @@ impl Frame {
     }
 }
 
+/// What a process descends from, by thread-group id. The programs make an element for each process that
+/// begins to run a program, and one for each that a process with an element starts, and take it away when
+/// the process has ended. The agent fills in whose it is, or takes it away where it is nobody's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Lineage {
+    /// When the process began: nanoseconds of `CLOCK_BOOTTIME`, down to a whole [`TICK_NS`]. An element with
+    /// another time is of another process that had the number.
+    pub start_ns: u64,
+    /// The principal that it acts for, or that started it, as the agent numbers them; 0: none is known.
+    pub principal: u64,
+    /// Container and pod that the principal's process was in, as the agent numbers them; 0: none.
+    pub place: u32,
+    /// 1: it has begun to run another program since, or was started by one that had; the agent has yet to
+    /// look at it.
+    pub undecided: u32,
+}
+
+/// Where the kernel keeps what the programs read of a task, in bytes from the beginning of its structure.
+/// All zero: nobody says, and nothing is read.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TaskLayout {
+    /// `task_struct.pid`.
+    pub pid: u32,
+    /// `task_struct.tgid`.
+    pub tgid: u32,
+    /// `task_struct.group_leader`.
+    pub group_leader: u32,
+    /// `task_struct.start_boottime`.
+    pub start_boottime: u32,
+    /// `task_struct.signal`.
+    pub signal: u32,
+    /// `signal_struct.live`: how many threads have not ended.
+    pub live: u32,
+}
+
 /// What the agent told the programs about a process.
 pub mod process_mode {
     /// Never hold.
@@ -548,6 +615,10 @@ pub struct Settings {
     pub holding: u32,
     /// 1: after the deadline, bytes stay dropped; 0: they pass.
     pub closed: u32,
+    /// 1: somebody is configured to be inherited.
+    pub lineage: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// Key of the tries of host names and path ends: the name reversed, in lower case.
@@ -579,8 +650,10 @@ pub mod loss {
     pub const CONNECTIONS_FULL: u32 = 4;
     /// The map of running calls was full: calls whose result was not seen.
     pub const CALLS_FULL: u32 = 5;
+    /// The map of lineages was full: processes of which is not known what started them.
+    pub const LINEAGES_FULL: u32 = 6;
     /// How many there are.
-    pub const COUNT: u32 = 6;
+    pub const COUNT: u32 = 7;
 }
 
 macro_rules! layout {
@@ -598,11 +671,14 @@ macro_rules! layout {
 
 layout! {
     Data = 40,
-    Open = 200,
+    Open = 208,
     Join = 64,
     Close = 24,
     TimedOut = 24,
     Process = 48,
+    Fork = 32,
+    Lineage = 24,
+    TaskLayout = 24,
     ConnKey = 16,
     Conn = 40,
     Sock = 32,
@@ -613,7 +689,7 @@ layout! {
     Dns = 8,
     Hold = 40,
     Verdict = 16,
-    Settings = 24,
+    Settings = 32,
     NameRule = 36,
 }
 

@@ -9,7 +9,8 @@
 //! - `hello`: providers that are reached past the probes, by the name in the `ClientHello`;
 //! - `connect`: sockets as they are got and let go of; name servers' answers;
 //! - `lsm`: send calls of denied connections;
-//! - `process`: exec and exit.
+//! - `process`: exec, fork and exit (`lineage`: what a process descends from; `task`: what the kernel
+//!   knows of one).
 //!
 //! They decide nothing but that: policies live in the agent. Nothing here writes to a workload's
 //! memory, uses a return probe, or keeps state per CPU (uprobe programs can be preempted).
@@ -31,10 +32,12 @@ mod egress;
 mod emit;
 mod hello;
 mod hold;
+mod lineage;
 mod lsm;
 mod maps;
 mod packet;
 mod process;
+mod task;
 mod tls;
 
 /// GPL-compatible: the kernel refuses `bpf_probe_read_user` to other programs.

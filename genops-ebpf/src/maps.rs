@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use genops_ebpf_common::{
-    AddressKey, Conn, ConnKey, DeniedKey, Hold, Join, NAP_NS, NameKey, NameRule, Settings, Sock,
-    Verdict, loss,
+    AddressKey, Conn, ConnKey, DeniedKey, Hold, Join, Lineage, NAP_NS, NameKey, NameRule, Settings,
+    Sock, Verdict, loss,
 };
 
 /// Everything the agent reads. The agent sets the size before loading.
@@ -71,6 +71,11 @@ pub(crate) static VERDICTS: HashMap<u64, Verdict> = HashMap::with_max_entries(16
 /// `process_mode` by thread-group id. Written by the agent.
 #[map]
 pub(crate) static PROCESSES: LruHashMap<u32, u32> = LruHashMap::with_max_entries(65_536, 0);
+
+/// What processes descend from, by thread-group id. Written by the programs and the agent: see [`Lineage`].
+/// None gives way to another, or many processes would make one lose its own.
+#[map]
+pub(crate) static LINEAGES: HashMap<u32, Lineage> = HashMap::with_max_entries(65_536, 0);
 
 /// Host names of providers, reversed. Written by the agent.
 #[map]

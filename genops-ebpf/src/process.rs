@@ -1,4 +1,4 @@
-//! Exec and exit, so that a process that lives for 20 ms is known while it lives.
+//! Exec, fork and exit, so that a process that lives for 20 ms is known while it lives.
 
 use aya_ebpf::{
     helpers::{
@@ -10,23 +10,39 @@ use aya_ebpf::{
 };
 use genops_ebpf_common::{Process, kind, loss};
 
-use crate::maps::{EVENTS, MARKS, PROCESSES, count_loss, wake};
+use crate::{
+    lineage,
+    maps::{EVENTS, MARKS, PROCESSES, count_loss, wake},
+    task::Task,
+};
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub(crate) fn process_exec(_: RawTracePointContext) -> i32 {
+    // Before it is said, so that what the agent says of it comes after.
+    let _unknown = lineage::begins();
     report(kind::EXEC);
     0
 }
 
-/// Fires for each thread; a process ends with its leader.
+/// Fires for each thread, in the process that starts it and before what is started can run: `task_struct`
+/// of the one that starts, and of the other (`include/trace/events/sched.h`).
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
+    let _nothing = lineage::hand_down(ctx.arg(1));
+    0
+}
+
+/// Fires for each thread; a process ends with its last one, and where that is not known, with its leader.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub(crate) fn process_exit(_: RawTracePointContext) -> i32 {
     // SAFETY: a helper without arguments. Another task may get the same address.
     let _none = MARKS.remove(unsafe { bpf_get_current_task() });
     let pid_tgid = bpf_get_current_pid_tgid();
-    if pid_tgid as u32 == (pid_tgid >> 32) as u32 {
+    let tgid = (pid_tgid >> 32) as u32;
+    if Task::current().and_then(Task::is_last).unwrap_or(pid_tgid as u32 == tgid) {
         // Its number may be another's soon.
-        let _none = PROCESSES.remove((pid_tgid >> 32) as u32);
+        let _none = PROCESSES.remove(tgid);
+        lineage::ends(tgid);
         report(kind::EXIT);
     }
     0

@@ -28,6 +28,7 @@ use crate::{
     egress::{APPLICATION_DATA, HANDSHAKE},
     emit::emit_call,
     hold::{arm, is_closed, is_held},
+    lineage,
     maps::{
         CALLS, CONNS, Call, EMPTY_SCRATCH, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, NAMES, OTHERS,
         Scratch, VERDICTS, count_loss, settings, wake,
@@ -416,6 +417,7 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
         (&raw mut (*record).comm).write(bpf_get_current_comm().unwrap_or_default());
         (&raw mut (*record).name_len).write(name_len);
         (&raw mut (*record).held).write(held);
+        (&raw mut (*record).principal).write(lineage::principal());
         let bytes = (&raw const (*name).bytes).cast::<u8>().add(1).cast();
         bpf_probe_read_kernel((&raw mut (*record).name).cast(), NAME_LEN as u32, bytes);
     }

@@ -14,7 +14,7 @@ use genops_tests::scratch::Scratch;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value, json};
 
-use crate::support::{PRINCIPAL, assert_says, can_run, text};
+use crate::support::{PRINCIPAL, assert_says, can_run, copy_of, text};
 
 const CHAT: &str = "https://api.openai.com/v1/chat/completions";
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -191,13 +191,6 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
-}
-
-/// A program of another name, so that it is another principal.
-fn copy_of(program: &str, scratch: &Scratch, name: &str) -> anyhow::Result<String> {
-    let copy = scratch.join(name);
-    std::fs::copy(crate::support::which(program)?, &copy)?;
-    Ok(copy.to_str().context("a path")?.to_owned())
 }
 
 /// What a supervisor starts acts for it: as its child, in its place, or in another session. A sub-agent is what it is itself, and bound by what binds the supervisor.

@@ -14,6 +14,7 @@ mod evidence_disk;
 mod governance;
 mod hostile;
 mod kinds;
+mod lineage;
 mod load;
 mod privilege;
 mod send_hook;

@@ -1,10 +1,13 @@
 //! What every test of this directory uses.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, ensure};
+use genops_tests::agent::program;
 use genops_tests::clients::Finished;
 use genops_tests::provider::Request;
+use genops_tests::scratch::Scratch;
 use serde_json::Value;
 
 /// Whether tests of the kernel can run; otherwise the reason is printed.
@@ -71,6 +74,13 @@ pub(crate) fn which(program: &str) -> anyhow::Result<PathBuf> {
     Ok(found.with_context(|| format!("{program} is not installed"))?.canonicalize()?)
 }
 
+/// A program of another name, so that it is another principal.
+pub(crate) fn copy_of(program: &str, scratch: &Scratch, name: &str) -> anyhow::Result<String> {
+    let copy = scratch.join(name);
+    std::fs::copy(which(program)?, &copy)?;
+    Ok(copy.to_str().context("a path")?.to_owned())
+}
+
 /// The only request of a provider.
 pub(crate) fn only(requests: Vec<Request>) -> anyhow::Result<Request> {
     ensure!(requests.len() == 1, "one request was made, the provider saw {requests:#?}");
@@ -79,3 +89,36 @@ pub(crate) fn only(requests: Vec<Request>) -> anyhow::Result<Request> {
 
 /// Key under which a unit names its principal.
 pub(crate) const PRINCIPAL: &str = "genops.principal";
+
+/// Ends what the agent has left in the kernel, however the test ends.
+pub(crate) struct Unpinned(pub(crate) PathBuf);
+
+impl Drop for Unpinned {
+    fn drop(&mut self) {
+        let unpinned = program().and_then(|agent| {
+            let mut unpin = Command::new(agent);
+            Ok(unpin.args(["unpin", "--config"]).arg(&self.0).status()?)
+        });
+        if !unpinned.as_ref().is_ok_and(std::process::ExitStatus::success) {
+            eprintln!("unpin: {unpinned:?}");
+        }
+    }
+}
+
+/// Whether a BPF file system is at its usual place; otherwise the reason is printed.
+#[expect(clippy::print_stdout, reason = "the test runner counts what is skipped by this line")]
+pub(crate) fn has_bpf_files() -> bool {
+    let mounted = || {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf"))
+    };
+    let mount = || {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "bpf", "bpf", "/sys/fs/bpf"]).status().is_ok_and(|it| it.success())
+    };
+    let has = mounted() || mount();
+    if !has {
+        println!("skipped: no BPF file system can be mounted");
+    }
+    has
+}

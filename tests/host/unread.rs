@@ -1,16 +1,15 @@
 //! What no probe reads, providers that are closed to a process, and programs that outlive the agent.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use genops_tests::agent::{Agent, program};
+use genops_tests::agent::Agent;
 use genops_tests::clients::{Stage, python, run, script};
 use genops_tests::patience::scaled;
 use serde_json::{Value, json};
 
-use crate::support::{assert_says, can_run, int, text};
+use crate::support::{Unpinned, assert_says, can_run, has_bpf_files, int, text};
 
 /// A call by `gnutls-cli`, whose TLS library no probe reads.
 const BY_GNUTLS: &str = r#"
@@ -110,39 +109,6 @@ fn a_provider_that_is_closed_to_a_process_is_refused_at_connect() -> anyhow::Res
     ensure!(rungs == [Some("egress_hold"), connect, connect, connect, connect], "{rungs:?}");
     ensure!(stage.provider.log.request_count() == 0, "something arrived");
     Ok(())
-}
-
-/// Ends what the agent has left in the kernel, however the test ends.
-struct Unpinned(PathBuf);
-
-impl Drop for Unpinned {
-    fn drop(&mut self) {
-        let unpinned = program().and_then(|agent| {
-            let mut unpin = Command::new(agent);
-            Ok(unpin.args(["unpin", "--config"]).arg(&self.0).status()?)
-        });
-        if !unpinned.as_ref().is_ok_and(std::process::ExitStatus::success) {
-            eprintln!("unpin: {unpinned:?}");
-        }
-    }
-}
-
-/// Whether a BPF file system is at its usual place; otherwise the reason is printed.
-#[expect(clippy::print_stdout, reason = "the test runner counts what is skipped by this line")]
-fn has_bpf_files() -> bool {
-    let mounted = || {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf"))
-    };
-    let mount = || {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "bpf", "bpf", "/sys/fs/bpf"]).status().is_ok_and(|it| it.success())
-    };
-    let has = mounted() || mount();
-    if !has {
-        println!("skipped: no BPF file system can be mounted");
-    }
-    has
 }
 
 /// The programs go on: closed stays closed while nobody decides, and the next agent takes over the

@@ -19,7 +19,7 @@ use genops_ebpf_common::LAYOUT;
 const BPF_FS: u64 = 0xcafe_4a11;
 
 /// The maps that agents hand on.
-const MAPS: [&str; 18] = [
+const MAPS: [&str; 19] = [
     "EVENTS",
     "SETTINGS",
     "CONNS",
@@ -31,6 +31,7 @@ const MAPS: [&str; 18] = [
     "SOCKETS",
     "VERDICTS",
     "PROCESSES",
+    "LINEAGES",
     "HOSTS",
     "PATHS",
     "CALLS",

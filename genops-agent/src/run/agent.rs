@@ -4,8 +4,8 @@ use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Du
 
 use anyhow::{Context as _, Result};
 use genops_ebpf_common::{
-    ConnKey, Contact, DATA_DENIED, DATA_HELD, Data, EGRESS, Join, Open, Payload, Process, Record,
-    Released, TimedOut, contact, origin,
+    ConnKey, Contact, DATA_DENIED, DATA_HELD, Data, EGRESS, Fork, Join, Open, Payload, Process,
+    Record, Released, TimedOut, contact, origin,
 };
 use genops_governance::{
     Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, OnTimeout,
@@ -19,12 +19,14 @@ use super::{
     coverage::Coverage,
     enforcer::{Enforcer, Late},
     hold_deadline, kernel_settings,
+    lineage::Lineages,
     standing::Standing,
 };
 use crate::{
     clock,
     config::{Config, Content, LoadError, OnFailure, Watch},
     control::{self, Control},
+    discovery,
     export::Exporter,
     guard::{self, Guarded},
     identity::Identities,
@@ -49,6 +51,8 @@ const ACCOUNT_EVERY_NS: u64 = 250_000_000;
 const EXPORT_PATIENCE: Duration = Duration::from_secs(3);
 /// Most processes above another that are looked at.
 const LINEAGE_LIMIT: usize = 16;
+/// Processes that are older than the agent and looked at in one turn.
+const SURVEY_BATCH: usize = 16;
 /// Most connections that are followed at once; the kernel's maps have as many.
 const CONNECTIONS_LIMIT: usize = 16_384;
 
@@ -98,6 +102,10 @@ pub(super) struct Agent {
     processes: HashMap<u32, Known>,
     /// Processes that the engine was told of.
     introduced: HashMap<u32, ProcessKey>,
+    lineages: Lineages,
+    /// Processes that are older than this agent, or than what they may be inherited from, and that nobody
+    /// has looked at yet.
+    unseen: Vec<u32>,
     /// The last attempt to write evidence failed, and that was said.
     evidence_failed: bool,
     /// When the oldest record that is not durable was made.
@@ -157,6 +165,7 @@ impl Agent {
         };
         metrics.enforcing.set(u64::from(enforcing));
         metrics.readiness.reached(Part::Policy);
+        let lineages = Lineages::new(engine.settings());
         Ok(Self {
             enforcer: Enforcer::new(hold_deadline(&config), config.on_timeout),
             printer: Printer::start(output, Arc::clone(metrics))?,
@@ -179,6 +188,8 @@ impl Agent {
             conns: HashMap::new(),
             processes: HashMap::new(),
             introduced: HashMap::new(),
+            unseen: if lineages.matter() { discovery::pids().collect() } else { Vec::new() },
+            lineages,
             evidence_failed: false,
             uncommitted_since: None,
             account_at_mono_ns: 0,
@@ -192,6 +203,7 @@ impl Agent {
             return;
         }
         maps.forget_denials();
+        self.adopt_lineages(maps);
         let mut adopted = 0u64;
         for (key, conn) in maps.tls_objects() {
             let Some(facts) = self.identities.of(key.tgid) else {
@@ -216,8 +228,21 @@ impl Agent {
         );
     }
 
+    /// What an agent before this one has said of processes, and what the programs have handed down since.
+    fn adopt_lineages(&mut self, maps: &mut Maps) {
+        for (pid, lineage) in maps.lineages() {
+            match self.identities.of(pid).filter(|it| it.key.start_ns == lineage.start_ns) {
+                Some(facts) => self.introduce(maps, facts),
+                None => maps.forget_lineage(ProcessKey { pid, start_ns: lineage.start_ns }),
+            }
+        }
+    }
+
     /// How long the loop may sleep.
     pub(super) fn patience(&self) -> Duration {
+        if !self.unseen.is_empty() {
+            return Duration::ZERO;
+        }
         let now = clock::mono_ns();
         let mut until = now.saturating_add(u64::try_from(TICK.as_nanos()).unwrap_or(u64::MAX));
         until = until.min(self.engine.next_deadline().unwrap_or(u64::MAX));
@@ -251,7 +276,8 @@ impl Agent {
             Record::TimedOut(TimedOut { conn, to, passed, .. }) => {
                 self.timed_out(maps, conn, to, passed != 0);
             }
-            Record::Exec(Process { tgid, .. }) => self.exec(tgid),
+            Record::Exec(Process { tgid, .. }) => self.exec(maps, tgid),
+            Record::Fork(fork) => self.fork(maps, &fork),
             Record::Exit(Process { tgid, at_mono_ns, .. }) => self.exit(maps, tgid, at_mono_ns),
         }
     }
@@ -263,7 +289,11 @@ impl Agent {
         let facts = self.identities.of(open.tgid).or_else(introduced).unwrap_or_else(|| {
             let comm = String::from_utf8_lossy(&open.comm);
             let comm = comm.trim_end_matches('\0');
-            self.identities.of_gone(open.tgid, open.at_mono_ns, open.uid, comm)
+            let gone = self.identities.of_gone(open.tgid, open.at_mono_ns, open.uid, comm);
+            if let Some(principal) = self.lineages.name(open.principal) {
+                self.engine.process_of(clock::now(), gone.clone(), principal);
+            }
+            gone
         });
         let server_name = server_name(open).map(str::to_owned);
         let provider = server_name.as_deref().map_or(0, |it| self.providers.of_host(it).0);
@@ -321,7 +351,7 @@ impl Agent {
     /// A process has a connection.
     fn known(&mut self, maps: &mut Maps, conn: u64, tgid: u32, facts: ProcessFacts) {
         let key = facts.key;
-        self.introduce(facts);
+        self.introduce(maps, facts);
         let known = self.processes.entry(tgid).or_insert_with(|| Known { key, conns: Vec::new() });
         known.key = key;
         known.conns.push(conn);
@@ -449,17 +479,50 @@ impl Agent {
     }
 
     /// A program began. Who it is is remembered while it runs, for what it may start.
-    fn exec(&mut self, tgid: u32) {
-        if !self.engine.settings().names_principals() {
-            return;
+    fn exec(&mut self, maps: &mut Maps, tgid: u32) {
+        if self.lineages.matter()
+            && let Some(facts) = self.identities.of(tgid)
+        {
+            self.introduce(maps, facts);
         }
-        if let Some(facts) = self.identities.of(tgid) {
-            self.introduce(facts);
+    }
+
+    /// A process that nobody had looked at yet has started another. Either may have ended meanwhile.
+    fn fork(&mut self, maps: &mut Maps, fork: &Fork) {
+        let parent = ProcessKey { pid: fork.tgid, start_ns: fork.start_ns };
+        let child = ProcessKey { pid: fork.child_tgid, start_ns: fork.child_start_ns };
+        self.metrics.undecided_forks.increment();
+        if !self.engine.knows(parent)
+            && let Some(facts) = self.identities.of(parent.pid).filter(|it| it.key == parent)
+        {
+            self.introduce(maps, facts);
+        }
+        let started_by = self.engine.principal(parent).map(str::to_owned);
+        match self.engine.facts(parent).filter(|_| started_by.is_some()) {
+            Some(of_parent) => {
+                let known = self.engine.facts(child).cloned();
+                let facts = known.unwrap_or_else(|| of_parent.forked(child));
+                self.meet(maps, facts, started_by.as_deref());
+            }
+            None => maps.forget_lineage(child),
+        }
+    }
+
+    /// Looks at some of the processes that were there before, so that what they start is known.
+    fn survey(&mut self, maps: &mut Maps) {
+        let rest = self.unseen.len().saturating_sub(SURVEY_BATCH);
+        for pid in self.unseen.split_off(rest) {
+            // Threads of the kernel run no program.
+            if !self.introduced.contains_key(&pid)
+                && let Some(facts) = self.identities.of(pid).filter(|it| it.exe.is_some())
+            {
+                self.introduce(maps, facts);
+            }
         }
     }
 
     /// Tells of a process, and before it of those above it that are not known yet.
-    fn introduce(&mut self, facts: ProcessFacts) {
+    fn introduce(&mut self, maps: &mut Maps, facts: ProcessFacts) {
         let mut line = vec![facts];
         while line.len() < LINEAGE_LIMIT
             && let Some(parent) = line.last().and_then(|it| it.parent)
@@ -470,12 +533,31 @@ impl Agent {
             line.push(above);
         }
         for facts in line.into_iter().rev() {
-            let key = facts.key;
-            if let Some(before) = self.introduced.insert(key.pid, key).filter(|it| *it != key) {
-                // Its end was not seen.
-                self.engine.process_exit(clock::now(), before);
-            }
-            self.engine.process(clock::now(), facts);
+            let started_by = self.lineages.of(maps, &facts).map(str::to_owned);
+            self.meet(maps, facts, started_by.as_deref());
+        }
+    }
+
+    /// Tells of a process, and what it is started by where that is known.
+    fn meet(&mut self, maps: &mut Maps, facts: ProcessFacts, started_by: Option<&str>) {
+        let (key, now) = (facts.key, clock::now());
+        if let Some(before) = self.introduced.insert(key.pid, key).filter(|it| *it != key) {
+            // Its end was not seen.
+            self.engine.process_exit(now, before);
+        }
+        match started_by {
+            Some(principal) => self.engine.process_of(now, facts, principal),
+            None => self.engine.process(now, facts),
+        }
+        self.hand_down(maps, key);
+    }
+
+    /// Has the kernel hand down what a process is to what it starts.
+    fn hand_down(&self, maps: &mut Maps, process: ProcessKey) {
+        if let Some(facts) = self.engine.facts(process)
+            && !self.lineages.tell(maps, facts, self.engine.principal(process))
+        {
+            self.metrics.lost_lineages.increment();
         }
     }
 
@@ -547,6 +629,8 @@ impl Agent {
 
     fn exit(&mut self, maps: &mut Maps, tgid: u32, at_mono_ns: u64) {
         if let Some(key) = self.introduced.remove(&tgid) {
+            // It may have been told of after it had ended.
+            maps.forget_lineage(key);
             self.engine.process_exit(clock::now(), key);
         }
         let Some(known) = self.processes.remove(&tgid) else { return };
@@ -722,6 +806,7 @@ impl Agent {
         if self.engine.next_deadline().is_some_and(|at| at <= now.mono_ns) {
             self.engine.tick(now);
         }
+        self.survey(maps);
         self.settle(maps);
         self.answer(maps);
         self.standing.tell(maps, &self.engine, &self.providers, now);
@@ -796,12 +881,20 @@ impl Agent {
         self.journal.set_content(config.evidence.content);
         self.engine.keep_texts(config.evidence.content != Content::None);
         self.engine.reload(clock::now(), config.settings());
+        let had_any = self.lineages.matter();
+        self.lineages = Lineages::new(self.engine.settings());
         self.enforcer.set(hold_deadline(config), config.on_timeout);
         let told = maps.set_settings(kernel_settings(config));
         self.providers.replace(&config.hosts);
         self.standing.all_changed();
         if let Err(error) = told.and_then(|()| maps.set_hosts(&self.providers)) {
             eprintln!("genops-agent: the kernel programs keep their settings: {error:#}");
+        }
+        for &process in self.introduced.values() {
+            self.hand_down(maps, process);
+        }
+        if self.lineages.matter() && !had_any {
+            self.unseen = discovery::pids().collect();
         }
         for (&tgid, known) in &self.processes {
             let enforce = self.engine.principal_mode(known.key) == Mode::Enforce;

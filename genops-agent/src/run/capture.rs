@@ -71,9 +71,14 @@ impl Capture {
         let options = kernel::Options { pins: kept, ring_bytes, floor };
         let providers = Providers::new(&config.hosts);
         let loaded = Kernel::load(options, settings, &providers)?;
-        let Kernel { probes, maps, ring, rungs } = loaded;
+        let Kernel { probes, maps, ring, rungs, no_lineage } = loaded;
         if let Some(why) = rungs.why_not(Rung::EgressHold) {
             eprintln!("genops-agent: requests can't be held on this host, only observed: {why}");
+        }
+        if let Some(why) = no_lineage {
+            eprintln!(
+                "genops-agent: what a process starts acts for it only as long as its parent lives: {why}"
+            );
         }
         let (started, programs) = channel();
         let found = Arc::clone(metrics);
@@ -155,6 +160,7 @@ impl Capture {
         metrics.lost_ring_full.observe_total(of(loss::RING_FULL_RECORDS));
         metrics.lost_unreadable.observe_total(of(loss::FAULT_BYTES));
         metrics.lost_map_full.observe_total(of(loss::CONNECTIONS_FULL) + of(loss::CALLS_FULL));
+        metrics.lost_lineages.observe_total(of(loss::LINEAGES_FULL));
         metrics.over_message_limit_bytes.observe_total(of(loss::LIMIT_BYTES));
         of(loss::RING_FULL_RECORDS) + of(loss::CONNECTIONS_FULL) + of(loss::CALLS_FULL)
     }
