@@ -107,8 +107,8 @@ fn watch(holds: &mut Holds, deadline: Duration, closed: bool, run: Option<&Path>
     }
 }
 
-/// The agent has ended: no more requests are held, and it stays until none waits; where the programs outlive it, until another agent
-/// has taken them over, or somebody has ended them.
+/// The agent has ended: no more requests are held, and the guard stays until none waits; where the programs outlive the
+/// agent, until another one has taken them over, or somebody has ended them.
 fn outlive(
     holds: &mut Holds,
     sockets: &mut Sockets,
@@ -203,7 +203,17 @@ impl Guarded {
         }
     }
 
-    /// Lets the guard end, and waits for it.
+    /// Ends a guard whose place another one has taken, or that has nothing to guard any more. At once: what it would
+    /// do by itself is meant for the agent's end.
+    pub(crate) fn dismiss(self) {
+        let Self { mut child, pipe, stays: _ } = self;
+        // Its pipe is open until then. Ended already is as good.
+        let _ended = child.kill();
+        let _status = child.wait();
+        drop(pipe);
+    }
+
+    /// Says that the agent ends, and waits for the guard.
     pub(crate) fn finish(self) {
         let Self { mut child, pipe, stays } = self;
         drop(pipe);

@@ -115,7 +115,8 @@ pub(crate) extern "C" fn emit_block(
 
 #[inline(always)]
 fn whole_piece(source: &Source) {
-    piece::<PIECE_LEN>(source, PIECE_LEN as u32);
+    // So much is worth a look.
+    piece::<PIECE_LEN>(source, PIECE_LEN as u32, wake(true));
 }
 
 /// Less than a whole piece, in the smallest class that holds it.
@@ -124,20 +125,20 @@ fn last_piece(source: &Source, len: u64) {
     const SMALL: usize = DATA_CLASSES[0];
     const MEDIUM: usize = DATA_CLASSES[1];
     const LARGE: usize = DATA_CLASSES[2];
-    let len = len as u32;
+    let (len, wakes) = (len as u32, wake(source.flags != 0));
     if len <= SMALL as u32 {
-        piece::<SMALL>(source, len);
+        piece::<SMALL>(source, len, wakes);
     } else if len <= MEDIUM as u32 {
-        piece::<MEDIUM>(source, len);
+        piece::<MEDIUM>(source, len, wakes);
     } else if len <= LARGE as u32 {
-        piece::<LARGE>(source, len);
+        piece::<LARGE>(source, len, wakes);
     } else if len <= PIECE_LEN as u32 {
-        piece::<PIECE_LEN>(source, len);
+        piece::<PIECE_LEN>(source, len, wakes);
     }
 }
 
 #[inline(always)]
-fn piece<const N: usize>(source: &Source, len: u32) {
+fn piece<const N: usize>(source: &Source, len: u32, wakes: u64) {
     // Opaque to the compiler, so that the check is made on the very value that the helper gets: the
     // verifier forgets bounds that were checked on a copy.
     let len = core::hint::black_box(len);
@@ -167,7 +168,7 @@ fn piece<const N: usize>(source: &Source, len: u32) {
         bpf_probe_read_user((&raw mut (*record).payload).cast(), len, source.address as *const _)
     };
     if failed == 0 {
-        entry.submit(wake(source.flags != 0));
+        entry.submit(wakes);
     } else {
         entry.discard(0);
         count_loss(loss::FAULT_BYTES, u64::from(len));

@@ -159,10 +159,16 @@ pub(crate) struct Scratch {
 /// process may soon be gone, otherwise once in [`NAP_NS`].
 #[inline(always)]
 pub(crate) fn wake(at_once: bool) -> u64 {
-    const WAKE: u64 = BPF_RB_FORCE_WAKEUP as u64;
-    if at_once {
-        return WAKE;
-    }
+    if at_once { WAKE } else { wake_now_and_then() }
+}
+
+const WAKE: u64 = BPF_RB_FORCE_WAKEUP as u64;
+
+/// A function of its own, of which the verifier knows nothing but that it gives a number: each way through it
+/// would double what follows.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn wake_now_and_then() -> u64 {
     let Some(woken) = WOKEN.get_ptr_mut(0) else { return WAKE };
     // SAFETY: a helper without arguments, and an element of the map; of two writers at once, one is woken for.
     unsafe {

@@ -325,6 +325,25 @@ fn a_changed_configuration_counts_for_the_next_call_on_an_open_connection() -> a
     Ok(())
 }
 
+/// The guard of the deadline before goes, and does not take that for the agent's end.
+#[test]
+fn requests_are_held_as_before_when_the_deadline_has_changed() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let agent = Agent::start(
+        "mode: enforce\non_timeout: closed\nhold_deadline_ms: 2000\npolicies:\n  - {name: rule, denied_models: [\"*-pro\"]}",
+    )?;
+    let stage = Stage::new()?;
+    replace(&agent, |text| text.replace("2000", "3000"))?;
+    wait_until("the new deadline", || agent.stderr().contains("is in force"))?;
+    std::thread::sleep(Duration::from_millis(200));
+    let call = run(&mut stage.python("openai", &["--model", "o1-pro"])?)?;
+    decided(&agent, &call, "BLOCKED", Some("POLICY_DENY_MODEL"))?;
+    ensure!(stage.provider.log.request_count() == 0, "a denied request arrived");
+    Ok(())
+}
+
 /// Every result and reason that a configuration can give, in one run.
 const MIXED: &str = r#"
 environment: production

@@ -907,8 +907,7 @@ impl Agent {
             let next =
                 if enforcing { start_guard(config, maps, self.pins.as_deref()) } else { None };
             if let Some(before) = std::mem::replace(&mut self.guard, next) {
-                // It stays as long as a request waits, and decisions don't wait for it.
-                std::thread::spawn(|| before.finish());
+                before.dismiss();
             }
         }
         self.hold_more();
