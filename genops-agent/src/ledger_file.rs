@@ -117,8 +117,9 @@ impl LedgerFile {
     pub(crate) fn renew(&mut self, ledger: &Ledger) -> io::Result<()> {
         let is_all = self.pending.is_empty() && self.last == ledger.sequence();
         if self.grown >= GROWTH_LIMIT && is_all {
-            self.file = begin(&self.directory, ledger)?;
+            // Also where it fails: that is tried, and said, again only when it has grown as much once more.
             self.grown = 0;
+            self.file = begin(&self.directory, ledger)?;
         }
         Ok(())
     }
