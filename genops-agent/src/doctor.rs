@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use genops_governance::Rung;
+use genops_governance::Mechanism;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
@@ -15,13 +15,13 @@ use crate::{
     config::Config,
     discovery::{mapped_runtimes, pids, reach},
     identity::Identities,
-    kernel::{self, features::Features, rungs::try_send_hook},
+    kernel::{self, features::Features, mechanisms::try_send_hook},
     runtimes::runtime_of,
 };
 
 /// Something that the agent builds on.
 #[derive(Debug, Serialize)]
-struct Mechanism {
+struct Capability {
     name: &'static str,
     available: bool,
     /// Why not, or what it is needed for.
@@ -45,9 +45,9 @@ struct Program {
 #[derive(Debug, Serialize)]
 struct Findings {
     kernel: String,
-    mechanisms: Vec<Mechanism>,
-    /// Best rung for a denial on this host.
-    rung: &'static str,
+    mechanisms: Vec<Capability>,
+    /// Best mechanism for a denial on this host.
+    best_mechanism: &'static str,
     programs: Vec<Program>,
     not_captured: BTreeMap<String, String>,
 }
@@ -56,7 +56,7 @@ struct Findings {
 pub(crate) fn run(config: &Config, output: Format) -> Result<bool> {
     let findings = examine();
     let captures = findings.has("uprobes") && findings.has("kernel programs");
-    let fit = captures && (!config.enforces() || findings.rung != "none");
+    let fit = captures && (!config.enforces() || findings.best_mechanism != "none");
     let mut out = io::stdout().lock();
     match output {
         Format::Json => writeln!(out, "{}", serde_json::to_string(&findings)?)?,
@@ -79,24 +79,24 @@ fn examine() -> Findings {
     let name = rustix::system::uname();
     Findings {
         kernel: name.release().to_string_lossy().into_owned(),
-        rung: best_rung(holds, has("send hook")),
+        best_mechanism: best_mechanism(holds, has("send hook")),
         mechanisms,
         programs,
         not_captured,
     }
 }
 
-/// The strictest rung that a denial has: the send hook needs the hold, without which nothing is decided in time.
-fn best_rung(holds: bool, fails_sends: bool) -> &'static str {
-    let rung = match (holds, fails_sends) {
-        (true, true) => Rung::Lsm,
-        (true, false) => Rung::EgressHold,
-        (false, _) => Rung::None,
+/// The strictest mechanism that a denial has: the send hook needs the hold, without which nothing is decided in time.
+fn best_mechanism(holds: bool, fails_sends: bool) -> &'static str {
+    let mechanism = match (holds, fails_sends) {
+        (true, true) => Mechanism::Lsm,
+        (true, false) => Mechanism::EgressHold,
+        (false, _) => Mechanism::None,
     };
-    rung.as_str()
+    mechanism.as_str()
 }
 
-fn mechanisms() -> Vec<Mechanism> {
+fn mechanisms() -> Vec<Capability> {
     let send_hook = try_send_hook();
     let lineage = kernel::try_lineage();
     let features = Features::probe();
@@ -110,7 +110,7 @@ fn mechanisms() -> Vec<Mechanism> {
             format!("{why_not}; missing capabilities: {}", missing.join(", "))
         }
     };
-    let mechanism = |name, available, needed: &str, why_not: &str| Mechanism {
+    let mechanism = |name, available, needed: &str, why_not: &str| Capability {
         name,
         available,
         note: because(available, needed, why_not),
@@ -228,18 +228,21 @@ fn programs() -> (Vec<Program>, BTreeMap<String, String>) {
 }
 
 fn print(findings: &Findings, out: &mut impl Write) -> io::Result<()> {
-    let Findings { kernel, mechanisms, rung, programs, not_captured } = findings;
+    let Findings { kernel, mechanisms, best_mechanism, programs, not_captured } = findings;
     writeln!(out, "Linux {kernel}")?;
-    for Mechanism { name, available, note } in mechanisms {
+    for Capability { name, available, note } in mechanisms {
         let answer = if *available { "yes" } else { "NO " };
         writeln!(out, "  {answer}  {name:<24} {note}")?;
     }
-    match *rung {
+    match *best_mechanism {
         "none" => {
             writeln!(out, "Requests can be observed, not held: enforce mode has no effect here.")?;
         }
-        rung => {
-            writeln!(out, "Requests can be held and denied before a byte leaves (rung: {rung}).")?;
+        mechanism => {
+            writeln!(
+                out,
+                "Requests can be held and denied before a byte leaves (mechanism: {mechanism})."
+            )?;
         }
     }
     if programs.is_empty() {

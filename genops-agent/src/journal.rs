@@ -642,7 +642,7 @@ fn convert_what<'a>(what: &'a genops_governance::What, cut: &mut Cut) -> What<'a
         server,
         api,
         capture,
-        rung,
+        mechanism,
     } = what;
     What {
         op: cut.maybe(operation.as_ref()),
@@ -653,7 +653,7 @@ fn convert_what<'a>(what: &'a genops_governance::What, cut: &mut Cut) -> What<'a
         server: cut.maybe(server.as_ref()),
         api: api.map(Text::from),
         conf: capture.as_str().into(),
-        rung: rung.as_str().into(),
+        mechanism: mechanism.as_str().into(),
     }
 }
 

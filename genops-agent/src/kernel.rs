@@ -7,9 +7,9 @@ pub(crate) mod attach;
 pub(crate) mod features;
 pub(crate) mod holds;
 mod layout;
+pub(crate) mod mechanisms;
 pub(crate) mod pins;
 pub(crate) mod providers;
-pub(crate) mod rungs;
 pub(crate) mod sockets;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc};
@@ -29,9 +29,9 @@ use genops_protocols::{API_PATH_SUFFIXES, HostPattern};
 
 pub(crate) use attach::Probes;
 pub(crate) use holds::Holds;
+pub(crate) use mechanisms::Mechanisms;
 pub(crate) use pins::Pins;
 pub(crate) use providers::Providers;
-pub(crate) use rungs::Rungs;
 
 /// The compiled kernel programs; empty where the build skipped them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/genops-ebpf"));
@@ -65,7 +65,7 @@ pub(crate) struct Kernel {
     pub(crate) maps: Maps,
     pub(crate) ring: RingBuf<MapData>,
     /// By which mechanisms calls can be stopped here, and why not by the others.
-    pub(crate) rungs: Rungs,
+    pub(crate) mechanisms: Mechanisms,
     /// Why nobody says what a process was started by, where that is so.
     pub(crate) no_lineage: Option<String>,
 }
@@ -123,8 +123,8 @@ impl Kernel {
             found => found.map(drop),
         };
         let no_lineage = lineage.err().map(|error| format!("{error:#}"));
-        let rungs = Rungs::attach(&mut ebpf, pins.as_deref());
-        Ok(Self { probes: Probes::new(ebpf, floor, pins), maps, ring, rungs, no_lineage })
+        let mechanisms = Mechanisms::attach(&mut ebpf, pins.as_deref());
+        Ok(Self { probes: Probes::new(ebpf, floor, pins), maps, ring, mechanisms, no_lineage })
     }
 }
 

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use genops_governance::{Ancestor, HoldLevel, ProcessFacts, ProcessKey, Rung};
+use genops_governance::{Ancestor, HoldLevel, Mechanism, ProcessFacts, ProcessKey};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Longest line accepted, in bytes: the base64 of a body of 190 MiB. One line is held at a time.
@@ -158,7 +158,7 @@ pub(crate) struct Above {
     pub(crate) exe: Option<String>,
 }
 
-/// How egress was held, as `genops.enforcement.rung` spells it.
+/// How egress was held, as `genops.enforcement.mechanism` spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Hold {
@@ -177,9 +177,9 @@ impl Hold {
     /// As the engine has it.
     pub(crate) fn level(self) -> HoldLevel {
         match self {
-            Self::Lsm => HoldLevel::Held(Rung::Lsm),
-            Self::Egress => HoldLevel::Held(Rung::EgressHold),
-            Self::Connect => HoldLevel::Held(Rung::Connect),
+            Self::Lsm => HoldLevel::Held(Mechanism::Lsm),
+            Self::Egress => HoldLevel::Held(Mechanism::EgressHold),
+            Self::Connect => HoldLevel::Held(Mechanism::Connect),
             Self::None => HoldLevel::None,
         }
     }
@@ -188,10 +188,10 @@ impl Hold {
 impl From<HoldLevel> for Hold {
     fn from(level: HoldLevel) -> Self {
         match level {
-            HoldLevel::Held(Rung::Lsm) => Self::Lsm,
-            HoldLevel::Held(Rung::EgressHold) => Self::Egress,
-            HoldLevel::Held(Rung::Connect) => Self::Connect,
-            HoldLevel::Held(Rung::None) | HoldLevel::None => Self::None,
+            HoldLevel::Held(Mechanism::Lsm) => Self::Lsm,
+            HoldLevel::Held(Mechanism::EgressHold) => Self::Egress,
+            HoldLevel::Held(Mechanism::Connect) => Self::Connect,
+            HoldLevel::Held(Mechanism::None) | HoldLevel::None => Self::None,
         }
     }
 }

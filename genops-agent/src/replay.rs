@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use genops_governance::{
-    ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, Output,
-    ProcessKey, Rung,
+    ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mechanism, Mode, Now,
+    Output, ProcessKey,
 };
 use genops_protocols::Direction;
 
@@ -236,7 +236,7 @@ impl<F: FnMut(&Output) -> std::io::Result<()>> Replayer<F> {
     fn hold(&self, process: Option<ProcessKey>) -> HoldLevel {
         let enforced =
             process.map_or(self.enforces, |key| self.engine.principal_mode(key) == Mode::Enforce);
-        if enforced { HoldLevel::Held(Rung::EgressHold) } else { HoldLevel::None }
+        if enforced { HoldLevel::Held(Mechanism::EgressHold) } else { HoldLevel::None }
     }
 
     /// Hands on what came out, and ends what was refused.

@@ -7,7 +7,7 @@ use crate::{hold::is_denied, maps::SOCKS};
 
 const EPERM: i32 = 1;
 /// Where `struct socket` has `sk` (`include/linux/net.h`; the same since 5.3). The verifier knows the
-/// type at each offset: on a kernel where it is another, the program is refused, and this rung absent.
+/// type at each offset: on a kernel where it is another, the program is refused, and this mechanism absent.
 const SK_OFFSET: usize = 24;
 
 /// `int security_socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`.

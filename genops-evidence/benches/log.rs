@@ -44,7 +44,7 @@ fn record(index: u64) -> Vec<u8> {
                  \"unit\":\"refund.service\",\"cg\":\"/system.slice/refund.service\"}},\
                  \"what\":{{\"op\":\"chat\",\"type\":\"inference\",\"prov\":\"openai\",\
                  \"model\":\"gpt-4o-mini\",\"server\":\"api.openai.com\",\"api\":\"openai.chat\",\
-                 \"conf\":\"full\",\"rung\":\"egress_hold\"}},\
+                 \"conf\":\"full\",\"mechanism\":\"egress_hold\"}},\
                  \"in\":{{\"tok_in\":1820,\"tok_out\":1024,\"cost\":12000000,\"bytes\":2210,\
                  \"whole\":true,\"stop\":true,\"had\":[[\"payments-daily\",50000000000,880000000]]}},\
                  \"dec\":{{\"result\":\"BLOCKED\",\"code\":\"POLICY_DENY_MODEL\",\

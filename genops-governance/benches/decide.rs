@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use genops_governance::{
     AwuId, BudgetConfig, ConnId, ConnectionOpen, Demand, Engine, HoldLevel, Ledger, MatchConfig,
-    Mode, Now, PolicyConfig, PolicyText, PrincipalConfig, ProcessFacts, ProcessKey, Rung, Sections,
-    Settings, Unit,
+    Mechanism, Mode, Now, PolicyConfig, PolicyText, PrincipalConfig, ProcessFacts, ProcessKey,
+    Sections, Settings, Unit,
 };
 use genops_protocols::Direction;
 
@@ -150,7 +150,7 @@ fn decisions(name: &str, settings: &Settings, rounds: u64, goal: Goal) {
             local: None,
             remote: None,
             from_start: true,
-            hold: HoldLevel::Held(Rung::EgressHold),
+            hold: HoldLevel::Held(Mechanism::EgressHold),
         };
         let at = now(number * 1_000);
         engine.open(at, conn, open);

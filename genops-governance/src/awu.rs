@@ -100,7 +100,7 @@ impl CaptureLevel {
 
 /// By which mechanism a request was held until the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rung {
+pub enum Mechanism {
     /// A security hook that fails the send call.
     Lsm,
     /// Packets that stay in the send queue.
@@ -111,8 +111,8 @@ pub enum Rung {
     None,
 }
 
-impl Rung {
-    /// The rung as telemetry spells it.
+impl Mechanism {
+    /// The mechanism as telemetry spells it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -130,7 +130,7 @@ pub enum HoldLevel {
     /// It is not: decisions come too late to prevent anything.
     None,
     /// It is, by this mechanism.
-    Held(Rung),
+    Held(Mechanism),
 }
 
 /// Whom a unit belongs to. Fixed when the unit is opened (spec §2.3).
@@ -275,7 +275,7 @@ pub struct Held {
     /// The principal's mode at the decision.
     pub mode: Mode,
     /// By which mechanism the request was held.
-    pub rung: Rung,
+    pub mechanism: Mechanism,
     /// The kernel's deadline came first, and let it pass or stopped it.
     pub timed_out: bool,
     /// Bytes of the request that had left before the decision.
@@ -288,7 +288,7 @@ impl Held {
     /// The decision and the reservation were made before the request could leave as a whole.
     #[must_use]
     pub fn before_execution(&self) -> bool {
-        self.rung != Rung::None && !self.timed_out
+        self.mechanism != Mechanism::None && !self.timed_out
     }
 }
 

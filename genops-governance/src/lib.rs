@@ -32,8 +32,8 @@ pub mod time;
 
 pub use approval::{Approval, LONGEST_NS as APPROVAL_LONGEST_NS};
 pub use awu::{
-    Actual, Attribution, Awu, AwuId, BudgetView, CaptureLevel, Grounds, Held, HoldLevel, Network,
-    NotAnId, Outcome, Reservation, Rung, Sla,
+    Actual, Attribution, Awu, AwuId, BudgetView, CaptureLevel, Grounds, Held, HoldLevel, Mechanism,
+    Network, NotAnId, Outcome, Reservation, Sla,
 };
 pub use config::{
     BudgetConfig, Enforcement, Estimate, GrantConfig, MatchConfig, Mode, OnTimeout, Per,

@@ -1,6 +1,6 @@
 //! What is written down as evidence: typed values, integers and strings only, no content.
 
-use crate::awu::{Attribution, AwuId, CaptureLevel, Rung};
+use crate::awu::{Attribution, AwuId, CaptureLevel, Mechanism};
 use crate::config::Unit;
 use crate::decision::{PolicyResult, ReasonCode};
 use crate::process::ProcessKey;
@@ -143,7 +143,7 @@ pub struct What {
     /// How much was read when this was written.
     pub capture: CaptureLevel,
     /// How it was held.
-    pub rung: Rung,
+    pub mechanism: Mechanism,
 }
 
 /// What the decision was made from, beside who and what.

@@ -6,7 +6,7 @@
 
 use genops_protocols::{Call, RequestParams, Usage};
 
-use crate::awu::{Attribution, Awu, CaptureLevel, Network, Outcome, Rung};
+use crate::awu::{Attribution, Awu, CaptureLevel, Mechanism, Network, Outcome};
 use crate::decision::{PolicyResult, ReasonCode};
 
 /// The specification's version, on every unit.
@@ -282,8 +282,8 @@ impl Awu {
         if self.call.missing_bytes > 0 {
             out.int("genops.capture.missing_bytes", self.call.missing_bytes);
         }
-        out.text("genops.enforcement.rung", enforcement.rung.as_str());
-        let held = enforcement.rung != Rung::None;
+        out.text("genops.enforcement.mechanism", enforcement.mechanism.as_str());
+        let held = enforcement.mechanism != Mechanism::None;
         if held && enforcement.bytes_before_decision > 0 {
             let bytes = enforcement.bytes_before_decision;
             out.int("genops.enforcement.bytes_before_decision", bytes);

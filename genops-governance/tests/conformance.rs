@@ -409,7 +409,7 @@ fn each_mutated_export_breaks_the_rule_that_it_is_made_for() {
         &expect!["§7.3 currency"],
     );
     broken(
-        |it| set(it.span(RAN), "genops.enforcement.rung", text("none")),
+        |it| set(it.span(RAN), "genops.enforcement.mechanism", text("none")),
         &expect!["§9.2 honest"],
     );
     broken(|it| set(it.span(RAN), "genops.compliance", text("mostly")), &expect!["§9.2 honest"]);

@@ -44,7 +44,7 @@ fn an_allowed_call_is_reserved_released_and_reconciled() {
           accounting.actual: Double(9e-6)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
     host.close(conn).check(&expect![[""]]);
 }
@@ -65,7 +65,7 @@ fn a_denied_model_never_leaves() {
           policy.reason: these models are denied: *-pro; it asks openai for gpt-5-pro
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
     held(
@@ -81,7 +81,7 @@ fn a_denied_model_never_leaves() {
           policy.reason: these models are denied: *-pro; it asks openai for GPT-5-Pro
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
 }
@@ -120,7 +120,7 @@ fn a_model_that_is_not_on_the_list_is_refused() {
           policy.reason: only these models are allowed: claude-*; it asks openai for gpt-4o-mini
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
 }
@@ -141,7 +141,7 @@ fn a_denied_provider_is_refused() {
           policy.reason: only these providers are allowed: anthropic; it asks openai for gpt-4o-mini
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
 }
@@ -162,7 +162,7 @@ fn a_region_that_is_not_known_is_on_no_list() {
           policy.reason: only these regions are allowed: eu-*; the region is not known
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
 }
@@ -183,7 +183,7 @@ fn denied_content_is_refused() {
           policy.reason: the text sent to the model matches denied content; it asks openai for gpt-4o-mini
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
 }
@@ -204,7 +204,7 @@ fn a_request_that_may_cost_too_much_is_refused() {
           policy.reason: one request may cost at most 0.00001 USD; this one may cost up to 0.00009375 USD
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
 }
@@ -246,7 +246,7 @@ fn an_observed_call_is_a_warning_with_the_same_code_and_partial() {
           accounting.actual: Double(9e-6)
           compliance: partial
           capture.level: full
-          enforcement.rung: none
+          enforcement.mechanism: none
     "#]]);
 }
 
@@ -267,7 +267,7 @@ fn an_unmapped_process_is_a_warning() {
           accounting.actual: Double(9e-6)
           compliance: partial
           capture.level: full
-          enforcement.rung: none
+          enforcement.mechanism: none
     "#]]);
     let attributes = host.awus.pop().unwrap().attributes();
     let said = |name: &str| attributes.iter().find(|(it, _)| *it == name).map(|(_, it)| it.clone());
@@ -295,7 +295,7 @@ fn unmapped_and_nameless_processes_can_be_refused() {
           policy.reason: no configured principal matches the process
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record decision
         deny c2 collateral 0
         awu error=Str("x_identity_unresolved")
@@ -304,7 +304,7 @@ fn unmapped_and_nameless_processes_can_be_refused() {
           policy.reason: nothing is known of the process that asks
           compliance: partial
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -349,7 +349,7 @@ fn a_used_up_budget_is_exceeded() {
           policy.reason: of 0 USD there are 0 USD left, and this request may need 0.00009375 USD
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -368,7 +368,7 @@ fn a_call_that_the_provider_refused_costs_nothing() {
           accounting.actual: Double(0.0)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -387,7 +387,7 @@ fn a_connection_that_dies_after_release_keeps_what_was_reserved() {
           accounting.incomplete: Bool(true)
           compliance: full
           capture.level: partial
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -409,7 +409,7 @@ fn keep_alive_and_pipelining_decide_each_request_once() {
           accounting.actual: Double(9e-6)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record decision
         record reservation [- 93450 None left None]
         record decision
@@ -421,14 +421,14 @@ fn keep_alive_and_pipelining_decide_each_request_once() {
           policy.reason: these models are denied: *-pro; it asks openai for gpt-5-pro
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record release [- 93450 Some(0) left None]
         awu error=Str("connection_closed")
           policy.result: ALLOWED
           accounting.reserved: Double(9.345e-5)
           compliance: full
           capture.level: partial
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -474,7 +474,7 @@ fn a_large_request_leaves_up_to_its_last_piece_unless_it_is_refused_for_certain(
                   policy.reason: the text sent to the model matches denied content; it asks openai for gpt-4o-mini
                   compliance: full
                   capture.level: full
-                  enforcement.rung: egress_hold
+                  enforcement.mechanism: egress_hold
                   enforcement.bytes_before_decision: Int(80000)
             "#]],
             _ => expect![[r#"
@@ -487,7 +487,7 @@ fn a_large_request_leaves_up_to_its_last_piece_unless_it_is_refused_for_certain(
                   policy.reason: these models are denied: *-pro; it asks openai for gpt-5-pro
                   compliance: full
                   capture.level: partial
-                  enforcement.rung: egress_hold
+                  enforcement.mechanism: egress_hold
                 -- gpt-5-pro
             "#]],
         };
@@ -526,7 +526,7 @@ fn a_deadline_that_let_the_request_pass_makes_the_refusal_a_warning() {
           accounting.actual: Double(9e-6)
           compliance: partial
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
           enforcement.bytes_before_decision: Int(225)
           enforcement.timed_out: Bool(true)
     "#]]);
@@ -549,7 +549,7 @@ fn a_deadline_that_stopped_the_request_blocks_it() {
           policy.reason: no decision came before the deadline, and the configuration refuses then
           compliance: partial
           capture.level: partial
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
           enforcement.timed_out: Bool(true)
     "#]]);
 }
@@ -582,7 +582,7 @@ fn rates_and_concurrency_limit() {
           policy.reason: the limit `two` is reached
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record reconciliation [- 93450 Some(9000) left None]
         awu
           policy.result: ALLOWED
@@ -590,7 +590,7 @@ fn rates_and_concurrency_limit() {
           accounting.actual: Double(9e-6)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record decision
         record reservation [- 93750 None left None]
         release c1 to 448
@@ -601,7 +601,7 @@ fn rates_and_concurrency_limit() {
           accounting.actual: Double(9e-6)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record decision
         deny c1 collateral 0
         awu error=Str("RATE_LIMITED")
@@ -611,7 +611,7 @@ fn rates_and_concurrency_limit() {
           policy.reason: the limit `two` is reached; again in 30000 ms
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -651,7 +651,7 @@ fn a_grant_narrows_and_expires() {
           policy.reason: the grant covers only these models: gpt-4o*; it asks openai for gpt-5
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record decision
         deny c3 collateral 0
         awu error=Str("x_authority_expired")
@@ -661,7 +661,7 @@ fn a_grant_narrows_and_expires() {
           policy.reason: the grant `child` does not hold: it has expired, or is not valid yet
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -696,7 +696,7 @@ fn a_sub_agent_is_bound_by_what_binds_its_parent() {
           policy.reason: these models are denied: *-pro; it asks openai for gpt-5-pro
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -888,7 +888,7 @@ fn an_approval_is_used_once_and_not_by_the_one_who_asks() {
           policy.reason: a human must approve a request that may cost more than 0 USD
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         `alice@example.com` is part of the chain that asked; somebody else must approve
         the approval `a-1` is valid for longer than 15 minutes
         record approval
@@ -902,7 +902,7 @@ fn an_approval_is_used_once_and_not_by_the_one_who_asks() {
           accounting.actual: Double(9e-6)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record decision
         deny c3 collateral 0
         awu error=Str("x_approval_required")
@@ -912,7 +912,7 @@ fn an_approval_is_used_once_and_not_by_the_one_who_asks() {
           policy.reason: a human must approve a request that may cost more than 0 USD
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -938,7 +938,7 @@ fn cedar_files_decide_and_an_evaluation_error_blocks() {
           policy.reason: the policy can't be evaluated: integer overflow while attempting to multiply the values `325` and `9223372036854775807`
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
     let several = r#"
@@ -962,7 +962,7 @@ fn cedar_files_decide_and_an_evaluation_error_blocks() {
           policy.reason: a policy forbids it; it asks openai for gpt-4o-mini
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
     let mut denying = cedar(
@@ -981,7 +981,7 @@ fn cedar_files_decide_and_an_evaluation_error_blocks() {
           policy.reason: no policy permits it
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
 }
@@ -1014,7 +1014,7 @@ fn an_unknown_model_follows_the_rule() {
           policy.reason: no price is known for the model, and the configuration refuses then
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]],
     );
     held(
@@ -1051,7 +1051,7 @@ fn a_missed_target_warns_later_calls() {
           sla.met: Bool(false)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record decision
         record reservation [- 93750 None left None]
         release c2 to 225
@@ -1066,7 +1066,7 @@ fn a_missed_target_warns_later_calls() {
           sla.met: Bool(true)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -1089,7 +1089,7 @@ fn a_failed_provider_makes_the_retry_a_warning() {
           accounting.actual: Double(0.0)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record decision
         record reservation [- 93750 None left None]
         release c2 to 225
@@ -1102,7 +1102,7 @@ fn a_failed_provider_makes_the_retry_a_warning() {
           accounting.actual: Double(0.0)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -1160,7 +1160,7 @@ fn token_budgets_and_own_prices_count_too() {
           accounting.actual: Double(4e-5)
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -1274,7 +1274,7 @@ fn on_http2_each_stream_is_decided_and_a_refusal_ends_them_all() {
           policy.reason: these models are denied: *-pro; it asks openai for gpt-5-pro
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         -- one after it, and the end
         record decision
         awu error=Str("x_connection_denied")
@@ -1283,7 +1283,7 @@ fn on_http2_each_stream_is_decided_and_a_refusal_ends_them_all() {
           policy.reason: nothing more of this connection may leave
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record reconciliation [- 97650 None left None]
         awu error=Str("connection_closed")
           policy.result: ALLOWED
@@ -1292,7 +1292,7 @@ fn on_http2_each_stream_is_decided_and_a_refusal_ends_them_all() {
           accounting.incomplete: Bool(true)
           compliance: full
           capture.level: partial
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
         record reconciliation [- 1592500 None left None]
         awu error=Str("connection_closed")
           policy.result: ALLOWED
@@ -1301,7 +1301,7 @@ fn on_http2_each_stream_is_decided_and_a_refusal_ends_them_all() {
           accounting.incomplete: Bool(true)
           compliance: full
           capture.level: partial
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
 }
 
@@ -1332,7 +1332,7 @@ fn a_request_whose_evidence_is_not_durable_is_refused_after_all() {
           policy.reason: its evidence could not be made durable, so it was kept back
           compliance: full
           capture.level: full
-          enforcement.rung: egress_hold
+          enforcement.mechanism: egress_hold
     "#]]);
     let (_, account) = host.engine.ledger().accounts().next().unwrap();
     assert_eq!((account.reserved, account.spent), (0, 9_000));

@@ -303,7 +303,7 @@ fn a_changed_configuration_counts_for_the_next_call_on_an_open_connection() -> a
     let expected = [
         ("genops.policy.result", "BLOCKED"),
         ("genops.policy.reason_code", "POLICY_DENY_MODEL"),
-        ("genops.enforcement.rung", "egress_hold"),
+        ("genops.enforcement.mechanism", "egress_hold"),
         ("genops.compliance", "full"),
     ];
     assert_says(

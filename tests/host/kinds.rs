@@ -62,10 +62,10 @@ fn denied_beside_allowed(agent: &Agent, (_, client): &Kind) -> anyhow::Result<()
     ensure!(stage.provider.log.request_count() == 0, "the denied request arrived");
     let awu = agent.only_awu_of(denied.pid)?;
     assert_says(&awu, &[("genops.policy.result", "BLOCKED".into())]);
-    let rung = text(&awu, "genops.enforcement.rung").unwrap_or_default();
+    let mechanism = text(&awu, "genops.enforcement.mechanism").unwrap_or_default();
     ensure!(
-        ["lsm", "egress_hold", "connect"].contains(&rung),
-        "denied by the rung `{rung}`: {awu:#}"
+        ["lsm", "egress_hold", "connect"].contains(&mechanism),
+        "denied by the mechanism `{mechanism}`: {awu:#}"
     );
 
     let answered = elsewhere.provider.log.request_count();
@@ -79,8 +79,8 @@ fn denied_beside_allowed(agent: &Agent, (_, client): &Kind) -> anyhow::Result<()
         }
         let awu = agent.only_awu_of(call.pid)?;
         assert_says(&awu, &[("http.response.status_code", 200.into())]);
-        let rung = text(&awu, "genops.enforcement.rung").unwrap_or_default();
-        ensure!(rung != "none", "an allowed call was not held: {awu:#}");
+        let mechanism = text(&awu, "genops.enforcement.mechanism").unwrap_or_default();
+        ensure!(mechanism != "none", "an allowed call was not held: {awu:#}");
     }
     Ok(())
 }

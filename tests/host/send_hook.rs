@@ -36,12 +36,12 @@ fn has_send_hook() -> anyhow::Result<bool> {
     if !has {
         println!("skipped: {}", text(hook, "note").unwrap_or_default());
     }
-    ensure!(has == (text(&findings, "rung") == Some("lsm")), "{findings}");
+    ensure!(has == (text(&findings, "best_mechanism") == Some("lsm")), "{findings}");
     Ok(has)
 }
 
-/// Runs a client whose request a policy refuses; how its send call ends, and by which rung it was stopped.
-fn check(policy: &str, send: &str, rung: &str) -> anyhow::Result<()> {
+/// Runs a client whose request a policy refuses; how its send call ends, and by which mechanism it was stopped.
+fn check(policy: &str, send: &str, mechanism: &str) -> anyhow::Result<()> {
     if !can_run() || !has_send_hook()? {
         return Ok(());
     }
@@ -65,7 +65,10 @@ fn check(policy: &str, send: &str, rung: &str) -> anyhow::Result<()> {
     let awu = agent.only_awu_of(finished.pid)?;
     assert_says(
         &awu,
-        &[("genops.policy.result", "BLOCKED".into()), ("genops.enforcement.rung", rung.into())],
+        &[
+            ("genops.policy.result", "BLOCKED".into()),
+            ("genops.enforcement.mechanism", mechanism.into()),
+        ],
     );
     let connections = stage.provider.log.connections();
     ensure!(!connections.iter().any(Connection::has_request), "bytes arrived: {connections:?}");

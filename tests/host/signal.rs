@@ -33,7 +33,7 @@ fn refused(
         &[
             ("genops.policy.result", "BLOCKED".into()),
             ("genops.policy.name", by.into()),
-            ("genops.enforcement.rung", "egress_hold".into()),
+            ("genops.enforcement.mechanism", "egress_hold".into()),
         ],
     );
     let sent = awu.get("genops.enforcement.signal").and_then(Value::as_str);

@@ -77,7 +77,7 @@ fn a_connection_that_no_probe_reads_is_ended_where_that_is_the_rule() -> anyhow:
             ("genops.capture.level", "metadata".into()),
             ("genops.policy.result", "BLOCKED".into()),
             ("genops.policy.reason_code", "x_uninspectable".into()),
-            ("genops.enforcement.rung", "egress_hold".into()),
+            ("genops.enforcement.mechanism", "egress_hold".into()),
         ],
     );
     ensure!(arrived == 0, "{arrived} requests arrived");
@@ -104,9 +104,13 @@ fn a_provider_that_is_closed_to_a_process_is_refused_at_connect() -> anyhow::Res
     ensure!(report == expected, "{report}");
     let of_process = |awu: &Value| int(awu, "process.pid") == Some(finished.pid.into());
     let units = agent.wait_for(5, scaled(Duration::from_secs(5)), of_process)?;
-    let rungs: Vec<_> = units.iter().map(|it| text(it, "genops.enforcement.rung")).collect();
+    let mechanisms: Vec<_> =
+        units.iter().map(|it| text(it, "genops.enforcement.mechanism")).collect();
     let connect = Some("connect");
-    ensure!(rungs == [Some("egress_hold"), connect, connect, connect, connect], "{rungs:?}");
+    ensure!(
+        mechanisms == [Some("egress_hold"), connect, connect, connect, connect],
+        "{mechanisms:?}"
+    );
     ensure!(stage.provider.log.request_count() == 0, "something arrived");
     Ok(())
 }

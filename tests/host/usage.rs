@@ -51,8 +51,8 @@ fn check_through(scripts: &[&str], way: &str) -> anyhow::Result<()> {
             awu,
             &[("genops.policy.result", if denied { "BLOCKED" } else { "ALLOWED" }.into())],
         );
-        let rung = text(awu, "genops.enforcement.rung").unwrap_or_default();
-        ensure!(!rung.is_empty() && rung != "none", "it was not held: {awu:#}");
+        let mechanism = text(awu, "genops.enforcement.mechanism").unwrap_or_default();
+        ensure!(!mechanism.is_empty() && mechanism != "none", "it was not held: {awu:#}");
     }
     ensure!(agent.losses()?.is_empty(), "lost: {:?}", agent.losses()?);
     Ok(())

@@ -43,8 +43,8 @@ pub(crate) struct Kernel {
     tried: String,
     /// Tests, by parts of their names, that passed there then.
     passed: Vec<String>,
-    /// Best rung for a denial.
-    pub(crate) rung: String,
+    /// The best mechanism for a denial.
+    pub(crate) best_mechanism: String,
     /// Mechanisms of the agent's `doctor` that are not available.
     pub(crate) lacks: BTreeSet<String>,
     /// Tests that `cargo xtask test` runs there; none: it leaves this kernel out.
@@ -80,12 +80,12 @@ impl Kernels {
 impl Kernel {
     /// Its row in the README's table of support.
     pub(crate) fn row(&self) -> String {
-        let Self { line, version, tried, passed, lacks, rung, .. } = self;
+        let Self { line, version, tried, passed, lacks, best_mechanism, .. } = self;
         let has = |mechanism: &str| if lacks.contains(mechanism) { "no" } else { "yes" };
         let columns = COLUMNS.map(has).join(" | ");
         let passed = passed.join(" ");
         format!(
-            "| {version} x86-64 | {columns} | {rung} | `cargo xtask vm --kernel {line} {passed}`, {tried} |"
+            "| {version} x86-64 | {columns} | {best_mechanism} | `cargo xtask vm --kernel {line} {passed}`, {tried} |"
         )
     }
 

@@ -57,7 +57,7 @@ pub(crate) struct Vm {
 /// What the agent's `doctor` says, as far as it is compared.
 #[derive(Debug, Deserialize)]
 struct Doctor {
-    rung: String,
+    best_mechanism: String,
     mechanisms: Vec<Mechanism>,
 }
 
@@ -137,11 +137,11 @@ fn judge(kernel: &Kernel, lines: &[String]) -> anyhow::Result<()> {
     let doctor: Doctor = serde_json::from_str(doctor.context("the agent's doctor said nothing")?)?;
     let missing = doctor.mechanisms.iter().filter(|it| !it.available).map(|it| it.name.clone());
     let missing = missing.collect();
-    let Kernel { line, rung, lacks, .. } = kernel;
+    let Kernel { line, best_mechanism, lacks, .. } = kernel;
     ensure!(
-        doctor.rung == *rung && *lacks == missing,
-        "xtask/kernels.toml says of {line}: rung {rung}, lacks {lacks:?}; doctor says: rung {}, lacks {missing:?}",
-        doctor.rung
+        doctor.best_mechanism == *best_mechanism && *lacks == missing,
+        "xtask/kernels.toml says of {line}: best_mechanism {best_mechanism}, lacks {lacks:?}; doctor says: best_mechanism {}, lacks {missing:?}",
+        doctor.best_mechanism
     );
     Ok(())
 }

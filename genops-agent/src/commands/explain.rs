@@ -160,7 +160,7 @@ fn asked(what: &What<'_>, told: &mut Explanation) {
 
 /// Whether the decision was in time.
 fn timing(dec: &Decided<'_>, what: Option<&What<'_>>) -> &'static str {
-    let held = what.is_some_and(|what| what.rung.as_str() != "none");
+    let held = what.is_some_and(|what| what.mechanism.as_str() != "none");
     match (dec.prevented, held) {
         (true, _) => "Not a byte of the request left this host.",
         (false, true) => "The request was held until that was decided.",

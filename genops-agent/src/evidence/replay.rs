@@ -258,8 +258,8 @@ mod tests {
     use std::path::Path;
 
     use genops_governance::{
-        ConnId, ConnectionOpen, Engine, HoldLevel, Ledger, Now, Output as Made, ProcessFacts,
-        ProcessKey, Rung,
+        ConnId, ConnectionOpen, Engine, HoldLevel, Ledger, Mechanism, Now, Output as Made,
+        ProcessFacts, ProcessKey,
     };
     use genops_protocols::Direction;
 
@@ -325,7 +325,7 @@ mod tests {
                 local: None,
                 remote: None,
                 from_start: true,
-                hold: HoldLevel::Held(Rung::EgressHold),
+                hold: HoldLevel::Held(Mechanism::EgressHold),
             };
             let at = now(10 * number);
             engine.open(at, conn, opened);

@@ -2,8 +2,8 @@
 //! capture, API flavour) is left out.
 
 use genops_governance::{
-    Attribution, CaptureLevel, Decided, Inputs, Now, PolicyResult, ReasonCode, Record, RecordKind,
-    Rung, Seen, Texts, What, Who,
+    Attribution, CaptureLevel, Decided, Inputs, Mechanism, Now, PolicyResult, ReasonCode, Record,
+    RecordKind, Seen, Texts, What, Who,
 };
 
 use super::entry::{self, Entry, Kind, Text};
@@ -94,7 +94,7 @@ fn asked(what: &entry::What<'_>) -> What {
         server: owned(what.server.as_ref()),
         api: None,
         capture: CaptureLevel::Full,
-        rung: Rung::None,
+        mechanism: Mechanism::None,
     }
 }
 

@@ -281,7 +281,7 @@ pub(crate) struct What<'a> {
     pub(crate) conf: Text<'a>,
     /// How the request was held: `lsm`, `egress_hold`, `connect`, `none`.
     #[serde(borrow)]
-    pub(crate) rung: Text<'a>,
+    pub(crate) mechanism: Text<'a>,
 }
 
 /// What the decision was made from, beside who and what.

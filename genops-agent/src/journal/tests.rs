@@ -13,7 +13,7 @@ use std::fs;
 use expect_test::{Expect, expect};
 use genops_governance as governance;
 use genops_governance::{
-    Attribution, AwuId, CaptureLevel, PolicyResult, ProcessKey, ReasonCode, Rung,
+    Attribution, AwuId, CaptureLevel, Mechanism, PolicyResult, ProcessKey, ReasonCode,
 };
 
 use super::check::Checker;
@@ -135,7 +135,7 @@ impl Story {
             server: Some("api.openai.com".to_owned()),
             api: Some("openai.chat"),
             capture: CaptureLevel::Full,
-            rung: Rung::EgressHold,
+            mechanism: Mechanism::EgressHold,
         };
         let record = Record {
             awu: Some(id),
@@ -254,7 +254,7 @@ fn a_record_is_compact_json_in_a_fixed_order_with_integers_only() {
     assert!(digest.starts_with("h:20779:") && digest.len() == 8 + 64, "{digest}");
     let text = text.replace(&digest, "h:..");
     expect![[r#"
-        {"v":1,"seq":3,"t":1795378193003000000,"mono":3000000,"boot":"0","type":"decision","awu":"010101010101010100000000000003e9-00000000000003e9","who":{"prin":"refund-bot","pseq":1,"mapped":true,"team":"payments","proj":"refunds","env":"production","human":"h:..","pid":4321,"start":991231,"exe":"/usr/bin/python3.11","user":"svc-refund","unit":"refund.service","cg":"/system.slice/refund.service"},"what":{"op":"chat","type":"inference","prov":"openai","model":"gpt-4o-mini","server":"api.openai.com","api":"openai.chat","conf":"full","rung":"egress_hold"},"in":{"tok_in":1820,"tok_out":0,"bytes":0,"whole":false},"dec":{"result":"ALLOWED","policy":"refund-models","matched":["refund-models"],"bundle":"sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","epoch":1}}
+        {"v":1,"seq":3,"t":1795378193003000000,"mono":3000000,"boot":"0","type":"decision","awu":"010101010101010100000000000003e9-00000000000003e9","who":{"prin":"refund-bot","pseq":1,"mapped":true,"team":"payments","proj":"refunds","env":"production","human":"h:..","pid":4321,"start":991231,"exe":"/usr/bin/python3.11","user":"svc-refund","unit":"refund.service","cg":"/system.slice/refund.service"},"what":{"op":"chat","type":"inference","prov":"openai","model":"gpt-4o-mini","server":"api.openai.com","api":"openai.chat","conf":"full","mechanism":"egress_hold"},"in":{"tok_in":1820,"tok_out":0,"bytes":0,"whole":false},"dec":{"result":"ALLOWED","policy":"refund-models","matched":["refund-models"],"bundle":"sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa","epoch":1}}
         {"v":1,"seq":4,"t":1795378193004000000,"mono":4000000,"boot":"0","type":"reservation","awu":"010101010101010100000000000003e9-00000000000003e9","who":{"prin":"refund-bot","pseq":2,"pprev":3,"mapped":true,"team":"payments","proj":"refunds","env":"production","human":"h:..","pid":4321,"start":991231,"exe":"/usr/bin/python3.11","user":"svc-refund","unit":"refund.service","cg":"/system.slice/refund.service"},"bud":[{"name":"payments-daily","period":"day","unit":"nUSD","res":12000000,"rem":49988000000,"price":"sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc","led":1001}]}
         {"v":1,"seq":5,"t":1795378193004000000,"mono":4000000,"boot":"0","type":"reconciliation","awu":"010101010101010100000000000003e9-00000000000003e9","who":{"prin":"refund-bot","pseq":3,"pprev":4,"mapped":true,"team":"payments","proj":"refunds","env":"production","human":"h:..","pid":4321,"start":991231,"exe":"/usr/bin/python3.11","user":"svc-refund","unit":"refund.service","cg":"/system.slice/refund.service"},"bud":[{"name":"payments-daily","period":"day","unit":"nUSD","res":12000000,"act":3000000,"rem":49997000000,"price":"sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc","led":1002}]}
     "#]]

@@ -101,7 +101,7 @@ const WHAT: &[&str] = &[
     "gen_ai.usage.output_tokens",
     "genops.policy.result",
     "genops.policy.reason_code",
-    "genops.enforcement.rung",
+    "genops.enforcement.mechanism",
 ];
 
 pub(crate) const ENFORCED: &str = r#"
@@ -120,7 +120,7 @@ fn a_call_is_reported_with_who_what_and_how_much() {
         &chat("/usr/bin/python3", "gpt-4o-mini"),
         WHAT,
         &expect![[r#"
-            conn="c1" exchange=0 process.pid=4242 gen_ai.provider.name="openai" gen_ai.request.model="gpt-4o-mini" gen_ai.usage.input_tokens=8 gen_ai.usage.output_tokens=2 genops.policy.result="WARNING" genops.policy.reason_code="x_unmapped_principal" genops.enforcement.rung="none"
+            conn="c1" exchange=0 process.pid=4242 gen_ai.provider.name="openai" gen_ai.request.model="gpt-4o-mini" gen_ai.usage.input_tokens=8 gen_ai.usage.output_tokens=2 genops.policy.result="WARNING" genops.policy.reason_code="x_unmapped_principal" genops.enforcement.mechanism="none"
         "#]],
     );
 }
@@ -132,7 +132,7 @@ fn what_a_policy_allows_passes_and_what_it_denies_is_blocked() {
         &chat("/usr/bin/python3", "gpt-4o-mini"),
         WHAT,
         &expect![[r#"
-        conn="c1" exchange=0 process.pid=4242 gen_ai.provider.name="openai" gen_ai.request.model="gpt-4o-mini" gen_ai.usage.input_tokens=8 gen_ai.usage.output_tokens=2 genops.policy.result="ALLOWED" genops.enforcement.rung="egress_hold"
+        conn="c1" exchange=0 process.pid=4242 gen_ai.provider.name="openai" gen_ai.request.model="gpt-4o-mini" gen_ai.usage.input_tokens=8 gen_ai.usage.output_tokens=2 genops.policy.result="ALLOWED" genops.enforcement.mechanism="egress_hold"
     "#]],
     );
     check(
@@ -140,7 +140,7 @@ fn what_a_policy_allows_passes_and_what_it_denies_is_blocked() {
         &chat("/usr/bin/python3", "gpt-4o-pro"),
         WHAT,
         &expect![[r#"
-        conn="c1" exchange=0 process.pid=4242 gen_ai.provider.name="openai" gen_ai.request.model="gpt-4o-pro" genops.policy.result="BLOCKED" genops.policy.reason_code="POLICY_DENY_MODEL" genops.enforcement.rung="egress_hold"
+        conn="c1" exchange=0 process.pid=4242 gen_ai.provider.name="openai" gen_ai.request.model="gpt-4o-pro" genops.policy.result="BLOCKED" genops.policy.reason_code="POLICY_DENY_MODEL" genops.enforcement.mechanism="egress_hold"
     "#]],
     );
 }
@@ -155,7 +155,7 @@ fn a_recording_that_says_it_was_not_held_is_not_blocked() {
         observed.as_bytes(),
         WHAT,
         &expect![[r#"
-        conn="c1" exchange=0 process.pid=4242 gen_ai.provider.name="openai" gen_ai.request.model="gpt-4o-pro" gen_ai.usage.input_tokens=8 gen_ai.usage.output_tokens=2 genops.policy.result="WARNING" genops.policy.reason_code="POLICY_DENY_MODEL" genops.enforcement.rung="none"
+        conn="c1" exchange=0 process.pid=4242 gen_ai.provider.name="openai" gen_ai.request.model="gpt-4o-pro" gen_ai.usage.input_tokens=8 gen_ai.usage.output_tokens=2 genops.policy.result="WARNING" genops.policy.reason_code="POLICY_DENY_MODEL" genops.enforcement.mechanism="none"
     "#]],
     );
 }
@@ -169,7 +169,7 @@ fn a_stream_without_an_open_is_read_and_nobody_is_blamed() {
         &writer.into_inner(),
         WHAT,
         &expect![[r#"
-        conn="late" exchange=0 gen_ai.provider.name="openai" gen_ai.request.model="gpt-4o-mini" gen_ai.usage.input_tokens=8 gen_ai.usage.output_tokens=2 genops.policy.result="WARNING" genops.policy.reason_code="x_identity_unresolved" genops.enforcement.rung="none"
+        conn="late" exchange=0 gen_ai.provider.name="openai" gen_ai.request.model="gpt-4o-mini" gen_ai.usage.input_tokens=8 gen_ai.usage.output_tokens=2 genops.policy.result="WARNING" genops.policy.reason_code="x_identity_unresolved" genops.enforcement.mechanism="none"
     "#]],
     );
 }

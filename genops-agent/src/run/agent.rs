@@ -8,8 +8,8 @@ use genops_ebpf_common::{
     Record, Released, TimedOut, contact, origin,
 };
 use genops_governance::{
-    Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mode, Now, OnTimeout,
-    Outcome, Output, PolicyResult, ProcessFacts, ProcessKey, Rung, Signal,
+    Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mechanism, Mode, Now,
+    OnTimeout, Outcome, Output, PolicyResult, ProcessFacts, ProcessKey, Signal,
 };
 use genops_protocols::Direction;
 
@@ -32,7 +32,7 @@ use crate::{
     identity::Identities,
     journal::{Journal, Opening, entry::Kind},
     kernel::{
-        Maps, Pins, Providers, Rungs,
+        Maps, Mechanisms, Pins, Providers,
         holds::{Expired, address_of, socket_of},
         sockets::Socket,
     },
@@ -85,7 +85,7 @@ pub(super) struct Agent {
     metrics: Arc<Metrics>,
     engine: Engine,
     enforcer: Enforcer,
-    rungs: Rungs,
+    mechanisms: Mechanisms,
     pins: Option<Arc<Pins>>,
     providers: Providers,
     contacts: Contacts,
@@ -130,14 +130,14 @@ impl Agent {
             segment_bytes: Some(config.evidence.segment_bytes),
             content: config.evidence.content,
             recipe: config.recipe.clone(),
-            detail: start_detail(&config, &capture.rungs),
+            detail: start_detail(&config, &capture.mechanisms),
         };
         let known = ledger_file::last_in_evidence(&directory);
         let (mut journal, recovery) = Journal::open(&directory, opening, now)
             .with_context(|| format!("evidence in {}", directory.display()))?;
         // It becomes durable with what comes first after it.
         journal
-            .event(now, Kind::Capability, &capture.rungs.detail())
+            .event(now, Kind::Capability, &capture.mechanisms.detail())
             .context("the record of what can be stopped here")?;
         journal.look_after(&config.evidence, metrics)?;
         let state = directory.parent().unwrap_or(&directory).join("state");
@@ -157,7 +157,7 @@ impl Agent {
             .transpose()?;
         let control =
             config.telemetry.socket.as_ref().and_then(|path| start_control(path, metrics));
-        let enforcing = config.enforces() && capture.rungs.has(Rung::EgressHold);
+        let enforcing = config.enforces() && capture.mechanisms.has(Mechanism::EgressHold);
         let guard = if enforcing {
             start_guard(&config, &capture.maps, capture.pins.as_deref())
         } else {
@@ -173,7 +173,7 @@ impl Agent {
             watch,
             metrics: Arc::clone(metrics),
             engine,
-            rungs: capture.rungs.clone(),
+            mechanisms: capture.mechanisms.clone(),
             pins: capture.pins.clone(),
             providers: capture.providers.clone(),
             contacts: Contacts::default(),
@@ -328,9 +328,10 @@ impl Agent {
         if let Some(key) = key {
             self.standing.seen(key, live.provider);
             live.holds = self.engine.principal_mode(key) == Mode::Enforce
-                && self.rungs.has(Rung::EgressHold);
+                && self.mechanisms.has(Mechanism::EgressHold);
         }
-        let hold = if live.holds { HoldLevel::Held(Rung::EgressHold) } else { HoldLevel::None };
+        let hold =
+            if live.holds { HoldLevel::Held(Mechanism::EgressHold) } else { HoldLevel::None };
         let opened = ConnectionOpen {
             name: format!("c{conn}"),
             process: key,
@@ -425,7 +426,7 @@ impl Agent {
         let update = ConnectionUpdate {
             local: (contact.local_port != 0).then_some(socket.local),
             remote: Some(socket.remote),
-            hold: refused.then_some(HoldLevel::Held(Rung::Connect)),
+            hold: refused.then_some(HoldLevel::Held(Mechanism::Connect)),
             ..ConnectionUpdate::default()
         };
         self.engine.learn(now, ConnId(conn), update);
@@ -603,8 +604,12 @@ impl Agent {
         let conn = ConnId(data.conn);
         if data.flags & DATA_DENIED != 0 {
             // The kernel has ended it already, as it was told.
-            let rung = if self.rungs.has(Rung::Lsm) { Rung::Lsm } else { Rung::EgressHold };
-            let hold = Some(HoldLevel::Held(rung));
+            let mechanism = if self.mechanisms.has(Mechanism::Lsm) {
+                Mechanism::Lsm
+            } else {
+                Mechanism::EgressHold
+            };
+            let hold = Some(HoldLevel::Held(mechanism));
             let update = ConnectionUpdate { hold, ..ConnectionUpdate::default() };
             self.engine.learn(clock::now(), conn, update);
             self.standing.refused(tgid);
@@ -900,7 +905,7 @@ impl Agent {
             let enforce = self.engine.principal_mode(known.key) == Mode::Enforce;
             let _full = maps.set_process(tgid, enforce);
         }
-        let enforcing = config.enforces() && self.rungs.has(Rung::EgressHold);
+        let enforcing = config.enforces() && self.mechanisms.has(Mechanism::EgressHold);
         self.metrics.enforcing.set(u64::from(enforcing));
         let guarded = (old.on_timeout, old.hold_deadline, enforcing);
         if guarded != (config.on_timeout, config.hold_deadline, self.guard.is_some()) {
@@ -918,12 +923,12 @@ impl Agent {
 
     /// Connections of processes that are enforced from now on are held; one that was held stays so.
     fn hold_more(&mut self) {
-        let held = Some(HoldLevel::Held(Rung::EgressHold));
+        let held = Some(HoldLevel::Held(Mechanism::EgressHold));
         for (&conn, live) in self.conns.iter_mut().filter(|(_, it)| !it.holds) {
             let known = self.processes.get(&live.tgid);
             let enforce =
                 known.is_some_and(|it| self.engine.principal_mode(it.key) == Mode::Enforce);
-            if enforce && self.rungs.has(Rung::EgressHold) {
+            if enforce && self.mechanisms.has(Mechanism::EgressHold) {
                 live.holds = true;
                 let update = ConnectionUpdate { hold: held, ..ConnectionUpdate::default() };
                 self.engine.learn(clock::now(), ConnId(conn), update);
@@ -1005,13 +1010,13 @@ fn start_control(path: &Path, metrics: &Arc<Metrics>) -> Option<Control> {
     }
 }
 
-fn start_detail(config: &Config, rungs: &Rungs) -> Vec<(&'static str, String)> {
+fn start_detail(config: &Config, mechanisms: &Mechanisms) -> Vec<(&'static str, String)> {
     let mode = if config.enforces() { "enforce" } else { "observe" };
     vec![
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("mode", mode.to_owned()),
         ("config", crate::journal::sha256_text(&config.hash)),
-        ("rung", rungs.names()),
+        ("mechanism", mechanisms.names()),
     ]
 }
 

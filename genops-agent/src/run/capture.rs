@@ -14,13 +14,13 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, RingBuf};
 use genops_ebpf_common::{NAP_NS, Record, Settings, loss};
-use genops_governance::Rung;
+use genops_governance::Mechanism;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     config::Config,
     discovery::{Discovery, Finding},
-    kernel::{self, Kernel, Maps, Pins, Providers, Rungs},
+    kernel::{self, Kernel, Maps, Mechanisms, Pins, Providers},
     metrics::{Metrics, Part},
 };
 
@@ -44,7 +44,7 @@ pub(crate) enum Woken {
 /// A running capture.
 pub(crate) struct Capture {
     pub(crate) maps: Maps,
-    pub(crate) rungs: Rungs,
+    pub(crate) mechanisms: Mechanisms,
     pub(crate) providers: Providers,
     pub(crate) pins: Option<Arc<Pins>>,
     ring: RingBuf<MapData>,
@@ -71,8 +71,8 @@ impl Capture {
         let options = kernel::Options { pins: kept, ring_bytes, floor };
         let providers = Providers::new(&config.hosts);
         let loaded = Kernel::load(options, settings, &providers)?;
-        let Kernel { probes, maps, ring, rungs, no_lineage } = loaded;
-        if let Some(why) = rungs.why_not(Rung::EgressHold) {
+        let Kernel { probes, maps, ring, mechanisms, no_lineage } = loaded;
+        if let Some(why) = mechanisms.why_not(Mechanism::EgressHold) {
             eprintln!("genops-agent: requests can't be held on this host, only observed: {why}");
         }
         if let Some(why) = no_lineage {
@@ -89,7 +89,7 @@ impl Capture {
         reload.set_nonblocking(true)?;
         Ok(Self {
             maps,
-            rungs,
+            mechanisms,
             providers,
             pins,
             ring,

@@ -383,7 +383,7 @@ fn currency(unit: &Unit) -> Vec<String> {
 
 /// A unit that nothing held can't say that it was reserved for before it ran.
 fn honest(unit: &Unit) -> Vec<String> {
-    let observed = unit.text("genops.enforcement.rung") == Some("none")
+    let observed = unit.text("genops.enforcement.mechanism") == Some("none")
         || unit.attributes.is_true("genops.enforcement.timed_out");
     let partial = unit.text("genops.compliance") == Some("partial");
     let mut found = fault(observed && !partial, || {
@@ -393,7 +393,7 @@ fn honest(unit: &Unit) -> Vec<String> {
     if !matches!(said, "full" | "partial") {
         found.push(format!("`genops.compliance` is `{said}`, neither `full` nor `partial`"));
     }
-    if unit.text("genops.enforcement.rung") == Some("none") && stopped(unit) {
+    if unit.text("genops.enforcement.mechanism") == Some("none") && stopped(unit) {
         found.push("it was only observed, and says that it was stopped".to_owned());
     }
     found

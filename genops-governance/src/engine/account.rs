@@ -248,7 +248,7 @@ impl Core {
             server: call.server_address.clone(),
             api: call.api,
             capture: capture_of(link, call, opened.complete, true),
-            rung: opened.enforcement.rung,
+            mechanism: opened.enforcement.mechanism,
         });
     }
 

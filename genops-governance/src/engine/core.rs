@@ -12,7 +12,7 @@ use super::link::{Link, Opened, Refused};
 use super::{ConnId, Output};
 use crate::approval::{Approval, LONGEST_NS};
 use crate::authority::Grants;
-use crate::awu::{AwuId, Outcome, Rung};
+use crate::awu::{AwuId, Mechanism, Outcome};
 use crate::config::{GrantConfig, Mode};
 use crate::decision::{Decision, ReasonCode, Refusal};
 use crate::ledger::{Demand, Entry, Ledger};
@@ -373,7 +373,7 @@ impl Core {
 
     /// After each turn: tells what was refused, and says how much more may leave.
     pub(super) fn settle_egress(&mut self, now: Now, link: &mut Link, egress: &Egress<'_>) {
-        if link.rung() == Rung::None || link.closing {
+        if link.mechanism() == Mechanism::None || link.closing {
             self.tell_refused(now, link, 0);
             return;
         }
@@ -406,7 +406,7 @@ impl Core {
         for running in link.units.values_mut() {
             running.sent = true;
         }
-        if link.rung() != Rung::None {
+        if link.mechanism() != Mechanism::None {
             self.outputs.push_back(Output::Release { conn: link.id, to: u64::MAX });
         }
     }

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::core::{Core, Subject, aftermath, provider_key, target_key};
 use super::estimate::Ask;
 use super::link::{Link, Opened, Running};
-use crate::awu::{AwuId, Grounds, Held, Reservation, Rung};
+use crate::awu::{AwuId, Grounds, Held, Mechanism, Reservation};
 use crate::config::{Mode, Signal, Unit, UnknownModel, Unmapped};
 use crate::decision::{Decision, Permission, ReasonCode, Refusal};
 use crate::ledger::{Demand, Shortfall};
@@ -276,7 +276,7 @@ impl Core {
             permission,
             reservation,
             shares: demands.iter().map(|it| it.unit).collect(),
-            sent: link.rung() == Rung::None || link.passed >= ask.end,
+            sent: link.mechanism() == Mechanism::None || link.passed >= ask.end,
             withheld: false,
             price: ask.estimate.price.as_ref().map(|it| it.price.clone()),
             limits: self.limits(subject, ask).map(|it| it.name.clone()).collect(),
@@ -566,7 +566,7 @@ impl Core {
             },
             enforcement: Held {
                 mode: subject.identity.mode,
-                rung: link.rung(),
+                mechanism: link.mechanism(),
                 timed_out: link.stopped_by_deadline || (ask.end > 0 && link.passed >= ask.end),
                 bytes_before_decision: link.left_of(ask.start, ask.end),
                 collateral: 0,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use genops_protocols::Call;
 
 use super::{ConnId, ConnectionOpen};
-use crate::awu::{Attribution, AwuId, Grounds, Held, HoldLevel, Network, Reservation, Rung};
+use crate::awu::{Attribution, AwuId, Grounds, Held, HoldLevel, Mechanism, Network, Reservation};
 use crate::config::Unit;
 use crate::decision::{Permission, Refusal};
 use crate::prices::ModelPrice;
@@ -124,7 +124,7 @@ impl Link {
             self.pid = Some(process.pid);
         }
         if let Some(hold) = hold {
-            if self.rung() == Rung::None {
+            if self.mechanism() == Mechanism::None {
                 self.released = received;
             }
             self.hold = hold;
@@ -132,10 +132,10 @@ impl Link {
     }
 
     /// By which mechanism it is held.
-    pub(super) fn rung(&self) -> Rung {
+    pub(super) fn mechanism(&self) -> Mechanism {
         match self.hold {
-            HoldLevel::None => Rung::None,
-            HoldLevel::Held(rung) => rung,
+            HoldLevel::None => Mechanism::None,
+            HoldLevel::Held(mechanism) => mechanism,
         }
     }
 
@@ -146,6 +146,6 @@ impl Link {
 
     /// A refusal can still keep a request that ends at `end` from running.
     pub(super) fn can_prevent(&self, end: u64) -> bool {
-        self.rung() != Rung::None && self.passed < end
+        self.mechanism() != Mechanism::None && self.passed < end
     }
 }

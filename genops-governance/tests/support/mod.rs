@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 use expect_test::Expect;
 use genops_governance::{
     Again, Awu, BudgetConfig, ConnId, ConnectionOpen, Engine, Entry, HoldLevel, Ledger,
-    MatchConfig, Mode, Now, Output, PolicyConfig, PrincipalConfig, ProcessFacts, ProcessKey,
-    Record, Rung, Sections, Settings, Value, time::Period,
+    MatchConfig, Mechanism, Mode, Now, Output, PolicyConfig, PrincipalConfig, ProcessFacts,
+    ProcessKey, Record, Sections, Settings, Value, time::Period,
 };
 use genops_protocols::Direction;
 
@@ -184,7 +184,7 @@ pub fn render(awu: &Awu) -> String {
             "accounting.incomplete",
             "compliance",
             "capture.level",
-            "enforcement.rung",
+            "enforcement.mechanism",
             "enforcement.timed_out",
             "enforcement.bytes_before_decision",
             "sla.met",
@@ -200,7 +200,7 @@ pub fn render(awu: &Awu) -> String {
     line
 }
 
-pub const HELD: HoldLevel = HoldLevel::Held(Rung::EgressHold);
+pub const HELD: HoldLevel = HoldLevel::Held(Mechanism::EgressHold);
 
 pub fn request_to(path: &str, body: &str) -> Vec<u8> {
     format!(

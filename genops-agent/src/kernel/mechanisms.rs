@@ -15,17 +15,17 @@ use aya::{
         cgroup_skb::CgroupSkbAttachType,
     },
 };
-use genops_governance::Rung;
+use genops_governance::Mechanism;
 
 use super::{OBJECT, Pins, cgroup2_root, features::is_lsm_active};
 
 /// A ring buffer that nobody reads.
 const SMALL_RING_BYTES: u32 = 1 << 16;
 
-/// One mechanism.
-trait Mechanism {
+/// How the programs of one mechanism are put into the kernel.
+trait Attach {
     /// As telemetry names it.
-    const RUNG: Rung;
+    const MECHANISM: Mechanism;
 
     /// Loads and attaches its programs, all or none; where there are `pins`, they outlive the agent.
     fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()>;
@@ -33,36 +33,36 @@ trait Mechanism {
 
 /// What can be done to a call on this host.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Rungs {
-    available: Vec<Rung>,
-    missing: Vec<(Rung, String)>,
+pub(crate) struct Mechanisms {
+    available: Vec<Mechanism>,
+    missing: Vec<(Mechanism, String)>,
 }
 
-impl Rungs {
+impl Mechanisms {
     /// Attaches every mechanism that this kernel has.
     pub(super) fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Self {
-        let mut rungs = Self::default();
-        rungs.add::<EgressHold>(ebpf, pins);
-        rungs.add::<SendHook>(ebpf, pins);
-        rungs.add::<ConnectHooks>(ebpf, pins);
-        rungs
+        let mut mechanisms = Self::default();
+        mechanisms.add::<EgressHold>(ebpf, pins);
+        mechanisms.add::<SendHook>(ebpf, pins);
+        mechanisms.add::<ConnectHooks>(ebpf, pins);
+        mechanisms
     }
 
-    fn add<M: Mechanism>(&mut self, ebpf: &mut Ebpf, pins: Option<&Pins>) {
+    fn add<M: Attach>(&mut self, ebpf: &mut Ebpf, pins: Option<&Pins>) {
         match M::attach(ebpf, pins) {
-            Ok(()) => self.available.push(M::RUNG),
-            Err(error) => self.missing.push((M::RUNG, brief(&error))),
+            Ok(()) => self.available.push(M::MECHANISM),
+            Err(error) => self.missing.push((M::MECHANISM, brief(&error))),
         }
     }
 
     /// Whether this mechanism works here.
-    pub(crate) fn has(&self, rung: Rung) -> bool {
-        self.available.contains(&rung)
+    pub(crate) fn has(&self, mechanism: Mechanism) -> bool {
+        self.available.contains(&mechanism)
     }
 
     /// Why it does not.
-    pub(crate) fn why_not(&self, rung: Rung) -> Option<&str> {
-        self.missing.iter().find(|(it, _)| *it == rung).map(|(_, why)| why.as_str())
+    pub(crate) fn why_not(&self, mechanism: Mechanism) -> Option<&str> {
+        self.missing.iter().find(|(it, _)| *it == mechanism).map(|(_, why)| why.as_str())
     }
 
     /// Each that was tried, and `works` or why it does not.
@@ -74,18 +74,18 @@ impl Rungs {
 
     /// Those that work, strictest first, as text: `lsm,egress_hold,connect`.
     pub(crate) fn names(&self) -> String {
-        let order = [Rung::Lsm, Rung::EgressHold, Rung::Connect];
+        let order = [Mechanism::Lsm, Mechanism::EgressHold, Mechanism::Connect];
         let names: Vec<_> =
-            order.into_iter().filter(|it| self.has(*it)).map(Rung::as_str).collect();
-        if names.is_empty() { Rung::None.as_str().to_owned() } else { names.join(",") }
+            order.into_iter().filter(|it| self.has(*it)).map(Mechanism::as_str).collect();
+        if names.is_empty() { Mechanism::None.as_str().to_owned() } else { names.join(",") }
     }
 }
 
 /// Packets of a request wait in TCP's queue (`cgroup_skb/egress`).
 struct EgressHold;
 
-impl Mechanism for EgressHold {
-    const RUNG: Rung = Rung::EgressHold;
+impl Attach for EgressHold {
+    const MECHANISM: Mechanism = Mechanism::EgressHold;
 
     fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()> {
         packets(ebpf, "egress_hold", CgroupSkbAttachType::Egress, pins)
@@ -135,8 +135,8 @@ fn ensure_lsm_is_active() -> Result<()> {
     Ok(())
 }
 
-impl Mechanism for SendHook {
-    const RUNG: Rung = Rung::Lsm;
+impl Attach for SendHook {
+    const MECHANISM: Mechanism = Mechanism::Lsm;
 
     fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()> {
         ensure_lsm_is_active()?;
@@ -157,8 +157,8 @@ impl ConnectHooks {
     const PROGRAMS: [&str; 4] = ["connect4", "connect6", "sendmsg4", "sendmsg6"];
 }
 
-impl Mechanism for ConnectHooks {
-    const RUNG: Rung = Rung::Connect;
+impl Attach for ConnectHooks {
+    const MECHANISM: Mechanism = Mechanism::Connect;
 
     fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()> {
         let root = root()?;
