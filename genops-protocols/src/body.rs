@@ -5,7 +5,7 @@
 
 use crate::call::{Texts, Unreadable};
 use crate::coding::{Coding, Decoder};
-use crate::facts::{Facts, Gather, Nested};
+use crate::facts::{Facts, Field, Gather, Nested};
 use crate::grpc;
 use crate::json::tail;
 use crate::json::{Hole, Scanner, Schema, is_number};
@@ -106,6 +106,14 @@ impl Body {
 
     pub(crate) fn unreadable(&self) -> Option<Unreadable> {
         self.unreadable
+    }
+
+    /// What was read says that no more will come, whatever the transport does.
+    pub(crate) fn is_over(&self) -> bool {
+        let Parser { scanner, facts, over, .. } = &self.parser;
+        let whole = scanner.texts_seen() == 1 && scanner.is_between_texts();
+        let lines = self.hints.is_ndjson() || facts.flag(Field::Done).is_some();
+        *over || facts.says_over() || matches!(self.form, Form::Json) && whole && (!lines)
     }
 
     /// Exception that an event stream carried.
@@ -411,7 +419,14 @@ struct Parser {
     pieced: bool,
     exception: Option<String>,
     corrupt: bool,
+    /// First bytes of the data line that comes in pieces, for [`END_OF_STREAM`].
+    marker: Vec<u8>,
+    /// The stream said that it is over.
+    over: bool,
 }
+
+/// What OpenAI's streams, and those of many others, end with.
+const END_OF_STREAM: &[u8] = b"[DONE]";
 
 impl Parser {
     fn new(schema: &'static Schema, texts: Option<Texts>) -> Self {
@@ -427,6 +442,8 @@ impl Parser {
             pieced: false,
             exception: None,
             corrupt: false,
+            marker: Vec::new(),
+            over: false,
         }
     }
 
@@ -504,11 +521,13 @@ impl sse::Handler for Parser {
         if self.repeated {
             return;
         }
+        self.over |= line == END_OF_STREAM;
         if std::mem::replace(&mut self.in_event, true) {
             self.pieced = true;
             self.scan(b"\n");
             self.scan(line);
-        } else if self.templates.matches(line) {
+        } else if let Some(written) = self.templates.matches(line) {
+            self.facts.count_written(written);
             self.repeated = true;
         } else {
             self.scan_event(line);
@@ -516,6 +535,7 @@ impl sse::Handler for Parser {
     }
 
     fn begin(&mut self) {
+        self.marker.clear();
         self.pieced = true;
         if std::mem::replace(&mut self.in_event, true) {
             self.scan(b"\n");
@@ -525,10 +545,14 @@ impl sse::Handler for Parser {
     }
 
     fn piece(&mut self, piece: &[u8]) {
+        let room = (END_OF_STREAM.len() + 1).saturating_sub(self.marker.len());
+        self.marker.extend_from_slice(piece.get(..room).unwrap_or(piece));
         self.scan(piece);
     }
 
-    fn end(&mut self) {}
+    fn end(&mut self) {
+        self.over |= self.marker == END_OF_STREAM;
+    }
 
     fn dispatch(&mut self) {
         if std::mem::take(&mut self.in_event) && !std::mem::take(&mut self.repeated) {
@@ -617,17 +641,22 @@ impl Templates {
         shape.holes.extend_from_slice(holes);
     }
 
-    fn matches(&self, line: &[u8]) -> bool {
+    /// How much a model wrote in a line of a known shape.
+    fn matches(&self, line: &[u8]) -> Option<u64> {
         let mut known = self.known.iter().take(self.active);
-        known.any(|shape| same_shape(&shape.line, &shape.holes, line).is_some())
+        known.find_map(|shape| same_shape(&shape.line, &shape.holes, line))
     }
 }
 
-fn same_shape(known: &[u8], holes: &[Hole], mut line: &[u8]) -> Option<()> {
-    let mut from = 0;
+fn same_shape(known: &[u8], holes: &[Hole], mut line: &[u8]) -> Option<u64> {
+    let (mut from, mut written) = (0, 0);
     for hole in holes {
         line = line.strip_prefix(known.get(from..hole.start)?)?;
-        let len = if hole.string {
+        let len = if hole.written {
+            let (len, said) = written_len(line)?;
+            written += said;
+            len
+        } else if hole.string {
             string_len(line)?
         } else {
             let len = line.iter().take_while(|&&byte| is_number(byte)).count();
@@ -636,7 +665,26 @@ fn same_shape(known: &[u8], holes: &[Hole], mut line: &[u8]) -> Option<()> {
         line = line.get(len..)?;
         from = hole.end;
     }
-    (line == known.get(from..)?).then_some(())
+    (line == known.get(from..)?).then_some(written)
+}
+
+/// Bytes up to the quote that ends a string, and how many they are without escapes. `None` where
+/// that takes a closer look.
+fn written_len(bytes: &[u8]) -> Option<(usize, u64)> {
+    let (mut at, mut said) = (0, 0);
+    loop {
+        let plain = crate::json::string_stop(bytes.get(at..)?);
+        at += plain;
+        said += plain as u64;
+        match (bytes.get(at)?, bytes.get(at + 1)) {
+            (b'"', _) => return Some((at, said)),
+            (_, None | Some(b'u')) => return None,
+            _ => {
+                at += 2;
+                said += 1;
+            }
+        }
+    }
 }
 
 /// Bytes up to the quote that ends a string.

@@ -51,6 +51,30 @@ pub struct Usage {
     pub audio_input_tokens: Option<u64>,
     /// Part of `output_tokens` that is audio.
     pub audio_output_tokens: Option<u64>,
+    /// Part of `cache_creation_input_tokens` that is kept for an hour.
+    pub cache_creation_hour_input_tokens: Option<u64>,
+    /// Part of `cache_read_input_tokens` that is audio.
+    pub audio_cache_read_input_tokens: Option<u64>,
+    /// Part of `input_tokens` that is pictures.
+    pub image_input_tokens: Option<u64>,
+    /// Part of `output_tokens` that is pictures.
+    pub image_output_tokens: Option<u64>,
+    /// Part of `cache_read_input_tokens` that is pictures.
+    pub image_cache_read_input_tokens: Option<u64>,
+    /// Part of `input_tokens` that is video.
+    pub video_input_tokens: Option<u64>,
+    /// Part of `output_tokens` that is video.
+    pub video_output_tokens: Option<u64>,
+    /// Tokens of citations, beside `output_tokens`.
+    pub citation_tokens: Option<u64>,
+    /// Searches of the web that the provider ran.
+    pub web_searches: Option<u64>,
+    /// Searches of stored files that the provider ran.
+    pub file_searches: Option<u64>,
+    /// Sound that was taken in, in milliseconds.
+    pub audio_input_ms: Option<u64>,
+    /// Pages of documents that were taken in.
+    pub pages: Option<u64>,
 }
 
 /// Parameters of the request, as sent.
@@ -205,6 +229,8 @@ pub struct Call {
     pub unreadable: Option<Unreadable>,
     /// Details of an MCP or A2A exchange.
     pub mcp: Option<McpCall>,
+    /// Bytes of text that the model wrote, as far as read: what an estimate goes by.
+    pub written_bytes: u64,
 }
 
 impl Call {

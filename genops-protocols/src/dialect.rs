@@ -92,6 +92,11 @@ impl Endpoint {
         Self { kind: Kind::Management, ..self }
     }
 
+    /// What no model works for, such as counting tokens.
+    pub(crate) fn harmless(self) -> Self {
+        Self { kind: Kind::Management, ..self }
+    }
+
     pub(crate) fn of(self, provider: &'static str) -> Self {
         Self { provider: Some(provider), ..self }
     }
@@ -295,11 +300,14 @@ pub(crate) fn read_error(response: &Facts, call: &mut Call) {
         return;
     }
     let code = response.written(Field::ErrorCode).filter(|code| code != "0");
+    // An error of which nothing is told within an answer that began well.
+    let nameless = (!failed && response.has(Field::HasError)).then(|| "_OTHER".to_owned());
     call.error_type = response
         .text(Field::ErrorType)
         .map(str::to_owned)
         .or_else(|| response.text(Field::ErrorStatus).map(str::to_owned))
-        .or(code);
+        .or(code)
+        .or(nameless);
 }
 
 /// Tokens as OpenAI and those who follow it count them: input includes cached ones.
@@ -308,29 +316,90 @@ pub(crate) fn openai_usage(response: &Facts) -> Usage {
     Usage {
         input_tokens: count(&[Field::PromptTokens, Field::InputTokens]),
         output_tokens: count(&[Field::CompletionTokens, Field::OutputTokens]),
-        cache_read_input_tokens: count(&[Field::CachedTokens]),
-        cache_creation_input_tokens: None,
+        cache_read_input_tokens: count(&[Field::CachedTokens, Field::CacheRead]),
+        cache_creation_input_tokens: count(&[Field::CacheWriteTokens, Field::CacheWrite]),
         reasoning_output_tokens: count(&[Field::ReasoningTokens]),
         total_tokens: count(&[Field::TotalTokens]),
-        audio_input_tokens: count(&[Field::AudioInput]),
-        audio_output_tokens: count(&[Field::AudioOutput]),
+        citation_tokens: count(&[Field::CitationTokens]),
+        audio_input_ms: seconds(response),
+        pages: count(&[Field::Pages]),
+        ..shared_usage(response)
+    }
+}
+
+/// Parts of the tokens, and what else is counted, under the names that dialects share.
+pub(crate) fn shared_usage(response: &Facts) -> Usage {
+    Usage {
+        audio_input_tokens: response.count(Field::AudioInput),
+        audio_output_tokens: response.count(Field::AudioOutput),
+        audio_cache_read_input_tokens: response.count(Field::AudioCached),
+        image_input_tokens: response.count(Field::ImageInput),
+        image_output_tokens: response.count(Field::ImageOutput),
+        image_cache_read_input_tokens: response.count(Field::ImageCached),
+        video_input_tokens: response.count(Field::VideoInput),
+        video_output_tokens: response.count(Field::VideoOutput),
+        cache_creation_hour_input_tokens: response.count(Field::CacheWriteHour),
+        web_searches: response.count(Field::Searches),
+        ..Usage::default()
+    }
+}
+
+/// How long the sound was that was taken in, in milliseconds.
+fn seconds(response: &Facts) -> Option<u64> {
+    /// Longer than any recording that an API takes.
+    const LONGEST_S: f64 = 1e6;
+    let seconds = response.number(Field::AudioSeconds)?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked to be in range"
+    )]
+    (0.0..LONGEST_S).contains(&seconds).then_some((seconds * 1_000.0).round() as u64)
+}
+
+/// Adds reasoning that the provider counts beside the answer. Its total says so, or that there is
+/// more of it than of the answer; without a total, `apart` says what the provider does.
+pub(crate) fn add_reasoning(usage: &mut Usage, apart: bool) {
+    let (Some(output), Some(reasoning)) = (usage.output_tokens, usage.reasoning_output_tokens)
+    else {
+        return;
+    };
+    let both = output.saturating_add(reasoning);
+    let input = usage.input_tokens.unwrap_or(0);
+    let beside = match usage.total_tokens {
+        Some(total) if total == input.saturating_add(both) => true,
+        Some(total) if total == input.saturating_add(output) => reasoning > output,
+        _ => apart || reasoning > output,
+    };
+    if beside {
+        usage.output_tokens = Some(both);
     }
 }
 
 /// Tokens as Anthropic counts them: input excludes what a cache served or took in.
 pub(crate) fn anthropic_usage(response: &Facts) -> Usage {
-    let read = response.count(Field::CacheRead);
-    let written = response.count(Field::CacheWrite);
-    let input = response.count(Field::InputTokens);
+    // The answer alone, or all the passes that it took: what was billed is their sum.
+    let either = |passes: Field, answer: Field| {
+        let (passes, answer) = (response.count(passes), response.count(answer));
+        passes.max(answer)
+    };
+    let read = either(Field::IterationCacheRead, Field::CacheRead);
+    let written = either(Field::IterationCacheWrite, Field::CacheWrite);
+    let input = either(Field::IterationInput, Field::InputTokens);
     Usage {
         input_tokens: input.map(|fresh| {
             fresh.saturating_add(read.unwrap_or(0)).saturating_add(written.unwrap_or(0))
         }),
-        output_tokens: response.count(Field::OutputTokens),
+        output_tokens: either(Field::IterationOutput, Field::OutputTokens),
         cache_read_input_tokens: read,
         cache_creation_input_tokens: written,
         reasoning_output_tokens: response.count(Field::ReasoningTokens),
         total_tokens: response.count(Field::TotalTokens),
+        cache_creation_hour_input_tokens: either(
+            Field::IterationCacheWriteHour,
+            Field::CacheWriteHour,
+        ),
+        web_searches: response.count(Field::Searches),
         ..Usage::default()
     }
 }

@@ -127,6 +127,8 @@ pub(crate) struct Transaction {
     request_complete: bool,
     response_ended: bool,
     response_complete: bool,
+    /// When the last byte of the response's body came.
+    last_data_ns: u64,
     reported: bool,
     pub(crate) websocket_deflate: bool,
 }
@@ -149,6 +151,7 @@ impl Transaction {
             request_complete: false,
             response_ended: false,
             response_complete: false,
+            last_data_ns: 0,
             reported: false,
             websocket_deflate: false,
         }
@@ -377,6 +380,7 @@ impl Transaction {
 
     pub(crate) fn response_data(&mut self, at_ns: u64, bytes: &[u8]) {
         self.call.first_chunk_at_ns.get_or_insert(at_ns);
+        self.last_data_ns = at_ns;
         if let Some(body) = &mut self.response {
             body.feed(bytes);
         }
@@ -441,13 +445,26 @@ impl Transaction {
             return;
         }
         self.response_ended = true;
-        self.response_complete = complete;
         if let Some(body) = &mut self.response {
             body.end(complete);
             self.call.end_at_ns = Some(at_ns);
         }
         self.refresh();
+        let over = !complete && self.is_over();
+        if over && self.last_data_ns > 0 {
+            self.call.end_at_ns = Some(self.last_data_ns);
+        }
+        self.response_complete = complete || over;
         self.report(sink);
+    }
+
+    /// The API says that the answer is whole: what the transport does after that changes nothing.
+    fn is_over(&self) -> bool {
+        let Some(body) = &self.response else { return false };
+        let Call { finish_reasons, usage, choices, stream_response, .. } = &self.call;
+        let asked = choices.and_then(|it| usize::try_from(it).ok()).unwrap_or(1).max(1);
+        let counted = usage.input_tokens.is_some() && usage.output_tokens.is_some();
+        body.is_over() || *stream_response && counted && finish_reasons.len() >= asked
     }
 
     fn report(&mut self, sink: &mut dyn Sink) {
@@ -490,6 +507,7 @@ impl Transaction {
             call.unreadable = call.unreadable.or(body.unreadable());
         }
         call.stream_response = response.as_ref().is_some_and(Body::is_stream);
+        call.written_bytes = bodies.response.written_bytes();
         let known = match endpoint {
             Some(known) if *certain || is_confirmed(known, &bodies, call) => Some(known.clone()),
             Some(_) => dialect::guess(&bodies).filter(|it| it.kind != Kind::Inference),
@@ -559,7 +577,9 @@ fn guess(
     bodies: &Bodies<'_>,
 ) -> Option<Endpoint> {
     let guessed = dialect::guess(bodies).filter(|guess| {
-        let stranger = answered && call.request_seen && host_provider.is_none();
+        // Whoever fetches what is stored asks no model.
+        let posts = call.method.as_deref().is_none_or(|it| it == "POST");
+        let stranger = answered && posts && call.request_seen && host_provider.is_none();
         guess.kind != Kind::Inference || call.path.is_none() || stranger
     });
     let blind = call.path.is_none() && call.request_seen;
@@ -586,6 +606,7 @@ fn trim_brackets(host: &str) -> &str {
 
 /// The model that a query names.
 fn query_model(query: &str) -> Option<String> {
-    let value = query.split('&').find_map(|pair| pair.strip_prefix("model="))?;
+    let named = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name));
+    let value = named("model=").or_else(|| named("deployment="))?;
     Some(dialect::percent_decode(value)).filter(|model| model.len() <= Facts::TEXT_LIMIT)
 }

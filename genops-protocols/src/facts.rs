@@ -6,7 +6,7 @@
 
 use crate::call::Texts;
 use crate::coding::base64::Base64;
-use crate::json::schema::{Slot, Want};
+use crate::json::schema::{Slot, Split, Want};
 use crate::json::{Reader, Scalar, Scanner, Schema};
 
 /// One thing a body may say.
@@ -15,14 +15,18 @@ pub(crate) enum Field {
     AlephInput,
     AlephOutput,
     AnthropicVersion,
+    AudioCached,
     AudioInput,
     AudioOutput,
+    AudioSeconds,
     Background,
     BilledInput,
     BilledOutput,
     BlockReason,
     CacheRead,
     CacheWrite,
+    CacheWriteHour,
+    CacheWriteTokens,
     CachedTokens,
     CamelCacheRead,
     CamelCacheWrite,
@@ -31,6 +35,7 @@ pub(crate) enum Field {
     CamelReason,
     CandidateCount,
     ChoiceCount,
+    CitationTokens,
     ClientContent,
     CompletionTokens,
     Conversation,
@@ -66,6 +71,7 @@ pub(crate) enum Field {
     HasInputText,
     HasInputs,
     HasInstances,
+    HasIterations,
     HasMessage,
     HasMessages,
     HasNormalize,
@@ -82,8 +88,16 @@ pub(crate) enum Field {
     HasUsage,
     HasVoice,
     Id,
+    ImageCached,
+    ImageInput,
+    ImageOutput,
     IncompleteReason,
     InputTokens,
+    IterationCacheRead,
+    IterationCacheWrite,
+    IterationCacheWriteHour,
+    IterationInput,
+    IterationOutput,
     Jsonrpc,
     LlamaOutput,
     LlamaPrompt,
@@ -100,6 +114,7 @@ pub(crate) enum Field {
     Object,
     OutputFormat,
     OutputTokens,
+    Pages,
     PredictedInput,
     PredictedOutput,
     PresencePenalty,
@@ -107,6 +122,7 @@ pub(crate) enum Field {
     PromptCount,
     PromptTokens,
     ProtocolVersion,
+    Purpose,
     ReasoningLevel,
     ReasoningTokens,
     ResponseId,
@@ -117,6 +133,7 @@ pub(crate) enum Field {
     RpcName,
     RpcUri,
     SearchUnits,
+    Searches,
     Seed,
     ServerContent,
     ServiceTier,
@@ -135,6 +152,8 @@ pub(crate) enum Field {
     TurnComplete,
     Type,
     Version,
+    VideoInput,
+    VideoOutput,
     WatsonxInput,
     WatsonxOutput,
 }
@@ -176,8 +195,12 @@ enum Value {
 pub(crate) struct Item {
     pub(crate) kind: Option<String>,
     pub(crate) name: Option<String>,
+    /// What a provider's own tool did.
+    pub(crate) action: Option<String>,
     id: Option<String>,
     index: Option<u64>,
+    /// Tokens of a [`Want::Split`].
+    count: Option<u64>,
 }
 
 /// The facts of one body.
@@ -202,6 +225,10 @@ pub(crate) struct Facts {
     dirty: bool,
     /// The last [`Field::Type`] counts, not the first.
     last_type: bool,
+    /// An event came that is the last of its stream.
+    over: bool,
+    /// Bytes of text that a model wrote.
+    written: u64,
 }
 
 impl std::fmt::Debug for Facts {
@@ -319,6 +346,26 @@ impl Facts {
         std::mem::take(&mut self.dirty)
     }
 
+    /// An event came after which a stream says nothing more.
+    pub(crate) fn says_over(&self) -> bool {
+        self.over
+    }
+
+    /// Bytes of text that a model wrote.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written
+    }
+
+    pub(crate) fn count_written(&mut self, bytes: u64) {
+        self.written = self.written.saturating_add(bytes);
+    }
+
+    /// Forgets what was used: it was told of something else.
+    pub(crate) fn forget_usage(&mut self) {
+        self.values.retain(|(field, _)| !USED.contains(field));
+        self.touch();
+    }
+
     pub(crate) fn keep_last_type(&mut self) {
         self.last_type = true;
     }
@@ -352,10 +399,22 @@ impl Facts {
     }
 
     fn keep(&mut self, field: Field, value: Value) {
+        if let (Field::Type, Value::Text(name)) = (field, &value) {
+            self.over |= LAST_EVENTS.contains(&name.as_str());
+            if name == "error" {
+                self.keep(Field::HasError, Value::Present);
+            }
+        }
         match self.values.iter_mut().find(|(known, _)| *known == field) {
             Some((_, old)) if *old == value => return,
             // A stream names itself first; some end with an event that is named on its own.
             Some((_, Value::Text(old))) if field == Field::Id && !old.is_empty() => return,
+            // What was said is not taken back by an event that leaves it out.
+            Some((_, Value::Text(old)))
+                if !old.is_empty() && matches!(&value, Value::Text(new) if new.is_empty()) =>
+            {
+                return;
+            }
             // Streams are recognised by how they begin.
             Some(_) if field == Field::Type && !self.last_type => return,
             // Counted once; later events of a stream say nought.
@@ -379,6 +438,36 @@ impl Facts {
         }
     }
 
+    /// Adds to what was counted in the same list.
+    fn add(&mut self, field: Field, count: u64) {
+        self.appended = true;
+        let before = self.count(field).unwrap_or(0);
+        self.keep(field, Value::Count(before.saturating_add(count)));
+    }
+
+    /// A list begins whose numbers are added up: of two of them the last counts.
+    fn restart_sums(&mut self) {
+        self.values.retain(|(field, _)| !SUMMED.contains(field));
+    }
+
+    fn end_split(&mut self, split: Split) {
+        let Item { kind, count, .. } = std::mem::take(&mut self.item);
+        let (Some(kind), Some(count)) = (kind, count) else { return };
+        let field = match (split, kind.as_str()) {
+            (Split::Input, "AUDIO" | "audio") => Field::AudioInput,
+            (Split::Input, "IMAGE" | "DOCUMENT" | "image") => Field::ImageInput,
+            (Split::Input, "VIDEO" | "video") => Field::VideoInput,
+            (Split::Output, "AUDIO" | "audio") => Field::AudioOutput,
+            (Split::Output, "IMAGE" | "image") => Field::ImageOutput,
+            (Split::Output, "VIDEO" | "video") => Field::VideoOutput,
+            (Split::CacheRead, "AUDIO" | "audio") => Field::AudioCached,
+            (Split::CacheRead, "IMAGE" | "DOCUMENT" | "image") => Field::ImageCached,
+            (Split::CacheWrite, "1h") => Field::CacheWriteHour,
+            _ => return,
+        };
+        self.keep(field, Value::Count(count));
+    }
+
     fn slot(&mut self, slot: Slot, text: Option<String>, count: Option<u64>) {
         match slot {
             Slot::ChoiceIndex => self.choice.1 = count,
@@ -387,6 +476,8 @@ impl Facts {
             Slot::Type => self.item.kind = text,
             Slot::Name => self.item.name = text,
             Slot::Id => self.item.id = text,
+            Slot::Action => self.item.action = text,
+            Slot::Count => self.item.count = count,
         }
     }
 
@@ -426,6 +517,7 @@ impl Facts {
         if let Some((_, old)) = self.items.iter_mut().find(same) {
             old.name = item.name.filter(|name| !name.is_empty()).or(old.name.take());
             old.kind = item.kind.or(old.kind.take());
+            old.action = item.action.or(old.action.take());
         } else if self.items(list).count() < Self::LIST_LIMIT {
             self.items.push((list, item));
         }
@@ -436,6 +528,43 @@ impl Facts {
         (text.len() <= Self::TEXT_LIMIT).then(|| String::from_utf8_lossy(&text).into_owned())
     }
 }
+
+/// Events that are the last of their streams.
+const LAST_EVENTS: [&str; 8] = [
+    "interaction.complete",
+    "interaction.completed",
+    "message-end",
+    "message_stop",
+    "response.completed",
+    "response.done",
+    "response.failed",
+    "response.incomplete",
+];
+
+/// What lists of [`Want::Add`] are added up in.
+const SUMMED: [Field; 5] = [
+    Field::IterationCacheRead,
+    Field::IterationCacheWrite,
+    Field::IterationCacheWriteHour,
+    Field::IterationInput,
+    Field::IterationOutput,
+];
+
+/// What an event says that it used.
+const USED: [Field; 12] = [
+    Field::AudioCached,
+    Field::AudioInput,
+    Field::AudioOutput,
+    Field::AudioSeconds,
+    Field::CachedTokens,
+    Field::CompletionTokens,
+    Field::ImageInput,
+    Field::InputTokens,
+    Field::OutputTokens,
+    Field::PromptTokens,
+    Field::ReasoningTokens,
+    Field::TotalTokens,
+];
 
 fn whole(number: f64) -> Option<u64> {
     #[expect(
@@ -511,6 +640,7 @@ impl Reader for Gather<'_> {
                     base64.feed(piece, |bytes| scanner.feed(bytes, &mut inner));
                 }
             }
+            Want::Written => self.facts.count_written(piece.len() as u64),
             _ => {
                 let room = (Facts::TEXT_LIMIT + 1).saturating_sub(self.facts.text.len());
                 self.facts.text.extend_from_slice(piece.get(..room).unwrap_or(piece));
@@ -525,7 +655,13 @@ impl Reader for Gather<'_> {
                     texts.end();
                 }
             }
-            Want::Base64 | Want::Nothing | Want::Choice | Want::Item(_) => {}
+            Want::Base64
+            | Want::Nothing
+            | Want::Choice
+            | Want::Item(_)
+            | Want::Written
+            | Want::Add(_)
+            | Want::Split(_) => {}
             Want::Keep(field) => {
                 if let Some(text) = self.facts.end_string() {
                     self.facts.keep(field, Value::Text(text));
@@ -557,6 +693,11 @@ impl Reader for Gather<'_> {
                 self.facts.keep(field, Value::Flag(flag));
             }
             (Want::Append(list), Scalar::Number(text)) => self.facts.append(list, text),
+            (Want::Add(field), Scalar::Number(text)) => {
+                if let Ok(count) = text.parse() {
+                    self.facts.add(field, count);
+                }
+            }
             (Want::Slot(slot), Scalar::Number(text)) => {
                 self.facts.slot(slot, Some(text.to_owned()), text.parse().ok());
             }
@@ -570,10 +711,19 @@ impl Reader for Gather<'_> {
             Want::Keep(field) | Want::ProseAnd(field) => {
                 self.facts.keep(field, Value::Present);
                 self.facts.choice.0 = 0;
+                if field == Field::HasIterations {
+                    self.facts.restart_sums();
+                }
             }
             Want::Choice => (self.facts.choice.1, self.facts.choice.2) = (None, None),
-            Want::Item(_) => self.facts.item = Item::default(),
-            Want::Nothing | Want::Prose | Want::Append(_) | Want::Slot(_) | Want::Base64 => {}
+            Want::Item(_) | Want::Split(_) => self.facts.item = Item::default(),
+            Want::Nothing
+            | Want::Prose
+            | Want::Append(_)
+            | Want::Slot(_)
+            | Want::Written
+            | Want::Add(_)
+            | Want::Base64 => {}
         }
     }
 
@@ -581,6 +731,7 @@ impl Reader for Gather<'_> {
         match want {
             Want::Choice => self.facts.end_choice(),
             Want::Item(list) => self.facts.end_item(list),
+            Want::Split(split) => self.facts.end_split(split),
             _ => {}
         }
     }

@@ -207,6 +207,7 @@ type Builtin = (&'static str, &'static str, Option<u16>, &'static str);
 const BUILTIN: &[Builtin] = &[
     ("", "api.openai.com", None, "openai"),
     ("", ".api.openai.com", None, "openai"),
+    ("", "chatgpt.com", None, "openai"),
     ("", ".openai.azure.com", None, "azure.ai.openai"),
     ("", ".openai.azure.us", None, "azure.ai.openai"),
     ("", ".services.ai.azure.com", None, "azure.ai.inference"),
@@ -218,6 +219,9 @@ const BUILTIN: &[Builtin] = &[
     ("", "api.anthropic.com", None, "anthropic"),
     ("", ".anthropic.com", None, "anthropic"),
     ("", "generativelanguage.googleapis.com", None, "gcp.gemini"),
+    ("", "cloudcode-pa.googleapis.com", None, "gcp.gemini"),
+    ("", "-cloudcode-pa.googleapis.com", None, "gcp.gemini"),
+    ("", "-cloudcode-pa.sandbox.googleapis.com", None, "gcp.gemini"),
     ("", "aiplatform.googleapis.com", None, "gcp.vertex_ai"),
     ("", "-aiplatform.googleapis.com", None, "gcp.vertex_ai"),
     ("aiplatform.", ".rep.googleapis.com", None, "gcp.vertex_ai"),

@@ -43,6 +43,8 @@ pub(crate) struct Hole {
     pub(crate) start: usize,
     pub(crate) end: usize,
     pub(crate) string: bool,
+    /// What a model wrote: its length counts.
+    pub(crate) written: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -236,9 +238,10 @@ impl Scanner {
                 self.escape = Escape::None;
                 self.high_surrogate = None;
                 self.state = State::Text;
-                if want == Want::Nothing {
-                    self.open_hole(at + 1, true);
-                } else {
+                if matches!(want, Want::Nothing | Want::Written) {
+                    self.open_hole(at + 1, true, want == Want::Written);
+                }
+                if want != Want::Nothing {
                     reader.text_begin(want);
                 }
             }
@@ -263,7 +266,7 @@ impl Scanner {
                 self.keep_small(byte);
                 self.state = State::Number;
                 if want == Want::Nothing {
-                    self.open_hole(at, false);
+                    self.open_hole(at, false, false);
                 }
             }
             _ => self.state = State::Broken,
@@ -572,9 +575,9 @@ impl Scanner {
         end + 1
     }
 
-    fn open_hole(&mut self, start: usize, string: bool) {
+    fn open_hole(&mut self, start: usize, string: bool, written: bool) {
         if self.record_holes && self.holes.len() < Self::HOLE_LIMIT {
-            self.holes.push(Hole { start, end: usize::MAX, string });
+            self.holes.push(Hole { start, end: usize::MAX, string, written });
         }
     }
 
@@ -588,7 +591,7 @@ impl Scanner {
     }
 
     fn value_is_unwanted(&self) -> bool {
-        self.want() == Want::Nothing
+        matches!(self.want(), Want::Nothing | Want::Written)
     }
 }
 

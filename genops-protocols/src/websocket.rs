@@ -357,6 +357,11 @@ impl WebSocket {
 
     /// A message of the server ended: what it says of the turn.
     fn judge(&mut self, at_ns: u64, context: &Context, sink: &mut dyn Sink) {
+        let said = self.answer.facts().text(Field::Type).unwrap_or_default();
+        if said.starts_with("conversation.item.input_audio_transcription") {
+            // Another model wrote down what was heard, and is paid for apart.
+            self.answer.facts_mut().forget_usage();
+        }
         let facts = self.answer.facts();
         let kind = facts.text(Field::Type).unwrap_or_default();
         let begins = kind == "response.created" || facts.has(Field::ServerContent);

@@ -5,7 +5,7 @@ use super::{
     Bodies, Dialect, Endpoint, Paths, Target, anthropic_usage, percent_decode, read_answer,
 };
 use super::{read_error, read_parameters, set};
-use crate::call::Call;
+use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
 use crate::json::schema::{Slot, Want};
 
@@ -21,11 +21,17 @@ impl Dialect for Anthropic {
         match target.segments {
             [.., "v1" | "anthropic", "messages"] => Some(messages()),
             ["messages"] if target.host_provider == Some("anthropic") => Some(messages()),
+            [.., "v1", "messages", "batches"] => Some(
+                Endpoint::new(&Anthropic, "anthropic.messages.batches", "batch").of("anthropic"),
+            ),
             [.., "v1", "complete"] => Some(
                 Endpoint::new(&Anthropic, "anthropic.complete", "text_completion").of("anthropic"),
             ),
             [.., "locations", region, "publishers", "anthropic", "models", model] => {
-                let (model, method) = model.rsplit_once(':')?;
+                let (model, method) = model.rsplit_once(':').or(model.rsplit_once("%3A"))?;
+                if matches!(model, "count-tokens" | "count_tokens") {
+                    return Some(messages().of("gcp.vertex_ai").harmless());
+                }
                 matches!(method, "rawPredict" | "streamRawPredict").then(|| Endpoint {
                     provider: Some("gcp.vertex_ai"),
                     model: Some(percent_decode(model)),
@@ -49,6 +55,7 @@ impl Dialect for Anthropic {
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {
         let model = request.has(Field::Model) || endpoint.model.is_some();
         match endpoint.api {
+            "anthropic.messages.batches" => request.has(Field::HasRequests),
             "anthropic.messages" => {
                 model && request.has(Field::HasMessages) && request.has(Field::MaxTokens)
             }
@@ -89,6 +96,9 @@ impl Dialect for Anthropic {
         let asked = request.text(Field::Model).or(endpoint.model.as_deref());
         set(&mut call.request_model, asked);
         call.usage = anthropic_usage(response);
+        if endpoint.operation == Some("batch") {
+            call.usage = Usage::default();
+        }
         read_items(response, call);
         read_error(response, call);
     }
@@ -120,6 +130,10 @@ const REQUEST: &[(&str, Want)] = &[
     ("output_config.effort", Want::Keep(Field::ReasoningLevel)),
     ("system.**", Want::ProseAnd(Field::HasSystem)),
     ("messages.**", Want::ProseAnd(Field::HasMessages)),
+    ("requests.**", Want::ProseAnd(Field::HasRequests)),
+    ("requests.*.**", Want::Prose),
+    ("requests.*.params.**", Want::Prose),
+    ("requests.*.params.model", Want::Keep(Field::Model)),
 ];
 
 const RESPONSE: &[(&str, Want)] = &[
@@ -145,5 +159,23 @@ const RESPONSE: &[(&str, Want)] = &[
     ("message.usage.output_tokens", Want::Keep(Field::OutputTokens)),
     ("message.usage.cache_read_input_tokens", Want::Keep(Field::CacheRead)),
     ("message.usage.cache_creation_input_tokens", Want::Keep(Field::CacheWrite)),
+    ("usage.cache_creation.ephemeral_1h_input_tokens", Want::Keep(Field::CacheWriteHour)),
+    ("message.usage.cache_creation.ephemeral_1h_input_tokens", Want::Keep(Field::CacheWriteHour)),
+    ("usage.server_tool_use.web_search_requests", Want::Keep(Field::Searches)),
+    ("message.usage.server_tool_use.web_search_requests", Want::Keep(Field::Searches)),
+    ("usage.iterations", Want::Keep(Field::HasIterations)),
+    ("usage.iterations.*.input_tokens", Want::Add(Field::IterationInput)),
+    ("usage.iterations.*.output_tokens", Want::Add(Field::IterationOutput)),
+    ("usage.iterations.*.cache_read_input_tokens", Want::Add(Field::IterationCacheRead)),
+    ("usage.iterations.*.cache_creation_input_tokens", Want::Add(Field::IterationCacheWrite)),
+    (
+        "usage.iterations.*.cache_creation.ephemeral_1h_input_tokens",
+        Want::Add(Field::IterationCacheWriteHour),
+    ),
+    ("delta.text", Want::Written),
+    ("delta.thinking", Want::Written),
+    ("delta.partial_json", Want::Written),
+    ("content.*.text", Want::Written),
+    ("content.*.thinking", Want::Written),
     ("message.usage.service_tier", Want::Keep(Field::ServiceTier)),
 ];

@@ -5,10 +5,10 @@ use super::anthropic::read_items;
 use super::{
     Bodies, Dialect, Endpoint, Paths, Target, anthropic_usage, percent_decode, read_answer,
 };
-use super::{read_error, read_parameters, set};
+use super::{read_error, read_parameters, set, shared_usage};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
-use crate::json::schema::{Slot, Want};
+use crate::json::schema::{Slot, Split, Want};
 
 #[derive(Debug)]
 pub(crate) struct Bedrock;
@@ -32,11 +32,15 @@ impl Dialect for Bedrock {
                     "converse-stream" => ("bedrock.converse-stream", true),
                     "invoke" => ("bedrock.invoke", false),
                     "invoke-with-response-stream" => ("bedrock.invoke-with-response-stream", true),
+                    "invoke-with-bidirectional-stream" => {
+                        ("bedrock.invoke-with-bidirectional-stream", true)
+                    }
                     _ => return None,
                 };
                 let model = percent_decode(&model.join("/"));
                 Some(endpoint(api, "chat").model(Some(model)).streaming(stream))
             }
+            ["async-invoke"] => Some(endpoint("bedrock.async-invoke", "batch")),
             ["agents", ..] if here => Some(endpoint("bedrock.invoke-agent", "invoke_agent")),
             ["knowledgebases", _, "retrieve"] => Some(endpoint("bedrock.retrieve", "retrieval")),
             ["retrieveAndGenerate" | "retrieveAndGenerateStream"] => {
@@ -59,6 +63,8 @@ impl Dialect for Bedrock {
         let has = |field| request.has(field);
         match endpoint.api {
             "bedrock.converse" | "bedrock.converse-stream" => has(Field::HasMessages),
+            "bedrock.async-invoke" => has(Field::ModelId),
+            "bedrock.invoke-with-bidirectional-stream" => true,
             "bedrock.invoke" | "bedrock.invoke-with-response-stream" => {
                 has(Field::HasMessages)
                     || has(Field::HasPrompt)
@@ -98,7 +104,7 @@ impl Dialect for Bedrock {
         let Bodies { request, response } = *bodies;
         read_parameters(request, call);
         read_answer(response, call);
-        set(&mut call.request_model, endpoint.model.as_deref());
+        set(&mut call.request_model, endpoint.model.as_deref().or(request.text(Field::ModelId)));
         call.stream |= endpoint.stream;
         call.usage = usage(response);
         let reasons: Vec<String> = response.list(List::Reasons).map(str::to_owned).collect();
@@ -110,7 +116,8 @@ impl Dialect for Bedrock {
             call.finish_reasons = vec![reason.to_owned()];
         }
         let stops = response.list(List::ChoiceStops).map(str::to_owned).collect();
-        for other in [reasons, choices, stops] {
+        let last = response.text(Field::FinishReason).map(str::to_owned).into_iter().collect();
+        for other in [reasons, choices, stops, last] {
             if call.finish_reasons.is_empty() {
                 call.finish_reasons = other;
             }
@@ -170,7 +177,7 @@ fn usage(response: &Facts) -> Usage {
         cache_read_input_tokens: read,
         cache_creation_input_tokens: written,
         total_tokens: count(&[Field::TotalTokens]),
-        ..Usage::default()
+        ..shared_usage(response)
     }
 }
 
@@ -197,6 +204,8 @@ const REQUEST: &[(&str, Want)] = &[
     ("max_gen_len", Want::Keep(Field::MaxTokens)),
     ("anthropic_version", Want::Keep(Field::AnthropicVersion)),
     ("maxTokens", Want::Keep(Field::MaxTokens)),
+    ("modelId", Want::Keep(Field::ModelId)),
+    ("modelInput.**", Want::ProseAnd(Field::HasInput)),
 ];
 
 const RESPONSE: &[(&str, Want)] = &[
@@ -249,5 +258,19 @@ const RESPONSE: &[(&str, Want)] = &[
     ("completions.*.finishReason.reason", Want::Append(List::Reasons)),
     ("choices.*.stop_reason", Want::Append(List::ChoiceStops)),
     ("stop_reason", Want::Keep(Field::StopReason)),
+    ("usage.cacheDetails.*", Want::Split(Split::CacheWrite)),
+    ("usage.cacheDetails.*.ttl", Want::Slot(Slot::Type)),
+    ("usage.cacheDetails.*.inputTokens", Want::Slot(Slot::Count)),
+    ("metadata.usage.cacheDetails.*", Want::Split(Split::CacheWrite)),
+    ("metadata.usage.cacheDetails.*.ttl", Want::Slot(Slot::Type)),
+    ("metadata.usage.cacheDetails.*.inputTokens", Want::Slot(Slot::Count)),
+    ("metadata.usage.cacheReadInputTokens", Want::Keep(Field::CamelCacheRead)),
+    ("metadata.usage.cacheWriteInputTokens", Want::Keep(Field::CamelCacheWrite)),
+    ("delta.text", Want::Written),
+    ("delta.toolUse.input", Want::Written),
+    ("delta.reasoningContent.text", Want::Written),
+    ("output.message.content.*.text", Want::Written),
+    ("outputText", Want::Written),
+    ("generation", Want::Written),
     ("__type", Want::Keep(Field::ErrorType)),
 ];

@@ -145,6 +145,7 @@ const RESPONSE: &[(&str, Want)] = &[
     ("usage.billed_units.output_tokens", Want::Keep(Field::BilledOutput)),
     ("usage.tokens.input_tokens", Want::Keep(Field::CountedInput)),
     ("usage.tokens.output_tokens", Want::Keep(Field::CountedOutput)),
+    ("delta.message.content.text", Want::Written),
     ("usage.cached_tokens", Want::Keep(Field::CachedTokens)),
     ("delta.usage.billed_units.input_tokens", Want::Keep(Field::BilledInput)),
     ("delta.usage.billed_units.output_tokens", Want::Keep(Field::BilledOutput)),

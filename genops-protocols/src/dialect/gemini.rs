@@ -4,10 +4,10 @@
 use super::{
     Bodies, Dialect, Endpoint, Messages, Paths, Target, percent_decode, read_answer, read_error,
 };
-use super::{read_parameters, set};
+use super::{read_parameters, set, shared_usage};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
-use crate::json::schema::{Slot, Want};
+use crate::json::schema::{Slot, Split, Want};
 
 #[derive(Debug)]
 pub(crate) struct Gemini;
@@ -36,29 +36,39 @@ impl Dialect for Gemini {
             return Some(endpoint.of("gcp.gemini"));
         }
         let (model, method) = last.rsplit_once(':').or_else(|| last.rsplit_once("%3A"))?;
+        // Code Assist names the model in the body.
+        let model = (model != "v1internal").then_some(model);
         let vertex = before.contains(&"locations") || before.contains(&"publishers");
         let (api, operation) = match method {
             "generateContent" => ("gemini.generateContent", "generate_content"),
             "streamGenerateContent" => ("gemini.streamGenerateContent", "generate_content"),
             "embedContent" => ("gemini.embedContent", "embeddings"),
             "batchEmbedContents" => ("gemini.batchEmbedContents", "embeddings"),
-            "predict" if vertex => ("vertex.predict", predicts(model)),
+            "predict" if vertex => ("vertex.predict", predicts(model.unwrap_or_default())),
+            "predictLongRunning" => ("gemini.predictLongRunning", "video_generation"),
+            "predict" => ("gemini.predict", predicts(model.unwrap_or_default())),
+            "batchGenerateContent" => ("gemini.batchGenerateContent", "batch"),
+            "asyncBatchEmbedContent" => ("gemini.asyncBatchEmbedContent", "batch"),
+            _ if model.is_none() => {
+                let other = Endpoint::new(&Gemini, "gemini.other", "generate_content");
+                return google.then(|| other.of("gcp.gemini").harmless());
+            }
             _ => return None,
         };
         let region = before.iter().skip_while(|name| **name != "locations").nth(1);
         let endpoint = Endpoint::new(&Gemini, api, operation)
             .of(if vertex { "gcp.vertex_ai" } else { "gcp.gemini" })
-            .model(Some(percent_decode(model)))
+            .model(model.map(percent_decode))
             .streaming(method == "streamGenerateContent");
         Some(Endpoint { region: region.map(|name| (*name).to_owned()), ..endpoint })
     }
 
     fn request_paths(&self) -> Paths {
-        &[REQUEST]
+        &[REQUEST, ENVELOPED_REQUEST]
     }
 
     fn response_paths(&self) -> Paths {
-        &[RESPONSE]
+        &[RESPONSE, ENVELOPED_RESPONSE]
     }
 
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {
@@ -67,7 +77,9 @@ impl Dialect for Gemini {
                 request.has(Field::HasContents)
             }
             "gemini.embedContent" => request.has(Field::HasContent),
-            "gemini.batchEmbedContents" => request.has(Field::HasRequests),
+            "gemini.batchEmbedContents"
+            | "gemini.batchGenerateContent"
+            | "gemini.asyncBatchEmbedContent" => request.has(Field::HasRequests),
             "gemini.live" => true,
             "gemini.interactions" => request.has(Field::HasInput) && request.has(Field::Model),
             _ => request.has(Field::HasInstances),
@@ -219,7 +231,7 @@ fn usage(endpoint: &Endpoint, response: &Facts) -> Usage {
         cache_read_input_tokens: response.count(Field::CachedTokens),
         reasoning_output_tokens: thoughts,
         total_tokens: response.count(Field::TotalTokens),
-        ..Usage::default()
+        ..shared_usage(response)
     }
 }
 
@@ -246,6 +258,8 @@ const REQUEST: &[(&str, Want)] = &[
     ("requests.**", Want::ProseAnd(Field::HasRequests)),
     ("requests.*.model", Want::Keep(Field::Model)),
     ("requests.*.content.**", Want::Prose),
+    ("batch.**", Want::ProseAnd(Field::HasRequests)),
+    ("request.tools.**", Want::Prose),
     ("generationConfig.temperature", Want::Keep(Field::Temperature)),
     ("generationConfig.topP", Want::Keep(Field::TopP)),
     ("generationConfig.topK", Want::Keep(Field::TopK)),
@@ -290,9 +304,22 @@ const RESPONSE: &[(&str, Want)] = &[
     ("toolCall.functionCalls.*.id", Want::Slot(Slot::Id)),
     ("toolCall.functionCalls.*.name", Want::Slot(Slot::Name)),
     ("promptFeedback.blockReason", Want::Keep(Field::BlockReason)),
+    ("usageMetadata.promptTokensDetails.*", Want::Split(Split::Input)),
+    ("usageMetadata.promptTokensDetails.*.modality", Want::Slot(Slot::Type)),
+    ("usageMetadata.promptTokensDetails.*.tokenCount", Want::Slot(Slot::Count)),
+    ("usageMetadata.candidatesTokensDetails.*", Want::Split(Split::Output)),
+    ("usageMetadata.candidatesTokensDetails.*.modality", Want::Slot(Slot::Type)),
+    ("usageMetadata.candidatesTokensDetails.*.tokenCount", Want::Slot(Slot::Count)),
+    ("usageMetadata.responseTokensDetails.*", Want::Split(Split::Output)),
+    ("usageMetadata.responseTokensDetails.*.modality", Want::Slot(Slot::Type)),
+    ("usageMetadata.responseTokensDetails.*.tokenCount", Want::Slot(Slot::Count)),
+    ("usageMetadata.cacheTokensDetails.*", Want::Split(Split::CacheRead)),
+    ("usageMetadata.cacheTokensDetails.*.modality", Want::Slot(Slot::Type)),
+    ("usageMetadata.cacheTokensDetails.*.tokenCount", Want::Slot(Slot::Count)),
+    ("candidates.*.content.parts.*.text", Want::Written),
     ("embedding", Want::Keep(Field::HasEmbeddings)),
     ("embeddings", Want::Keep(Field::HasEmbeddings)),
-    ("predictions.*.embeddings.statistics.token_count", Want::Keep(Field::PromptCount)),
+    ("predictions.*.embeddings.statistics.token_count", Want::Add(Field::PromptCount)),
     ("usage.total_input_tokens", Want::Keep(Field::PromptCount)),
     ("usage.total_output_tokens", Want::Keep(Field::CandidateCount)),
     ("usage.total_thought_tokens", Want::Keep(Field::ThoughtTokens)),
@@ -319,4 +346,55 @@ const RESPONSE: &[(&str, Want)] = &[
     ("outputs.*.id", Want::Slot(Slot::Id)),
     ("outputs.*.type", Want::Slot(Slot::Type)),
     ("outputs.*.name", Want::Slot(Slot::Name)),
+];
+
+/// As [`REQUEST`], within the envelope of Code Assist.
+const ENVELOPED_REQUEST: &[(&str, Want)] = &[
+    ("request.contents.**", Want::ProseAnd(Field::HasContents)),
+    ("request.systemInstruction.**", Want::ProseAnd(Field::HasSystem)),
+    ("request.generationConfig.temperature", Want::Keep(Field::Temperature)),
+    ("request.generationConfig.topP", Want::Keep(Field::TopP)),
+    ("request.generationConfig.topK", Want::Keep(Field::TopK)),
+    ("request.generationConfig.maxOutputTokens", Want::Keep(Field::MaxTokens)),
+    ("request.generationConfig.candidateCount", Want::Keep(Field::ChoiceCount)),
+    ("request.generationConfig.stopSequences.*", Want::Append(List::Stop)),
+    ("request.generationConfig.seed", Want::Keep(Field::Seed)),
+    ("request.generationConfig.frequencyPenalty", Want::Keep(Field::FrequencyPenalty)),
+    ("request.generationConfig.presencePenalty", Want::Keep(Field::PresencePenalty)),
+    ("request.generationConfig.responseMimeType", Want::Keep(Field::OutputFormat)),
+    ("request.generationConfig.thinkingConfig.thinkingLevel", Want::Keep(Field::ReasoningLevel)),
+];
+
+/// As [`RESPONSE`], within the envelope of Code Assist.
+const ENVELOPED_RESPONSE: &[(&str, Want)] = &[
+    ("response.candidates", Want::Keep(Field::HasCandidates)),
+    ("response.candidates.*", Want::Choice),
+    ("response.candidates.*.index", Want::Slot(Slot::ChoiceIndex)),
+    ("response.candidates.*.finishReason", Want::Slot(Slot::Reason)),
+    ("response.candidates.*.content.parts.*.functionCall", Want::Item(List::Tools)),
+    ("response.candidates.*.content.parts.*.functionCall.id", Want::Slot(Slot::Id)),
+    ("response.candidates.*.content.parts.*.functionCall.name", Want::Slot(Slot::Name)),
+    ("response.modelVersion", Want::Keep(Field::ModelVersion)),
+    ("response.responseId", Want::Keep(Field::Id)),
+    ("response.usageMetadata.promptTokenCount", Want::Keep(Field::PromptCount)),
+    ("response.usageMetadata.candidatesTokenCount", Want::Keep(Field::CandidateCount)),
+    ("response.usageMetadata.responseTokenCount", Want::Keep(Field::CandidateCount)),
+    ("response.usageMetadata.totalTokenCount", Want::Keep(Field::TotalTokens)),
+    ("response.usageMetadata.cachedContentTokenCount", Want::Keep(Field::CachedTokens)),
+    ("response.usageMetadata.thoughtsTokenCount", Want::Keep(Field::ThoughtTokens)),
+    ("response.usageMetadata.toolUsePromptTokenCount", Want::Keep(Field::ToolPromptTokens)),
+    ("response.promptFeedback.blockReason", Want::Keep(Field::BlockReason)),
+    ("response.usageMetadata.promptTokensDetails.*", Want::Split(Split::Input)),
+    ("response.usageMetadata.promptTokensDetails.*.modality", Want::Slot(Slot::Type)),
+    ("response.usageMetadata.promptTokensDetails.*.tokenCount", Want::Slot(Slot::Count)),
+    ("response.usageMetadata.candidatesTokensDetails.*", Want::Split(Split::Output)),
+    ("response.usageMetadata.candidatesTokensDetails.*.modality", Want::Slot(Slot::Type)),
+    ("response.usageMetadata.candidatesTokensDetails.*.tokenCount", Want::Slot(Slot::Count)),
+    ("response.usageMetadata.responseTokensDetails.*", Want::Split(Split::Output)),
+    ("response.usageMetadata.responseTokensDetails.*.modality", Want::Slot(Slot::Type)),
+    ("response.usageMetadata.responseTokensDetails.*.tokenCount", Want::Slot(Slot::Count)),
+    ("response.usageMetadata.cacheTokensDetails.*", Want::Split(Split::CacheRead)),
+    ("response.usageMetadata.cacheTokensDetails.*.modality", Want::Slot(Slot::Type)),
+    ("response.usageMetadata.cacheTokensDetails.*.tokenCount", Want::Slot(Slot::Count)),
+    ("response.candidates.*.content.parts.*.text", Want::Written),
 ];

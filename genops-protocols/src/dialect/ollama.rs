@@ -107,4 +107,6 @@ const RESPONSE: &[(&str, Want)] = &[
     ("message.tool_calls.*", Want::Item(List::Tools)),
     ("message.tool_calls.*.function.name", Want::Slot(Slot::Name)),
     ("embeddings", Want::Keep(Field::HasEmbeddings)),
+    ("message.content", Want::Written),
+    ("response", Want::Written),
 ];

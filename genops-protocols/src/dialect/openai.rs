@@ -2,7 +2,7 @@
 //! Together, OpenRouter, Mistral, GitHub Copilot, vLLM, llama.cpp and the many others.
 
 use super::{Bodies, Dialect, Endpoint, Paths, Target, openai_usage, read_answer, read_error};
-use super::{percent_decode, read_parameters, set};
+use super::{add_reasoning, percent_decode, read_parameters, set};
 use crate::call::{Call, Usage};
 use crate::facts::{Facts, Field, List};
 use crate::json::schema::{Slot, Want};
@@ -17,6 +17,18 @@ impl Dialect for OpenAi {
         let deployment = after.nth(1).map(|name| percent_decode(name));
         let endpoint =
             |api, operation| Some(Endpoint::new(&OpenAi, api, operation).model(deployment.clone()));
+        if let Some(partner) = vertex_partner(target) {
+            return Some(partner);
+        }
+        if let Some(native) = native(target) {
+            return Some(native);
+        }
+        let azure = deployment.is_some() && target.segments.iter().any(|name| *name == "openai");
+        let endpoint = |api, operation| {
+            let endpoint: Option<Endpoint> = endpoint(api, operation);
+            // Nobody else has these paths, whatever host stands before it.
+            if azure { endpoint.map(|it| it.of("azure.ai.openai")) } else { endpoint }
+        };
         match (target.method, target.segments) {
             // The handshake of a connection whose turns are the calls.
             ("GET" | "CONNECT", [.., "realtime"]) => {
@@ -51,6 +63,19 @@ impl Dialect for OpenAi {
                 [.., "threads", _, "runs"] | [.., "threads", "runs"] => {
                     endpoint("openai.runs", "invoke_agent")
                 }
+                [.., "realtime", "sessions" | "client_secrets" | "calls"]
+                | [.., "realtime", "transcription_sessions"] => {
+                    endpoint("openai.realtime.sessions", "realtime_session")
+                }
+                [.., "fine_tuning", "jobs"] | [.., "fine-tunes"] => {
+                    endpoint("openai.fine_tuning", "fine_tune")
+                }
+                [.., "batches"] | [.., "batch", "jobs"] => endpoint("openai.batches", "batch"),
+                [.., "videos"]
+                | [.., "videos", _, "remix"]
+                | [.., "videos", "generations" | "edits" | "extensions"] => {
+                    endpoint("openai.videos", "video_generation")
+                }
                 [.., "vector_stores", _, "search"] => {
                     endpoint("openai.vector_store_search", "retrieval")
                 }
@@ -65,7 +90,7 @@ impl Dialect for OpenAi {
     }
 
     fn response_paths(&self) -> Paths {
-        &[OWN, &USAGE, &RESPONSE_USAGE, &GROQ_USAGE]
+        &[OWN, &USAGE, &RESPONSE_USAGE, &CHOICE_USAGE, &GROQ_USAGE]
     }
 
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool {
@@ -127,9 +152,32 @@ impl Dialect for OpenAi {
         read_parameters(request, call);
         read_answer(response, call);
         set(&mut call.request_model, request.text(Field::Model).or(endpoint.model.as_deref()));
+        call.stream |= endpoint.stream;
         call.usage = openai_usage(response);
+        // xAI's chat counts reasoning beside the answer, its Responses API within.
+        let provider = call.provider.as_deref().unwrap_or_default();
+        let google = provider.starts_with("gcp.");
+        let apart = provider == "x_ai" && endpoint.api == "openai.chat";
+        if google && endpoint.api == "openai.chat" {
+            count_thoughts(&mut call.usage);
+        }
         read_error(response, call);
+        // The counts of an answer that failed half-way are what they were until then.
+        if call.error_type.is_none() {
+            add_reasoning(&mut call.usage, apart);
+        }
         match endpoint.api {
+            "openai.batches" | "openai.fine_tuning" | "openai.realtime.sessions" => {
+                call.usage = Usage::default();
+            }
+            "dashscope.generation" | "dashscope.apps" => {
+                set(&mut call.response_id, response.text(Field::ResponseId));
+                let reason = response.text(Field::FinishReason).filter(|it| *it != "null");
+                if call.finish_reasons.is_empty() {
+                    call.finish_reasons = reason.map(str::to_owned).into_iter().collect();
+                }
+            }
+            "mistral.conversations" => read_conversation(response, call),
             "openai.responses" | "openai.responses.compact" | "openai.realtime" => {
                 read_response_api(response, call);
             }
@@ -143,6 +191,103 @@ impl Dialect for OpenAi {
         }
         read_server(response, call);
     }
+}
+
+/// Models of partners on Vertex AI take and give their makers' own form, which is OpenAI's.
+fn vertex_partner(target: &Target<'_>) -> Option<Endpoint> {
+    let post = matches!(target.method, "POST" | "");
+    let (region, model) = match target.segments {
+        [.., "locations", region, "publishers", publisher, "models", model]
+            if !matches!(*publisher, "anthropic" | "google") =>
+        {
+            (*region, *model)
+        }
+        [.., "locations", region, "endpoints", model] => (*region, *model),
+        _ => return None,
+    };
+    let (model, method) = model.rsplit_once(':').or_else(|| model.rsplit_once("%3A"))?;
+    if !post || !matches!(method, "rawPredict" | "streamRawPredict") {
+        return None;
+    }
+    let operation = if model.contains("ocr") { "ocr" } else { "chat" };
+    let endpoint = Endpoint::new(&OpenAi, "openai.chat", operation).of("gcp.vertex_ai");
+    let model = Some(percent_decode(model));
+    let stream = method == "streamRawPredict";
+    Some(Endpoint { region: Some(region.to_owned()), ..endpoint.model(model).streaming(stream) })
+}
+
+/// APIs of providers' own beside the compatible ones, whose bodies are enough alike.
+fn native(target: &Target<'_>) -> Option<Endpoint> {
+    if !matches!(target.method, "POST" | "") {
+        return None;
+    }
+    let (api, operation) = match (target.host_provider?, target.segments) {
+        ("mistral_ai", segments) => match segments {
+            // Streams have a path of their own, which ends in a fragment as text.
+            [.., "conversations" | "conversations%23stream"]
+            | [.., "conversations", _]
+            | [.., "conversations", _, "restart" | "restart%23stream"] => {
+                ("mistral.conversations", "chat")
+            }
+            [.., "agents", "completions"] => ("openai.chat", "invoke_agent"),
+            [.., "ocr"] => ("mistral.ocr", "ocr"),
+            [.., "classifications"] => ("mistral.classifications", "classify"),
+            _ => return None,
+        },
+        ("snowflake", segments) => match segments {
+            [.., "cortex", "inference:complete"] => ("openai.chat", "chat"),
+            [.., "cortex", "inference:embed"] => ("openai.embeddings", "embeddings"),
+            [.., "cortex", "agent:run"] | [.., "agents", _] => ("snowflake.agent", "invoke_agent"),
+            [.., "cortex", "analyst", "message"] => ("snowflake.analyst", "invoke_agent"),
+            _ => return None,
+        },
+        ("alibaba_cloud", segments) => match segments {
+            [.., "aigc", "text-generation" | "multimodal-generation", "generation"] => {
+                ("dashscope.generation", "chat")
+            }
+            [.., "embeddings", _, "text-embedding" | "multimodal-embedding"] => {
+                ("dashscope.embeddings", "embeddings")
+            }
+            [.., "rerank", "text-rerank", "text-rerank"] => ("dashscope.rerank", "rerank"),
+            [.., "aigc", _, "image-synthesis"] => ("dashscope.images", "image_generation"),
+            [.., "aigc", _, "video-synthesis"] => ("dashscope.videos", "video_generation"),
+            [.., "apps", _, "completion"] => ("dashscope.apps", "invoke_agent"),
+            _ => return None,
+        },
+        ("minimax", [.., "text", "chatcompletion_v2" | "chatcompletion_pro"])
+        | ("reka", [.., "chat"]) => ("openai.chat", "chat"),
+        ("minimax", [.., "t2a_v2"]) => ("minimax.speech", "text_to_speech"),
+        ("minimax", [.., "image_generation"]) => ("minimax.images", "image_generation"),
+        ("minimax", [.., "video_generation"]) => ("minimax.videos", "video_generation"),
+        ("elevenlabs", [.., "text-to-speech", _] | [.., "text-to-speech", _, "stream"]) => {
+            ("elevenlabs.speech", "text_to_speech")
+        }
+        ("elevenlabs", [.., "speech-to-text"]) => ("elevenlabs.text", "audio_transcription"),
+        ("voyageai", [.., "multimodalembeddings" | "contextualizedembeddings"]) => {
+            ("openai.embeddings", "embeddings")
+        }
+        ("jina", [.., "classify"]) => ("jina.classify", "classify"),
+        ("perplexity", [.., "async", "chat", "completions"]) => ("perplexity.async", "batch"),
+        ("stability_ai", [.., "generate", _] | [.., "edit", _] | [.., "upscale", _]) => {
+            ("stability.images", "image_generation")
+        }
+        ("z_ai", [.., "images", "generations"]) => ("openai.images", "image_generation"),
+        _ => return None,
+    };
+    let endpoint = Endpoint::new(&OpenAi, api, operation);
+    let streams = target.segments.last().is_some_and(|it| it.ends_with("stream"));
+    Some(endpoint.streaming(streams))
+}
+
+/// Searches of the web, and of stored files, among the items of an output.
+fn read_searches(response: &Facts, list: List, call: &mut Call) {
+    let of = |kind: &str, action: &str| {
+        let items = response.items(list).filter(|it| it.kind.as_deref() == Some(kind));
+        let did = items.filter(|it| it.action.as_deref().is_none_or(|it| it == action));
+        Some(did.count() as u64).filter(|count| *count > 0)
+    };
+    call.usage.web_searches = call.usage.web_searches.or(of("web_search_call", "search"));
+    call.usage.file_searches = of("file_search_call", "search");
 }
 
 /// Items and status of the Responses API.
@@ -162,6 +307,7 @@ fn read_response_api(response: &Facts, call: &mut Call) {
             _ => {}
         }
     }
+    read_searches(response, list, call);
     let status = response.text(Field::Status);
     set(&mut call.response_status, status);
     let reason = match (status, response.text(Field::IncompleteReason)) {
@@ -172,6 +318,28 @@ fn read_response_api(response: &Facts, call: &mut Call) {
         _ => None,
     };
     call.finish_reasons = reason.map(str::to_owned).into_iter().collect();
+}
+
+/// What Google's compatible API leaves out of the answer's count is in its total.
+fn count_thoughts(usage: &mut Usage) {
+    if let (Some(input), Some(output), Some(total)) =
+        (usage.input_tokens, usage.output_tokens, usage.total_tokens)
+        && total > input.saturating_add(output)
+    {
+        usage.output_tokens = Some(total.saturating_sub(input));
+    }
+}
+
+/// Mistral's conversations: entries of an output, and whom they belong to.
+fn read_conversation(response: &Facts, call: &mut Call) {
+    set(&mut call.conversation_id, response.text(Field::Conversation));
+    for item in response.items(List::Output) {
+        match (item.kind.as_deref(), &item.name) {
+            (Some("function.call"), Some(name)) => call.tool_calls.push(name.clone()),
+            (Some("tool.execution"), Some(name)) => call.server_tool_calls.push(name.clone()),
+            _ => {}
+        }
+    }
 }
 
 /// A server that names itself in its answers, where the host says nothing.
@@ -232,6 +400,18 @@ const REQUEST: &[(&str, Want)] = &[
     ("response.instructions", Want::Prose),
     ("response.model", Want::Keep(Field::Model)),
     ("type", Want::Keep(Field::Type)),
+    ("inputs.**", Want::ProseAnd(Field::HasInputs)),
+    ("agent_id", Want::Keep(Field::HasAssistant)),
+    ("purpose", Want::Keep(Field::Purpose)),
+    ("input.messages.**", Want::ProseAnd(Field::HasMessages)),
+    ("parameters.temperature", Want::Keep(Field::Temperature)),
+    ("parameters.top_p", Want::Keep(Field::TopP)),
+    ("parameters.top_k", Want::Keep(Field::TopK)),
+    ("parameters.seed", Want::Keep(Field::Seed)),
+    ("parameters.max_tokens", Want::Keep(Field::MaxTokens)),
+    ("document.**", Want::ProseAnd(Field::HasDocuments)),
+    ("training_file", Want::Keep(Field::HasFile)),
+    ("input_file_id", Want::Keep(Field::HasFile)),
 ];
 
 macro_rules! usage {
@@ -282,13 +462,87 @@ macro_rules! usage {
                 concat!($prefix, "usage.completion_tokens_details.audio_tokens"),
                 Want::Keep(Field::AudioOutput),
             ),
+            (
+                concat!($prefix, "usage.prompt_tokens_details.cache_write_tokens"),
+                Want::Keep(Field::CacheWriteTokens),
+            ),
+            (
+                concat!($prefix, "usage.input_tokens_details.cache_write_tokens"),
+                Want::Keep(Field::CacheWriteTokens),
+            ),
+            (
+                concat!($prefix, "usage.input_token_details.cache_write_tokens"),
+                Want::Keep(Field::CacheWriteTokens),
+            ),
+            (
+                concat!($prefix, "usage.prompt_tokens_details.cache_creation_tokens"),
+                Want::Keep(Field::CacheWriteTokens),
+            ),
+            (
+                concat!($prefix, "usage.prompt_tokens_details.cache_creation_input_tokens"),
+                Want::Keep(Field::CacheWriteTokens),
+            ),
+            (
+                concat!($prefix, "usage.input_tokens_details.cache_creation_tokens"),
+                Want::Keep(Field::CacheWriteTokens),
+            ),
+            (
+                concat!($prefix, "usage.input_token_details.cached_tokens_details.audio_tokens"),
+                Want::Keep(Field::AudioCached),
+            ),
+            (
+                concat!($prefix, "usage.input_token_details.cached_tokens_details.image_tokens"),
+                Want::Keep(Field::ImageCached),
+            ),
+            (
+                concat!($prefix, "usage.input_tokens_details.cached_tokens_details.image_tokens"),
+                Want::Keep(Field::ImageCached),
+            ),
+            (
+                concat!($prefix, "usage.input_token_details.image_tokens"),
+                Want::Keep(Field::ImageInput),
+            ),
+            (
+                concat!($prefix, "usage.input_tokens_details.image_tokens"),
+                Want::Keep(Field::ImageInput),
+            ),
+            (
+                concat!($prefix, "usage.prompt_tokens_details.image_tokens"),
+                Want::Keep(Field::ImageInput),
+            ),
+            (
+                concat!($prefix, "usage.output_tokens_details.image_tokens"),
+                Want::Keep(Field::ImageOutput),
+            ),
+            (
+                concat!($prefix, "usage.completion_tokens_details.image_tokens"),
+                Want::Keep(Field::ImageOutput),
+            ),
+            (
+                concat!($prefix, "usage.input_tokens_details.audio_tokens"),
+                Want::Keep(Field::AudioInput),
+            ),
+            (
+                concat!($prefix, "usage.input_tokens_details.cache_read_input_tokens"),
+                Want::Keep(Field::CachedTokens),
+            ),
+            (concat!($prefix, "usage.citation_tokens"), Want::Keep(Field::CitationTokens)),
+            (concat!($prefix, "usage.num_search_queries"), Want::Keep(Field::Searches)),
+            (
+                concat!($prefix, "usage.tool_calls_details.search_web.invocation"),
+                Want::Keep(Field::Searches),
+            ),
+            (concat!($prefix, "usage.seconds"), Want::Keep(Field::AudioSeconds)),
+            (concat!($prefix, "usage.prompt_audio_seconds"), Want::Keep(Field::AudioSeconds)),
+            (concat!($prefix, "usage.audio_seconds"), Want::Keep(Field::AudioSeconds)),
         ]
     };
 }
 
-const USAGE: [(&str, Want); 18] = usage!("");
-const RESPONSE_USAGE: [(&str, Want); 18] = usage!("response.");
-const GROQ_USAGE: [(&str, Want); 18] = usage!("x_groq.");
+const USAGE: [(&str, Want); 40] = usage!("");
+const RESPONSE_USAGE: [(&str, Want); 40] = usage!("response.");
+const CHOICE_USAGE: [(&str, Want); 40] = usage!("choices.*.");
+const GROQ_USAGE: [(&str, Want); 40] = usage!("x_groq.");
 
 const OWN: &[(&str, Want)] = &[
     ("id", Want::Keep(Field::Id)),
@@ -347,4 +601,34 @@ const OWN: &[(&str, Want)] = &[
     ("response.output.*.id", Want::Slot(Slot::Id)),
     ("response.output.*.type", Want::Slot(Slot::Type)),
     ("response.output.*.name", Want::Slot(Slot::Name)),
+    ("response.output.*.action.type", Want::Slot(Slot::Action)),
+    ("output.*.action.type", Want::Slot(Slot::Action)),
+    ("item.action.type", Want::Slot(Slot::Action)),
+    ("response.status_details.reason", Want::Keep(Field::IncompleteReason)),
+    ("response.status_details.error", Want::Keep(Field::HasError)),
+    ("response.status_details.error.type", Want::Keep(Field::ErrorType)),
+    ("response.status_details.error.code", Want::Keep(Field::ErrorCode)),
+    ("duration", Want::Keep(Field::AudioSeconds)),
+    ("usage_info.pages_processed", Want::Keep(Field::Pages)),
+    ("choices.*.delta.content", Want::Written),
+    ("choices.*.delta.reasoning_content", Want::Written),
+    ("choices.*.delta.reasoning", Want::Written),
+    ("choices.*.delta.tool_calls.*.function.arguments", Want::Written),
+    ("choices.*.message.content", Want::Written),
+    ("choices.*.message.reasoning_content", Want::Written),
+    ("choices.*.text", Want::Written),
+    ("delta", Want::Written),
+    ("output.*.content.*.text", Want::Written),
+    ("output.text", Want::Written),
+    ("output.finish_reason", Want::Keep(Field::FinishReason)),
+    ("output.choices", Want::Keep(Field::HasChoices)),
+    ("output.choices.*", Want::Choice),
+    ("output.choices.*.finish_reason", Want::Slot(Slot::Reason)),
+    ("output.choices.*.message.content", Want::Written),
+    ("output.choices.*.message.tool_calls.*", Want::Item(List::Tools)),
+    ("output.choices.*.message.tool_calls.*.id", Want::Slot(Slot::Id)),
+    ("output.choices.*.message.tool_calls.*.index", Want::Slot(Slot::Index)),
+    ("output.choices.*.message.tool_calls.*.function.name", Want::Slot(Slot::Name)),
+    ("request_id", Want::Keep(Field::ResponseId)),
+    ("conversation_id", Want::Keep(Field::Conversation)),
 ];

@@ -27,6 +27,13 @@ pub(crate) enum Want {
     Item(List),
     /// A value of the object that surrounds it.
     Slot(Slot),
+    /// Text that a model wrote: only its length counts. Two events that differ in nothing else say
+    /// the same otherwise.
+    Written,
+    /// A number that is added to those before it.
+    Add(Field),
+    /// An object with the tokens of one sort: a modality, or the lifetime of what a cache took in.
+    Split(Split),
     /// A string that holds base64 of a JSON text of the same schema.
     Base64,
 }
@@ -40,6 +47,19 @@ pub(crate) enum Slot {
     Type,
     Name,
     Id,
+    /// What a provider's own tool did.
+    Action,
+    /// Tokens of a [`Want::Split`].
+    Count,
+}
+
+/// What a [`Want::Split`] is a part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Split {
+    Input,
+    Output,
+    CacheRead,
+    CacheWrite,
 }
 
 /// A node of the tree.

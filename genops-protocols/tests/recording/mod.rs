@@ -152,6 +152,14 @@ fn line(connection: &str, call: &Call, response_complete: bool, all: bool) -> Va
         put("max_output_tokens", json!(call.max_output_tokens));
         put("region", json!(call.region));
         put("cache_creation", json!(call.usage.cache_creation_input_tokens));
+        let usage = &call.usage;
+        put("cache_creation_hour", json!(usage.cache_creation_hour_input_tokens));
+        put("audio_input", json!(usage.audio_input_tokens));
+        put("audio_cached", json!(usage.audio_cache_read_input_tokens));
+        put("image_output", json!(usage.image_output_tokens));
+        put("citations", json!(usage.citation_tokens));
+        put("web_searches", json!(usage.web_searches));
+        put("audio_input_ms", json!(usage.audio_input_ms));
         put(
             "missing_bytes",
             (call.missing_bytes > 0).then_some(json!(call.missing_bytes)).unwrap_or_default(),
