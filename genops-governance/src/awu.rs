@@ -193,10 +193,35 @@ pub struct BudgetView {
 pub struct Actual {
     /// Nano-USD or tokens; what was reserved, where it is not known.
     pub amount: i64,
-    /// It never became known.
+    /// It did not become known in full.
     pub incomplete: bool,
+    /// What the amount goes by.
+    pub basis: Basis,
     /// When it was clear.
     pub unix_ns: u64,
+}
+
+/// What an actual goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// What the provider says that was used, or what is counted exactly in the request.
+    Reported,
+    /// What was seen of the text, at so many bytes a token.
+    Estimated,
+    /// Nothing is known: all that was set aside.
+    Reserved,
+}
+
+impl Basis {
+    /// As telemetry spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reported => "reported",
+            Self::Estimated => "estimated",
+            Self::Reserved => "reserved",
+        }
+    }
 }
 
 /// What became of a unit. A refused one has no accounts, and only one that ran has an actual:

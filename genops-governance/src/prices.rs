@@ -3,7 +3,7 @@
 //! `data/prices.tsv` is compiled from the `genai-prices` crate's data (MIT, Pydantic) by
 //! `tests/price_table.rs`, which also compares every price with what that crate computes. It is
 //! embedded as text and read where it lies: 2,000 models cost no memory until they are asked for.
-//! Web searches and the like have no rates here.
+//! Searches, seconds, characters and pages have rates of their own; see [`RateCard`].
 
 mod limits;
 
@@ -61,6 +61,32 @@ pub struct Tokens {
     pub audio_input: u64,
     /// Of the output: audio.
     pub audio_output: u64,
+    /// Of what was written to a cache: kept for an hour.
+    pub cache_write_hour: u64,
+    /// Of what was read from a cache: audio.
+    pub audio_cached: u64,
+    /// Of the input: pictures.
+    pub image_input: u64,
+    /// Of the output: pictures.
+    pub image_output: u64,
+    /// Of what was read from a cache: pictures.
+    pub image_cached: u64,
+    /// Of the input: video.
+    pub video_input: u64,
+    /// Of the output: video.
+    pub video_output: u64,
+    /// Citations, which the output does not include.
+    pub citations: u64,
+    /// Searches of the web that the provider ran.
+    pub web_searches: u64,
+    /// Searches of stored files that the provider ran.
+    pub file_searches: u64,
+    /// Milliseconds of sound that was taken in.
+    pub audio_ms: u64,
+    /// Characters of text that was spoken.
+    pub characters: u64,
+    /// Pages of documents that were read.
+    pub pages: u64,
 }
 
 /// A price that may depend on how long the prompt is.
@@ -105,7 +131,31 @@ pub struct RateCard {
     audio_input: Option<Rate>,
     audio_output: Option<Rate>,
     request: Option<Rate>,
+    audio_cached: Option<Rate>,
+    image_input: Option<Rate>,
+    image_output: Option<Rate>,
+    image_cached: Option<Rate>,
+    video_input: Option<Rate>,
+    video_output: Option<Rate>,
+    citation: Option<Rate>,
+    /// For one search.
+    web_search: Option<Rate>,
+    /// For one search.
+    file_search: Option<Rate>,
+    /// For an hour of sound.
+    audio_hour: Option<Rate>,
+    /// For one character that is spoken.
+    character: Option<Rate>,
+    /// For one page.
+    page: Option<Rate>,
 }
+
+/// Milliseconds of the hour that sound is paid by.
+const HOUR_MS: u128 = 3_600_000;
+/// Fewest bytes of a second of sound: no coding that an API takes has fewer.
+const SOUND_BYTES_PER_S: u64 = 500;
+/// Most pages of one document that an API takes.
+const PAGES_LIMIT: u64 = 1_000;
 
 impl RateCard {
     fn parse(text: &str) -> Result<Self, ParseIntError> {
@@ -124,32 +174,83 @@ impl RateCard {
             audio_input: next()?,
             audio_output: next()?,
             request: next()?,
+            audio_cached: next()?,
+            image_input: next()?,
+            image_output: next()?,
+            image_cached: next()?,
+            video_input: next()?,
+            video_output: next()?,
+            citation: next()?,
+            web_search: next()?,
+            file_search: next()?,
+            audio_hour: next()?,
+            character: next()?,
+            page: next()?,
         })
     }
 
     /// What a call with these tokens costs, rounded half to even.
     #[must_use]
     pub fn actual_nano_usd(&self, tokens: &Tokens) -> i64 {
-        let Tokens { input, output, cache_read, cache_write, reasoning, audio_input, audio_output } =
-            *tokens;
+        let input = tokens.input;
         let at = |rate: &Option<Rate>, other: &Option<Rate>| {
             rate.as_ref().or(other.as_ref()).map_or(0, |it| u128::from(it.at(input)))
         };
-        let own_reasoning = if self.reasoning.is_some() { reasoning } else { 0 };
-        let special = cache_read.saturating_add(cache_write).saturating_add(audio_input);
-        let plain_input = input.saturating_sub(special);
-        let plain_output = output.saturating_sub(own_reasoning).saturating_sub(audio_output);
+        let own = |rate: &Option<Rate>, count: u64| if rate.is_some() { count } else { 0 };
+        let reasoning = own(&self.reasoning, tokens.reasoning);
+        // A picture or a sound that a cache served is paid as cached, and not a second time.
+        let audio_cached = tokens.audio_cached.min(tokens.cache_read);
+        let image_cached = tokens.image_cached.min(tokens.cache_read.saturating_sub(audio_cached));
+        let text_cached =
+            tokens.cache_read.saturating_sub(audio_cached).saturating_sub(image_cached);
+        let audio_input = tokens.audio_input.saturating_sub(audio_cached);
+        let image_input = tokens.image_input.saturating_sub(image_cached);
+        let hour = tokens.cache_write_hour.min(tokens.cache_write);
+        let short = tokens.cache_write.saturating_sub(hour);
+        let special =
+            [tokens.cache_read, tokens.cache_write, audio_input, image_input, tokens.video_input];
+        let plain_input = special.iter().fold(input, |rest, it| rest.saturating_sub(*it));
+        let special = [reasoning, tokens.audio_output, tokens.image_output, tokens.video_output];
+        let plain_output = special.iter().fold(tokens.output, |rest, it| rest.saturating_sub(*it));
+        let cached = self.cache_read.as_ref().or(self.input.as_ref()).cloned();
+        let written = self.cache_write.as_ref().or(self.input.as_ref()).cloned();
+        let none = None;
         let pico = [
-            (plain_input, at(&self.input, &None)),
-            (cache_read, at(&self.cache_read, &self.input)),
-            (cache_write, at(&self.cache_write, &self.input)),
+            (plain_input, at(&self.input, &none)),
+            (text_cached, at(&cached, &none)),
+            (audio_cached, at(&self.audio_cached, &cached)),
+            (image_cached, at(&self.image_cached, &cached)),
+            (short, at(&written, &none)),
+            (hour, at(&self.cache_write_1h, &written)),
             (audio_input, at(&self.audio_input, &self.input)),
-            (plain_output, at(&self.output, &None)),
-            (own_reasoning, at(&self.reasoning, &self.output)),
-            (audio_output, at(&self.audio_output, &self.output)),
-            (1, at(&self.request, &None)),
+            (image_input, at(&self.image_input, &self.input)),
+            (tokens.video_input, at(&self.video_input, &self.input)),
+            (plain_output, at(&self.output, &none)),
+            (reasoning, at(&self.reasoning, &self.output)),
+            (tokens.audio_output, at(&self.audio_output, &self.output)),
+            (tokens.image_output, at(&self.image_output, &self.output)),
+            (tokens.video_output, at(&self.video_output, &self.output)),
+            (tokens.citations, at(&self.citation, &none)),
+            (tokens.web_searches, at(&self.web_search, &none)),
+            (tokens.file_searches, at(&self.file_search, &none)),
+            (tokens.characters, at(&self.character, &none)),
+            (tokens.pages, at(&self.page, &none)),
+            (1, at(&self.request, &none)),
         ];
-        half_even(pico.iter().map(|(count, rate)| u128::from(*count) * rate).sum())
+        let sound = u128::from(tokens.audio_ms) * at(&self.audio_hour, &none) / HOUR_MS;
+        half_even(sound + pico.iter().map(|(count, rate)| u128::from(*count) * rate).sum::<u128>())
+    }
+
+    /// It has no price for tokens, only for seconds, characters or pages.
+    #[must_use]
+    pub fn is_by_piece(&self) -> bool {
+        let pieces = [&self.audio_hour, &self.character, &self.page];
+        self.input.is_none() && self.output.is_none() && pieces.iter().any(|it| it.is_some())
+    }
+
+    /// What has to be known of a call beside its tokens: milliseconds, characters, pages.
+    pub(crate) fn counts(&self) -> [bool; 3] {
+        [&self.audio_hour, &self.character, &self.page].map(Option::is_some)
     }
 
     /// Most that a call with up to these tokens can cost, rounded up: every token at the dearest
@@ -163,22 +264,31 @@ impl RateCard {
             };
             rates.iter().filter_map(|it| it.as_ref()).map(reachable).max().unwrap_or(0)
         };
-        let Self {
-            input: plain,
-            output: out,
-            cache_read,
-            cache_write,
-            cache_write_1h,
-            reasoning,
-            audio_input,
-            audio_output,
-            request,
-        } = self;
-        let input_rate = dearest(&[plain, cache_read, cache_write, cache_write_1h, audio_input]);
-        let output_rate = dearest(&[out, reasoning, audio_output]);
-        let pico = u128::from(input) * u128::from(input_rate)
-            + u128::from(output) * u128::from(output_rate)
-            + u128::from(dearest(&[request]));
+        let input_rate = dearest(&[
+            &self.input,
+            &self.cache_read,
+            &self.cache_write,
+            &self.cache_write_1h,
+            &self.audio_input,
+            &self.image_input,
+            &self.video_input,
+        ]);
+        let output_rate = dearest(&[
+            &self.output,
+            &self.reasoning,
+            &self.audio_output,
+            &self.image_output,
+            &self.video_output,
+            &self.citation,
+        ]);
+        let times = |count: u64, rate: u64| u128::from(count) * u128::from(rate);
+        let seconds = input / SOUND_BYTES_PER_S + 1;
+        let pico = times(input, input_rate)
+            + times(output, output_rate)
+            + times(input, dearest(&[&self.character]))
+            + times(PAGES_LIMIT, dearest(&[&self.page]))
+            + times(seconds * 1_000, dearest(&[&self.audio_hour])).div_ceil(HOUR_MS)
+            + times(1, dearest(&[&self.request]));
         i64::try_from(pico.div_ceil(1_000)).unwrap_or(i64::MAX)
     }
 }
@@ -246,8 +356,12 @@ impl fmt::Debug for Prices {
 pub struct Found {
     /// The price.
     pub price: std::sync::Arc<ModelPrice>,
-    /// It is the dearest of the provider's, since the model is not known.
+    /// The model is not known: it is the dearest of its family, or of the provider's.
     pub assumed: bool,
+    /// How the names of that family begin; empty where it is the provider's dearest.
+    pub family: String,
+    /// Where it is assumed: the dearest of the provider's, which limits for a request go by.
+    pub dearest: Option<std::sync::Arc<ModelPrice>>,
 }
 
 impl Prices {
@@ -286,14 +400,34 @@ impl Prices {
     pub fn find(&self, provider: Option<&str>, model: Option<&str>) -> Option<Found> {
         let exact = model.and_then(|model| self.known(provider, model));
         if let Some(price) = exact {
-            return Some(Found { price, assumed: false });
+            return Some(Found { price, assumed: false, family: String::new(), dearest: None });
         }
         if self.unknown_model != UnknownModel::Conservative {
             return None;
         }
         let provider = table_name(provider?);
-        let dearest = self.remember(&format!("{provider}\n"), || dearest(provider));
-        dearest.map(|price| Found { price, assumed: true })
+        let dearest = self.remember(&format!("{provider}\n"), || dearest(provider, ""))?;
+        let family = model.map(|it| family(provider, it)).unwrap_or_default();
+        let price = if family.is_empty() {
+            dearest.clone()
+        } else {
+            self.remember(&format!("{provider}\n\n{family}"), || self::dearest(provider, &family))?
+        };
+        Some(Found { price, assumed: true, family, dearest: Some(dearest) })
+    }
+
+    /// The price of the model that answered, else of the one that was asked for. What the
+    /// configuration says of either comes first.
+    #[must_use]
+    pub fn answered(
+        &self,
+        provider: Option<&str>,
+        answered: Option<&str>,
+        asked: Option<&str>,
+    ) -> Option<std::sync::Arc<ModelPrice>> {
+        let models = || [answered, asked].into_iter().flatten();
+        let own = models().find_map(|model| self.own(provider, model));
+        own.or_else(|| models().find_map(|model| self.known(provider, model)))
     }
 
     /// Whether a call without a price may draw on budgets in USD as if it cost nothing.
@@ -309,15 +443,23 @@ impl Prices {
     }
 
     fn known(&self, provider: Option<&str>, model: &str) -> Option<std::sync::Arc<ModelPrice>> {
+        if let Some(own) = self.own(provider, model) {
+            return Some(own);
+        }
+        let provider = table_name(provider?);
+        self.remember(&format!("{provider}\n{model}"), || {
+            let spelled = aliases(provider, model);
+            spelled.iter().find_map(|(provider, model)| look_up(provider, model))
+        })
+    }
+
+    /// What the configuration says of a model.
+    fn own(&self, provider: Option<&str>, model: &str) -> Option<std::sync::Arc<ModelPrice>> {
         let own = self.overrides.iter().find(|(it, _)| {
             it.provider.as_deref().is_none_or(|name| Some(name) == provider)
                 && glob::matches(&it.model, model)
         });
-        if let Some((_, price)) = own {
-            return Some(std::sync::Arc::new(price.clone()));
-        }
-        let provider = table_name(provider?);
-        self.remember(&format!("{provider}\n{model}"), || look_up(provider, model))
+        own.map(|(_, price)| std::sync::Arc::new(price.clone()))
     }
 
     /// The card of a model by the table's own names, for tests and tools.
@@ -360,6 +502,7 @@ pub(crate) fn output_limit(
         .or_else(|| limits::of_model(model?))
         .or(unknown)
         .or_else(|| own?.context_tokens)
+        .or_else(|| limits::of_family(&price.filter(|it| !it.family.is_empty())?.family))
         .unwrap_or_else(|| limits::of_provider(provider.unwrap_or_default()))
 }
 
@@ -448,10 +591,86 @@ fn parse_model(line: &str) -> Option<ModelPrice> {
     Some(ModelPrice { dated, tiers, context_tokens, max_output_tokens: None })
 }
 
-/// The dearest model of a provider, by input and output together.
-fn dearest(provider: &str) -> Option<ModelPrice> {
+/// Gateways that pass on to others, and bill what those ask for.
+const PASSING_ON: [&str; 4] = ["cloudflare", "portkey", "pydantic_gateway", "vercel"];
+
+/// The spellings under which a model is looked up, with the provider to look at: as it is, then
+/// without what deployments, routers and clouds put around a name.
+fn aliases<'a>(provider: &'a str, model: &'a str) -> Vec<(&'a str, &'a str)> {
+    let mut names = vec![model];
+    let mut also = |name: Option<&'a str>| {
+        if let Some(name) = name.filter(|it| !it.is_empty() && !names.contains(it)) {
+            names.push(name);
+        }
+    };
+    // `openai/gpt-4o:nitro` is served as any other; but what is `:free` costs nothing.
+    let variant = model.rsplit_once(':').filter(|(_, it)| *it != "free");
+    let plain = variant
+        .filter(|(_, it)| it.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'))
+        .map(|(name, _)| name);
+    also(plain);
+    let plain = plain.unwrap_or(model);
+    // Not so an application profile of Bedrock, which says nothing of its model.
+    let named = !plain.contains("application-inference-profile");
+    let last = plain.rsplit('/').next().filter(|_| named && provider != "openrouter");
+    also(last);
+    let last = last.unwrap_or(plain);
+    also(last.split_once('@').map(|(name, _)| name));
+    also(limits::without_place(last));
+    also(last.strip_suffix("-maas"));
+    if named && provider != "openrouter" {
+        also(Some(limits::bare(last)));
+    }
+    let mut all: Vec<(&str, &str)> = names.iter().map(|name| (provider, *name)).collect();
+    if let Some((vendor, name)) = plain.split_once('/')
+        && PASSING_ON.contains(&provider)
+    {
+        all.push((table_name(vendor), name));
+    }
+    all
+}
+
+/// A model's name up to its first digit, without what stands around it.
+fn stem(model: &str) -> &str {
+    let name = limits::bare(model);
+    name.split(|it: char| it.is_ascii_digit()).next().unwrap_or_default()
+}
+
+/// How the names of the models begin that are most like this one: the longest beginning, in whole
+/// words, that it has in common with the stem of any. Empty where there is none.
+fn family(provider: &str, model: &str) -> String {
+    let folded = model.to_lowercase();
+    let own = stem(&folded);
+    let Some((_, models)) = section(provider) else { return String::new() };
+    let common = |other: &str| {
+        let same = own.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+        let whole = same == own.len() && !own.is_empty();
+        let shared = own.get(..same).unwrap_or_default();
+        let words = shared.rfind(['-', '.', '_']).map_or(0, |at| at + 1);
+        if whole { same } else { words }
+    };
+    let longest = names(models).map(|name| common(stem(name))).max().unwrap_or(0);
+    own.get(..longest).unwrap_or_default().to_owned()
+}
+
+/// The names that the rules of models are about.
+fn names(models: &str) -> impl Iterator<Item = &str> {
+    models.lines().flat_map(|line| names_of(line))
+}
+
+fn names_of(line: &str) -> impl Iterator<Item = &str> {
+    let rule = line.split('\t').next().unwrap_or_default();
+    let clauses = rule.split([' ', '&']);
+    clauses.filter_map(|clause| clause.strip_prefix(['=', '^', '*']))
+}
+
+/// The dearest model of a provider, by input and output together, of those whose names begin so.
+fn dearest(provider: &str, family: &str) -> Option<ModelPrice> {
     let (_, models) = section(provider)?;
-    let priced = models.lines().filter_map(parse_model).filter_map(|it| {
+    let of_family = |line: &&str| {
+        family.is_empty() || names_of(line).any(|name| limits::bare(name).starts_with(family))
+    };
+    let priced = models.lines().filter(of_family).filter_map(parse_model).filter_map(|it| {
         let cost = it.worst_nano_usd(u64::MAX >> 1, None, 1_000, 1_000)?;
         Some((cost, it))
     });

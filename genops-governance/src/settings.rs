@@ -6,7 +6,7 @@ use genops_protocols::Hosts;
 
 use crate::authority::Grants;
 use crate::budget::{self, Budget};
-use crate::config::{Estimate, Mode, Sections, Uninspectable, Unmapped};
+use crate::config::{Estimate, Mode, ProviderConfig, Sections, Uninspectable, Unmapped};
 use crate::policy::Policies;
 use crate::prices::Prices;
 use crate::principal::Roster;
@@ -22,7 +22,8 @@ pub struct Settings(pub(crate) Arc<Inner>);
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) hosts: Arc<Hosts>,
-    pub(crate) regions: Vec<(String, String)>,
+    /// Pattern of a host, its port, and where it computes.
+    pub(crate) regions: Vec<(String, Option<u16>, String)>,
     pub(crate) mode: Mode,
     pub(crate) unmapped: Unmapped,
     pub(crate) uninspectable: Uninspectable,
@@ -74,6 +75,8 @@ impl Faults {
     ) {
         if name.trim().is_empty() {
             self.add(place, "name", "is empty");
+        } else if name.chars().any(char::is_control) {
+            self.add(place, "name", "has a line break or another control character");
         } else if used_before(index) {
             self.add(place, "name", "is used by an entry before it");
         }
@@ -174,7 +177,20 @@ fn hosts(sections: &Sections, faults: &mut Faults) -> Arc<Hosts> {
             }
             continue;
         };
-        match hosts.clone().with(&provider.host, provider.port, dialect) {
+        let (host, port) = match host_and_port(provider) {
+            Ok(found) => found,
+            Err(why) => {
+                faults.add(&place, "host", &why);
+                continue;
+            }
+        };
+        // `*.example.com` is every name below it, as `.example.com` is.
+        let host = host.strip_prefix('*').unwrap_or(&host);
+        if host.contains('*') {
+            faults.add(&place, "host", "has a `*` that is not its first label");
+            continue;
+        }
+        match hosts.clone().with(host, port, dialect) {
             Ok(more) => hosts = more,
             Err(error) => faults.0.push(format!("{place}: {error}")),
         }
@@ -182,10 +198,58 @@ fn hosts(sections: &Sections, faults: &mut Faults) -> Arc<Hosts> {
     Arc::new(hosts)
 }
 
-fn regions(sections: &Sections) -> Vec<(String, String)> {
-    let named = sections
-        .providers
-        .iter()
-        .filter_map(|it| Some((it.host.to_lowercase(), it.region.clone()?)));
+fn regions(sections: &Sections) -> Vec<(String, Option<u16>, String)> {
+    let named = sections.providers.iter().filter_map(|it| {
+        let region = it.region.clone()?;
+        let (host, port) = host_and_port(it).ok()?;
+        let host = if host.starts_with('.') { format!("*{host}") } else { host };
+        Some((host, port, region))
+    });
     named.collect()
+}
+
+/// Host and port of an entry, where either may hold the port.
+fn host_and_port(provider: &ProviderConfig) -> Result<(String, Option<u16>), String> {
+    let host = provider.host.trim().trim_end_matches('.').to_lowercase();
+    if host.contains('/') || host.contains(char::is_whitespace) || host.is_empty() {
+        return Err("is not the name of a host: no scheme, no path".to_owned());
+    }
+    let bracketed = host.strip_prefix('[').and_then(|it| it.split_once(']'));
+    let (name, port) = match (bracketed, host.rsplit_once(':')) {
+        (Some((name, port)), _) => (name, port.strip_prefix(':')),
+        (None, Some((name, port))) if !name.contains(':') => (name, Some(port)),
+        _ => (host.as_str(), None),
+    };
+    let Some(port) = port else { return Ok((name.to_owned(), provider.port)) };
+    let port: u16 = port.parse().map_err(|_error| format!("has `{port}` for a port"))?;
+    if provider.port.is_some_and(|other| other != port) {
+        return Err("and `port` name different ports".to_owned());
+    }
+    Ok((name.to_owned(), Some(port)))
+}
+
+/// Says which names of providers stand for none.
+pub(crate) fn check_providers(
+    sections: &Sections,
+    place: &str,
+    key: &str,
+    names: &[String],
+    faults: &mut Faults,
+) {
+    let unlisted = ["vllm", "llama_cpp", "lmstudio", "tgi", "gcp.gen_ai", "gcp.vertex_ai"];
+    let hosts = Hosts::builtin();
+    let mut known: Vec<&str> = hosts.host_patterns().map(|it| it.provider).collect();
+    known.extend(unlisted);
+    for name in names {
+        let folded = name.to_lowercase();
+        if known.iter().any(|it| crate::glob::matches(&folded, it)) {
+            continue;
+        }
+        let dialect = sections.providers.iter().filter_map(|it| it.dialect.as_deref());
+        let alike = known.iter().find(|it| it.split(['.', '_']).any(|part| part == folded));
+        let meant = alike.map(|it| format!("; `{it}` is one")).unwrap_or_default();
+        let spoken = dialect.clone().any(|it| it == folded);
+        let hint = if spoken { "; it is a dialect" } else { "" };
+        faults.add(place, key, &format!("names `{name}`, which is no provider{meant}{hint}"));
+    }
 }

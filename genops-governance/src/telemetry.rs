@@ -234,6 +234,7 @@ impl Awu {
             let delta = actual.amount.saturating_sub(reservation.amount);
             out.double("genops.accounting.reconciliation_delta", unit.to_double(delta));
             out.flag("genops.accounting.incomplete", actual.incomplete);
+            out.text("genops.accounting.basis", actual.basis.as_str());
         }
         let released = matches!(self.outcome, Outcome::NotExecuted(_, _));
         out.flag("genops.accounting.released", released);
@@ -343,6 +344,7 @@ impl Awu {
         let delta = actual.amount.saturating_sub(reservation.amount);
         out.double("genops.accounting.reconciliation_delta", unit.to_double(delta));
         out.flag("genops.accounting.incomplete", actual.incomplete);
+        out.text("genops.accounting.basis", actual.basis.as_str());
         out.text_if("genops.budget.name", reservation.budget.as_ref().map(|it| &it.name));
         let (name, unix_ns) = ("genops.budget.reconciliation", actual.unix_ns);
         Some(Event { name, unix_ns, attributes: out.0 })
@@ -379,6 +381,13 @@ impl Awu {
 pub(crate) fn operation_type(call: &Call) -> &'static str {
     match call.operation.as_deref() {
         Some("embeddings") => "embedding",
+        Some("batch") => "batch",
+        Some("fine_tune") => "fine_tune",
+        Some("image_generation") => "image",
+        Some("video_generation") => "video",
+        Some("text_to_speech" | "audio_transcription" | "audio_translation") => "audio",
+        Some("rerank") => "rerank",
+        Some("moderation") => "moderation",
         _ => "inference",
     }
 }
@@ -466,9 +475,27 @@ fn response(call: &Call, out: &mut Attributes) {
     let usage = &call.usage;
     out.int_if("gen_ai.usage.input_tokens", usage.input_tokens);
     out.int_if("gen_ai.usage.output_tokens", usage.output_tokens);
-    out.int_if("gen_ai.usage.cache_read.input_tokens", usage.cache_read_input_tokens);
-    out.int_if("gen_ai.usage.cache_creation.input_tokens", usage.cache_creation_input_tokens);
-    out.int_if("gen_ai.usage.reasoning.output_tokens", usage.reasoning_output_tokens);
+    // Parts of the two, where there are any.
+    for (name, count) in [
+        ("gen_ai.usage.cache_read.input_tokens", usage.cache_read_input_tokens),
+        ("gen_ai.usage.cache_write.input_tokens", usage.cache_creation_input_tokens),
+        ("gen_ai.usage.reasoning.output_tokens", usage.reasoning_output_tokens),
+        ("gen_ai.usage.audio.input_tokens", usage.audio_input_tokens),
+        ("gen_ai.usage.audio.output_tokens", usage.audio_output_tokens),
+        ("gen_ai.usage.audio.cache_read.input_tokens", usage.audio_cache_read_input_tokens),
+        ("gen_ai.usage.image.input_tokens", usage.image_input_tokens),
+        ("gen_ai.usage.image.output_tokens", usage.image_output_tokens),
+        ("gen_ai.usage.image.cache_read.input_tokens", usage.image_cache_read_input_tokens),
+        ("genops.usage.video.input_tokens", usage.video_input_tokens),
+        ("genops.usage.video.output_tokens", usage.video_output_tokens),
+        ("genops.usage.citation_tokens", usage.citation_tokens),
+        ("genops.usage.web_searches", usage.web_searches),
+        ("genops.usage.file_searches", usage.file_searches),
+        ("genops.usage.audio_input_ms", usage.audio_input_ms),
+        ("genops.usage.pages", usage.pages),
+    ] {
+        out.int_if(name, count.filter(|it| *it > 0));
+    }
     out.text_if("openai.response.service_tier", call.service_tier.as_ref());
     out.text_if("openai.response.system_fingerprint", call.system_fingerprint.as_ref());
 }

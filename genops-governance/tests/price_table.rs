@@ -17,7 +17,7 @@ use genops_governance::prices::{Prices, RateCard, Tokens};
 use serde_json::Value;
 
 /// Rates of a card, in the order of the table's columns, as the source names them.
-const RATES: [&str; 9] = [
+const RATES: [&str; 21] = [
     "input_mtok",
     "output_mtok",
     "cache_read_mtok",
@@ -27,6 +27,18 @@ const RATES: [&str; 9] = [
     "input_audio_mtok",
     "output_audio_mtok",
     "requests_kcount",
+    "cache_audio_read_mtok",
+    "input_image_mtok",
+    "output_image_mtok",
+    "cache_image_read_mtok",
+    "input_video_mtok",
+    "output_video_mtok",
+    "output_citation_mtok",
+    "web_searches_kcount",
+    "storage_searches_kcount",
+    "input_audio_hours",
+    "input_mchars",
+    "input_document_kpages",
 ];
 
 #[test]
@@ -129,16 +141,24 @@ fn seconds(date: &str) -> i64 {
 /// Rates in pico-USD, separated by commas: `BASE` or `BASE>START:RATE`; empty where there is none.
 fn card(prices: &Value) -> Option<String> {
     let known = |key: &str| prices[key].is_number() || prices[key].is_object();
-    if !RATES.iter().any(|key| known(key)) {
+    if !RATES.iter().any(|key| known(key)) && !known("audio_hours") {
         return None;
     }
-    let rates: Vec<String> = RATES.iter().map(|key| rate(&prices[*key], scale(key))).collect();
+    let of = |key: &str| match (key, &prices[key]) {
+        ("input_audio_hours", Value::Null) => &prices["audio_hours"],
+        (_, price) => price,
+    };
+    let rates: Vec<String> = RATES.iter().map(|key| rate(of(key), scale(key))).collect();
     Some(rates.join(",").trim_end_matches(',').to_owned())
 }
 
 /// From the source's unit to pico-USD for one.
 fn scale(key: &str) -> f64 {
-    if key == "requests_kcount" { 1e9 } else { 1e6 }
+    match key {
+        _ if key.ends_with("_kcount") || key.ends_with("_kpages") => 1e9,
+        _ if key.ends_with("_hours") => 1e12,
+        _ => 1e6,
+    }
 }
 
 fn rate(price: &Value, scale: f64) -> String {

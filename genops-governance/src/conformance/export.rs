@@ -35,6 +35,15 @@ impl Attributes {
         self.0.iter().find(|(it, _)| it == name).map(|(_, value)| value)
     }
 
+    /// Names that are there more than once (OpenTelemetry: keys MUST be unique).
+    pub(super) fn repeated(&self) -> Vec<&str> {
+        let before = |at: usize, name: &str| self.0.iter().take(at).any(|(it, _)| it == name);
+        let all = self.0.iter().enumerate();
+        all.filter(|(at, (name, _))| before(*at, name))
+            .map(|(_, (name, _))| name.as_str())
+            .collect()
+    }
+
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         match self.get(name)? {
             Value::Text(text) => Some(text),

@@ -59,6 +59,7 @@ rules! {
     "6" "sla-complete" sla_complete;
     "6" "sla-met" sla_met;
     "7" "types" types;
+    "7" "keys-unique" keys_unique;
     "8" "evaluated-attributes" evaluated_attributes;
     "8" "reservation-attributes" |it| event_attributes(it, RESERVED, &["genops.accounting.reserved", "genops.accounting.unit"]);
     "8" "reconciliation-attributes" |it| event_attributes(it, RECONCILED, &["genops.accounting.actual", "genops.accounting.reserved", "genops.accounting.unit"]);
@@ -98,6 +99,13 @@ pub(super) fn of_accounting(finding: &Finding) -> bool {
 
 fn fault(wrong: bool, message: impl FnOnce() -> String) -> Vec<String> {
     if wrong { vec![message()] } else { Vec::new() }
+}
+
+/// Of two values of one name nobody knows which one holds.
+fn keys_unique(unit: &Unit) -> Vec<String> {
+    let of_events = unit.events.iter().flat_map(|it| it.attributes.repeated());
+    let all = unit.attributes.repeated().into_iter().chain(of_events);
+    all.map(|name| format!("`{name}` is there more than once")).collect()
 }
 
 fn identity(unit: &Unit) -> Vec<String> {

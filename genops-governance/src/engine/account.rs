@@ -1,15 +1,17 @@
 //! How a unit ends: what it used, what its accounts become, and the unit as it is told.
 
+use std::sync::Arc;
+
 use genops_protocols::Call;
 
 use super::Output;
 use super::core::{Core, provider_key, target_key};
 use super::link::{Link, Opened, Running};
-use crate::awu::{Actual, Awu, AwuId, CaptureLevel, Outcome, Reservation, Sla};
+use crate::awu::{Actual, Awu, AwuId, Basis, CaptureLevel, Outcome, Reservation, Sla};
 use crate::config::Unit;
 use crate::decision::{Decision, ReasonCode, Refusal};
 use crate::ledger::{Account, Share};
-use crate::prices::Tokens;
+use crate::prices::{ModelPrice, RateCard, Tokens};
 use crate::record::{Accounted, Decided, Record, RecordKind, What, Who};
 use crate::telemetry::{has_output, operation_type};
 use crate::time::Now;
@@ -41,6 +43,10 @@ impl Core {
         let end_ns = call.end_at_ns.unwrap_or(now.mono_ns);
         let latency_ms = end_ns.saturating_sub(call.request_at_ns) / 1_000_000;
         self.note_outcome(now, &running, &call, response_complete, latency_ms);
+        let models = (call.response_model.as_deref(), call.request_model.as_deref());
+        let prices = &self.settings.0.prices;
+        let known = prices.answered(call.provider.as_deref(), models.0, models.1).is_some();
+        running.opened.grounds.price_assumed &= !known;
         let cost = self.cost(now, &running, &call, response_complete);
         let Running { opened, permission, reservation, shares, sent, target, .. } = running;
         let outcome = if sent {
@@ -52,7 +58,7 @@ impl Core {
         };
         let mut awu = self.awu(now, link, opened, outcome, call, response_complete);
         // What an assumed price gives is a bound for the accounts, not a cost.
-        let priced = cost.filter(|_| !awu.grounds.price_assumed);
+        let priced = cost.filter(|it| !awu.grounds.price_assumed && it.basis == Basis::Reported);
         awu.cost_nano_usd = priced.and_then(|it| it.nano_usd);
         let ran = awu.outcome.actual().is_some();
         awu.sla = target.filter(|_| ran).map(|it| Sla {
@@ -90,39 +96,52 @@ impl Core {
         }
     }
 
-    /// What a call used, as far as its response says.
+    /// What a call used, as far as its response says, else by what was seen of its text.
     fn cost(&mut self, now: Now, running: &Running, call: &Call, complete: bool) -> Option<Cost> {
         let usage = &call.usage;
-        let reported = usage.input_tokens.is_some() || usage.output_tokens.is_some();
-        if !reported {
-            // The provider refused it, or failed: nothing was used.
-            let rejected = call.status.is_some_and(|it| it >= 400) && complete;
-            let nothing = Cost { tokens: 0, nano_usd: Some(0) };
-            return rejected.then_some(nothing);
-        }
-        if !complete {
-            return None;
-        }
-        let output = usage.output_tokens.or((!has_output(call)).then_some(0))?;
-        let tokens = Tokens {
-            input: usage.input_tokens?,
-            output,
-            cache_read: usage.cache_read_input_tokens.unwrap_or(0),
-            cache_write: usage.cache_creation_input_tokens.unwrap_or(0),
-            reasoning: usage.reasoning_output_tokens.unwrap_or(0),
-            audio_input: usage.audio_input_tokens.unwrap_or(0),
-            audio_output: usage.audio_output_tokens.unwrap_or(0),
-        };
         let unix_s = now.unix_of(call.request_at_ns) / 1_000_000_000;
         let tier = call.service_tier.as_deref().or(call.params.service_tier.as_deref());
-        let card = running.price.as_ref().and_then(|it| it.card(unix_s, tier));
+        let price = self.price(running, call);
+        let card = price.as_ref().and_then(|it| it.card(unix_s, tier));
+        let reported = usage.input_tokens.is_some() || usage.output_tokens.is_some();
+        if !reported && complete {
+            // The provider refused it, or failed: nothing was used.
+            if call.status.is_some_and(|it| it >= 400) {
+                return Some(Cost { tokens: 0, nano_usd: Some(0), basis: Basis::Reported });
+            }
+            if let Some(card) = card.filter(|it| it.is_by_piece())
+                && let Some(tokens) = pieces(card, running, call)
+            {
+                let nano_usd = Some(card.actual_nano_usd(&tokens));
+                return Some(Cost { tokens: 0, nano_usd, basis: Basis::Reported });
+            }
+        }
+        let output = usage.output_tokens.or((!has_output(call)).then_some(0));
+        let whole = usage.input_tokens.zip(output).filter(|_| complete);
+        let Some((input, output)) = whole else {
+            let (input, output) = seen(running, call, complete)?;
+            let tokens = Tokens { input, output, ..tokens_of(call) };
+            let nano_usd = card.map(|it| it.actual_nano_usd(&tokens));
+            let tokens = input.saturating_add(output);
+            return Some(Cost { tokens, nano_usd, basis: Basis::Estimated });
+        };
+        let tokens = Tokens { input, output, ..tokens_of(call) };
         let nano_usd = card.map(|it| it.actual_nano_usd(&tokens));
         if let (Some(nano), false) = (nano_usd, running.opened.grounds.price_assumed) {
             let principal = &running.opened.attribution.principal;
             let model = call.request_model.as_deref().unwrap_or_default();
             self.latencies.note(&format!("cost {principal} {model}"), nano.unsigned_abs());
         }
-        Some(Cost { tokens: tokens.input.saturating_add(tokens.output), nano_usd })
+        let tokens = input.saturating_add(output);
+        Some(Cost { tokens, nano_usd, basis: Basis::Reported })
+    }
+
+    /// The price of the model that answered, else what the decision went by.
+    fn price(&self, running: &Running, call: &Call) -> Option<Arc<ModelPrice>> {
+        let prices = &self.settings.0.prices;
+        let models = (call.response_model.as_deref(), call.request_model.as_deref());
+        let answered = prices.answered(call.provider.as_deref(), models.0, models.1);
+        answered.or_else(|| running.price.clone())
     }
 
     /// Settles the accounts of a unit that ran.
@@ -137,21 +156,37 @@ impl Core {
         call: &Call,
         cost: Option<Cost>,
     ) -> Actual {
-        let used = |unit: Unit| cost.and_then(|it| it.in_unit(unit));
-        let actuals: Option<Vec<i64>> = shares.iter().map(|unit| used(*unit)).collect();
-        let known = used(reservation.unit);
+        // An estimate never exceeds what was set aside.
         let accounts = self.accounts_of(opened.id);
+        let basis = cost.map_or(Basis::Reserved, |it| it.basis);
+        let used = |unit: Unit| cost.and_then(|it| it.in_unit(unit));
+        let bounded = |used: i64, reserved: i64| {
+            if basis == Basis::Estimated { used.min(reserved) } else { used }
+        };
+        let set_aside = |index: usize| {
+            let share = accounts.get(index);
+            share.map_or(i64::MAX, |it| it.covered.saturating_add(it.beyond))
+        };
+        let of_share =
+            |(index, unit): (usize, &Unit)| used(*unit).map(|used| bounded(used, set_aside(index)));
+        let actuals: Option<Vec<i64>> = shares.iter().enumerate().map(of_share).collect();
+        let known = used(reservation.unit).map(|used| bounded(used, reservation.amount));
         let mut log = Vec::new();
         self.ledger.settle(now.unix_ns, opened.id, actuals.clone(), &mut log);
         let mut record = Record::new(now, RecordKind::Reconciliation);
         self.fill(&mut record, link, opened, call);
         record.accounts = self.accounted(&accounts, reservation, |index, unit| {
-            if accounts.is_empty() { used(unit) } else { actuals.as_ref()?.get(index).copied() }
+            if accounts.is_empty() {
+                known.filter(|_| unit == reservation.unit)
+            } else {
+                actuals.as_ref()?.get(index).copied()
+            }
         });
         self.put(log, [record]);
         Actual {
             amount: known.unwrap_or(reservation.amount),
-            incomplete: known.is_none(),
+            incomplete: known.is_none() || basis != Basis::Reported,
+            basis: if known.is_none() { Basis::Reserved } else { basis },
             unix_ns: now.unix_ns,
         }
     }
@@ -315,6 +350,72 @@ impl Core {
 struct Cost {
     tokens: u64,
     nano_usd: Option<i64>,
+    basis: Basis,
+}
+
+/// Bytes of text that are taken for one token where nobody counted: what tokenizers make of English
+/// and of programs, on average.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// Input and output as far as they are known: as the provider counted them up to there, else by the
+/// text that was seen. `None`: nothing to go by.
+///
+/// Who leaves a stream ends it: the providers known stop generating and bill what they made. An
+/// answer that comes in one piece is made to its end, and billed, whoever still listens.
+fn seen(running: &Running, call: &Call, complete: bool) -> Option<(u64, u64)> {
+    let usage = &call.usage;
+    let lost = call.missing_bytes > 0 || call.unreadable.is_some() || !call.request_seen;
+    let asked = running.asked.0.div_ceil(BYTES_PER_TOKEN);
+    let input = usage.input_tokens.or((asked > 0).then_some(asked))?;
+    let written = call.written_bytes.div_ceil(BYTES_PER_TOKEN);
+    let began = call.stream_response || call.stream && call.status.is_some();
+    let text = usage.output_tokens.is_some() || written > 0 || !has_output(call);
+    if lost || !(complete && text || began) {
+        return None;
+    }
+    let output = usage.output_tokens.unwrap_or(0).max(written);
+    Some((input, if has_output(call) { output } else { 0 }))
+}
+
+/// What is paid by the second, the character or the page, where it is known.
+fn pieces(card: &RateCard, running: &Running, call: &Call) -> Option<Tokens> {
+    let [sound, characters, pages] = card.counts();
+    let spoken = Some(running.asked.1).filter(|count| *count > 0 && running.opened.complete);
+    let needed = |wanted: bool, count: Option<u64>| if wanted { count } else { Some(0) };
+    Some(Tokens {
+        audio_ms: needed(sound, call.usage.audio_input_ms)?,
+        characters: needed(characters, spoken)?,
+        pages: needed(pages, call.usage.pages)?,
+        ..Tokens::default()
+    })
+}
+
+/// Everything that a call was counted, but for input and output as a whole.
+fn tokens_of(call: &Call) -> Tokens {
+    let usage = &call.usage;
+    let count = |it: Option<u64>| it.unwrap_or(0);
+    Tokens {
+        input: 0,
+        output: 0,
+        cache_read: count(usage.cache_read_input_tokens),
+        cache_write: count(usage.cache_creation_input_tokens),
+        reasoning: count(usage.reasoning_output_tokens),
+        audio_input: count(usage.audio_input_tokens),
+        audio_output: count(usage.audio_output_tokens),
+        cache_write_hour: count(usage.cache_creation_hour_input_tokens),
+        audio_cached: count(usage.audio_cache_read_input_tokens),
+        image_input: count(usage.image_input_tokens),
+        image_output: count(usage.image_output_tokens),
+        image_cached: count(usage.image_cache_read_input_tokens),
+        video_input: count(usage.video_input_tokens),
+        video_output: count(usage.video_output_tokens),
+        citations: count(usage.citation_tokens),
+        web_searches: count(usage.web_searches),
+        file_searches: count(usage.file_searches),
+        audio_ms: count(usage.audio_input_ms),
+        characters: 0,
+        pages: count(usage.pages),
+    }
 }
 
 impl Cost {

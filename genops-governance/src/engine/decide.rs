@@ -71,6 +71,7 @@ impl Core {
         let texts: Vec<&str> = request.texts().collect();
         let text_bytes = texts.iter().map(|it| it.len() as u64).sum::<u64>();
         let text_bytes = text_bytes.saturating_add(request.texts_dropped_bytes());
+        let chars = texts.iter().map(|it| it.chars().count() as u64).sum::<u64>();
         let policies = self.settings.clone();
         let content = policies.0.policies.content(self.slice(&subject), &texts);
         let call = request.call;
@@ -84,6 +85,7 @@ impl Core {
             end: request.end,
             estimate: self.estimate(now, &subject, call, bytes, None),
             region: self.region(call),
+            asked: (text_bytes, chars),
             texts: if self.keeps_texts { Texts::of(&texts) } else { Texts::default() },
         };
         self.decide(now, link, &subject, &ask, request.complete);
@@ -106,6 +108,7 @@ impl Core {
             end: 0,
             estimate,
             region,
+            asked: (0, 0),
             texts,
         };
         let id = self.issue();
@@ -194,7 +197,13 @@ impl Core {
         let reserved = self.ledger.reserve(now.unix_ns, id, &demands, &mut log);
         self.put(log, []);
         done.reserved = reserved.is_ok();
-        reserved.err().map(|short| shortfall_objection(&short, &demands))
+        let objection = reserved.err().map(|short| shortfall_objection(&short, &demands));
+        objection.map(|mut it| {
+            if is_unpriced(ask) {
+                it.reason = format!("{} (x_price_unknown: {})", it.reason, unpriced(ask));
+            }
+            it
+        })
     }
 
     /// Steps 1 to 4: nothing is counted.
@@ -279,6 +288,7 @@ impl Core {
             sent: link.mechanism() == Mechanism::None || link.passed >= ask.end,
             withheld: false,
             price: ask.estimate.price.as_ref().map(|it| it.price.clone()),
+            asked: ask.asked,
             limits: self.limits(subject, ask).map(|it| it.name.clone()).collect(),
             target: sla::find(&self.settings.0.targets, lineage, model).cloned(),
         }
@@ -416,8 +426,7 @@ impl Core {
         over.or_else(|| {
             let known = ask.estimate.price.as_ref();
             let assumed = ask.inspectable && known.is_none_or(|it| it.assumed);
-            let why = "no price is known for the model";
-            assumed.then(|| Objection::block(ReasonCode::PRICE_UNKNOWN, None, why))
+            assumed.then(|| Objection::block(ReasonCode::PRICE_UNKNOWN, None, unpriced(ask)))
         })
     }
 
@@ -456,6 +465,7 @@ impl Core {
             end: u64::MAX,
             estimate: self.estimate(now, &subject, call, open.body_bytes, Some(0)),
             region: self.region(call),
+            asked: (0, 0),
             texts: Texts::default(),
         };
         let opinion = self.opinion(now, &subject, &ask, Some(""));
@@ -525,6 +535,7 @@ impl Core {
             end: received,
             estimate: self.estimate(now, &subject, call, open.body_bytes, None),
             region: self.region(call),
+            asked: (0, 0),
             texts: Texts::default(),
         };
         let settled = Some(ReasonCode::DECISION_TIMEOUT);
@@ -596,7 +607,7 @@ impl Core {
             region: ask.region.as_deref().unwrap_or_default(),
             server: call.server_address.as_deref().unwrap_or_default(),
             environment: who.environment.as_deref().unwrap_or_default(),
-            est_nano_usd: ask.estimate.nano_usd,
+            est_nano_usd: ask.estimate.ceiling_nano_usd,
             est_tokens: ask.estimate.tokens(),
             max_output_tokens: ask.estimate.output_tokens,
             request_bytes: call.request_bytes,
@@ -665,7 +676,7 @@ impl Core {
         let mut approvals = self.ledger.approvals().peekable();
         approvals.peek()?;
         let request = binding(subject, ask.call);
-        let cost = ask.estimate.nano_usd?;
+        let cost = ask.estimate.ceiling_nano_usd?;
         let good = |it: &&crate::approval::Approval| {
             it.request == request && it.expires_unix_ns > now.unix_ns && it.ceiling_nano_usd >= cost
         };
@@ -753,12 +764,15 @@ fn explained(matched: &Matched, ask: &Ask<'_>) -> Objection {
     let about = if matched.code == ReasonCode::PolicyDenyRegion {
         format!("the region is {}", said(&ask.region))
     } else if matched.code == ReasonCode::BudgetExceeded {
-        let cost = ask.estimate.nano_usd.map(money::format_usd);
+        let cost = ask.estimate.ceiling_nano_usd.map(money::format_usd);
         format!("this one may cost up to {} USD", said(&cost))
     } else {
         format!("it asks {} for {}", said(&call.provider), said(&call.request_model))
     };
     objection.reason = format!("{}; {about}", objection.reason);
+    if matched.code == ReasonCode::BudgetExceeded && is_unpriced(ask) {
+        objection.reason = format!("{} (x_price_unknown: {})", objection.reason, unpriced(ask));
+    }
     objection
 }
 
@@ -771,6 +785,24 @@ fn rate_objection(reached: &Reached) -> Objection {
         policy: Some(limit.clone()),
         reason: format!("the limit `{limit}` is reached{}", again.unwrap_or_default()),
         signal: None,
+    }
+}
+
+/// The price that the estimate goes by is that of another model.
+fn is_unpriced(ask: &Ask<'_>) -> bool {
+    ask.estimate.price.as_ref().is_some_and(|it| it.assumed)
+}
+
+/// That no price is known, and what was taken instead.
+fn unpriced(ask: &Ask<'_>) -> String {
+    let family = ask.estimate.price.as_ref().map(|it| it.family.as_str());
+    let model = ask.call.request_model.as_deref().unwrap_or_default();
+    match family {
+        Some("") => "no price is known for the model; the dearest of its provider was taken".into(),
+        Some(family) => {
+            format!("no price is known for `{model}`; the dearest of `{family}*` was taken")
+        }
+        None => "no price is known for the model".to_owned(),
     }
 }
 

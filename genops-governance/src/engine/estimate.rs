@@ -25,6 +25,8 @@ pub(super) struct Ask<'a> {
     pub(super) end: u64,
     pub(super) estimate: Guess,
     pub(super) region: Option<String>,
+    /// Bytes and characters of its text.
+    pub(super) asked: (u64, u64),
     /// What it says, where that is to be kept.
     pub(super) texts: Texts,
 }
@@ -35,6 +37,9 @@ pub(super) struct Guess {
     pub(super) input_tokens: u64,
     pub(super) output_tokens: u64,
     pub(super) nano_usd: Option<i64>,
+    /// What limits for one request go by: as `nano_usd`, but of the provider's dearest model where the
+    /// price is assumed.
+    pub(super) ceiling_nano_usd: Option<i64>,
     pub(super) price: Option<Found>,
 }
 
@@ -49,6 +54,37 @@ impl Guess {
             Unit::Tokens => i64::try_from(self.tokens()).unwrap_or(i64::MAX),
         }
     }
+}
+
+/// Of an assumed price, what the provider's dearest model may cost for it.
+pub(super) fn ceiling(
+    price: Option<&Found>,
+    now: Now,
+    tier: Option<&str>,
+    (input, output): (u64, u64),
+    nano_usd: Option<i64>,
+) -> Option<i64> {
+    let unix_s = now.unix_ns / 1_000_000_000;
+    let dearest = price.and_then(|it| it.dearest.as_ref());
+    nano_usd.max(dearest.and_then(|it| it.worst_nano_usd(unix_s, tier, input, output)))
+}
+
+/// Most tokens of a picture or of sound: the largest that is documented has 6,240.
+const MEDIA_TOKENS: u64 = 16_384;
+
+/// No model answers with more than this, where nothing is documented for it.
+fn largest_answer(call: &Call, model: Option<&str>, price: Option<&Found>) -> u64 {
+    let known = price.is_some_and(|it| !it.assumed && it.price.max_output_tokens.is_some());
+    let operation = call.operation.as_deref().unwrap_or_default();
+    let media = matches!(
+        operation,
+        "image_generation"
+            | "text_to_speech"
+            | "audio_transcription"
+            | "audio_translation"
+            | "video_generation"
+    );
+    if media && !known && model.is_some() { MEDIA_TOKENS } else { u64::MAX }
 }
 
 impl Core {
@@ -74,6 +110,7 @@ impl Core {
                 let (provider, unknown) = (call.provider.as_deref(), settings.max_output_tokens);
                 output_limit(provider, model, price.as_ref(), unknown)
             });
+            let limit = limit.min(largest_answer(call, model, price.as_ref()));
             limit.saturating_mul(call.choices.unwrap_or(1).max(1))
         });
         let unix_s = now.unix_ns / 1_000_000_000;
@@ -89,7 +126,9 @@ impl Core {
             let p95 = self.latencies.p95(&key).filter(|_| known);
             p95.and_then(|it| i64::try_from(it).ok()).map_or(worst, |it| it.min(worst))
         });
-        Guess { input_tokens, output_tokens, nano_usd, price }
+        let tokens = (input_tokens, output_tokens);
+        let ceiling_nano_usd = ceiling(price.as_ref(), now, tier, tokens, nano_usd);
+        Guess { input_tokens, output_tokens, nano_usd, ceiling_nano_usd, price }
     }
 
     /// Where the model computes: what host or path say, else what is configured for the host.
@@ -97,9 +136,11 @@ impl Core {
         let host = call.server_address.as_deref().unwrap_or_default().to_lowercase();
         let configured = || {
             let regions = &self.settings.0.regions;
-            regions.iter().find(|(like, _)| crate::glob::matches(like, &host))
+            regions.iter().find(|(like, port, _)| {
+                (port.is_none() || *port == call.server_port) && crate::glob::matches(like, &host)
+            })
         };
-        call.region.clone().or_else(|| configured().map(|(_, region)| region.clone()))
+        call.region.clone().or_else(|| configured().map(|(_, _, region)| region.clone()))
     }
 
     /// What a request may need of each budget that it draws on.

@@ -74,6 +74,8 @@ pub(super) struct Running {
     /// It was permitted, and then kept back for want of evidence; its accounts are settled.
     pub(super) withheld: bool,
     pub(super) price: Option<Arc<ModelPrice>>,
+    /// Bytes and characters of the text that it asked with.
+    pub(super) asked: (u64, u64),
     /// Limits on what runs at the same time that count it.
     pub(super) limits: Vec<String>,
     pub(super) target: Option<Target>,

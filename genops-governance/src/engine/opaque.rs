@@ -125,6 +125,7 @@ impl Core {
             // Nothing is set aside for what nobody can count.
             estimate: Guess { nano_usd: Some(0), ..Guess::default() },
             region: self.region(call),
+            asked: (0, 0),
             texts: Texts::default(),
         }
     }

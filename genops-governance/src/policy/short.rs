@@ -10,7 +10,7 @@ use crate::config::{
 };
 use crate::decision::ReasonCode;
 use crate::money::from_usd;
-use crate::settings::Faults;
+use crate::settings::{Faults, check_providers};
 
 /// One Cedar policy as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,9 @@ pub(super) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Text> {
         {
             faults.add(&place, "principal", &format!("names `{name}`, and there is none"));
         }
+        let allowed = policy.allowed_providers.as_deref().unwrap_or_default();
+        check_providers(sections, &place, "allowed_providers", allowed, faults);
+        check_providers(sections, &place, "denied_providers", &policy.denied_providers, faults);
         let count = texts.len();
         policy_texts(policy, &place, faults, &mut texts);
         if texts.len() == count {
@@ -41,6 +44,8 @@ pub(super) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Text> {
     }
     for (index, grant) in sections.grants.iter().enumerate() {
         let place = Faults::entry("grants", index, &grant.name);
+        let providers = grant.scope.providers.as_deref().unwrap_or_default();
+        check_providers(sections, &place, "scope.providers", providers, faults);
         grant_texts(grant, &place, faults, &mut texts);
     }
     texts

@@ -28,12 +28,23 @@ pub(super) fn of_provider(provider: &str) -> u64 {
     LIMITS.get(format!("@{provider}").as_str()).copied().unwrap_or(*LARGEST)
 }
 
+/// Most that any model gives whose name begins so.
+pub(super) fn of_family(start: &str) -> Option<u64> {
+    let family = LIMITS.iter().filter(|(name, _)| name.starts_with(start));
+    family.map(|(_, limit)| *limit).max()
+}
+
+/// The name without the place where it computes, and without its vendor.
+pub(super) fn without_place(name: &str) -> Option<&str> {
+    PLACES.iter().find_map(|it| name.strip_prefix(it))
+}
+
 /// Where a model of Bedrock's computes: the part in front of its vendor.
 const PLACES: [&str; 9] = ["global.", "us.", "eu.", "apac.", "au.", "jp.", "us-gov.", "ca.", "sa."];
 
 /// `us.anthropic.claude-haiku-4-5-20251001-v1:0` and `anthropic/claude-haiku-4-5` are
 /// `claude-haiku-4-5`.
-fn bare(model: &str) -> &str {
+pub(super) fn bare(model: &str) -> &str {
     let name = model.rsplit('/').next().unwrap_or(model);
     let name = name.split('@').next().unwrap_or(name);
     let name = PLACES.iter().find_map(|it| name.strip_prefix(it)).unwrap_or(name);
