@@ -444,6 +444,9 @@ pub struct ProviderConfig {
     pub dialect: Option<String>,
     /// Where it computes.
     pub region: Option<String>,
+    /// Endpoints of it that need no decision, each a method and a path, such as `POST /v1/files/*`.
+    #[serde(default)]
+    pub harmless: Vec<String>,
 }
 
 /// What the kernel does when no decision came in time.

@@ -65,6 +65,8 @@ extensions! {
     DECISION_TIMEOUT = "x_decision_timeout";
     /// A connection to a provider whose plaintext nobody reads.
     UNINSPECTABLE = "x_uninspectable";
+    /// The names that a request gives belong to two providers.
+    PROVIDERS_DIFFER = "x_providers_differ";
     /// Another request on the same connection was refused, and nothing more of it may leave.
     CONNECTION_DENIED = "x_connection_denied";
 }

@@ -15,8 +15,11 @@ mod opaque;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use genops_protocols::{Connection, ConnectionFacts, Direction, Egress, Exchange, Request, Sink};
+use genops_protocols::{
+    Connection, ConnectionFacts, Direction, Egress, Exchange, Memory, Request, Sink,
+};
 
 use self::core::Core;
 use self::link::Link;
@@ -118,6 +121,8 @@ pub enum Output {
 pub struct Engine {
     conns: BTreeMap<ConnId, (Connection, Link)>,
     core: Core,
+    /// What all decoders together may hold.
+    memory: Arc<Memory>,
 }
 
 /// One call into a decoder: what it decodes goes to the core.
@@ -145,7 +150,11 @@ impl Engine {
     /// they ran is not known.
     #[must_use]
     pub fn new(settings: Settings, ledger: Ledger, entropy: [u8; 32]) -> Self {
-        Self { conns: BTreeMap::new(), core: Core::new(settings, ledger, entropy) }
+        Self {
+            conns: BTreeMap::new(),
+            core: Core::new(settings, ledger, entropy),
+            memory: Arc::default(),
+        }
     }
 
     /// Has records of decisions carry what was sent to the model, or not.
@@ -214,6 +223,7 @@ impl Engine {
             from_start: open.from_start,
         };
         let connection = Connection::new(facts, self.core.hosts());
+        let connection = connection.with_memory(Arc::clone(&self.memory));
         self.conns.insert(conn, (connection, Link::new(conn, open)));
     }
 
@@ -405,6 +415,7 @@ impl Engine {
         decode: impl FnOnce(&mut Connection, &mut dyn Sink),
     ) {
         let Some((connection, link)) = self.conns.get_mut(&conn) else { return };
+        connection.keep_texts(self.core.wants_texts());
         decode(connection, &mut Turn { core: &mut self.core, link, now });
         let egress: Egress<'_> = connection.egress();
         self.core.settle_egress(now, link, &egress);

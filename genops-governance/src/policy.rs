@@ -323,6 +323,16 @@ impl Policies {
         all
     }
 
+    /// The slice has rules about text.
+    pub(crate) fn looks_at_content(slice: &Slice) -> bool {
+        !slice.content.is_empty()
+    }
+
+    /// There are rules about text.
+    pub(crate) fn has_content_rules(&self) -> bool {
+        !self.content.is_empty()
+    }
+
     /// Names of the content rules of a slice that match one of the texts.
     pub(crate) fn content(&self, slice: &Slice, texts: &[&str]) -> Vec<String> {
         let rules = slice.content.iter().filter_map(|index| self.content.get(*index));

@@ -155,6 +155,8 @@ pub struct Inputs {
     pub output_tokens: u64,
     /// Most it can cost, in nano-USD; absent where no price is known.
     pub nano_usd: Option<i64>,
+    /// The same at its worst, where `nano_usd` is what such requests usually cost.
+    pub worst_nano_usd: Option<i64>,
     /// Bytes of the request.
     pub request_bytes: u64,
     /// The request was read to its end.

@@ -171,8 +171,14 @@ fn hosts(sections: &Sections, faults: &mut Faults) -> Arc<Hosts> {
     let mut hosts = Hosts::builtin();
     for (index, provider) in sections.providers.iter().enumerate() {
         let place = Faults::entry("providers", index, &provider.host);
+        for line in &provider.harmless {
+            match hosts.clone().with_harmless(&provider.host, line) {
+                Ok(more) => hosts = more,
+                Err(error) => faults.add(&place, "harmless", &format!("holds {error}")),
+            }
+        }
         let Some(dialect) = &provider.dialect else {
-            if provider.region.is_none() {
+            if provider.region.is_none() && provider.harmless.is_empty() {
                 faults.add(&place, "dialect", "is missing, and no `region` is given either");
             }
             continue;

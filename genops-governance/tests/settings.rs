@@ -268,13 +268,13 @@ fn the_short_form_becomes_cedar() {
         @reason_code("POLICY_DENY_MODEL")
         @reason("only these models are allowed: gpt-4o-mini*, claude-*")
         forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
-        unless { context.model like "gpt-4o-mini*" || context.model like "claude-*" };
+        unless { context.readable && (context.model like "gpt-4o-mini*" || context.model like "claude-*") };
 
         @id("refund-models.denied_models")
         @reason_code("POLICY_DENY_MODEL")
         @reason("these models are denied: *-pro")
         forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
-        when { context.model like "*-pro" || (context.model == "" && !context.readable) };
+        when { context.model like "*-pro" || !context.readable };
 
         @id("refund-models.allowed_regions")
         @reason_code("POLICY_DENY_REGION")
@@ -292,13 +292,13 @@ fn the_short_form_becomes_cedar() {
         @reason_code("BUDGET_EXCEEDED")
         @reason("one request may cost at most 0.5 USD")
         forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
-        when { context.est_nano_usd > 500000000 };
+        when { context.est_nano_usd > 500000000 || !context.readable };
 
         @id("refund-models.approval_above")
         @reason_code("x_approval_required")
         @reason("a human must approve a request that may cost more than 0.25 USD")
         forbid (principal in GenOps::Workload::"refund-bot", action == GenOps::Action::"invoke", resource)
-        when { context.est_nano_usd > 250000000 }
+        when { context.est_nano_usd > 250000000 || !context.readable }
         unless { context.approved };
     "#]];
     expected.assert_eq(&texts.join("\n"));

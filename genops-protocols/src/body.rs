@@ -56,6 +56,10 @@ pub(crate) struct Body {
     form: Form,
     parser: Parser,
     unreadable: Option<Unreadable>,
+    /// What a client sends: to be read in one way only, or not at all.
+    strict: bool,
+    /// Messages, each a text of its own.
+    messages: bool,
 }
 
 impl Body {
@@ -66,25 +70,67 @@ impl Body {
 
     /// `texts`: where prose is kept.
     pub(crate) fn new(schema: &'static Schema, hints: Hints, texts: Option<Texts>) -> Self {
-        Self {
+        let mut body = Self {
             stage: match hints.coding {
                 Some(Coding::Identity) => Stage::Plain,
                 _ => Stage::Undecided(Vec::new()),
             },
             hints,
             form: Form::Undecided(Vec::new()),
+            strict: texts.is_some(),
+            messages: false,
             parser: Parser::new(schema, texts),
             unreadable: None,
+        };
+        if body.strict {
+            body.parser.scanner = Scanner::strict(schema, body.hints.is_ndjson());
+            body.parser.facts.expect_one_model();
         }
+        body
     }
 
     /// A body of which every message counts as the last.
     pub(crate) fn of_messages(schema: &'static Schema, texts: Option<Texts>) -> Self {
         let coding = Some(Coding::Identity);
         let hints = Hints { content_type: Some("application/json".into()), coding, grpc: None };
+        let strict = texts.is_some();
         let mut body = Self::new(schema, hints, texts);
+        body.messages = true;
+        body.parser.facts = Facts::default();
         body.parser.facts.keep_last_type();
+        if strict {
+            body.parser.scanner = Scanner::strict(schema, true);
+        }
         body
+    }
+
+    /// A message ended: what it left open does not go on in the next. Returns whether it could be
+    /// read.
+    pub(crate) fn end_message(&mut self) -> bool {
+        if let Form::Undecided(held) = &self.form {
+            let held = held.clone();
+            if held.is_empty() {
+                return false;
+            }
+            self.form = sniff(&self.hints, &held, true).unwrap_or(Form::Opaque);
+            self.decoded(without_mark(&self.form, &held));
+        }
+        self.parser.finish_scan();
+        let sound = matches!(self.form, Form::Json) && self.parser.scanner.is_sound();
+        self.parser.scanner.reset();
+        self.form = Form::Undecided(Vec::new());
+        sound
+    }
+
+    /// It has bytes, and none of the forms that are read.
+    pub(crate) fn is_opaque(&self) -> bool {
+        matches!(self.form, Form::Opaque)
+    }
+
+    /// Its type says that it is what a model sees or hears, as such.
+    pub(crate) fn is_media(&self) -> bool {
+        let kinds = ["audio/", "image/", "video/", "application/octet-stream"];
+        kinds.iter().any(|kind| self.hints.is(kind))
     }
 
     pub(crate) fn facts(&self) -> &Facts {
@@ -143,6 +189,25 @@ impl Body {
         size_of::<Self>() + stage + form + self.parser.memory_bytes()
     }
 
+    /// Bytes that grow with what a peer sends: the window of a decompressor, and prose.
+    pub(crate) fn shared_bytes(&self) -> usize {
+        let window = match &self.stage {
+            Stage::Coded(decoder) => decoder.memory_bytes(),
+            Stage::Undecided(_) | Stage::Plain | Stage::Failed => 0,
+        };
+        window + self.texts().map_or(0, Texts::memory_bytes)
+    }
+
+    /// There is no memory for it: the rest of a coded body is not read, and no more prose is kept.
+    pub(crate) fn give_up(&mut self) {
+        if matches!(self.stage, Stage::Coded(_)) {
+            self.stage = self.fail(Unreadable::Bomb);
+        }
+        if let Some(texts) = &mut self.parser.texts {
+            texts.give_up();
+        }
+    }
+
     /// Bytes kept because they are wanted: facts and prose.
     pub(crate) fn retained_bytes(&self) -> usize {
         self.parser.facts.memory_bytes() + self.texts().map_or(0, Texts::memory_bytes)
@@ -174,6 +239,9 @@ impl Body {
 
     fn decide_stage(&mut self, start: &[u8]) {
         let coding = actual_coding(self.hints.coding, start);
+        if self.strict && self.hints.coding.is_some_and(|said| said != coding) {
+            self.unreadable.get_or_insert(Unreadable::Corrupt);
+        }
         self.stage = match Decoder::new(coding) {
             Ok(Some(decoder)) => Stage::Coded(Box::new(decoder)),
             Ok(None) => Stage::Plain,
@@ -231,7 +299,7 @@ impl Body {
                 };
                 let held = std::mem::replace(&mut self.form, form);
                 if let Form::Undecided(held) = held {
-                    self.decoded(&held);
+                    self.decoded(without_mark(&self.form, &held));
                 }
                 self.decoded(rest);
             }
@@ -291,8 +359,10 @@ impl Body {
         }
         if let Form::Undecided(held) = &self.form {
             let held = held.clone();
-            self.form = sniff(&self.hints, &held, true).unwrap_or(Form::Opaque);
-            self.decoded(&held);
+            if !held.is_empty() {
+                self.form = sniff(&self.hints, &held, true).unwrap_or(Form::Opaque);
+                self.decoded(without_mark(&self.form, &held));
+            }
         }
         let parser = &mut self.parser;
         match &mut self.form {
@@ -301,6 +371,10 @@ impl Body {
             Form::JsonTail(held) if complete => parser.read_tail(held),
             _ => {}
         }
+        if matches!(self.stage, Stage::Coded(_)) {
+            self.stage = Stage::Failed; // nothing more comes: its window is not needed
+        }
+        let parser = &mut self.parser;
         if let Form::Grpc(decoder) = &self.form
             && decoder.skipped()
         {
@@ -309,7 +383,15 @@ impl Body {
         if parser.corrupt {
             self.unreadable.get_or_insert(Unreadable::Corrupt);
         }
-        if matches!(self.form, Form::Json) && parser.scanner.is_broken() {
+        let unsound = match &self.form {
+            Form::Json if self.strict && !self.messages => !parser.scanner.is_sound(),
+            Form::Json => parser.scanner.is_broken(),
+            // No API takes these from a client.
+            Form::Sse(_) | Form::EventStream(_) => self.strict,
+            Form::Multipart(decoder) => self.strict && !decoder.is_sound(),
+            _ => false,
+        };
+        if unsound || parser.facts.is_ambiguous() {
             self.unreadable.get_or_insert(Unreadable::Body);
         }
         if let Some(texts) = &mut parser.texts {
@@ -363,6 +445,12 @@ fn actual_coding(hint: Option<Coding>, start: &[u8]) -> Coding {
             (None, _) => Coding::Brotli,
         },
     }
+}
+
+/// JSON may begin with a byte order mark, which is none of it (RFC 8259 §8.1).
+fn without_mark<'b>(form: &Form, start: &'b [u8]) -> &'b [u8] {
+    let json = matches!(form, Form::Json);
+    start.strip_prefix(b"\xef\xbb\xbf").filter(|_| json).unwrap_or(start)
 }
 
 /// The form a body has. `None`: more bytes are needed.

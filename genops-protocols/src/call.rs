@@ -153,6 +153,7 @@ pub enum Unreadable {
 }
 
 /// One request and its response, as known so far. `None` or empty means not known, never a guess.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Call {
     /// 0-based order of the requests seen on this connection.
@@ -225,6 +226,21 @@ pub struct Call {
     pub response_bytes: u64,
     /// Bytes of this exchange that capture missed, as far as known.
     pub missing_bytes: u64,
+    /// It goes to a provider, and is neither inference that a dialect knows nor on the list of what is
+    /// harmless there: whoever governs decides it as a request that can't be read.
+    pub unlisted: bool,
+    /// What is unlisted only counts tokens.
+    pub counts_tokens: bool,
+    /// Model that something unlisted names, in body, path or query.
+    pub unlisted_model: Option<String>,
+    /// A second provider, where the names that are known of it (server name, address, `Host`,
+    /// `:authority`, target) do not all belong to [`Self::provider`], or to the same region of it.
+    pub other_provider: Option<String>,
+    /// Models beside `request_model` that may answer as well, as the request names them.
+    pub other_models: Vec<String>,
+    /// What it reads lies at the provider, so its length is not known: an earlier response, a
+    /// conversation, a file.
+    pub input_by_reference: bool,
     /// Something of this exchange was lost or could not be read, and why.
     pub unreadable: Option<Unreadable>,
     /// Details of an MCP or A2A exchange.
@@ -234,6 +250,12 @@ pub struct Call {
 }
 
 impl Call {
+    /// `gen_ai.operation.name` of what counts tokens and runs nothing. It is no inference.
+    pub const COUNT_TOKENS: &'static str = "x_count_tokens";
+
+    /// `gen_ai.operation.name` of what goes to a provider and no dialect knows.
+    pub const UNKNOWN: &'static str = "x_unknown";
+
     /// Bytes of memory its strings hold.
     pub(crate) fn memory_bytes(&self) -> usize {
         let optional = [
@@ -248,6 +270,8 @@ impl Call {
             &self.error_type,
             &self.region,
             &self.conversation_id,
+            &self.other_provider,
+            &self.unlisted_model,
             &self.response_status,
             &self.service_tier,
             &self.system_fingerprint,
@@ -260,6 +284,7 @@ impl Call {
             &self.tool_calls,
             &self.server_tool_calls,
             &self.params.stop_sequences,
+            &self.other_models,
             &self.params.encoding_formats,
         ];
         let strings = optional.into_iter().flatten().map(String::capacity).sum::<usize>();
@@ -302,7 +327,7 @@ impl Texts {
     pub(crate) fn begin(&mut self) {
         self.end();
         self.open = true;
-        if self.starts.len() < Self::PIECE_LIMIT {
+        if self.starts.len() < Self::PIECE_LIMIT && self.limit > 0 {
             self.starts.push(u32::try_from(self.text.len()).unwrap_or(u32::MAX));
         }
     }
@@ -344,6 +369,31 @@ impl Texts {
 
     pub(crate) fn dropped_bytes(&self) -> u64 {
         self.dropped_bytes
+    }
+
+    /// Frees what is kept, and keeps no more of it.
+    pub(crate) fn give_up(&mut self) {
+        self.dropped_bytes += self.text.len() as u64 + 1;
+        self.text = Vec::new();
+        self.starts = Vec::new();
+        self.open = false;
+        self.limit = 0;
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// What was kept from byte `from` on, in its pieces. The last may be cut within a character.
+    pub(crate) fn from(&self, from: usize) -> Vec<String> {
+        let ends = self.starts.iter().skip(1).map(|it| *it as usize).chain([self.text.len()]);
+        let pieces = self.starts.iter().map(|it| *it as usize).zip(ends);
+        let late = pieces.filter(|(_, end)| *end > from);
+        late.filter_map(|(start, end)| {
+            let piece = self.text.get(start.max(from)..end)?;
+            Some(String::from_utf8_lossy(piece).into_owned())
+        })
+        .collect()
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -433,4 +483,19 @@ pub struct OpenRequest<'a> {
     pub call: &'a Call,
     /// Bytes of its body seen so far.
     pub body_bytes: u64,
+    pub(crate) texts: Option<&'a Texts>,
+}
+
+impl OpenRequest<'_> {
+    /// Bytes of text seen so far, as far as they are kept.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        self.texts.map_or(0, Texts::len)
+    }
+
+    /// The text seen so far from this byte on, in its pieces; the last may still go on.
+    #[must_use]
+    pub fn texts_from(&self, from: usize) -> Vec<String> {
+        self.texts.map(|texts| texts.from(from)).unwrap_or_default()
+    }
 }

@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::call::{Call, Direction, Egress, OpenRequest, Sink};
-use crate::exchange::Context;
+use crate::exchange::{Context, Transaction};
 use crate::hosts::Hosts;
 use crate::http1::{self, Http1, Upgrade};
 use crate::http2::{self, Http2};
+use crate::memory::Memory;
 use crate::stream::Position;
 use crate::websocket::WebSocket;
 
@@ -65,7 +66,7 @@ impl Connection {
 
     /// Most bytes of memory a connection holds whatever the peer sends, beside the messages in
     /// flight on it.
-    pub const MEMORY_LIMIT: usize = 64 << 10;
+    pub const MEMORY_LIMIT: usize = 256 << 10;
 
     /// Most bytes of memory a message in flight holds, beside what is retained because it is
     /// wanted (the call, its texts) and the window of its decompressor (gzip 32 KiB, zstd 8 MiB,
@@ -79,14 +80,27 @@ impl Connection {
     #[must_use]
     pub fn new(facts: ConnectionFacts, hosts: Arc<Hosts>) -> Self {
         let ConnectionFacts { server_name, remote, from_start } = facts;
-        Self {
-            context: Context { hosts, server_name, remote, text_limit: Self::TEXT_LIMIT },
+        let mut it = Self {
+            context: Context {
+                hosts,
+                server_name,
+                remote,
+                text_limit: Self::TEXT_LIMIT,
+                memory: Arc::default(),
+            },
             from_start,
             egress: Position::default(),
             ingress: Position::default(),
             protocol: Protocol::Undecided { egress: Vec::new(), ingress: Vec::new() },
-            unknown: Call { request_seen: true, ..Call::default() },
-        }
+            unknown: Call::default(),
+        };
+        it.know_addressee();
+        it
+    }
+
+    /// Of a request of which only a part of the head was seen: whom the connection goes to.
+    fn know_addressee(&mut self) {
+        self.unknown = Transaction::unread(0, 0, 0, &self.context).into_call();
     }
 
     /// Sets how many bytes of text are kept for content policy, a request.
@@ -96,12 +110,25 @@ impl Connection {
         self
     }
 
+    /// Has it count what its decoders hold in a budget that it shares with others.
+    #[must_use]
+    pub fn with_memory(mut self, memory: Arc<Memory>) -> Self {
+        self.context.memory = memory;
+        self
+    }
+
+    /// Whether the texts of requests that begin from here on are kept; otherwise they are counted.
+    pub fn keep_texts(&mut self, keep: bool) {
+        self.context.text_limit = if keep { Self::TEXT_LIMIT } else { 0 };
+    }
+
     /// Takes a server name or address that became known later.
     pub fn learn(&mut self, facts: ConnectionFacts) {
         let ConnectionFacts { server_name, remote, from_start: _ } = facts;
         let Context { server_name: known_name, remote: known_remote, .. } = &mut self.context;
         *known_name = server_name.or(known_name.take());
         *known_remote = remote.or(*known_remote);
+        self.know_addressee();
     }
 
     /// Takes bytes at a stream position: 0 is the first byte of that direction. What was seen
@@ -157,7 +184,13 @@ impl Connection {
     #[must_use]
     pub fn egress(&self) -> Egress<'_> {
         let partial = |start: Option<u64>, exchange: u64| {
-            start.map(|start| OpenRequest { exchange, start, call: &self.unknown, body_bytes: 0 })
+            start.map(|start| OpenRequest {
+                exchange,
+                start,
+                call: &self.unknown,
+                body_bytes: 0,
+                texts: None,
+            })
         };
         let open = match &self.protocol {
             Protocol::Undecided { egress, .. } if self.from_start => {
@@ -225,6 +258,9 @@ impl Connection {
                 {
                     http2.close(at_ns, self.egress.next(), sink);
                     self.protocol = Protocol::Opaque;
+                    if direction == Direction::Egress && self.from_start {
+                        self.tell_unread(at_ns, start, sink);
+                    }
                 }
                 return;
             }
@@ -294,6 +330,12 @@ impl Connection {
         }
     }
 
+    /// The client's side of the connection is nothing that is read here: it is one request, and nobody
+    /// knows what it asks for.
+    fn tell_unread(&mut self, at_ns: u64, start: u64, sink: &mut dyn Sink) {
+        Transaction::unread(0, at_ns, start, &self.context).tell_unread(at_ns, u64::MAX, sink);
+    }
+
     /// What is spoken is known: reads what was held, `direction` up to position `after`.
     fn decide(
         &mut self,
@@ -315,6 +357,10 @@ impl Connection {
             Direction::Egress => (after, self.ingress.next()),
             Direction::Ingress => (self.egress.next(), after),
         };
+        if spoken == Spoken::Unknown && self.from_start && direction == Direction::Egress {
+            let start = egress_end.saturating_sub(egress.len() as u64);
+            self.tell_unread(at_ns, start, sink);
+        }
         let sides =
             [(Direction::Egress, egress, egress_end), (Direction::Ingress, ingress, ingress_end)];
         for (direction, held, end) in sides {
@@ -340,7 +386,9 @@ impl Connection {
                     Direction::Ingress => ingress.clear(),
                 }
             }
-            Protocol::Http1(http1) => http1.gap(at_ns, direction, at, bytes, sink),
+            Protocol::Http1(http1) => {
+                http1.gap(at_ns, direction, at, bytes, &self.context, sink);
+            }
             Protocol::Http2(http2) => {
                 http2.gap(at_ns, direction, at, bytes, &self.context, sink);
             }
@@ -382,8 +430,11 @@ enum Verdict {
 
 /// What the first bytes of egress say, if this host is the client.
 fn spoken_by_client(bytes: &[u8]) -> Verdict {
-    // A client may send empty lines before its request.
-    let text = bytes.trim_ascii_start();
+    // A client may send empty lines before its request (RFC 9112 §2.2), however many.
+    if matches!(bytes, [b'\r' | b'\n']) {
+        return Verdict::Skip;
+    }
+    let text = bytes;
     let enough = bytes.len() >= Connection::SNIFF_BYTES;
     if http1::is_request_start(text) {
         Verdict::Is(Spoken::Http1)

@@ -265,9 +265,15 @@ pub(crate) fn read_parameters(request: &Facts, call: &mut Call) {
         Some("text" | "text/plain") => Some("text"),
         _ => None,
     };
-    call.max_output_tokens =
-        request.count(Field::MaxCompletionTokens).or_else(|| request.count(Field::MaxTokens));
-    call.choices = request.count(Field::ChoiceCount);
+    // A server knows one of the two, and which is not said.
+    let limits = [Field::MaxCompletionTokens, Field::MaxTokens];
+    call.max_output_tokens = limits.into_iter().filter_map(|it| request.count(it)).max();
+    let choices = [Field::ChoiceCount, Field::BestOf];
+    call.choices = choices.into_iter().filter_map(|it| request.count(it)).max();
+    call.other_models = request.list(List::Models).map(str::to_owned).collect();
+    call.input_by_reference = request.has(Field::PreviousResponse)
+        || request.has(Field::Conversation)
+        || request.has(Field::Referred);
     call.conversation_id = request.text(Field::Conversation).map(str::to_owned);
     if let Some(stream) = request.flag(Field::Stream) {
         call.stream = stream;

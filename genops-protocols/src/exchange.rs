@@ -11,7 +11,10 @@ use crate::call::{
 use crate::coding::Coding;
 use crate::dialect::{self, Bodies, Endpoint, Target, jsonrpc};
 use crate::facts::{Facts, Field};
+use crate::harmless::{self, Listed};
 use crate::hosts::{Hosts, region_of_host};
+use crate::memory::{Memory, Share};
+use crate::path::Path;
 
 /// What a connection knows that its exchanges need.
 #[derive(Clone, Debug)]
@@ -20,15 +23,25 @@ pub(crate) struct Context {
     pub(crate) server_name: Option<String>,
     pub(crate) remote: Option<SocketAddr>,
     pub(crate) text_limit: usize,
+    pub(crate) memory: Arc<Memory>,
 }
 
 /// What is read of a message's head. Field names and values of HTTP/1 and HTTP/2 alike.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Head {
     pub(crate) method: Option<String>,
     /// Path and query, or a whole URI.
     pub(crate) target: Option<String>,
     pub(crate) authority: Option<String>,
+    /// Other names that it gives, where there are several.
+    pub(crate) other_names: Vec<String>,
+    /// It breaks the grammar in a way that lets two parsers read it differently.
+    pub(crate) malformed: bool,
+    /// Extended CONNECT (RFC 8441), or another use of the connection than HTTP.
+    pub(crate) protocol: Option<String>,
+    /// Its framing says that a body follows.
+    pub(crate) has_body: bool,
     pub(crate) status: Option<u16>,
     pub(crate) content_type: Option<String>,
     pub(crate) coding: Option<Coding>,
@@ -64,16 +77,39 @@ impl Head {
         let Some(lower) = lower.get_mut(..name.len()) else { return };
         lower.copy_from_slice(name);
         lower.make_ascii_lowercase();
-        let Ok(value) = std::str::from_utf8(value) else { return };
+        let Ok(value) = std::str::from_utf8(value) else {
+            self.malformed |= matters(lower);
+            return;
+        };
         let value = value.trim();
         let text = || (value.len() <= Self::VALUE_LIMIT).then(|| value.to_owned());
         match &*lower {
-            b"host" | b":authority" => self.authority = text(),
-            b":method" => self.method = text(),
-            b":path" => self.target = Some(value.to_owned()),
+            b"host" | b":authority" => self.name(value),
+            b":method" => {
+                self.malformed |= self.method.is_some();
+                self.method = text();
+            }
+            b":path" => {
+                self.malformed |= self.target.is_some();
+                self.target = Some(value.to_owned());
+            }
             b":status" => self.status = value.parse().ok(),
-            b"content-type" => self.content_type = text(),
-            b"content-encoding" => self.coding = Some(Coding::from_field(value)),
+            b":protocol" => self.protocol = text(),
+            b"content-type" => {
+                self.malformed |= self.content_type.is_some();
+                self.content_type = text();
+            }
+            b"content-encoding" => {
+                let coding = Coding::from_field(value);
+                self.coding = Some(match self.coding {
+                    None | Some(Coding::Identity) => coding,
+                    Some(_) => Coding::Unknown,
+                });
+            }
+            // Some servers take the method from here (Google's APIs among them).
+            b"x-http-method-override" | b"x-http-method" | b"x-method-override" => {
+                self.malformed = true;
+            }
             b"upgrade" => self.upgrade = text(),
             b"sec-websocket-extensions" => {
                 self.websocket_deflate = value.contains("permessage-deflate");
@@ -98,6 +134,23 @@ impl Head {
         }
     }
 
+    /// Takes a name of who is addressed. A second one that differs is a fault of the head, and is
+    /// kept: each of them counts.
+    fn name(&mut self, name: &str) {
+        /// Names kept; more are a fault all the same.
+        const LIMIT: usize = 8;
+        match &self.authority {
+            None if name.len() <= Self::VALUE_LIMIT => self.authority = Some(name.to_owned()),
+            Some(known) if known.eq_ignore_ascii_case(name) => {}
+            None | Some(_) => {
+                self.malformed = true;
+                if self.other_names.len() < LIMIT && name.len() <= Self::VALUE_LIMIT {
+                    self.other_names.push(name.to_owned());
+                }
+            }
+        }
+    }
+
     fn hints(&self) -> Hints {
         let coding = match self.coding {
             None if self.partial => None,
@@ -105,6 +158,37 @@ impl Head {
         };
         Hints { content_type: self.content_type.clone(), coding, grpc: None }
     }
+}
+
+/// Fields whose value decides how a message is read.
+fn matters(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"host"
+            | b":authority"
+            | b":method"
+            | b":path"
+            | b":protocol"
+            | b"content-type"
+            | b"content-encoding"
+            | b"content-length"
+            | b"transfer-encoding"
+            | b"upgrade"
+    )
+}
+
+/// What the list of harmless endpoints says of a request, and how it was made.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "what is looked at, one by one")]
+struct Manner {
+    listed: Option<Listed>,
+    /// GET, HEAD or OPTIONS.
+    safe: bool,
+    /// Something else than HTTP may follow.
+    upgrade: bool,
+    has_body: bool,
+    /// A tunnel through a proxy that is no provider: what goes through it is judged by itself.
+    tunnel: bool,
 }
 
 /// One exchange in the making.
@@ -123,6 +207,11 @@ pub(crate) struct Transaction {
     response: Option<Body>,
     start: u64,
     request_body_bytes: u64,
+    /// What both bodies hold of the memory that all share.
+    memory: Share,
+    manner: Manner,
+    /// Model that the query names.
+    query_model: Option<String>,
     request_ended: bool,
     request_complete: bool,
     response_ended: bool,
@@ -147,6 +236,9 @@ impl Transaction {
             response: None,
             start,
             request_body_bytes: 0,
+            memory: Share::default(),
+            manner: Manner::default(),
+            query_model: None,
             request_ended: false,
             request_complete: false,
             response_ended: false,
@@ -155,6 +247,21 @@ impl Transaction {
             reported: false,
             websocket_deflate: false,
         }
+    }
+
+    /// Begins with bytes of a client at position `start` that can't be read as a request: only what
+    /// the connection says of whom they go to is known.
+    pub(crate) fn unread(exchange: u64, at_ns: u64, start: u64, context: &Context) -> Self {
+        let mut it = Self::new(exchange, at_ns, start);
+        it.unreadable(Unreadable::Head);
+        it.request_head(&Head { partial: true, ..Head::default() }, context);
+        it
+    }
+
+    /// Tells of a request that can't be read and has no response that could be told from others.
+    pub(crate) fn tell_unread(mut self, at_ns: u64, end: u64, sink: &mut dyn Sink) {
+        self.end_request(end, false, sink);
+        self.end_response(at_ns, false, sink);
     }
 
     /// Begins with a response whose request was not seen.
@@ -185,8 +292,10 @@ impl Transaction {
         turn.call.method.clone_from(method);
         turn.call.path.clone_from(path);
         turn.call.provider.clone_from(provider);
+        turn.call.other_provider.clone_from(&self.call.other_provider);
         turn.call.region.clone_from(region);
         turn.call.status = self.call.status;
+        turn.memory = Share::of(&context.memory);
         let texts = Texts::new(context.text_limit);
         turn.request = Some(Body::of_messages(&dialect::REQUESTS, Some(texts)));
         turn.refresh();
@@ -196,6 +305,11 @@ impl Transaction {
     pub(crate) fn begin_at(&mut self, at_ns: u64, start: u64) {
         self.call.request_at_ns = at_ns;
         self.start = start;
+    }
+
+    /// A message of the client ended. Returns whether it could be read.
+    pub(crate) fn end_message(&mut self) -> bool {
+        self.request.as_mut().is_none_or(Body::end_message)
     }
 
     /// The messages sent so far ask for a response.
@@ -215,6 +329,10 @@ impl Transaction {
 
     pub(crate) fn call_mut(&mut self) -> &mut Call {
         &mut self.call
+    }
+
+    pub(crate) fn into_call(self) -> Call {
+        self.call
     }
 
     pub(crate) fn number(&mut self, exchange: u64) {
@@ -239,6 +357,7 @@ impl Transaction {
             start: self.start,
             call: &self.call,
             body_bytes: self.request_body_bytes,
+            texts: self.request.as_ref().and_then(Body::texts),
         })
     }
 
@@ -263,7 +382,10 @@ impl Transaction {
     pub(crate) fn request_head(&mut self, head: &Head, context: &Context) {
         self.call.method.clone_from(&head.method);
         self.locate(head, context);
-        self.route(head);
+        self.route(head, context);
+        if head.malformed && self.host_provider.is_some() {
+            self.unreadable(Unreadable::Head);
+        }
         let mcp = head.session.is_some() || head.rpc_method.is_some();
         if self.endpoint.is_none() && mcp {
             self.endpoint = Some(jsonrpc::JsonRpc::named(Kind::Mcp));
@@ -275,6 +397,7 @@ impl Transaction {
             call.protocol_version.clone_from(&head.protocol_version);
             call.method.clone_from(&head.rpc_method);
         }
+        self.memory = Share::of(&context.memory);
         let texts = Texts::new(context.text_limit);
         let grpc = self.endpoint.as_ref().and_then(|endpoint| endpoint.grpc).map(|it| it.request);
         let hints = Hints { grpc, ..head.hints() };
@@ -282,12 +405,10 @@ impl Transaction {
         self.refresh();
     }
 
-    /// Who is addressed: the head says, else the connection.
+    /// Who is addressed. Every name that is known counts: the first that is a provider's says which,
+    /// what the connection says before what the head says, and another provider's is noted.
     fn locate(&mut self, head: &Head, context: &Context) {
-        let absolute = head.target.as_deref().and_then(|target| {
-            let (_, rest) = target.split_once("://")?;
-            rest.split(['/', '?']).next()
-        });
+        let absolute = head.target.as_deref().and_then(absolute_form).map(|(name, _)| name);
         let named = absolute.or(head.authority.as_deref()).map(split_port);
         let (host, port) = match named {
             Some((host, port)) => (Some(host.to_owned()), port),
@@ -296,55 +417,126 @@ impl Transaction {
         let remote_port = context.remote.map(|remote| remote.port());
         let by_address = context.remote.map(|remote| remote.ip().to_string());
         self.call.server_port = port.or(remote_port);
-        self.call.server_address = host.or(by_address);
-        let find = |host: Option<&str>| {
-            host.and_then(|host| {
-                let find = |port| context.hosts.find(host, port);
-                find(self.call.server_port).or_else(|| find(remote_port))
-            })
+        let server_port = self.call.server_port;
+        let find = |name: &str, port: Option<u16>| {
+            let find = |port| context.hosts.find(name, port);
+            find(port.or(server_port)).or_else(|| find(remote_port)).map(|known| known.provider)
         };
-        let known = find(self.call.server_address.as_deref())
-            .or_else(|| find(context.server_name.as_deref()));
-        self.host_provider = known.map(|known| known.provider);
+        let connection = [context.server_name.as_deref(), by_address.as_deref()];
+        let of_head = absolute.into_iter().chain(head.authority.as_deref());
+        let of_head = of_head.chain(head.other_names.iter().map(String::as_str)).map(split_port);
+        let all = connection.into_iter().flatten().map(|name| (name, None)).chain(of_head);
+        let known: Vec<(&str, &'static str)> =
+            all.filter_map(|(name, port)| Some((name, find(name, port)?))).collect();
+        self.host_provider = known.first().map(|(_, provider)| *provider);
         self.call.provider = self.host_provider.map(str::to_owned);
-        let region = self.call.server_address.as_deref().and_then(region_of_host);
-        self.call.region = region.map(str::to_owned);
+        let region = |name: &str| region_of_host(&name.to_ascii_lowercase()).map(str::to_owned);
+        let mut regions = known.iter().filter_map(|(name, _)| region(name));
+        let first = regions.next();
+        let elsewhere = regions.any(|it| Some(&it) != first.as_ref());
+        let other = known.iter().find(|(_, it)| Some(*it) != self.host_provider);
+        let other = other.or(known.last().filter(|_| elsewhere)).map(|(_, it)| (*it).to_owned());
+        let host = match (&other, known.first()) {
+            (Some(_), Some((name, _))) => Some((*name).to_owned()),
+            _ => host,
+        };
+        self.call.other_provider = other;
+        self.call.server_address = host.or(by_address);
+        let of_address = self.call.server_address.as_deref().and_then(region_of_host);
+        self.call.region = of_address.map(str::to_owned).or(first);
+        let peer = context.server_name.as_deref();
+        let provider_is_peer = peer.is_some_and(|name| find(name, None).is_some());
+        let authority_form = head.target.as_deref().is_some_and(|it| !it.starts_with('/'));
+        self.manner.tunnel = head.method.as_deref() == Some("CONNECT")
+            && head.protocol.is_none()
+            && authority_form
+            && context.server_name.is_some()
+            && !provider_is_peer;
     }
 
-    fn route(&mut self, head: &Head) {
+    fn route(&mut self, head: &Head, context: &Context) {
+        let method = head.method.as_deref().unwrap_or_default();
+        let upgrade = head.upgrade.as_deref().filter(|it| !it.eq_ignore_ascii_case("h2c"));
+        self.manner.safe = matches!(method, "GET" | "HEAD" | "OPTIONS");
+        self.manner.upgrade = upgrade.is_some() || head.protocol.is_some() || method == "CONNECT";
+        self.manner.has_body = head.has_body;
         let Some(target) = head.target.as_deref() else { return };
-        let after_authority = match target.split_once("://") {
-            Some((_, rest)) => rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/"),
-            None => target,
-        };
-        let path = after_authority.split(['?', '#']).next().unwrap_or_default();
-        self.call.path = Some(path.to_owned());
-        let segments: Vec<&str> =
-            path.split('/').filter(|name| !name.is_empty()).take(32).collect();
-        let target = Target {
-            method: head.method.as_deref().unwrap_or_default(),
-            host_provider: self.host_provider,
-            segments: &segments,
-        };
+        let after_authority = absolute_form(target).map_or(target, |(_, rest)| rest);
+        let sent = after_authority.split(['?', '#']).next().unwrap_or_default();
+        self.call.path = Some(if sent.is_empty() { "/".to_owned() } else { sent.to_owned() });
+        let path = Path::normalise(sent);
+        let mut segments: Vec<&str> = path.segments().collect();
         // Azure AI serves both flavours under one host name.
-        if self.host_provider == Some("azure.ai.inference") && segments.first() == Some(&"openai") {
+        let openai = segments.first().is_some_and(|name| name.eq_ignore_ascii_case("openai"));
+        if self.host_provider == Some("azure.ai.inference") && openai {
             self.host_provider = Some("azure.ai.openai");
         }
-        self.endpoint = dialect::endpoint(&target);
-        self.certain = self.host_provider.is_some();
-        if let Some(model) =
-            after_authority.split_once('?').and_then(|(_, query)| query_model(query))
-            && let Some(endpoint) = &mut self.endpoint
-        {
-            endpoint.model.get_or_insert(model);
+        let host_provider = self.host_provider;
+        let endpoint =
+            |segments: &[&str]| dialect::endpoint(&Target { method, host_provider, segments });
+        self.endpoint = endpoint(&segments);
+        let lower = path.lower();
+        if self.endpoint.is_none() && host_provider.is_some() {
+            segments = lower.segments().collect();
+            self.endpoint = endpoint(&segments);
         }
+        self.certain = host_provider.is_some();
+        if path.is_odd() && host_provider.is_some() {
+            self.unreadable(Unreadable::Head);
+        }
+        let server = self.call.server_address.as_deref();
+        let own = |name: Option<&str>| {
+            name.is_some_and(|name| context.hosts.is_harmless(name, method, &path))
+        };
+        if path.is_plain() {
+            self.manner.listed = harmless::listed(host_provider.unwrap_or_default(), method, &path)
+                .or_else(|| {
+                    let listed = own(server) || own(context.server_name.as_deref());
+                    listed.then_some(Listed::Harmless)
+                });
+        }
+        let query = after_authority.split_once('?').map(|(_, query)| query);
+        let model = query.and_then(query_model);
+        // Only the handshakes take the model from there; elsewhere it would hide the body's.
+        if let Some(endpoint) = &mut self.endpoint
+            && endpoint.kind != Kind::Inference
+            && let Some(model) = &model
+        {
+            endpoint.model.get_or_insert_with(|| model.clone());
+        }
+        let of_path = || {
+            let mut named = path.segments().skip_while(|it| !matches!(*it, "models" | "model"));
+            let model = named.nth(1)?;
+            Some(model.split(':').next().unwrap_or(model).to_owned())
+        };
+        self.query_model = model.or_else(of_path);
+        let handshake = self.endpoint.as_ref().is_some_and(|it| it.kind == Kind::Management);
+        if self.manner.upgrade && !handshake && !self.manner.tunnel && host_provider.is_some() {
+            self.unreadable(Unreadable::Head);
+        }
+    }
+
+    /// Nothing that a model works on, and nothing that could become one: by the list, or as a plain
+    /// question.
+    fn is_harmless(&self) -> bool {
+        let Manner { listed, safe, upgrade, has_body, tunnel } = self.manner;
+        let handshake = self.endpoint.as_ref().is_some_and(|it| it.kind == Kind::Management);
+        let plain = safe && !upgrade && !has_body && self.request_body_bytes == 0;
+        let head = self.call.unreadable == Some(Unreadable::Head);
+        let read = plain || handshake && !has_body || listed == Some(Listed::Harmless);
+        tunnel || read && !head && self.call.method.is_some()
     }
 
     pub(crate) fn request_data(&mut self, bytes: &[u8]) {
+        let first = self.request_body_bytes == 0 && !bytes.is_empty();
         self.request_body_bytes += bytes.len() as u64;
         if let Some(body) = &mut self.request {
             body.feed(bytes);
         }
+        if first {
+            self.refresh();
+        }
+        self.account();
     }
 
     pub(crate) fn response_head(&mut self, head: &Head, at_ns: u64) {
@@ -383,6 +575,20 @@ impl Transaction {
         self.last_data_ns = at_ns;
         if let Some(body) = &mut self.response {
             body.feed(bytes);
+        }
+        self.account();
+    }
+
+    /// Bodies may hold no more than is left for all: one that needs more is not read.
+    fn account(&mut self) {
+        /// What every body may hold: only what is beyond it is counted.
+        const FREE: usize = 64 << 10;
+        let bodies = [&self.request, &self.response];
+        let held = |body: &Body| body.shared_bytes();
+        let bytes = bodies.into_iter().flatten().map(held).sum::<usize>();
+        if !self.memory.set(bytes.saturating_sub(FREE)) {
+            [&mut self.request, &mut self.response].into_iter().flatten().for_each(Body::give_up);
+            self.memory.set(0);
         }
     }
 
@@ -428,6 +634,11 @@ impl Transaction {
         self.request_complete = complete;
         if let Some(body) = &mut self.request {
             body.end(complete);
+            let media = body.is_media()
+                && self.endpoint.as_ref().is_some_and(|endpoint| endpoint.model.is_some());
+            if body.is_opaque() && !media && self.host_provider.is_some() {
+                self.unreadable(Unreadable::Body);
+            }
         }
         self.refresh();
         let none = Texts::default();
@@ -436,6 +647,7 @@ impl Transaction {
         if let Some(body) = &mut self.request {
             body.drop_texts();
         }
+        self.account();
         self.report(sink);
     }
 
@@ -497,6 +709,22 @@ impl Transaction {
 
     /// Reads what is known of both bodies into the call.
     fn refresh(&mut self) {
+        self.read_bodies();
+        self.call.unlisted = self.host_provider.is_some()
+            && self.call.request_seen
+            && self.call.kind != Kind::Inference
+            && !self.is_harmless();
+        if !self.call.unlisted {
+            return;
+        }
+        let none = Facts::default();
+        let facts = self.request.as_ref().map_or(&none, Body::facts);
+        let named = [Field::Model, Field::ModelId].into_iter().find_map(|it| facts.text(it));
+        self.call.unlisted_model = named.map(str::to_owned).or_else(|| self.query_model.clone());
+        self.call.counts_tokens = self.manner.listed == Some(Listed::Counts);
+    }
+
+    fn read_bodies(&mut self) {
         let Self { call, request, response, endpoint, certain, host_provider, mcp_head, .. } = self;
         let none = Facts::default();
         let bodies = Bodies {
@@ -550,6 +778,8 @@ fn forget(call: &mut Call) {
     call.server_tool_calls.clear();
     call.stream = false;
     call.max_output_tokens = None;
+    call.other_models.clear();
+    call.input_by_reference = false;
     call.choices = None;
     call.params = RequestParams::default();
     call.usage = Usage::default();
@@ -587,6 +817,19 @@ fn guess(
         let provider = host_provider.unwrap_or_default();
         blind.then(|| dialect::suppose(provider, bodies.request)).flatten()
     })
+}
+
+/// Authority and rest of a target in absolute form ([RFC 9112 §3.2.2][rfc]): only where it begins with
+/// a scheme of HTTP, so that nothing in a path or query looks like one.
+///
+/// [rfc]: https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
+fn absolute_form(target: &str) -> Option<(&str, &str)> {
+    let rest = ["http://", "https://"].into_iter().find_map(|scheme| {
+        let start = target.get(..scheme.len())?;
+        start.eq_ignore_ascii_case(scheme).then(|| target.get(scheme.len()..))?
+    })?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    Some((rest.get(..end)?, rest.get(end..)?))
 }
 
 /// Splits a port off an authority ([RFC 3986 §3.2](https://www.rfc-editor.org/rfc/rfc3986#section-3.2)).

@@ -20,6 +20,7 @@ pub(crate) enum Field {
     AudioOutput,
     AudioSeconds,
     Background,
+    BestOf,
     BilledInput,
     BilledOutput,
     BlockReason,
@@ -125,6 +126,8 @@ pub(crate) enum Field {
     Purpose,
     ReasoningLevel,
     ReasoningTokens,
+    /// Something of the input lies at the provider.
+    Referred,
     ResponseId,
     ResultReason,
     ReturnDocuments,
@@ -179,6 +182,8 @@ pub(crate) enum List {
     Reasons,
     /// Second kind of finish reason that some servers give a choice.
     ChoiceStops,
+    /// Models that may answer instead of the one asked for.
+    Models,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -229,6 +234,9 @@ pub(crate) struct Facts {
     over: bool,
     /// Bytes of text that a model wrote.
     written: u64,
+    /// Naming two models is a fault, see [`Self::is_ambiguous`].
+    one_model: bool,
+    ambiguous: bool,
 }
 
 impl std::fmt::Debug for Facts {
@@ -370,6 +378,16 @@ impl Facts {
         self.last_type = true;
     }
 
+    /// Whoever reads it takes one model from it.
+    pub(crate) fn expect_one_model(&mut self) {
+        self.one_model = true;
+    }
+
+    /// It names two models in one place or in several, and readers differ in which of them counts.
+    pub(crate) fn is_ambiguous(&self) -> bool {
+        self.ambiguous
+    }
+
     fn touch(&mut self) {
         self.changed = true;
         self.dirty = true;
@@ -407,6 +425,10 @@ impl Facts {
         }
         match self.values.iter_mut().find(|(known, _)| *known == field) {
             Some((_, old)) if *old == value => return,
+            Some((_, old)) if field == Field::Model && self.one_model => {
+                self.ambiguous = true;
+                *old = value;
+            }
             // A stream names itself first; some end with an event that is named on its own.
             Some((_, Value::Text(old))) if field == Field::Id && !old.is_empty() => return,
             // What was said is not taken back by an event that leaves it out.

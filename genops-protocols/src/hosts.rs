@@ -6,6 +6,8 @@
 use std::borrow::Cow;
 
 use crate::dialect;
+use crate::harmless;
+use crate::path::Path;
 
 /// Path endings by which an AI API is recognised on any host. Compare after cutting the query.
 ///
@@ -101,7 +103,14 @@ pub struct UnknownDialect {
 pub struct Hosts {
     /// The configuration's first: they win.
     entries: Vec<Entry>,
+    /// What the configuration calls harmless: host as in an entry, method, pattern of the path.
+    harmless: Vec<(String, String, String)>,
 }
+
+/// A line of `harmless` that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a method and a whole path, such as `POST /v1/files/*`")]
+pub struct HarmlessFault(pub String);
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -127,7 +136,7 @@ impl Hosts {
             port,
             provider,
         };
-        Self { entries: BUILTIN.iter().map(entry).collect() }
+        Self { entries: BUILTIN.iter().map(entry).collect(), harmless: Vec::new() }
     }
 
     /// Adds a host of the configuration; `.example.com` stands for every name below it.
@@ -147,6 +156,28 @@ impl Hosts {
         let suffix = Cow::Owned(host.to_ascii_lowercase());
         self.entries.insert(0, Entry { suffix, prefix: "", port, provider });
         Ok(self)
+    }
+
+    /// Adds an endpoint of a host that needs no decision, such as `POST /v1/files/*`: `*` is one
+    /// segment, `**` at the end all that follows.
+    ///
+    /// # Errors
+    ///
+    /// The line, where it is no method and no path.
+    pub fn with_harmless(mut self, host: &str, line: &str) -> Result<Self, HarmlessFault> {
+        let read = harmless::parse(line).ok_or_else(|| HarmlessFault(line.to_owned()))?;
+        let (method, pattern) = read;
+        self.harmless.push((host.to_ascii_lowercase(), method.to_owned(), pattern.to_owned()));
+        Ok(self)
+    }
+
+    /// The configuration says that this needs no decision.
+    pub(crate) fn is_harmless(&self, host: &str, method: &str, path: &Path) -> bool {
+        let host = host.to_ascii_lowercase();
+        self.harmless.iter().any(|(suffix, verb, pattern)| {
+            let whole = HostPattern { suffix, prefix: "", port: None, provider: "" };
+            whole.matches(&host, None) && verb == method && harmless::matches(pattern, path)
+        })
     }
 
     /// Every pattern, for whoever filters before decoding.

@@ -14,11 +14,15 @@ use memchr::{memchr, memmem};
 use crate::call::{Direction, Kind, OpenRequest, Sink, Unreadable};
 use crate::exchange::{Context, Head, Transaction};
 
+/// Whether lines must end as the grammar has it: those of requests must, since what two parsers may
+/// read in two ways is not let go; servers that answer sloppily are read all the same.
+type Strict = bool;
+
 /// How the body of a message ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Length(u64),
-    Chunked(Chunk),
+    Chunked(Chunk, Strict),
     /// With the connection.
     Close,
 }
@@ -31,13 +35,17 @@ enum Chunk {
         size: u64,
         digits: u8,
         extension: bool,
+        cr: bool,
     },
     Data(u64),
-    /// The line end after the data.
-    DataEnd,
+    /// The line end after the data; whether its first byte was seen.
+    DataEnd {
+        cr: bool,
+    },
     /// Fields after the last chunk: bytes of the line so far, but for its end.
     Trailer {
         line: u64,
+        cr: bool,
     },
 }
 
@@ -66,7 +74,7 @@ struct Side {
 
 impl Side {
     /// Longest head, in bytes.
-    const HEAD_LIMIT: usize = 16 << 10;
+    const HEAD_LIMIT: usize = 64 << 10;
 
     fn new(state: State) -> Self {
         Self { state, held: Vec::new(), searched: 0, start: 0, at_ns: 0 }
@@ -316,7 +324,13 @@ impl Http1 {
         let mut transaction = Transaction::new(self.next_exchange, side.at_ns, start);
         let (used, head) = side.head(bytes);
         let Some(head) = head else { return used };
-        let parsed = head.and_then(|head| parse_request(head).ok_or(Unreadable::Head));
+        let mut names = Head::default();
+        let parsed = head.and_then(|head| {
+            parse_request(head).ok_or_else(|| {
+                names = salvage(head);
+                Unreadable::Head
+            })
+        });
         side.held.clear();
         let end = at + used as u64;
         self.next_exchange += 1;
@@ -332,6 +346,8 @@ impl Http1 {
             }
             Err(reason) => {
                 transaction.unreadable(reason);
+                names.partial = true;
+                transaction.request_head(&names, context);
                 transaction.end_request(end, false, sink);
                 self.egress.state = State::Lost;
             }
@@ -496,6 +512,7 @@ impl Http1 {
         direction: Direction,
         at: u64,
         bytes: Option<u64>,
+        context: &Context,
         sink: &mut dyn Sink,
     ) {
         match direction {
@@ -508,7 +525,14 @@ impl Http1 {
                         transaction.missing(bytes);
                         transaction.end_request(at, false, sink);
                     }
-                    (_, None) => {}
+                    (true, None) => {}
+                    (false, None) => {
+                        let start = at.saturating_sub(bytes.unwrap_or(0));
+                        let exchange = self.next_exchange;
+                        self.next_exchange += 1;
+                        Transaction::unread(exchange, at_ns, start, context)
+                            .tell_unread(at_ns, at, sink);
+                    }
                 }
                 self.end_at_gap(Direction::Egress, at_ns, at, sink);
             }
@@ -579,7 +603,7 @@ impl Side {
                 *left -= bytes;
                 true
             }
-            (State::Body(Framing::Chunked(Chunk::Data(left))), Some(bytes)) if bytes < *left => {
+            (State::Body(Framing::Chunked(Chunk::Data(left), _)), Some(bytes)) if bytes < *left => {
                 *left -= bytes;
                 true
             }
@@ -618,118 +642,195 @@ impl Framing {
                     left => (len, Next::More(Self::Length(left))),
                 }
             }
-            Self::Chunked(mut chunk) => {
+            Self::Chunked(mut chunk, strict) => {
                 let mut used = 0;
                 while let Some(rest) = bytes.get(used..).filter(|rest| !rest.is_empty()) {
-                    let (step, next) = chunk.take(rest, &mut data);
+                    let (step, next) = chunk.take(rest, strict, &mut data);
                     used += step;
                     match next {
-                        Next::More(Self::Chunked(next)) => chunk = next,
+                        Next::More(Self::Chunked(next, _)) => chunk = next,
                         other => return (used, other),
                     }
                 }
-                (used, Next::More(Self::Chunked(chunk)))
+                (used, Next::More(Self::Chunked(chunk, strict)))
             }
         }
     }
 }
 
 impl Chunk {
-    const START: Self = Self::Size { size: 0, digits: 0, extension: false };
+    const START: Self = Self::Size { size: 0, digits: 0, extension: false, cr: false };
 
-    fn take(self, bytes: &[u8], data: &mut impl FnMut(&[u8])) -> (usize, Next) {
-        let more = |chunk| Next::More(Framing::Chunked(chunk));
+    fn take(self, bytes: &[u8], strict: bool, data: &mut impl FnMut(&[u8])) -> (usize, Next) {
+        let more = |chunk| Next::More(Framing::Chunked(chunk, strict));
         let Some(&byte) = bytes.first() else { return (0, more(self)) };
+        // A line ends with both bytes (RFC 9112 §7.1): one without the other can be read in two ways.
+        let astray = |cr: bool| strict && cr != (byte == b'\n');
         match self {
             Self::Data(left) => {
                 let len = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
                 data(bytes.get(..len).unwrap_or_default());
                 let left = left - len as u64;
-                (len, more(if left == 0 { Self::DataEnd } else { Self::Data(left) }))
+                (len, more(if left == 0 { Self::DataEnd { cr: false } } else { Self::Data(left) }))
             }
-            Self::DataEnd => match byte {
-                b'\r' => (1, more(self)),
+            Self::DataEnd { cr } => match byte {
+                _ if astray(cr) => (0, Next::Broken),
+                b'\r' => (1, more(Self::DataEnd { cr: true })),
                 b'\n' => (1, more(Self::START)),
                 _ => (0, Next::Broken),
             },
-            Self::Size { size, digits, extension } => {
+            Self::Size { cr, .. } if astray(cr) => (0, Next::Broken),
+            Self::Size { size, digits, extension, .. } => {
                 let digit = char::from(byte).to_digit(16).filter(|_| !extension);
                 match (digit, byte) {
                     (Some(digit), _) if digits < 15 => {
                         let size = size << 4 | u64::from(digit);
-                        (1, more(Self::Size { size, digits: digits + 1, extension }))
+                        let digits = digits + 1;
+                        (1, more(Self::Size { size, digits, extension, cr: false }))
                     }
                     (None, b'\n') if digits == 0 => (0, Next::Broken),
-                    (None, b'\n') if size == 0 => (1, more(Self::Trailer { line: 0 })),
+                    (None, b'\n') if size == 0 => (1, more(Self::Trailer { line: 0, cr: false })),
                     (None, b'\n') => (1, more(Self::Data(size))),
-                    (None, b'\r') => (1, more(self)),
-                    (None, b';' | b' ' | b'\t') => {
-                        (1, more(Self::Size { size, digits, extension: true }))
+                    (None, b'\r') => {
+                        (1, more(Self::Size { size, digits, extension: true, cr: true }))
                     }
-                    (None, _) if extension => (1, more(self)),
+                    (None, b';' | b' ' | b'\t') => {
+                        (1, more(Self::Size { size, digits, extension: true, cr: false }))
+                    }
+                    (None, _) if extension => {
+                        (1, more(Self::Size { size, digits, extension, cr: false }))
+                    }
                     _ => (0, Next::Broken),
                 }
             }
-            Self::Trailer { line } => match byte {
+            Self::Trailer { cr, .. } if astray(cr) => (0, Next::Broken),
+            Self::Trailer { line, .. } => match byte {
                 b'\n' if line == 0 => (1, Next::Ended),
-                b'\n' => (1, more(Self::Trailer { line: 0 })),
-                b'\r' => (1, more(self)),
-                _ => (1, more(Self::Trailer { line: line + 1 })),
+                b'\n' => (1, more(Self::Trailer { line: 0, cr: false })),
+                b'\r' => (1, more(Self::Trailer { line, cr: true })),
+                _ => (1, more(Self::Trailer { line: line + 1, cr: false })),
             },
         }
     }
 }
 
 /// Most fields of one head.
-const FIELD_LIMIT: usize = 128;
+const FIELD_LIMIT: usize = 1_000;
+
+/// Fields of most heads: room for more is made only where they are more.
+const USUAL_FIELDS: usize = 64;
 
 fn parse_request(bytes: &[u8]) -> Option<(Head, Option<Framing>)> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELD_LIMIT];
-    let mut request = httparse::Request::new(&mut fields);
-    request.parse(bytes).ok().filter(httparse::Status::is_complete)?;
+    let mut fields = [httparse::EMPTY_HEADER; USUAL_FIELDS];
+    match request_of(bytes, &mut fields) {
+        Err(httparse::Error::TooManyHeaders) => {
+            let mut fields = vec![httparse::EMPTY_HEADER; FIELD_LIMIT];
+            request_of(bytes, &mut fields).ok()?
+        }
+        read => read.ok()?,
+    }
+}
+
+fn request_of<'b>(
+    bytes: &'b [u8],
+    fields: &mut [httparse::Header<'b>],
+) -> Result<Option<(Head, Option<Framing>)>, httparse::Error> {
+    let mut request = httparse::Request::new(fields);
+    if !request.parse(bytes)?.is_complete() {
+        return Ok(None);
+    }
     let mut head = Head {
         method: request.method.map(str::to_owned),
         target: request.path.map(str::to_owned),
         ..Head::default()
     };
-    let framing = read_fields(&mut head, request.headers)?;
-    Some((head, framing.filter(|framing| *framing != Framing::Length(0))))
+    let Some(framing) = read_fields(&mut head, request.headers, true) else { return Ok(None) };
+    let chunked = matches!(framing, Some(Framing::Chunked(..)));
+    head.malformed |= has_bare_line_end(bytes) || chunked && request.version != Some(1);
+    let framing = framing.filter(|framing| *framing != Framing::Length(0));
+    head.has_body = framing.is_some();
+    Ok(Some((head, framing)))
+}
+
+/// A line ends without carriage return: not every server takes that for an end.
+fn has_bare_line_end(bytes: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', bytes)
+        .any(|at| at.checked_sub(1).and_then(|before| bytes.get(before)) != Some(&b'\r'))
+}
+
+/// Of a head that can't be read: whom it may address.
+fn salvage(bytes: &[u8]) -> Head {
+    let mut head = Head::default();
+    for line in bytes.split(|byte| *byte == b'\n') {
+        if let Some(name) = line.get(..5).filter(|name| name.eq_ignore_ascii_case(b"host:")) {
+            head.field(b"host", line.get(name.len()..).unwrap_or_default());
+        }
+    }
+    head
 }
 
 fn parse_response(bytes: &[u8]) -> Option<(Head, Framing)> {
-    let mut fields = [httparse::EMPTY_HEADER; FIELD_LIMIT];
-    let mut response = httparse::Response::new(&mut fields);
-    httparse::ParserConfig::default()
-        .allow_spaces_after_header_name_in_responses(true)
-        .allow_obsolete_multiline_headers_in_responses(true)
-        .parse_response(&mut response, bytes)
-        .ok()
-        .filter(httparse::Status::is_complete)?;
-    let mut head = Head { status: response.code, ..Head::default() };
-    let framing = read_fields(&mut head, response.headers)?;
-    Some((head, framing.unwrap_or(Framing::Close)))
+    let mut fields = [httparse::EMPTY_HEADER; USUAL_FIELDS];
+    match response_of(bytes, &mut fields) {
+        Err(httparse::Error::TooManyHeaders) => {
+            let mut fields = vec![httparse::EMPTY_HEADER; FIELD_LIMIT];
+            response_of(bytes, &mut fields).ok()?
+        }
+        read => read.ok()?,
+    }
 }
 
-/// Reads the fields; returns how the body ends, as far as they say. `None`: they contradict.
+fn response_of<'b>(
+    bytes: &'b [u8],
+    fields: &mut [httparse::Header<'b>],
+) -> Result<Option<(Head, Framing)>, httparse::Error> {
+    let mut response = httparse::Response::new(fields);
+    let read = httparse::ParserConfig::default()
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .parse_response(&mut response, bytes)?;
+    if !read.is_complete() {
+        return Ok(None);
+    }
+    let mut head = Head { status: response.code, ..Head::default() };
+    let framing = read_fields(&mut head, response.headers, false);
+    Ok(framing.map(|framing| (head, framing.unwrap_or(Framing::Close))))
+}
+
+/// Reads the fields; returns how the body ends, as far as they say. `None`: they contradict, or a
+/// request says it otherwise than the grammar has it.
 #[expect(clippy::option_option, reason = "contradiction and silence are different things")]
-fn read_fields(head: &mut Head, fields: &[httparse::Header<'_>]) -> Option<Option<Framing>> {
+fn read_fields(
+    head: &mut Head,
+    fields: &[httparse::Header<'_>],
+    strict: bool,
+) -> Option<Option<Framing>> {
     let (mut length, mut chunked) = (None, false);
     for field in fields {
         head.field(field.name.as_bytes(), field.value);
         if field.name.eq_ignore_ascii_case("content-length") {
             let text = std::str::from_utf8(field.value).ok()?;
             for part in text.split(',') {
-                let value: u64 = part.trim().parse().ok()?;
-                if length.replace(value).is_some_and(|other| other != value) {
+                let part = part.trim();
+                let digits = part.bytes().all(|byte| byte.is_ascii_digit());
+                let value: u64 = part.parse().ok().filter(|_| digits)?;
+                if length.replace(value).is_some_and(|other| strict || other != value) {
                     return None;
                 }
             }
         } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
             let lower = field.value.to_ascii_lowercase();
+            if strict && (chunked || lower.trim_ascii() != b"chunked") {
+                return None;
+            }
             chunked = memmem::find(&lower, b"chunked").is_some();
         }
     }
-    Some(if chunked { Some(Framing::Chunked(Chunk::START)) } else { length.map(Framing::Length) })
+    if strict && chunked && length.is_some() {
+        return None;
+    }
+    let by_chunks = Framing::Chunked(Chunk::START, strict);
+    Some(if chunked { Some(by_chunks) } else { length.map(Framing::Length) })
 }
 
 /// Methods a request may begin with.

@@ -138,7 +138,7 @@ struct Side {
 
 impl Side {
     /// Longest header block, in bytes.
-    const BLOCK_LIMIT: usize = 16 << 10;
+    const BLOCK_LIMIT: usize = 64 << 10;
     /// Longest payload of a frame that is gathered: SETTINGS and the like.
     const SMALL_LIMIT: usize = 256;
 
@@ -175,6 +175,8 @@ pub(crate) struct Http2 {
     next_exchange: u64,
     /// Seen from the start: every stream's request was seen.
     complete: bool,
+    /// The client's preface was seen: this host is the client, whatever a block says.
+    settled: bool,
     unasked: Vec<Transaction>,
     role: Role,
 }
@@ -194,6 +196,7 @@ impl Http2 {
             streams: BTreeMap::new(),
             next_exchange: 0,
             complete: from_start,
+            settled: false,
             unasked: Vec::new(),
             role: Role::Client,
         }
@@ -291,6 +294,7 @@ impl Http2 {
                 }
                 side.state =
                     if len == rest.len() { State::Frame } else { State::Preface(seen + len) };
+                self.settled |= len == rest.len() && input.direction == Direction::Egress;
                 len
             }
             State::Frame => self.frame_head(bytes, input),
@@ -505,10 +509,16 @@ impl Http2 {
         let decoded = if block.overlong {
             Err(hpack::Malformed)
         } else {
-            side.hpack.decode(&fragments, |name, value| match (name, value) {
-                (Some(name), Some(value)) => head.field(name, value),
+            let mut grammar = Grammar::default();
+            let decoded = side.hpack.decode(&fragments, |name, value| match (name, value) {
+                (Some(name), Some(value)) => {
+                    grammar.field(name, value);
+                    head.field(name, value);
+                }
                 _ => head.partial = true,
-            })
+            });
+            head.malformed |= grammar.broken;
+            decoded
         };
         side.fragments = fragments;
         side.fragments.clear();
@@ -538,7 +548,8 @@ impl Http2 {
         end: u64,
         input: &mut Input<'_>,
     ) {
-        if head.status.is_some() && head.method.is_none() {
+        let answers = head.status.is_some();
+        if answers && head.method.is_none() && !self.settled {
             self.role = Role::Server;
             return;
         }
@@ -552,7 +563,15 @@ impl Http2 {
         if !readable {
             transaction.unreadable(Unreadable::Head);
         }
+        if answers || self.settled && !head.partial && head.method.is_none() {
+            transaction.unreadable(Unreadable::Head);
+        }
         transaction.request_head(head, input.context);
+        if head.method.as_deref() == Some("CONNECT") && transaction.call().provider.is_some() {
+            // What goes through it is not read, and may never end.
+            transaction.unreadable(Unreadable::Head);
+            transaction.end_request(end, false, input.sink);
+        }
         self.streams.insert(block.stream, transaction);
     }
 
@@ -565,7 +584,9 @@ impl Http2 {
         input: &mut Input<'_>,
     ) {
         if head.method.is_some() && head.status.is_none() {
-            self.role = Role::Server;
+            if !self.settled {
+                self.role = Role::Server;
+            }
             return;
         }
         if !self.streams.contains_key(&block.stream) {
@@ -714,6 +735,36 @@ impl Http2 {
             self.next_exchange += 1;
             transaction.report_unasked(at, sink);
         }
+    }
+}
+
+/// What makes a header block malformed ([RFC 9113 §8.2 and §8.3][rfc]), so that one server refuses it
+/// and another reads it in its own way.
+///
+/// [rfc]: https://www.rfc-editor.org/rfc/rfc9113#section-8.2
+#[derive(Debug, Default)]
+struct Grammar {
+    fields_began: bool,
+    broken: bool,
+}
+
+impl Grammar {
+    fn field(&mut self, name: &[u8], value: &[u8]) {
+        const PSEUDO: [&[u8]; 6] =
+            [b":method", b":scheme", b":authority", b":path", b":status", b":protocol"];
+        const OF_CONNECTION: [&[u8]; 5] =
+            [b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"];
+        if name.first() == Some(&b':') {
+            self.broken |= self.fields_began || !PSEUDO.contains(&name);
+        } else {
+            self.fields_began = true;
+        }
+        let plain = |byte: &u8| matches!(byte, 0x21..=0x7e) && !byte.is_ascii_uppercase();
+        let no_control = |byte: &u8| !matches!(byte, b'\0' | b'\r' | b'\n');
+        self.broken |= name.is_empty()
+            || !name.iter().all(plain)
+            || !value.iter().all(no_control)
+            || OF_CONNECTION.contains(&name);
     }
 }
 

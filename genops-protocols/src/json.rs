@@ -82,6 +82,7 @@ enum Escape {
 }
 
 /// Follows one JSON text after another through pieces of any size.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Debug)]
 pub(crate) struct Scanner {
     schema: &'static Schema,
@@ -103,6 +104,14 @@ pub(crate) struct Scanner {
     texts_seen: u64,
     holes: Vec<Hole>,
     record_holes: bool,
+    /// The text of a client: see [`Scanner::strict`].
+    strict: bool,
+    /// More than one text may follow another.
+    many: bool,
+    /// Two parsers can read it differently.
+    ambiguous: bool,
+    /// Wanted keys of the objects that are open, with their depth.
+    keys: Vec<(usize, NodeId)>,
 }
 
 impl Scanner {
@@ -131,7 +140,23 @@ impl Scanner {
             texts_seen: 0,
             holes: Vec::new(),
             record_holes: false,
+            strict: false,
+            many: false,
+            ambiguous: false,
+            keys: Vec::new(),
         }
+    }
+
+    /// A scanner for what a client sends: it follows the whole text, and marks what two parsers can
+    /// read in two ways (RFC 8259 §4 and §9 leave it open): a wanted key that comes twice, or is
+    /// spelt in other case, a second text (unless `many`), what is no JSON.
+    pub(crate) fn strict(schema: &'static Schema, many: bool) -> Self {
+        Self { strict: true, many, ..Self::new(schema) }
+    }
+
+    /// The text was read to its end, in the one way in which it can be read.
+    pub(crate) fn is_sound(&self) -> bool {
+        !self.ambiguous && self.state == State::Start
     }
 
     /// Forgets the text that is being read.
@@ -142,6 +167,8 @@ impl Scanner {
         self.high_surrogate = None;
         self.small_len = 0;
         self.record_holes = false;
+        self.ambiguous = false;
+        self.keys.clear();
     }
 
     /// Begins in the middle of a text: the next byte belongs to the value of `node`.
@@ -177,7 +204,9 @@ impl Scanner {
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        size_of::<Self>() + self.holes.capacity() * size_of::<Hole>()
+        size_of::<Self>()
+            + self.holes.capacity() * size_of::<Hole>()
+            + self.keys.capacity() * size_of::<(usize, NodeId)>()
     }
 
     /// The body ended: a number that nothing followed ends too.
@@ -211,6 +240,7 @@ impl Scanner {
             _ if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') => return 1,
             State::Start => {
                 self.value = ROOT;
+                self.ambiguous |= self.strict && !self.many && self.texts_seen > 0;
                 return self.begin_value(byte, rest, at, reader);
             }
             State::ArrayFirst if byte == b']' => self.close(false, reader),
@@ -245,7 +275,7 @@ impl Scanner {
                     reader.text_begin(want);
                 }
             }
-            b'{' | b'[' if self.value == NONE => self.begin_skip(),
+            b'{' | b'[' if self.value == NONE && !self.strict => self.begin_skip(),
             b'{' => self.open(true, want, reader),
             b'[' => self.open(false, want, reader),
             b't' | b'f' | b'n' => {
@@ -339,6 +369,9 @@ impl Scanner {
             return;
         }
         let want = self.schema.want(self.container());
+        while self.keys.last().is_some_and(|(depth, _)| *depth >= self.depth) {
+            self.keys.pop();
+        }
         self.depth -= 1;
         if want != Want::Nothing {
             reader.leave(want);
@@ -382,6 +415,8 @@ impl Scanner {
 
     fn end_number(&mut self, reader: &mut impl Reader) {
         let want = self.want();
+        let sound = self.small().is_some_and(is_json_number);
+        self.ambiguous |= self.strict && !sound;
         if want != Want::Nothing
             && let Some(text) = self.small().and_then(|bytes| std::str::from_utf8(bytes).ok())
         {
@@ -450,9 +485,33 @@ impl Scanner {
         self.value = match (self.container(), key) {
             (DEEP, None) => DEEP,
             (NONE, _) | (_, None) => NONE,
-            (container, Some(key)) => self.schema.child(container, key),
+            (container, Some(key)) => {
+                let child = self.schema.child(container, key);
+                if self.strict {
+                    self.compare_key(container, child, key);
+                }
+                child
+            }
         };
         self.state = State::Colon;
+    }
+
+    /// A wanted key that came already, or one that differs from it in case only.
+    fn compare_key(&mut self, container: NodeId, child: NodeId, key: &[u8]) {
+        if container == DEEP || child == DEEP {
+            return;
+        }
+        if child == NONE {
+            self.ambiguous |= self.schema.differs_in_case(container, key);
+            return;
+        }
+        let this = (self.depth, child);
+        let of_object = self.keys.iter().rev().take_while(|(depth, _)| *depth == self.depth);
+        if of_object.into_iter().any(|known| *known == this) {
+            self.ambiguous = true;
+        } else {
+            self.keys.push(this);
+        }
     }
 
     /// Takes one byte of an escape; returns the character it completes.
@@ -466,6 +525,7 @@ impl Scanner {
             Escape::Backslash => {
                 self.escape = Escape::None;
                 self.high_surrogate = None;
+                self.ambiguous |= self.strict && !b"\"\\/bfnrt".contains(&byte);
                 Some(match byte {
                     b'n' => '\n',
                     b't' => '\t',
@@ -476,7 +536,9 @@ impl Scanner {
                 })
             }
             Escape::Unicode { digits, value } => {
-                let digit = char::from(byte).to_digit(16).unwrap_or(0);
+                let digit = char::from(byte).to_digit(16);
+                self.ambiguous |= self.strict && digit.is_none();
+                let digit = digit.unwrap_or(0);
                 let value = value << 4 | u16::try_from(digit).unwrap_or(0);
                 if digits < 3 {
                     self.escape = Escape::Unicode { digits: digits + 1, value };
@@ -608,6 +670,30 @@ pub(crate) fn string_stop(bytes: &[u8]) -> usize {
         memchr::memchr2(b'"', b'\\', far).map(|at| at + SHORT)
     })
     .unwrap_or(bytes.len())
+}
+
+/// A number as [RFC 8259 §6](https://www.rfc-editor.org/rfc/rfc8259#section-6) has it.
+fn is_json_number(text: &[u8]) -> bool {
+    let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let text = text.strip_prefix(b"-").unwrap_or(text);
+    let whole = digits(text);
+    if whole == 0 || whole > 1 && text.first() == Some(&b'0') {
+        return false;
+    }
+    let mut rest = text.get(whole..).unwrap_or_default();
+    if let Some(fraction) = rest.strip_prefix(b".") {
+        let count = digits(fraction);
+        if count == 0 {
+            return false;
+        }
+        rest = fraction.get(count..).unwrap_or_default();
+    }
+    if let Some(exponent) = rest.strip_prefix(b"e").or(rest.strip_prefix(b"E")) {
+        let exponent = exponent.strip_prefix(b"+").or(exponent.strip_prefix(b"-"));
+        let exponent = exponent.or(rest.get(1..)).unwrap_or_default();
+        return !exponent.is_empty() && digits(exponent) == exponent.len();
+    }
+    rest.is_empty()
 }
 
 /// May be part of a JSON number.

@@ -17,11 +17,14 @@ mod facts;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod grpc;
+mod harmless;
 pub mod hosts;
 mod http1;
 mod http2;
 mod json;
+mod memory;
 mod multipart;
+mod path;
 mod sse;
 mod stream;
 mod websocket;
@@ -31,4 +34,5 @@ pub use call::{
     Unreadable, Usage,
 };
 pub use connection::{Connection, ConnectionFacts};
-pub use hosts::{API_PATH_SUFFIXES, HostPattern, Hosts, UnknownDialect};
+pub use hosts::{API_PATH_SUFFIXES, HarmlessFault, HostPattern, Hosts, UnknownDialect};
+pub use memory::Memory;

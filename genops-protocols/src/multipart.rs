@@ -28,6 +28,8 @@ pub(crate) struct Decoder {
     delimiter: Vec<u8>,
     /// Bytes that may begin a delimiter, or headers not yet whole.
     held: Vec<u8>,
+    /// It breaks the grammar, or says something in a way that readers differ about.
+    odd: bool,
 }
 
 impl Decoder {
@@ -38,17 +40,29 @@ impl Decoder {
 
     /// Reads the boundary from a `Content-Type` field value.
     pub(crate) fn from_content_type(value: &str) -> Option<Self> {
-        let (_, after) = value.split_once("boundary=")?;
-        let boundary = match after.strip_prefix('"') {
+        let mut named = value.split(';').skip(1).filter_map(|parameter| {
+            let (name, value) = parameter.split_once('=')?;
+            name.trim().eq_ignore_ascii_case("boundary").then(|| value.trim())
+        });
+        let boundary = named.next()?;
+        let boundary = match boundary.strip_prefix('"') {
             Some(quoted) => quoted.split('"').next()?,
-            None => after.split([';', ' ', '\t']).next()?,
+            None => boundary.split([' ', '\t']).next()?,
         };
-        (!boundary.is_empty() && boundary.len() <= Self::BOUNDARY_LIMIT).then(|| Self {
+        let only =
+            named.next().is_none() && value.to_ascii_lowercase().matches("boundary").count() == 1;
+        (only && !boundary.is_empty() && boundary.len() <= Self::BOUNDARY_LIMIT).then(|| Self {
             state: State::Part(None),
             delimiter: [b"\r\n--", boundary.as_bytes()].concat(),
             // The first delimiter needs no line end before it.
             held: b"\r\n".to_vec(),
+            odd: false,
         })
+    }
+
+    /// It was read to its last delimiter, in the one way in which it can be read.
+    pub(crate) fn is_sound(&self) -> bool {
+        !self.odd && self.state == State::End
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -118,7 +132,8 @@ impl Decoder {
         match bytes.first() {
             Some(b'-') => self.state = State::End,
             Some(b'\n') => self.state = State::Headers,
-            _ => {}
+            Some(b'\r' | b' ' | b'\t') => {}
+            _ => self.odd = true,
         }
         1
     }
@@ -128,7 +143,8 @@ impl Decoder {
         self.held.push(byte);
         let whole = self.held.ends_with(b"\r\n\r\n") || self.held == b"\r\n";
         if whole || self.held.len() >= Self::HEADERS_LIMIT {
-            let want = wanted(&self.held, schema, reader);
+            self.odd |= !whole;
+            let want = wanted(&self.held, schema, reader, &mut self.odd);
             if let Some(want) = want {
                 reader.text_begin(want);
             }
@@ -156,20 +172,29 @@ fn longest_start(bytes: &[u8], delimiter: &[u8]) -> usize {
 }
 
 /// What is wanted of a part with these headers.
-fn wanted(headers: &[u8], schema: &Schema, reader: &mut impl Reader) -> Option<Want> {
-    let headers = String::from_utf8_lossy(headers);
-    let disposition = headers
-        .lines()
-        .find(|line| line.to_ascii_lowercase().starts_with("content-disposition:"))?;
-    if disposition.contains("filename") {
+fn wanted(
+    headers: &[u8],
+    schema: &Schema,
+    reader: &mut impl Reader,
+    odd: &mut bool,
+) -> Option<Want> {
+    let headers = String::from_utf8_lossy(headers).to_ascii_lowercase();
+    let of = |name: &'static str| headers.lines().filter(move |line| line.starts_with(name));
+    *odd |= of("content-transfer-encoding:").any(|line| !line.contains("binary"))
+        || of("content-disposition:").count() > 1
+        || headers.lines().any(|line| line.starts_with([' ', '\t']));
+    let disposition = of("content-disposition:").next()?;
+    let mut parameters = disposition.split(';').skip(1).filter_map(|it| it.split_once('='));
+    let mut names = parameters.clone().filter(|(name, _)| name.trim() == "name");
+    let name = names.next().map(|(_, value)| value.trim().trim_matches('"'));
+    let name = name.unwrap_or_default();
+    *odd |= names.next().is_some() || disposition.contains(['\\', '%']) && name == "model";
+    let want = schema.want(schema.child(ROOT, name.as_bytes()));
+    if parameters.any(|(name, _)| matches!(name.trim(), "filename" | "filename*")) {
+        // Some servers take the contents for the value.
+        *odd |= want == Want::Keep(Field::Model);
         reader.enter(Want::Keep(Field::HasFile));
         return None;
     }
-    let (_, name) = disposition.split_once(" name=")?;
-    let name = match name.strip_prefix('"') {
-        Some(quoted) => quoted.split('"').next()?,
-        None => name.split(';').next()?.trim(),
-    };
-    let want = schema.want(schema.child(ROOT, name.as_bytes()));
     matches!(want, Want::Keep(_) | Want::Prose | Want::ProseAnd(_)).then_some(want)
 }

@@ -176,7 +176,10 @@ impl Side {
     }
 
     fn inflate(&mut self, mut bytes: &[u8], out: &mut impl FnMut(&[u8])) {
-        let Some(inflate) = &mut self.inflate else { return };
+        let Some(inflate) = &mut self.inflate else {
+            self.state = State::Lost; // compressed, and nobody agreed on that
+            return;
+        };
         let mut room = [0_u8; 4096];
         loop {
             let (before_in, before_out) = (inflate.total_in(), inflate.total_out());
@@ -306,21 +309,28 @@ impl WebSocket {
             self.asking_began = true;
             asking.begin_at(at_ns, at);
         }
+        let lost = matches!(egress.state, State::Lost);
         let (used, ended) = egress.step(at_ns, at, bytes, |piece| asking.request_data(piece));
         asking.call_mut().request_bytes += used as u64;
         self.sent_to = at + used as u64;
+        let mut sound = lost || !matches!(egress.state, State::Lost);
         if ended {
             egress.end_message(&mut |piece| asking.request_data(piece));
+            sound &= asking.end_message() && !matches!(egress.state, State::Lost);
             asking.refresh_if_changed();
-            if asking.asks() {
-                self.ask(context, sink);
-            }
+        }
+        if !sound {
+            // Whoever reads it otherwise may take it for a question.
+            asking.unreadable(Unreadable::Body);
+            self.ask(false, context, sink);
+        } else if ended && asking.asks() {
+            self.ask(true, context, sink);
         }
         used
     }
 
     /// The request is whole: the next response answers it.
-    fn ask(&mut self, context: &Context, sink: &mut dyn Sink) {
+    fn ask(&mut self, complete: bool, context: &Context, sink: &mut dyn Sink) {
         self.asking.number(self.next_exchange);
         self.next_exchange += 1;
         let next = self.session.turn(self.next_exchange, context);
@@ -328,7 +338,7 @@ impl WebSocket {
         if !std::mem::take(&mut self.asking_began) {
             asked.begin_at(asked.call().request_at_ns, self.sent_to);
         }
-        asked.end_request(self.sent_to, true, sink);
+        asked.end_request(self.sent_to, complete, sink);
         if let Some(mut unanswered) = self.answering.replace(asked) {
             unanswered.end_response(0, false, sink);
         }
@@ -368,7 +378,7 @@ impl WebSocket {
         let ends = is_last(kind, facts);
         if (begins || ends && kind != "error") && self.answering.is_none() {
             // The server answered by itself, for instance when the user stopped speaking.
-            self.ask(context, sink);
+            self.ask(true, context, sink);
         }
         if ends && let Some(mut answered) = self.answering.take() {
             let answer = std::mem::replace(&mut self.answer, new_answer());

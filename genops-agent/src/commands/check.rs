@@ -54,6 +54,15 @@ impl Check {
     }
 }
 
+/// What the configuration lets pass undecided.
+fn left_open(sections: &genops_governance::Sections) -> Vec<String> {
+    let line = |it: &genops_governance::ProviderConfig| {
+        let host = it.host.clone();
+        it.harmless.clone().into_iter().map(move |line| format!("{line} at {host}"))
+    };
+    sections.providers.iter().flat_map(line).collect()
+}
+
 /// What the configuration came to, by name.
 fn facts(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
     let Config {
@@ -85,6 +94,10 @@ fn facts(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
         ("cedar_policies", json!(config.settings().policy_count())),
         ("sla", json!(sections.sla.len())),
     ]);
+    let left_open = left_open(sections);
+    if !left_open.is_empty() {
+        facts.push(("left open", json!(left_open)));
+    }
     if let Some(otlp) = &telemetry.otlp {
         let protocol = match otlp.protocol {
             Protocol::HttpProtobuf => "http/protobuf",

@@ -113,6 +113,7 @@ fn seen(inputs: &entry::Inputs<'_>, settled: Option<ReasonCode>) -> Inputs {
         input_tokens: inputs.tok_in,
         output_tokens: inputs.tok_out,
         nano_usd: inputs.cost,
+        worst_nano_usd: inputs.worst,
         request_bytes: inputs.bytes,
         complete: inputs.whole,
         content: inputs.content.iter().map(ToString::to_string).collect(),

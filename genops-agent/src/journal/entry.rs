@@ -295,6 +295,9 @@ pub(crate) struct Inputs<'a> {
     /// Most it can cost, in nano-USD; absent where no price is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cost: Option<i64>,
+    /// The same at its worst, where that is another amount.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) worst: Option<i64>,
     /// Bytes of the request.
     pub(crate) bytes: u64,
     /// The request was read to its end.

@@ -57,7 +57,7 @@ impl Settings {
         let mut core = Core::new(self.clone(), Ledger::new(), [0; 32]);
         let subject = core.recalled(who);
         let call = call(what, inputs);
-        let ask = core.asked(record.at, &call, what, inputs);
+        let ask = core.asked(&call, what, inputs);
         core.recall(record.at, &subject, &ask, &inputs.seen, otherwise);
         Some(core.again(record.at, &subject, &ask, inputs))
     }
@@ -102,12 +102,9 @@ impl Core {
         Subject { facts, identity, lineage, slice: OnceLock::new(), nameless }
     }
 
-    fn asked<'a>(&self, at: Now, call: &'a Call, what: &What, inputs: &Inputs) -> Ask<'a> {
+    fn asked<'a>(&self, call: &'a Call, what: &What, inputs: &Inputs) -> Ask<'a> {
         let prices = &self.settings.0.prices;
         let price = prices.find(call.provider.as_deref(), call.request_model.as_deref());
-        let tokens = (inputs.input_tokens, inputs.output_tokens);
-        let ceiling_nano_usd =
-            super::estimate::ceiling(price.as_ref(), at, None, tokens, inputs.nano_usd);
         Ask {
             call,
             readable: inputs.complete,
@@ -119,7 +116,7 @@ impl Core {
                 input_tokens: inputs.input_tokens,
                 output_tokens: inputs.output_tokens,
                 nano_usd: inputs.nano_usd,
-                ceiling_nano_usd,
+                worst_nano_usd: inputs.worst_nano_usd.or(inputs.nano_usd),
                 price,
             },
             region: what.region.clone(),
@@ -177,7 +174,7 @@ impl Core {
         let approval = if seen.early { Some("") } else { approval.as_deref() };
         let opinion = self.opinion(now, subject, ask, approval);
         if seen.early {
-            let objection = self.standing(now, subject, ask, &opinion, true);
+            let objection = self.early_objection(now, subject, ask, &opinion);
             return told(objection.as_ref(), true, &opinion);
         }
         let id = AwuId { trace: [0; 16], span: [0; 8] };

@@ -341,9 +341,21 @@ impl Core {
     pub(super) fn request(&mut self, now: Now, link: &mut Link, request: &Request<'_>) {
         let exchange = request.call.exchange;
         let known = link.over.contains(&exchange) || link.units.contains_key(&exchange);
-        if request.call.kind == Kind::Inference && !known {
-            self.open_unit(now, link, request);
+        let unlisted = request.call.unlisted && self.enforces(link);
+        if (request.call.kind == Kind::Inference || unlisted) && !known {
+            let call = self.deciding(now, link, &as_unit(request.call));
+            self.open_unit(now, link, request, &call);
         }
+    }
+
+    /// Whether anybody looks at what requests say.
+    pub(super) fn wants_texts(&self) -> bool {
+        self.keeps_texts || self.settings.0.policies.has_content_rules()
+    }
+
+    /// Whether refusals of whoever asks on this connection are carried out.
+    fn enforces(&self, link: &Link) -> bool {
+        self.subject(link).identity.mode == Mode::Enforce
     }
 
     /// An exchange ended: its unit is settled and told.
@@ -353,7 +365,7 @@ impl Core {
             return;
         }
         if let Some(running) = link.units.remove(&call.exchange) {
-            self.finish(now, link, running, call, response_complete);
+            self.finish(now, link, running, as_unit(&call), response_complete);
         } else if call.kind == Kind::Inference && is_readable(&call) {
             // Its request did not look like one.
             let running = self.open_late(now, link, &call);
@@ -380,7 +392,8 @@ impl Core {
         let mut to = egress.received;
         if let Some(open) = egress.open {
             let headless = open.call.method.is_none() && open.call.path.is_none();
-            if headless || open.call.kind == Kind::Inference {
+            let unlisted = open.call.unlisted && self.enforces(link);
+            if headless || unlisted || open.call.kind == Kind::Inference {
                 to = open.start;
                 if egress.received.saturating_sub(open.start) > HOLD_BYTES
                     && !link.denied
@@ -449,7 +462,7 @@ impl Core {
         }
         link.stopped_by_deadline = true;
         if let Some(open) = egress.open
-            && open.call.kind == Kind::Inference
+            && (open.call.kind == Kind::Inference || open.call.unlisted && self.enforces(link))
             && !link.denied
         {
             self.refuse_stopped(now, link, &open, egress.received);
@@ -576,6 +589,19 @@ pub(super) fn provider_key(provider: &str) -> String {
 /// Under what name the misses of a target are counted.
 pub(super) fn target_key(target: &sla::Target, principal: &str) -> String {
     format!("sla {} {principal}", target.tier)
+}
+
+/// As a unit: what is neither inference nor known to be harmless is one of an operation that nobody
+/// knows.
+pub(super) fn as_unit(call: &Call) -> Call {
+    let mut call = call.clone();
+    if call.kind != Kind::Inference && call.unlisted {
+        call.kind = Kind::Inference;
+        let operation = if call.counts_tokens { Call::COUNT_TOKENS } else { Call::UNKNOWN };
+        call.operation = Some(operation.to_owned());
+        call.request_model = call.request_model.or_else(|| call.unlisted_model.clone());
+    }
+    call
 }
 
 /// Something of it was read that makes it an inference call.

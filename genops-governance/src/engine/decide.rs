@@ -7,7 +7,7 @@
 use genops_protocols::{Call, OpenRequest, Request};
 use sha2::{Digest as _, Sha256};
 
-use super::core::{Core, Subject, aftermath, provider_key, target_key};
+use super::core::{Core, Subject, aftermath, as_unit, provider_key, target_key};
 use super::estimate::Ask;
 use super::link::{Link, Opened, Running};
 use crate::awu::{AwuId, Grounds, Held, Mechanism, Reservation};
@@ -15,7 +15,7 @@ use crate::config::{Mode, Signal, Unit, UnknownModel, Unmapped};
 use crate::decision::{Decision, Permission, ReasonCode, Refusal};
 use crate::ledger::{Demand, Shortfall};
 use crate::money;
-use crate::policy::{Facts, Matched, Opinion, Severity};
+use crate::policy::{Facts, Matched, Opinion, Policies, Severity};
 use crate::rate::{Limit, Reached};
 use crate::record::{Had, Inputs, Metered, Record, RecordKind, Seen, Texts};
 use crate::settings::Settings;
@@ -65,7 +65,13 @@ pub(super) struct Done {
 
 impl Core {
     /// Opens the unit of a request and decides it.
-    pub(super) fn open_unit(&mut self, now: Now, link: &mut Link, request: &Request<'_>) {
+    pub(super) fn open_unit(
+        &mut self,
+        now: Now,
+        link: &mut Link,
+        request: &Request<'_>,
+        call: &Call,
+    ) {
         self.start(now);
         let subject = self.subject(link);
         let texts: Vec<&str> = request.texts().collect();
@@ -73,12 +79,13 @@ impl Core {
         let text_bytes = text_bytes.saturating_add(request.texts_dropped_bytes());
         let chars = texts.iter().map(|it| it.chars().count() as u64).sum::<u64>();
         let policies = self.settings.clone();
-        let content = policies.0.policies.content(self.slice(&subject), &texts);
-        let call = request.call;
+        let slice = self.slice(&subject);
+        let content = policies.0.policies.content(slice, &texts);
+        let unseen = request.texts_truncated() && Policies::looks_at_content(slice);
         let bytes = call.request_bytes.max(text_bytes);
         let ask = Ask {
             call,
-            readable: is_whole(call, request.complete) && !request.texts_truncated(),
+            readable: is_whole(call, request.complete) && !unseen,
             inspectable: true,
             content,
             start: request.start,
@@ -129,9 +136,11 @@ impl Core {
     ) {
         let id = self.issue();
         let mut seen = self.seen(now, subject, ask, link.can_prevent(ask.end));
-        if let Some(code) = aftermath(link) {
+        let after = aftermath(link).map(|code| (code, "nothing more of this connection may leave"));
+        let differ = differing(ask.call)
+            .filter(|_| seen.preventable && subject.identity.mode == Mode::Enforce);
+        if let Some((code, why)) = after.or(differ) {
             seen.settled = Some(code.clone());
-            let why = "nothing more of this connection may leave";
             let objection = Objection::block(code, None, why);
             let opened = self.opened(now, id, link, subject, ask, &objection, complete);
             let inputs = inputs(ask, 0, None, seen);
@@ -190,6 +199,9 @@ impl Core {
         }
         done.counted = true;
         let demands = self.demands(now, subject, ask);
+        if let Some(objection) = unread_objection(ask, &demands) {
+            return Some(objection);
+        }
         if let Some(objection) = self.price_objection(ask, &demands) {
             return Some(objection);
         }
@@ -452,15 +464,21 @@ impl Core {
         if link.over.contains(&open.exchange) {
             return true;
         }
-        if subject.identity.mode != Mode::Enforce || open.call.request_model.is_none() {
+        if subject.identity.mode != Mode::Enforce {
             return false;
         }
-        let call = open.call;
+        let unit = Call { exchange: open.exchange, ..as_unit(open.call) };
+        let call = &self.deciding(now, link, &unit);
+        let unread = !is_readable_so_far(call);
+        let content = self.matching(link, &subject, open);
+        if call.request_model.is_none() && !unread && content.is_empty() {
+            return false;
+        }
         let ask = Ask {
             call,
-            readable: true,
+            readable: !unread,
             inspectable: true,
-            content: Vec::new(),
+            content,
             start: open.start,
             end: u64::MAX,
             estimate: self.estimate(now, &subject, call, open.body_bytes, Some(0)),
@@ -469,16 +487,93 @@ impl Core {
             texts: Texts::default(),
         };
         let opinion = self.opinion(now, &subject, &ask, Some(""));
-        let Some(objection) = self.standing(now, &subject, &ask, &opinion, true) else {
-            return false;
-        };
+        let mut seen = Seen { early: true, ..self.seen(now, &subject, &ask, true) };
+        let differ = differing(call).map(|(code, why)| {
+            seen.settled = Some(code.clone());
+            Objection::block(code, None, why)
+        });
+        let objection = differ.or_else(|| self.early_objection(now, &subject, &ask, &opinion));
+        let Some(objection) = objection else { return false };
         let id = self.issue();
         let mut opened = self.opened(now, id, link, &subject, &ask, &objection, false);
         opened.grounds.matched = opinion.matched();
         let left = opened.enforcement.bytes_before_decision;
-        let seen = Seen { early: true, ..self.seen(now, &subject, &ask, true) };
         self.refuse(now, link, opened, objection.refusal(), call, inputs(&ask, left, None, seen));
         true
+    }
+
+    /// What no rest of a request could change.
+    pub(super) fn early_objection(
+        &self,
+        now: Now,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        opinion: &Opinion,
+    ) -> Option<Objection> {
+        self.standing(now, subject, ask, opinion, true)
+            .or_else(|| unread_objection(ask, &self.demands(now, subject, ask)))
+    }
+
+    /// Names of the content rules that the text seen so far matches. What was looked at before is not
+    /// looked at again, but for as much of it as a match may begin in.
+    fn matching(&self, link: &mut Link, subject: &Subject, open: &OpenRequest<'_>) -> Vec<String> {
+        /// Bytes that a match may have begun before the text that is new.
+        const OVERLAP: usize = 4 << 10;
+        let slice = self.slice(subject);
+        if !Policies::looks_at_content(slice) {
+            return Vec::new();
+        }
+        let (exchange, before) = link.matched_to;
+        let from = if exchange == open.exchange { before.saturating_sub(OVERLAP) } else { 0 };
+        link.matched_to = (open.exchange, open.text_bytes());
+        let texts: Vec<String> = open.texts_from(from);
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        self.settings.0.policies.content(slice, &texts)
+    }
+
+    /// The call as it is decided: where several models may answer, with the one that is refused, else
+    /// the dearest.
+    pub(super) fn deciding(&mut self, now: Now, link: &Link, call: &Call) -> Call {
+        let mut deciding = call.clone();
+        if call.other_models.is_empty() {
+            return deciding;
+        }
+        let subject = self.subject(link);
+        let mut dearest = self.worst(now, &subject, call);
+        for model in &call.other_models {
+            let other = Call { request_model: Some(model.clone()), ..call.clone() };
+            let refused = |core: &Self, call: &Call| core.refuses_model(now, &subject, call);
+            let cost = self.worst(now, &subject, &other);
+            if refused(self, &deciding) {
+                break;
+            }
+            if refused(self, &other) || cost > dearest {
+                dearest = cost;
+                deciding = other;
+            }
+        }
+        deciding
+    }
+
+    fn worst(&self, now: Now, subject: &Subject, call: &Call) -> i64 {
+        let guess = self.estimate(now, subject, call, call.request_bytes, None);
+        guess.worst_nano_usd.unwrap_or(i64::MAX)
+    }
+
+    fn refuses_model(&self, now: Now, subject: &Subject, call: &Call) -> bool {
+        let ask = Ask {
+            call,
+            readable: true,
+            inspectable: true,
+            content: Vec::new(),
+            start: 0,
+            end: 0,
+            estimate: self.estimate(now, subject, call, call.request_bytes, None),
+            region: self.region(call),
+            asked: (0, 0),
+            texts: Texts::default(),
+        };
+        !self.opinion(now, subject, &ask, None).refusals.is_empty()
     }
 
     /// Refuses a connection of which no request can be read.
@@ -525,7 +620,7 @@ impl Core {
         received: u64,
     ) {
         let subject = self.subject(link);
-        let call = open.call;
+        let call = &Call { exchange: open.exchange, ..as_unit(open.call) };
         let ask = Ask {
             call,
             readable: false,
@@ -607,7 +702,7 @@ impl Core {
             region: ask.region.as_deref().unwrap_or_default(),
             server: call.server_address.as_deref().unwrap_or_default(),
             environment: who.environment.as_deref().unwrap_or_default(),
-            est_nano_usd: ask.estimate.ceiling_nano_usd,
+            est_nano_usd: ask.estimate.worst_nano_usd,
             est_tokens: ask.estimate.tokens(),
             max_output_tokens: ask.estimate.output_tokens,
             request_bytes: call.request_bytes,
@@ -676,7 +771,7 @@ impl Core {
         let mut approvals = self.ledger.approvals().peekable();
         approvals.peek()?;
         let request = binding(subject, ask.call);
-        let cost = ask.estimate.ceiling_nano_usd?;
+        let cost = ask.estimate.worst_nano_usd?;
         let good = |it: &&crate::approval::Approval| {
             it.request == request && it.expires_unix_ns > now.unix_ns && it.ceiling_nano_usd >= cost
         };
@@ -693,7 +788,27 @@ fn concerning<'s>(settings: &'s Settings, subject: &Subject, ask: &Ask<'_>) -> V
 
 /// The request was read to its end, and nothing of it was lost.
 fn is_whole(call: &Call, complete: bool) -> bool {
-    complete && call.request_seen && call.missing_bytes == 0 && call.unreadable.is_none()
+    complete && call.request_seen && call.missing_bytes == 0 && is_readable_so_far(call)
+}
+
+/// Nothing of it was lost, and it asks for something that is known.
+fn is_readable_so_far(call: &Call) -> bool {
+    let known = !call.unlisted || call.operation.as_deref() == Some(Call::COUNT_TOKENS);
+    known && call.unreadable.is_none()
+}
+
+/// The names that it gives belong to two providers, or to two regions of one.
+fn differing(call: &Call) -> Option<(ReasonCode, &'static str)> {
+    let why = "the names that the request gives do not belong to one provider and region";
+    call.other_provider.as_ref().map(|_| (ReasonCode::PROVIDERS_DIFFER, why))
+}
+
+/// What was not read whole may need any amount of a budget.
+fn unread_objection(ask: &Ask<'_>, demands: &[Demand]) -> Option<Objection> {
+    let first = demands.first().filter(|_| !ask.readable && ask.inspectable)?;
+    let why = "it was not read whole, so what it may need of the budget is not known";
+    let code = ReasonCode::BudgetReservationFailed;
+    Some(Objection::block(code, Some(&first.key.budget), why))
 }
 
 /// What an approval of a request is bound to.
@@ -736,6 +851,7 @@ fn inputs(
         input_tokens: ask.estimate.input_tokens,
         output_tokens: ask.estimate.output_tokens,
         nano_usd: ask.estimate.nano_usd,
+        worst_nano_usd: ask.estimate.worst_nano_usd.filter(|it| Some(*it) != ask.estimate.nano_usd),
         request_bytes: ask.call.request_bytes,
         complete: ask.readable,
         content: ask.content.clone(),
@@ -764,7 +880,7 @@ fn explained(matched: &Matched, ask: &Ask<'_>) -> Objection {
     let about = if matched.code == ReasonCode::PolicyDenyRegion {
         format!("the region is {}", said(&ask.region))
     } else if matched.code == ReasonCode::BudgetExceeded {
-        let cost = ask.estimate.ceiling_nano_usd.map(money::format_usd);
+        let cost = ask.estimate.worst_nano_usd.map(money::format_usd);
         format!("this one may cost up to {} USD", said(&cost))
     } else {
         format!("it asks {} for {}", said(&call.provider), said(&call.request_model))

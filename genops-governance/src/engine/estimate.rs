@@ -12,6 +12,9 @@ use crate::record::Texts;
 use crate::telemetry::has_output;
 use crate::time::Now;
 
+/// Tokens of context where a model's own number is not known: the longest that are offered.
+const CONTEXT_TOKENS: u64 = 1_048_576;
+
 /// A request as far as it was read.
 pub(super) struct Ask<'a> {
     pub(super) call: &'a Call,
@@ -37,9 +40,9 @@ pub(super) struct Guess {
     pub(super) input_tokens: u64,
     pub(super) output_tokens: u64,
     pub(super) nano_usd: Option<i64>,
-    /// What limits for one request go by: as `nano_usd`, but of the provider's dearest model where the
-    /// price is assumed.
-    pub(super) ceiling_nano_usd: Option<i64>,
+    /// As `nano_usd`, whatever such requests usually cost, and of the provider's dearest model if the price is
+    /// assumed: what rules about one request look at.
+    pub(super) worst_nano_usd: Option<i64>,
     pub(super) price: Option<Found>,
 }
 
@@ -57,7 +60,7 @@ impl Guess {
 }
 
 /// Of an assumed price, what the provider's dearest model may cost for it.
-pub(super) fn ceiling(
+fn ceiling(
     price: Option<&Found>,
     now: Now,
     tier: Option<&str>,
@@ -100,8 +103,16 @@ impl Core {
         let settings = &self.settings.0;
         let model = call.request_model.as_deref();
         let price = settings.prices.find(call.provider.as_deref(), model);
-        // A token is a byte at least.
-        let input_tokens = bytes;
+        if call.operation.as_deref() == Some(Call::COUNT_TOKENS) {
+            return Guess { nano_usd: Some(0), worst_nano_usd: Some(0), price, ..Guess::default() };
+        }
+        // A token is a byte at least. What lies at the provider may fill the model's context.
+        let context = || {
+            let known = price.as_ref().filter(|it| !it.assumed);
+            known.and_then(|it| it.price.context_tokens).unwrap_or(CONTEXT_TOKENS)
+        };
+        let referred = if call.input_by_reference { context() } else { 0 };
+        let input_tokens = bytes.saturating_add(referred);
         let output_tokens = output.unwrap_or_else(|| {
             if !has_output(call) {
                 return 0;
@@ -119,6 +130,8 @@ impl Core {
             .as_ref()
             .and_then(|it| it.price.worst_nano_usd(unix_s, tier, input_tokens, output_tokens));
         let usual = settings.estimate == Estimate::P95 && output.is_none();
+        let tokens = (input_tokens, output_tokens);
+        let worst_nano_usd = ceiling(price.as_ref(), now, tier, tokens, nano_usd);
         let nano_usd = nano_usd.map(|worst| {
             let principal = &subject.identity.attribution.principal;
             let key = format!("cost {principal} {}", model.unwrap_or_default());
@@ -126,9 +139,7 @@ impl Core {
             let p95 = self.latencies.p95(&key).filter(|_| known);
             p95.and_then(|it| i64::try_from(it).ok()).map_or(worst, |it| it.min(worst))
         });
-        let tokens = (input_tokens, output_tokens);
-        let ceiling_nano_usd = ceiling(price.as_ref(), now, tier, tokens, nano_usd);
-        Guess { input_tokens, output_tokens, nano_usd, ceiling_nano_usd, price }
+        Guess { input_tokens, output_tokens, nano_usd, worst_nano_usd, price }
     }
 
     /// Where the model computes: what host or path say, else what is configured for the host.

@@ -45,6 +45,8 @@ pub(super) struct Link {
     pub(super) refused: Vec<Refused>,
     /// Exchanges that were refused: what their decoder says later changes nothing.
     pub(super) over: BTreeSet<u64>,
+    /// How far the text of the open request was compared with content rules: its exchange, bytes.
+    pub(super) matched_to: (u64, usize),
 }
 
 /// What permitted and refused units have in common.
@@ -111,6 +113,7 @@ impl Link {
             units: BTreeMap::new(),
             refused: Vec::new(),
             over: BTreeSet::new(),
+            matched_to: (0, 0),
         }
     }
 

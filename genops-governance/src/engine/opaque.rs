@@ -123,7 +123,7 @@ impl Core {
             start: 0,
             end: u64::MAX,
             // Nothing is set aside for what nobody can count.
-            estimate: Guess { nano_usd: Some(0), ..Guess::default() },
+            estimate: Guess { nano_usd: Some(0), worst_nano_usd: Some(0), ..Guess::default() },
             region: self.region(call),
             asked: (0, 0),
             texts: Texts::default(),

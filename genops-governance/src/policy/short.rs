@@ -1,7 +1,8 @@
 //! The short form of policies and the scopes of grants, as the Cedar that they become.
 //!
-//! What an allow-list can't place (a model or region that is not known) is not on it; what a
-//! request that could not be read might contain is refused by deny-lists too.
+//! What an allow-list can't place (a model or region that is not known) is not on it. A request that
+//! was not read whole, or can be read in two ways, is refused by every rule about models, content or
+//! cost, whatever was read of it: the rest could ask for anything.
 
 use std::fmt::Write as _;
 
@@ -140,7 +141,8 @@ fn policy_texts(policy: &PolicyConfig, place: &str, faults: &mut Faults, out: &m
     }
     if let Some(list) = allowed_models {
         let reason = format!("only these models are allowed: {}", list.join(", "));
-        rule("allowed_models", &ReasonCode::PolicyDenyModel, reason, unless(&any("model", list)));
+        let condition = unless(&and_readable("model", list));
+        rule("allowed_models", &ReasonCode::PolicyDenyModel, reason, condition);
     }
     if !denied_models.is_empty() {
         let reason = format!("these models are denied: {}", denied_models.join(", "));
@@ -174,14 +176,14 @@ fn policy_texts(policy: &PolicyConfig, place: &str, faults: &mut Faults, out: &m
     if let Some(usd) = max_cost {
         let nano = above("max_cost", *usd);
         let reason = format!("one request may cost at most {usd} USD");
-        let condition = when(&format!("context.est_nano_usd > {nano}"));
+        let condition = when(&above_or_unreadable(nano));
         rule("max_cost", &ReasonCode::BudgetExceeded, reason, condition);
     }
     if let Some(usd) = approval_above {
         let nano = above("approval_above", *usd);
         let reason = format!("a human must approve a request that may cost more than {usd} USD");
         let condition =
-            format!("when {{ context.est_nano_usd > {nano} }}\nunless {{ context.approved }}");
+            format!("{}\nunless {{ context.approved }}", when(&above_or_unreadable(nano)));
         rule("approval_above", &ReasonCode::APPROVAL_REQUIRED, reason, condition);
     }
 }
@@ -203,13 +205,17 @@ fn grant_texts(grant: &GrantConfig, place: &str, faults: &mut Faults, out: &mut 
     for (attribute, key, list) in lists {
         if let Some(list) = list {
             let reason = format!("the grant covers only these {key}: {}", list.join(", "));
-            rule(key, reason, unless(&any(attribute, list)));
+            let condition = match attribute {
+                "model" => and_readable(attribute, list),
+                _ => any(attribute, list),
+            };
+            rule(key, reason, unless(&condition));
         }
     }
     if let Some(usd) = max_cost {
         let nano = from_usd(*usd).map_err(|why| faults.add(place, "scope.max_cost", &why));
         let reason = format!("the grant covers requests up to {usd} USD");
-        rule("max_cost", reason, when(&format!("context.est_nano_usd > {}", nano.unwrap_or(0))));
+        rule("max_cost", reason, when(&above_or_unreadable(nano.unwrap_or(0))));
     }
 }
 
@@ -253,7 +259,17 @@ fn any(attribute: &str, patterns: &[String]) -> String {
 
 fn or_unreadable(attribute: &str, patterns: &[String]) -> String {
     let any = any(attribute, patterns);
-    format!("{any} || (context.{attribute} == \"\" && !context.readable)")
+    format!("{any} || !context.readable")
+}
+
+/// An allow-list covers only what was read whole: the rest of it could ask for anything.
+fn and_readable(attribute: &str, patterns: &[String]) -> String {
+    format!("context.readable && ({})", any(attribute, patterns))
+}
+
+/// What was not read whole may cost anything.
+fn above_or_unreadable(nano: i64) -> String {
+    format!("context.est_nano_usd > {nano} || !context.readable")
 }
 
 /// A Cedar string. In a pattern `*` stays the wildcard it is meant to be.

@@ -72,25 +72,16 @@ pub(crate) const DEEP: NodeId = 1;
 /// The text itself.
 pub(crate) const ROOT: NodeId = 2;
 
-/// Keys below a prose path whose strings are no prose: identifiers, types, and coded media.
-///
-/// What a model reads as text is never under them in the APIs we know; media would only fill the
-/// limit.
+/// Keys below a prose path whose strings are no prose: identifiers, types, and what the provider
+/// itself has coded. Whatever can carry a text that the sender wrote is not among them.
 const NEVER_PROSE: &[&str] = &[
-    "b64_json",
-    "bytes",
     "cache_control",
     "call_id",
-    "data",
     "detail",
     "encrypted_content",
-    "fileUri",
-    "file_data",
     "file_id",
-    "file_url",
     "format",
     "id",
-    "image_url",
     "media_type",
     "mimeType",
     "mime_type",
@@ -103,7 +94,6 @@ const NEVER_PROSE: &[&str] = &[
     "tool_use_id",
     "toolUseId",
     "type",
-    "url",
 ];
 
 #[derive(Debug, Default)]
@@ -164,6 +154,27 @@ impl Schema {
             DEEP => DEEP,
             _ => self.node(id).map_or(NONE, |node| node.below(node.element)),
         }
+    }
+
+    /// A key that is none of those wanted here, and is one of them for a reader that ignores case: as
+    /// Go's does, which takes two letters beyond ASCII for theirs.
+    pub(crate) fn differs_in_case(&self, id: NodeId, key: &[u8]) -> bool {
+        let mut plain = [0_u8; 64];
+        let (mut len, mut at) = (0, 0);
+        while let Some(rest) = key.get(at..).filter(|rest| !rest.is_empty()) {
+            let (byte, used) = match rest {
+                [0xc5, 0xbf, ..] => (b's', 2),
+                [0xe2, 0x84, 0xaa, ..] => (b'k', 3),
+                [byte, ..] => (*byte, 1),
+                [] => return false,
+            };
+            let Some(slot) = plain.get_mut(len) else { return false };
+            *slot = byte;
+            (len, at) = (len + 1, at + used);
+        }
+        let key = plain.get(..len).unwrap_or_default();
+        let names = self.node(id).map(|node| node.keys.as_slice()).unwrap_or_default();
+        names.iter().any(|(name, _)| name.as_bytes().eq_ignore_ascii_case(key))
     }
 
     pub(crate) fn child(&self, id: NodeId, key: &[u8]) -> NodeId {

@@ -1,0 +1,315 @@
+//! Endpoints of providers that are known to be harmless: no model works there, nothing is billed,
+//! and nothing is stored that a model reads later.
+//!
+//! Everything else that goes to a provider and that no dialect knows is decided as a request that
+//! can't be read. `GET`, `HEAD` and `OPTIONS` without body and without `Upgrade` are harmless
+//! without being listed. To add a line: what it does must be documented, and the line says where.
+
+use crate::path::Path;
+
+/// What the list says of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listed {
+    /// Whatever it says may leave undecided.
+    Harmless,
+    /// It counts tokens: it runs nothing and costs nothing, and is decided by the model and the
+    /// text that it names.
+    Counts,
+}
+
+use Listed::{Counts, Harmless};
+
+/// Provider (empty: any), method, pattern, what it is, source. A pattern that begins with a slash is
+/// the whole path, another one how it ends; `*` is one segment or the beginning of one, `**` all that
+/// follows.
+type Line = (&'static str, &'static str, &'static str, Listed, &'static str);
+
+const LIST: &[Line] = &[
+    ("", "DELETE", "/**", Harmless, "RFC 9110 9.3.5: removes what the target names"),
+    (
+        "",
+        "POST",
+        "responses/*/cancel",
+        Harmless,
+        "platform.openai.com/docs/api-reference/responses/cancel",
+    ),
+    (
+        "",
+        "POST",
+        "batches/*/cancel",
+        Harmless,
+        "platform.openai.com/docs/api-reference/batch/cancel",
+    ),
+    (
+        "",
+        "POST",
+        "uploads/*/cancel",
+        Harmless,
+        "platform.openai.com/docs/api-reference/uploads/cancel",
+    ),
+    (
+        "",
+        "POST",
+        "fine_tuning/jobs/*/cancel",
+        Harmless,
+        "platform.openai.com/docs/api-reference/fine-tuning/cancel",
+    ),
+    (
+        "",
+        "POST",
+        "fine_tuning/jobs/*/pause",
+        Harmless,
+        "platform.openai.com/docs/api-reference/fine-tuning/pause",
+    ),
+    (
+        "",
+        "POST",
+        "threads/*/runs/*/cancel",
+        Harmless,
+        "platform.openai.com/docs/api-reference/runs/cancelRun",
+    ),
+    (
+        "",
+        "POST",
+        "vector_stores/*/file_batches/*/cancel",
+        Harmless,
+        "platform.openai.com/docs/api-reference/vector-stores-file-batches/cancelBatch",
+    ),
+    (
+        "",
+        "POST",
+        "responses/input_tokens",
+        Counts,
+        "platform.openai.com/docs/api-reference/responses/input-tokens",
+    ),
+    (
+        "",
+        "POST",
+        "messages/count_tokens",
+        Counts,
+        "docs.anthropic.com/en/api/messages-count-tokens",
+    ),
+    (
+        "anthropic",
+        "POST",
+        "messages/batches/*/cancel",
+        Harmless,
+        "docs.anthropic.com/en/api/canceling-message-batches",
+    ),
+    ("gcp.gemini", "POST", "models/*:countTokens", Counts, "ai.google.dev/api/tokens"),
+    ("gcp.gemini", "POST", "batches/*:cancel", Harmless, "ai.google.dev/api/batch-api"),
+    (
+        "gcp.vertex_ai",
+        "POST",
+        "models/*:countTokens",
+        Counts,
+        "cloud.google.com/vertex-ai/generative-ai/docs/model-reference/count-tokens",
+    ),
+    (
+        "gcp.vertex_ai",
+        "POST",
+        "models/*:computeTokens",
+        Counts,
+        "cloud.google.com/vertex-ai/generative-ai/docs/model-reference/compute-tokens",
+    ),
+    (
+        "gcp.vertex_ai",
+        "POST",
+        "operations/*:cancel",
+        Harmless,
+        "cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.operations/cancel",
+    ),
+    (
+        "gcp.vertex_ai",
+        "POST",
+        "batchPredictionJobs/*:cancel",
+        Harmless,
+        "cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.batchPredictionJobs/cancel",
+    ),
+    (
+        "aws.bedrock",
+        "POST",
+        "model/*/count-tokens",
+        Counts,
+        "docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_CountTokens.html",
+    ),
+    ("mistral_ai", "POST", "batch/jobs/*/cancel", Harmless, "docs.mistral.ai/api/#tag/batch"),
+    ("cohere", "POST", "v1/tokenize", Counts, "docs.cohere.com/reference/tokenize"),
+    ("cohere", "POST", "v1/detokenize", Counts, "docs.cohere.com/reference/detokenize"),
+    ("cohere", "POST", "v1/check-api-key", Harmless, "docs.cohere.com/reference/checkapikey"),
+    (
+        "cohere",
+        "POST",
+        "embed-jobs/*/cancel",
+        Harmless,
+        "docs.cohere.com/reference/cancel-embed-job",
+    ),
+    (
+        "ibm.watsonx.ai",
+        "POST",
+        "text/tokenization",
+        Counts,
+        "cloud.ibm.com/apidocs/watsonx-ai#text-tokenization",
+    ),
+    ("aleph_alpha", "POST", "/tokenize", Counts, "docs.aleph-alpha.com/api/tokenize"),
+    ("aleph_alpha", "POST", "/detokenize", Counts, "docs.aleph-alpha.com/api/detokenize"),
+    (
+        "replicate",
+        "POST",
+        "predictions/*/cancel",
+        Harmless,
+        "replicate.com/docs/reference/http#predictions.cancel",
+    ),
+    (
+        "replicate",
+        "POST",
+        "trainings/*/cancel",
+        Harmless,
+        "replicate.com/docs/reference/http#trainings.cancel",
+    ),
+    (
+        "ollama",
+        "POST",
+        "/api/show",
+        Harmless,
+        "github.com/ollama/ollama/blob/main/docs/api.md#show-model-information",
+    ),
+    (
+        "ollama",
+        "POST",
+        "/api/pull",
+        Harmless,
+        "github.com/ollama/ollama/blob/main/docs/api.md#pull-a-model",
+    ),
+    (
+        "ollama",
+        "POST",
+        "/api/copy",
+        Harmless,
+        "github.com/ollama/ollama/blob/main/docs/api.md#copy-a-model",
+    ),
+    (
+        "huggingface",
+        "POST",
+        "/api/**",
+        Harmless,
+        "huggingface.co/docs/hub/api: repositories and accounts of the Hub",
+    ),
+    (
+        "huggingface",
+        "POST",
+        "info/lfs/objects/batch",
+        Harmless,
+        "github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md",
+    ),
+    (
+        "huggingface",
+        "POST",
+        "/mcp",
+        Harmless,
+        "huggingface.co/docs/hub/hf-mcp-server: tools, each of which is a call of its own",
+    ),
+    (
+        "github_copilot",
+        "POST",
+        "/mcp/**",
+        Harmless,
+        "docs.github.com/en/copilot/how-tos/provide-context/use-mcp",
+    ),
+    (
+        "openrouter",
+        "POST",
+        "/api/v1/auth/keys",
+        Harmless,
+        "openrouter.ai/docs/use-cases/oauth-pkce",
+    ),
+];
+
+/// What the list says of a request to a provider.
+pub(crate) fn listed(provider: &str, method: &str, path: &Path) -> Option<Listed> {
+    let fits = |line: &&Line| {
+        let (of, verb, pattern, ..) = **line;
+        (of.is_empty() || of == provider) && verb == method && matches(pattern, path)
+    };
+    LIST.iter().find(fits).map(|(_, _, _, listed, _)| *listed)
+}
+
+/// Whether a path is as a pattern has it, in any case.
+pub(crate) fn matches(pattern: &str, path: &Path) -> bool {
+    let segments: Vec<&str> = path.segments().collect();
+    let names: Vec<&str> = pattern.split('/').filter(|it| !it.is_empty()).collect();
+    let (names, open) = match names.split_last() {
+        Some((&"**", before)) => (before, true),
+        _ => (names.as_slice(), false),
+    };
+    let Some(spare) = segments.len().checked_sub(names.len()) else { return false };
+    let whole = pattern.starts_with('/');
+    if whole && !open && spare > 0 {
+        return false;
+    }
+    let skipped = if whole { 0 } else { spare };
+    let fits = |(name, segment): (&&str, &&str)| fits(name, segment);
+    names.iter().zip(segments.iter().skip(skipped)).all(fits)
+}
+
+fn fits(name: &str, segment: &str) -> bool {
+    match name.strip_prefix('*') {
+        Some(end) => {
+            let at = segment.len().checked_sub(end.len()).filter(|at| *at > 0);
+            let tail = at.and_then(|at| segment.get(at..));
+            tail.is_some_and(|tail| tail.eq_ignore_ascii_case(end))
+        }
+        None => name.eq_ignore_ascii_case(segment),
+    }
+}
+
+/// Method and pattern of a line that an operator wrote, such as `POST /files/*`.
+pub(crate) fn parse(line: &str) -> Option<(&str, &str)> {
+    let (method, pattern) = line.trim().split_once(' ')?;
+    let pattern = pattern.trim();
+    let upper = !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase());
+    let whole = pattern.starts_with('/') && !pattern.contains(['?', ' ', '%']);
+    (upper && whole).then_some((method, pattern))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_written_as_it_is_compared_and_says_where_it_is_from() {
+        for (_, method, pattern, _, source) in LIST {
+            assert!(method.bytes().all(|byte| byte.is_ascii_uppercase()), "{method}");
+            assert!(!pattern.is_empty() && !pattern.contains(['?', ' ', '%']), "{pattern}");
+            assert!(source.len() > 8, "{pattern}");
+        }
+    }
+
+    #[track_caller]
+    fn check(pattern: &str, path: &str, expected: bool) {
+        assert_eq!(matches(pattern, &Path::normalise(path)), expected, "{pattern} {path}");
+    }
+
+    #[test]
+    fn a_pattern_is_the_whole_path_or_its_end_and_never_more() {
+        check("/api/show", "/api/show", true);
+        check("/api/show", "/API/Show/", true);
+        check("/api/show", "/x/api/show", false);
+        check("/api/show", "/api/show/more", false);
+        check("batches/*/cancel", "/openai/v1/batches/b_1/cancel", true);
+        check("batches/*/cancel", "/v1/batches/cancel", false);
+        check("models/*:countTokens", "/v1beta/models/gemini-pro:countTokens", true);
+        check("models/*:countTokens", "/v1beta/models/gemini-pro:generateContent", false);
+        check("/api/**", "/api/models/a/b", true);
+        check("/api/**", "/v1/api/models", false);
+        check("/**", "/anything", true);
+    }
+
+    #[test]
+    fn a_line_of_an_operator_names_a_method_and_a_whole_path() {
+        assert_eq!(parse("POST /files/*"), Some(("POST", "/files/*")));
+        for wrong in ["/files", "POST", "post /files", "POST files", "POST /a?b", "POST /a b"] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+}
