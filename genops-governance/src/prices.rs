@@ -611,14 +611,14 @@ fn aliases<'a>(provider: &'a str, model: &'a str) -> Vec<(&'a str, &'a str)> {
     also(plain);
     let plain = plain.unwrap_or(model);
     // Not so an application profile of Bedrock, which says nothing of its model.
-    let named = !plain.contains("application-inference-profile");
-    let last = plain.rsplit('/').next().filter(|_| named && provider != "openrouter");
+    let tells = !plain.contains("application-inference-profile");
+    let last = plain.rsplit('/').next().filter(|_| tells && provider != "openrouter");
     also(last);
     let last = last.unwrap_or(plain);
     also(last.split_once('@').map(|(name, _)| name));
     also(limits::without_place(last));
     also(last.strip_suffix("-maas"));
-    if named && provider != "openrouter" {
+    if tells && provider != "openrouter" {
         also(Some(limits::bare(last)));
     }
     let mut all: Vec<(&str, &str)> = names.iter().map(|name| (provider, *name)).collect();
@@ -655,7 +655,7 @@ fn family(provider: &str, model: &str) -> String {
 
 /// The names that the rules of models are about.
 fn names(models: &str) -> impl Iterator<Item = &str> {
-    models.lines().flat_map(|line| names_of(line))
+    models.lines().flat_map(names_of)
 }
 
 fn names_of(line: &str) -> impl Iterator<Item = &str> {

@@ -58,8 +58,8 @@ impl Core {
         };
         let mut awu = self.awu(now, link, opened, outcome, call, response_complete);
         // What an assumed price gives is a bound for the accounts, not a cost.
-        let priced = cost.filter(|it| !awu.grounds.price_assumed && it.basis == Basis::Reported);
-        awu.cost_nano_usd = priced.and_then(|it| it.nano_usd);
+        let told = cost.filter(|it| !awu.grounds.price_assumed && it.basis == Basis::Reported);
+        awu.cost_nano_usd = told.and_then(|it| it.nano_usd);
         let ran = awu.outcome.actual().is_some();
         awu.sla = target.filter(|_| ran).map(|it| Sla {
             tier: it.tier,

@@ -23,7 +23,7 @@ impl Dialect for OpenAi {
         if let Some(native) = native(target) {
             return Some(native);
         }
-        let azure = deployment.is_some() && target.segments.iter().any(|name| *name == "openai");
+        let azure = deployment.is_some() && target.segments.contains(&"openai");
         let endpoint = |api, operation| {
             let endpoint: Option<Endpoint> = endpoint(api, operation);
             // Nobody else has these paths, whatever host stands before it.
@@ -63,10 +63,11 @@ impl Dialect for OpenAi {
                 [.., "threads", _, "runs"] | [.., "threads", "runs"] => {
                     endpoint("openai.runs", "invoke_agent")
                 }
-                [.., "realtime", "sessions" | "client_secrets" | "calls"]
-                | [.., "realtime", "transcription_sessions"] => {
-                    endpoint("openai.realtime.sessions", "realtime_session")
-                }
+                [
+                    ..,
+                    "realtime",
+                    "sessions" | "client_secrets" | "calls" | "transcription_sessions",
+                ] => endpoint("openai.realtime.sessions", "realtime_session"),
                 [.., "fine_tuning", "jobs"] | [.., "fine-tunes"] => {
                     endpoint("openai.fine_tuning", "fine_tune")
                 }
@@ -268,7 +269,7 @@ fn native(target: &Target<'_>) -> Option<Endpoint> {
         }
         ("jina", [.., "classify"]) => ("jina.classify", "classify"),
         ("perplexity", [.., "async", "chat", "completions"]) => ("perplexity.async", "batch"),
-        ("stability_ai", [.., "generate", _] | [.., "edit", _] | [.., "upscale", _]) => {
+        ("stability_ai", [.., "generate" | "edit" | "upscale", _]) => {
             ("stability.images", "image_generation")
         }
         ("z_ai", [.., "images", "generations"]) => ("openai.images", "image_generation"),
