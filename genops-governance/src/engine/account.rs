@@ -1,5 +1,6 @@
 //! How a unit ends: what it used, what its accounts become, and the unit as it is told.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use genops_protocols::Call;
@@ -8,7 +9,7 @@ use super::Output;
 use super::core::{Core, provider_key, target_key};
 use super::link::{Link, Opened, Running};
 use crate::awu::{Actual, Awu, AwuId, Basis, CaptureLevel, Outcome, Reservation, Sla};
-use crate::config::Unit;
+use crate::config::{Estimate, Unit};
 use crate::decision::{Decision, ReasonCode, Refusal};
 use crate::ledger::{Account, Share};
 use crate::prices::{ModelPrice, RateCard, Tokens};
@@ -156,12 +157,15 @@ impl Core {
         call: &Call,
         cost: Option<Cost>,
     ) -> Actual {
-        // An estimate never exceeds what was set aside.
+        // An estimate never exceeds what was set aside, and neither does the word of a server that is no
+        // provider's: a program may talk to its own under any name, and others share the budget.
         let accounts = self.accounts_of(opened.id);
         let basis = cost.map_or(Basis::Reserved, |it| it.basis);
+        let stranger = self.settings.0.estimate == Estimate::WorstCase
+            && link.network.remote.is_some_and(|it| is_own(it.ip()));
         let used = |unit: Unit| cost.and_then(|it| it.in_unit(unit));
         let bounded = |used: i64, reserved: i64| {
-            if basis == Basis::Estimated { used.min(reserved) } else { used }
+            if basis == Basis::Estimated || stranger { used.min(reserved) } else { used }
         };
         let set_aside = |index: usize| {
             let share = accounts.get(index);
@@ -351,6 +355,14 @@ struct Cost {
     tokens: u64,
     nano_usd: Option<i64>,
     basis: Basis,
+}
+
+/// Whether an address is of this host or of a private network (RFC 1918, RFC 4193, RFC 3927): no public provider's.
+fn is_own(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(it) => it.is_loopback() || it.is_private() || it.is_link_local(),
+        IpAddr::V6(it) => it.is_loopback() || it.is_unique_local() || it.is_unicast_link_local(),
+    }
 }
 
 /// Bytes of text that are taken for one token where nobody counted: what tokenizers make of English
