@@ -99,9 +99,24 @@ fn a_request_of_a_mebibyte() -> anyhow::Result<()> {
     check("long-1")
 }
 
+/// What capture leaves out may name another model: a rule about models refuses the request, whatever was read.
 #[test]
-fn a_request_of_sixteen_mebibytes() -> anyhow::Result<()> {
-    check("long-16")
+fn a_request_of_sixteen_mebibytes_is_not_read_whole_and_refused() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let agent = Agent::start(ENFORCING)?;
+    let stage = Stage::new()?;
+    let mut client = stage.command(python()?);
+    let call = client.arg(script("usage.py")).args(["long-16", "gpt-4o-mini"]);
+    let report = run(call)?.succeeded()?.report()?;
+    ensure!(report.get("ok") == Some(&Value::Bool(false)), "{report}");
+    let awus = agent.wait_for(1, Duration::from_secs(5), |_| true)?;
+    let awu = awus.first().context("a unit")?;
+    assert_says(awu, &[("genops.policy.result", "BLOCKED".into())]);
+    let arrived = stage.provider.log.request_count();
+    ensure!(arrived == 0, "{arrived} requests arrived");
+    Ok(())
 }
 
 /// Streams beside the denied one.
