@@ -9,10 +9,11 @@ use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
 use genops_governance::{
-    ANCESTRY_LIMIT, Approval, Awu, BudgetConfig, ConnId, Enforcement, Entry, Explanation,
-    GrantConfig, HoldLevel, Ledger, MatchConfig, Mode, Output, PolicyText, PriceConfig,
-    PricesConfig, PrincipalConfig, ProcessFacts, ProcessKey, RateLimitConfig, RecordKind,
-    ScopeConfig, Sections, Settings, Signal, SlaConfig, Unit, UnknownModel, Unmapped, Value,
+    ANCESTRY_LIMIT, Approval, Awu, BudgetConfig, ConnId, ConnectionUpdate, Enforcement, Entry,
+    Explanation, GrantConfig, HoldLevel, Ledger, MatchConfig, Mode, Output, PolicyText,
+    PriceConfig, PricesConfig, PrincipalConfig, ProcessFacts, ProcessKey, RateLimitConfig,
+    RecordKind, ScopeConfig, Sections, Settings, Signal, SlaConfig, Unit, UnknownModel, Unmapped,
+    Value,
 };
 use genops_protocols::Direction;
 use support::{BOT, HELD, Host, START, answer, bot, budget, chat, enforcing, ok, policy};
@@ -1119,6 +1120,32 @@ fn a_restart_charges_what_was_under_way() {
     let (_, account) = again.engine.ledger().accounts().next().unwrap();
     assert_eq!((account.reserved, again.engine.ledger().open().count()), (0, 0));
     assert!(account.spent > 0);
+}
+
+/// Under whatever name a program speaks to a server of its own, that server empties no budget.
+#[test]
+fn a_server_that_is_no_public_providers_is_not_taken_at_its_word() {
+    let much = r#"{"id":"r1","object":"chat.completion","model":"gpt-4o-mini","choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"hi"}}],"usage":{"prompt_tokens":900000000,"completion_tokens":900000000}}"#;
+    let told = |address: &str| {
+        let sections = Sections { budgets: vec![budget(1_000.0)], ..enforcing() };
+        let mut host = Host::new(&sections);
+        let conn = host.open(HELD);
+        let remote = Some(address.parse().unwrap());
+        let update = ConnectionUpdate { remote, ..ConnectionUpdate::default() };
+        host.engine.learn(host.now, conn, update);
+        host.egress(conn, &chat("gpt-4o-mini", "hello"));
+        host.ingress(conn, &answer(200, much));
+        let unit = host.awus.first().unwrap();
+        let reserved = unit.outcome.reservation().unwrap().amount;
+        let actual = unit.outcome.actual().unwrap();
+        let (_, account) = host.engine.ledger().accounts().next().unwrap();
+        assert_eq!(account.spent + account.overrun, actual.amount);
+        (actual.amount == reserved, actual.incomplete, unit.cost_nano_usd.is_some())
+    };
+    for own in ["127.0.0.1:443", "10.1.2.3:443", "[::ffff:192.168.0.1]:443", "[fd00::1]:443"] {
+        assert_eq!(told(own), (true, true, false), "{own}");
+    }
+    assert_eq!(told("104.18.6.192:443"), (false, false, true));
 }
 
 #[test]

@@ -59,7 +59,10 @@ impl Core {
         };
         let mut awu = self.awu(now, link, opened, outcome, call, response_complete);
         // What an assumed price gives is a bound for the accounts, not a cost.
-        let told = cost.filter(|it| !awu.grounds.price_assumed && it.basis == Basis::Reported);
+        // Neither is what the accounts did not take a server's word for.
+        let taken = awu.outcome.actual().is_none_or(|it| it.basis == Basis::Reported);
+        let told =
+            cost.filter(|it| !awu.grounds.price_assumed && it.basis == Basis::Reported && taken);
         awu.cost_nano_usd = told.and_then(|it| it.nano_usd);
         let ran = awu.outcome.actual().is_some();
         awu.sla = target.filter(|_| ran).map(|it| Sla {
@@ -160,12 +163,12 @@ impl Core {
         // An estimate never exceeds what was set aside, and neither does the word of a server that is no
         // provider's: a program may talk to its own under any name, and others share the budget.
         let accounts = self.accounts_of(opened.id);
-        let basis = cost.map_or(Basis::Reserved, |it| it.basis);
+        let told = cost.map_or(Basis::Reserved, |it| it.basis);
         let stranger = self.settings.0.estimate == Estimate::WorstCase
             && link.network.remote.is_some_and(|it| is_own(it.ip()));
         let used = |unit: Unit| cost.and_then(|it| it.in_unit(unit));
         let bounded = |used: i64, reserved: i64| {
-            if basis == Basis::Estimated || stranger { used.min(reserved) } else { used }
+            if told == Basis::Estimated || stranger { used.min(reserved) } else { used }
         };
         let set_aside = |index: usize| {
             let share = accounts.get(index);
@@ -175,6 +178,9 @@ impl Core {
             |(index, unit): (usize, &Unit)| used(*unit).map(|used| bounded(used, set_aside(index)));
         let actuals: Option<Vec<i64>> = shares.iter().enumerate().map(of_share).collect();
         let known = used(reservation.unit).map(|used| bounded(used, reservation.amount));
+        // What a stranger's word was cut to rests on what was set aside.
+        let cut = stranger && known < used(reservation.unit);
+        let basis = if cut { Basis::Reserved } else { told };
         let mut log = Vec::new();
         self.ledger.settle(now.unix_ns, opened.id, actuals.clone(), &mut log);
         let mut record = Record::new(now, RecordKind::Reconciliation);
