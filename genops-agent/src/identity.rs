@@ -94,6 +94,12 @@ impl Identities {
     }
 }
 
+/// Path of a running process's executable.
+pub(crate) fn executable(pid: u32) -> Option<String> {
+    // Its directory alone: the process is read no further.
+    exe_of(&Process::new(i32::try_from(pid).ok()?).ok()?)
+}
+
 /// Path of the executable; without the mark of a file that was deleted meanwhile.
 fn exe_of(process: &Process) -> Option<String> {
     let path = process.exe().ok()?.to_string_lossy().into_owned();

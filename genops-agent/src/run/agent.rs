@@ -29,7 +29,7 @@ use crate::{
     discovery,
     export::Exporter,
     guard::{self, Guarded},
-    identity::Identities,
+    identity::{self, Identities},
     journal::{Journal, Opening, entry::Kind},
     kernel::{
         Maps, Mechanisms, Pins, Providers,
@@ -51,6 +51,8 @@ const ACCOUNT_EVERY_NS: u64 = 250_000_000;
 const EXPORT_PATIENCE: Duration = Duration::from_secs(3);
 /// Most processes above another that are looked at.
 const LINEAGE_LIMIT: usize = 16;
+/// Most processes whose executable is remembered.
+const PROGRAMS_LIMIT: usize = 65_536;
 /// Processes that are older than the agent and looked at in one turn.
 const SURVEY_BATCH: usize = 16;
 /// Most connections that are followed at once; the kernel's maps have as many.
@@ -102,6 +104,8 @@ pub(super) struct Agent {
     processes: HashMap<u32, Known>,
     /// Processes that the engine was told of.
     introduced: HashMap<u32, ProcessKey>,
+    /// Executables of processes that nobody was told of, while they run.
+    programs: HashMap<u32, String>,
     lineages: Lineages,
     /// Processes that are older than this agent, or than what they may be inherited from, and that nobody
     /// has looked at yet.
@@ -188,6 +192,7 @@ impl Agent {
             conns: HashMap::new(),
             processes: HashMap::new(),
             introduced: HashMap::new(),
+            programs: HashMap::new(),
             unseen: if lineages.matter() { discovery::pids().collect() } else { Vec::new() },
             lineages,
             evidence_failed: false,
@@ -283,13 +288,11 @@ impl Agent {
     }
 
     fn open(&mut self, maps: &mut Maps, open: &Open) {
-        // A short-lived process may have gone meanwhile; what it was when it began is known then.
-        let introduced =
-            || self.introduced.get(&open.tgid).and_then(|it| self.engine.facts(*it)).cloned();
-        let facts = self.identities.of(open.tgid).or_else(introduced).unwrap_or_else(|| {
+        let facts = self.identify(open.tgid).unwrap_or_else(|| {
             let comm = String::from_utf8_lossy(&open.comm);
             let comm = comm.trim_end_matches('\0');
-            let gone = self.identities.of_gone(open.tgid, open.at_mono_ns, open.uid, comm);
+            let mut gone = self.identities.of_gone(open.tgid, open.at_mono_ns, open.uid, comm);
+            gone.exe = self.programs.get(&open.tgid).cloned();
             if let Some(principal) = self.lineages.name(open.principal) {
                 self.engine.process_of(clock::now(), gone.clone(), principal);
             }
@@ -302,6 +305,20 @@ impl Agent {
         let live = Live { tgid: open.tgid, tls: Some(tls), holds: false, provider, unsure };
         let from_start = unsure.is_none();
         self.follow(maps, open.conn, live, Some(facts), server_name, from_start);
+    }
+
+    /// Who a process is. One that has ended meanwhile is what it was when its program began; the kernel shows no
+    /// executable of it any more.
+    fn identify(&self, tgid: u32) -> Option<ProcessFacts> {
+        let before = self.introduced.get(&tgid).and_then(|it| self.engine.facts(*it)).cloned();
+        match (self.identities.of(tgid), before) {
+            (Some(now), Some(before)) if now.exe.is_none() && now.key == before.key => Some(before),
+            (Some(mut now), _) => {
+                now.exe = now.exe.or_else(|| self.programs.get(&tgid).cloned());
+                Some(now)
+            }
+            (None, before) => before,
+        }
     }
 
     /// Takes a connection up. False: there are too many.
@@ -481,10 +498,15 @@ impl Agent {
 
     /// A program began. Who it is is remembered while it runs, for what it may start.
     fn exec(&mut self, maps: &mut Maps, tgid: u32) {
-        if self.lineages.matter()
-            && let Some(facts) = self.identities.of(tgid)
+        self.programs.remove(&tgid);
+        if self.lineages.matter() {
+            if let Some(facts) = self.identities.of(tgid) {
+                self.introduce(maps, facts);
+            }
+        } else if self.programs.len() < PROGRAMS_LIMIT
+            && let Some(exe) = identity::executable(tgid)
         {
-            self.introduce(maps, facts);
+            self.programs.insert(tgid, exe);
         }
     }
 
@@ -633,6 +655,7 @@ impl Agent {
     }
 
     fn exit(&mut self, maps: &mut Maps, tgid: u32, at_mono_ns: u64) {
+        self.programs.remove(&tgid);
         if let Some(key) = self.introduced.remove(&tgid) {
             // It may have been told of after it had ended.
             maps.forget_lineage(key);
