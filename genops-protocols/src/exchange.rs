@@ -201,6 +201,8 @@ pub(crate) struct Transaction {
     certain: bool,
     /// Provider that the host stands for.
     host_provider: Option<&'static str>,
+    /// Region that the host names.
+    host_region: Option<String>,
     /// What heads say of an MCP exchange.
     mcp_head: Option<McpCall>,
     request: Option<Body>,
@@ -231,6 +233,7 @@ impl Transaction {
             endpoint: None,
             certain: false,
             host_provider: None,
+            host_region: None,
             mcp_head: None,
             request: None,
             response: None,
@@ -283,17 +286,16 @@ impl Transaction {
     pub(crate) fn turn(&self, exchange: u64, context: &Context) -> Self {
         let mut turn = Self::new(exchange, self.call.request_at_ns, 0);
         turn.host_provider = self.host_provider;
+        turn.host_region.clone_from(&self.call.region);
         turn.certain = true;
         turn.endpoint =
             self.endpoint.clone().map(|endpoint| Endpoint { kind: Kind::Inference, ..endpoint });
-        let Call { server_address, server_port, method, path, provider, region, .. } = &self.call;
+        let Call { server_address, server_port, method, path, .. } = &self.call;
         turn.call.server_address.clone_from(server_address);
         turn.call.server_port = *server_port;
         turn.call.method.clone_from(method);
         turn.call.path.clone_from(path);
-        turn.call.provider.clone_from(provider);
         turn.call.other_provider.clone_from(&self.call.other_provider);
-        turn.call.region.clone_from(region);
         turn.call.status = self.call.status;
         turn.memory = Share::of(&context.memory);
         let texts = Texts::new(context.text_limit);
@@ -429,7 +431,6 @@ impl Transaction {
         let known: Vec<(&str, &'static str)> =
             all.filter_map(|(name, port)| Some((name, find(name, port)?))).collect();
         self.host_provider = known.first().map(|(_, provider)| *provider);
-        self.call.provider = self.host_provider.map(str::to_owned);
         let region = |name: &str| region_of_host(&name.to_ascii_lowercase()).map(str::to_owned);
         let mut regions = known.iter().filter_map(|(name, _)| region(name));
         let first = regions.next();
@@ -443,7 +444,7 @@ impl Transaction {
         self.call.other_provider = other;
         self.call.server_address = host.or(by_address);
         let of_address = self.call.server_address.as_deref().and_then(region_of_host);
-        self.call.region = of_address.map(str::to_owned).or(first);
+        self.host_region = of_address.map(str::to_owned).or(first);
         let peer = context.server_name.as_deref();
         let provider_is_peer = peer.is_some_and(|name| find(name, None).is_some());
         let authority_form = head.target.as_deref().is_some_and(|it| !it.starts_with('/'));
@@ -579,7 +580,8 @@ impl Transaction {
         self.account();
     }
 
-    /// Bodies may hold no more than is left for all: one that needs more is not read.
+    /// Bodies took bytes. They may hold no more than is left for all: one that needs more is not
+    /// read.
     fn account(&mut self) {
         /// What every body may hold: only what is beyond it is counted.
         const FREE: usize = 64 << 10;
@@ -590,6 +592,15 @@ impl Transaction {
             [&mut self.request, &mut self.response].into_iter().flatten().for_each(Body::give_up);
             self.memory.set(0);
         }
+        self.heed_unreadable();
+    }
+
+    /// Takes over why bodies can't be read. The first reason stays, so this can't wait for a
+    /// refresh, of which the time depends on how the bytes were cut.
+    fn heed_unreadable(&mut self) {
+        let mut of_bodies = [&self.request, &self.response].into_iter().flatten();
+        let reason = of_bodies.find_map(Body::unreadable);
+        self.call.unreadable = self.call.unreadable.or(reason);
     }
 
     /// Fields after the body: where gRPC says how it went.
@@ -707,8 +718,13 @@ impl Transaction {
         }
     }
 
-    /// Reads what is known of both bodies into the call.
+    /// Reads what is known of both bodies into the call. How often, and of how much of them, depends
+    /// on how the bytes were cut: nothing of what an earlier look found may stay.
     fn refresh(&mut self) {
+        self.heed_unreadable();
+        forget(&mut self.call);
+        self.call.provider = self.host_provider.map(str::to_owned);
+        self.call.region.clone_from(&self.host_region);
         self.read_bodies();
         self.call.unlisted = self.host_provider.is_some()
             && self.call.request_seen
@@ -731,9 +747,6 @@ impl Transaction {
             request: request.as_ref().map_or(&none, Body::facts),
             response: response.as_ref().map_or(&none, Body::facts),
         };
-        for body in [&*request, &*response].into_iter().flatten() {
-            call.unreadable = call.unreadable.or(body.unreadable());
-        }
         call.stream_response = response.as_ref().is_some_and(Body::is_stream);
         call.written_bytes = bodies.response.written_bytes();
         let known = match endpoint {
@@ -743,7 +756,6 @@ impl Transaction {
         };
         let Some(known) = known else {
             let managed = host_provider.is_some() && call.path.is_some();
-            forget(call);
             call.kind = if managed { Kind::Management } else { Kind::Other };
             (call.api, call.operation, call.mcp) = (None, None, None);
             return;
@@ -756,7 +768,6 @@ impl Transaction {
         if known.region.is_some() {
             call.region.clone_from(&known.region);
         }
-        forget(call);
         call.mcp.clone_from(mcp_head);
         known.dialect.read(&known, &bodies, call);
         let exception = response.as_ref().and_then(Body::exception);
@@ -788,6 +799,8 @@ fn forget(call: &mut Call) {
     call.response_status = None;
     call.service_tier = None;
     call.system_fingerprint = None;
+    call.unlisted_model = None;
+    call.counts_tokens = false;
 }
 
 /// The request body is what the path says, at a host that is nobody we know.

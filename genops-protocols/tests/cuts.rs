@@ -1,0 +1,105 @@
+//! What is told of a connection is the same however its bytes were cut.
+
+use std::sync::Arc;
+
+use genops_protocols::{
+    Call, Connection, ConnectionFacts, Direction, Exchange, Hosts, Kind, Request, Sink, Unreadable,
+};
+
+/// A request as it was told: its number, whether it is complete, where it begins and ends.
+type Asked = (u64, bool, u64, u64);
+
+#[derive(Default)]
+struct Told {
+    requests: Vec<Asked>,
+    calls: Vec<Call>,
+}
+
+impl Sink for Told {
+    fn request(&mut self, request: &Request<'_>) {
+        let Request { call, complete, start, end, .. } = request;
+        self.requests.push((call.exchange, *complete, *start, *end));
+    }
+
+    fn exchange(&mut self, exchange: Exchange) {
+        self.calls.push(exchange.call);
+    }
+}
+
+/// Bytes of a direction; `Err`: so many are missing.
+type Step = (Direction, Result<Vec<u8>, u64>);
+
+fn run(steps: &[Step], len: usize) -> Told {
+    let server_name = Some("api.openai.com".to_owned());
+    let facts = ConnectionFacts { server_name, ..ConnectionFacts::default() };
+    let mut connection = Connection::new(facts, Arc::new(Hosts::builtin()));
+    let mut told = Told::default();
+    for (direction, step) in steps {
+        match step {
+            Ok(bytes) => {
+                for piece in bytes.chunks(len) {
+                    connection.data(1, *direction, piece, &mut told);
+                }
+            }
+            Err(missing) => connection.gap(1, *direction, Some(*missing), &mut told),
+        }
+    }
+    connection.close(1, &mut told);
+    told
+}
+
+/// What is told of `steps`, which must be the same for pieces of any length.
+#[track_caller]
+fn told(steps: &[Step]) -> Told {
+    let whole = run(steps, usize::MAX);
+    let longest = steps.iter().filter_map(|(_, step)| step.as_ref().ok()).map(Vec::len).max();
+    for len in 1..longest.unwrap_or(1) {
+        let cut = run(steps, len);
+        assert_eq!(cut.requests, whole.requests, "pieces of {len}");
+        assert_eq!(cut.calls, whole.calls, "pieces of {len}");
+    }
+    whole
+}
+
+fn sent(bytes: impl Into<Vec<u8>>) -> Step {
+    (Direction::Egress, Ok(bytes.into()))
+}
+
+fn received(bytes: impl Into<Vec<u8>>) -> Step {
+    (Direction::Ingress, Ok(bytes.into()))
+}
+
+#[test]
+fn what_half_a_body_looked_like_is_forgotten() {
+    /// The head of a frame of stream 1.
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let len = u8::try_from(payload.len()).expect("short");
+        [&[0, 0, len, kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+    // POST, and no word of where to: only the body says that a model is asked.
+    let head = frame(1, 0x4, &[0x83]);
+    let body = frame(0, 0x1, br#"{"model":"gpt-4o","messages":[]}"#);
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let told = told(&[sent(*preface), sent([head, body].concat())]);
+    let [call] = told.calls.as_slice() else { panic!("{:?}", told.calls) };
+    assert_eq!((call.kind, call.unlisted), (Kind::Inference, false));
+    assert_eq!(call.request_model.as_deref(), Some("gpt-4o"));
+    assert_eq!(call.unlisted_model, None);
+}
+
+#[test]
+fn of_two_reasons_the_first_is_told() {
+    let request = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\n\
+        Content-Length: 64\r\n\r\n{";
+    let head = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n";
+    let text = br#"{"id":"chatcmpl-1","#;
+    let len = u8::try_from(text.len()).expect("short");
+    // A stored block that says something, then a block of a type that deflate does not have.
+    let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
+    let damaged = [gzip.as_slice(), &[0, len, 0, !len, 0xff], text.as_slice(), &[7]].concat();
+    let told =
+        told(&[sent(request), received(head), received(damaged), (Direction::Egress, Err(8))]);
+    let [call] = told.calls.as_slice() else { panic!("{:?}", told.calls) };
+    assert_eq!(call.response_id.as_deref(), Some("chatcmpl-1"));
+    assert_eq!(call.unreadable, Some(Unreadable::Corrupt));
+}
