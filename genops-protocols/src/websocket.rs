@@ -3,7 +3,8 @@
 //! The handshake is an exchange of its own. On a connection of a realtime API, what the client
 //! sends until it asks for a response is that request, and what the server sends until it says
 //! that the response is done is its response: one exchange a turn. Other connections are left
-//! alone. A hole loses the place for good: frames say nothing by which to find it again.
+//! alone. A hole loses the place for good: frames say nothing by which to find it again. Data that
+//! can't be decompressed loses its message only, and every compressed one after it: frames go on.
 //!
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc6455
 //! [deflate]: https://www.rfc-editor.org/rfc/rfc7692
@@ -49,7 +50,10 @@ struct Side {
     held: Vec<u8>,
     /// The message being read is compressed.
     compressed: bool,
+    /// `None`: nobody agreed on compression, or its state is lost.
     inflate: Option<Box<Decompress>>,
+    /// The message being read is compressed, and can't be decompressed.
+    spoiled: bool,
     /// Position and time of the first byte of the message.
     start: u64,
     at_ns: u64,
@@ -68,6 +72,7 @@ impl Side {
             state: State::Head,
             held: Vec::with_capacity(HEAD_LIMIT),
             compressed: false,
+            spoiled: false,
             inflate: deflate.then(|| Box::new(Decompress::new(false))),
             start: 0,
             at_ns: 0,
@@ -96,9 +101,6 @@ impl Side {
                 let over = *left == 0;
                 if data {
                     self.unmasked(piece, mask, from, out);
-                    if matches!(self.state, State::Lost) {
-                        return (bytes.len(), false);
-                    }
                 }
                 if over {
                     self.state = State::Head;
@@ -176,8 +178,8 @@ impl Side {
     }
 
     fn inflate(&mut self, mut bytes: &[u8], out: &mut impl FnMut(&[u8])) {
-        let Some(inflate) = &mut self.inflate else {
-            self.state = State::Lost; // compressed, and nobody agreed on that
+        let Some(inflate) = self.inflate.as_mut().filter(|_| !self.spoiled) else {
+            self.spoiled = true;
             return;
         };
         let mut room = [0_u8; 4096];
@@ -188,7 +190,9 @@ impl Side {
             let made = usize::try_from(inflate.total_out() - before_out).unwrap_or(0);
             out(room.get(..made).unwrap_or_default());
             let Ok(status) = status else {
-                self.state = State::Lost;
+                // Frames are still known: the message ends where it says, however it was cut.
+                self.spoiled = true;
+                self.inflate = None;
                 return;
             };
             bytes = bytes.get(used..).unwrap_or_default();
@@ -199,10 +203,12 @@ impl Side {
         }
     }
 
-    fn end_message(&mut self, out: &mut impl FnMut(&[u8])) {
+    /// Returns whether all of the message was handed on.
+    fn end_message(&mut self, out: &mut impl FnMut(&[u8])) -> bool {
         if std::mem::take(&mut self.compressed) {
             self.inflate(DEFLATE_TAIL, out);
         }
+        !std::mem::take(&mut self.spoiled)
     }
 
     fn memory_bytes(&self) -> usize {
@@ -309,21 +315,20 @@ impl WebSocket {
             self.asking_began = true;
             asking.begin_at(at_ns, at);
         }
-        let lost = matches!(egress.state, State::Lost);
         let (used, ended) = egress.step(at_ns, at, bytes, |piece| asking.request_data(piece));
         asking.call_mut().request_bytes += used as u64;
         self.sent_to = at + used as u64;
-        let mut sound = lost || !matches!(egress.state, State::Lost);
-        if ended {
-            egress.end_message(&mut |piece| asking.request_data(piece));
-            sound &= asking.end_message() && !matches!(egress.state, State::Lost);
-            asking.refresh_if_changed();
+        if !ended {
+            return used;
         }
+        let whole = egress.end_message(&mut |piece| asking.request_data(piece));
+        let sound = asking.end_message() && whole;
+        asking.refresh_if_changed();
         if !sound {
             // Whoever reads it otherwise may take it for a question.
             asking.unreadable(Unreadable::Body);
             self.ask(false, context, sink);
-        } else if ended && asking.asks() {
+        } else if asking.asks() {
             self.ask(true, context, sink);
         }
         used
@@ -358,9 +363,13 @@ impl WebSocket {
             answering.call_mut().response_bytes += used as u64;
             answering.call_mut().first_chunk_at_ns.get_or_insert(at_ns);
         }
-        if ended {
-            ingress.end_message(&mut |piece| answer.feed(piece));
+        if ended && ingress.end_message(&mut |piece| answer.feed(piece)) {
             self.judge(at_ns, context, sink);
+        } else if ended {
+            answer.end_message();
+            if let Some(answering) = &mut self.answering {
+                answering.unreadable(Unreadable::Corrupt);
+            }
         }
         used
     }

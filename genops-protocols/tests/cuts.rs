@@ -69,6 +69,58 @@ fn received(bytes: impl Into<Vec<u8>>) -> Step {
     (Direction::Ingress, Ok(bytes.into()))
 }
 
+/// A text message of WebSocket; `first` is the first byte of its frame.
+fn message(first: u8, mask: &[u8], payload: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(payload.len()).expect("short") | if mask.is_empty() { 0 } else { 0x80 };
+    [&[first, len], mask, payload].concat()
+}
+
+/// The handshake of a realtime session, with or without compression.
+fn handshake(extensions: &str) -> [Step; 2] {
+    let asked = "GET /v1/realtime?model=m HTTP/1.1\r\nHost: api.openai.com\r\n\
+        Upgrade: websocket\r\n\r\n";
+    let answered =
+        format!("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n{extensions}\r\n");
+    [sent(asked), received(answered)]
+}
+
+const TEXT: u8 = 0x81;
+const COMPRESSED_TEXT: u8 = 0xc1;
+const DEFLATE: &str = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+/// A block of a type that deflate does not have, and more that is never reached.
+const DAMAGED: &[u8] = b"\x07 nothing of this can be decompressed";
+const ASKS: &[u8] = br#"{"type":"response.create"}"#;
+
+#[test]
+fn a_message_that_cannot_be_decompressed_ends_where_its_frame_does() {
+    for extensions in [DEFLATE, ""] {
+        let damaged = message(COMPRESSED_TEXT, &[0; 4], DAMAGED);
+        let asks = message(TEXT, &[0; 4], ASKS);
+        let [asked, answered] = handshake(extensions);
+        let (_, Ok(head)) = &asked else { panic!("the handshake has bytes") };
+        let start = head.len() as u64;
+        let middle = start + damaged.len() as u64;
+        let end = middle + asks.len() as u64;
+        let told = told(&[asked, answered, sent([damaged, asks].concat())]);
+        let turns = told.requests.get(1..).unwrap_or_default();
+        assert_eq!(turns, [(1, false, start, middle), (2, true, middle, end)], "{extensions}");
+        let unread: Vec<_> = told.calls.iter().map(|call| call.unreadable).collect();
+        assert_eq!(unread, [None, Some(Unreadable::Body), None], "{extensions}");
+    }
+}
+
+#[test]
+fn an_answer_goes_on_after_a_message_that_cannot_be_decompressed() {
+    let [asked, answered] = handshake(DEFLATE);
+    let damaged = message(COMPRESSED_TEXT, &[], DAMAGED);
+    let done = br#"{"type":"response.done","response":{"id":"resp_1"}}"#;
+    let answer = [damaged, message(TEXT, &[], done)].concat();
+    let told = told(&[asked, answered, sent(message(TEXT, &[0; 4], ASKS)), received(answer)]);
+    let turn = told.calls.last().expect("a turn");
+    assert_eq!(turn.response_id.as_deref(), Some("resp_1"));
+    assert_eq!(turn.unreadable, Some(Unreadable::Corrupt));
+}
+
 #[test]
 fn what_half_a_body_looked_like_is_forgotten() {
     /// The head of a frame of stream 1.
