@@ -415,7 +415,8 @@ pub struct Request<'a> {
     pub complete: bool,
     /// Stream position of the request's first byte.
     pub start: u64,
-    /// Stream position after the request's last byte.
+    /// Stream position after the request's last byte. `u64::MAX`: nothing that the client sends
+    /// from its start on can be read, however much will come; no other request follows.
     pub end: u64,
     pub(crate) texts: &'a Texts,
 }

@@ -256,10 +256,15 @@ impl Connection {
             Protocol::Http2(http2) => {
                 if http2.data(at_ns, direction, start, bytes, context, sink) == http2::Role::Server
                 {
-                    http2.close(at_ns, self.egress.next(), sink);
+                    let from = match direction {
+                        Direction::Egress => http2.misread_from(),
+                        Direction::Ingress => self.egress.next(),
+                    };
+                    http2.close(at_ns, from, sink);
+                    let exchange = http2.next_exchange();
                     self.protocol = Protocol::Opaque;
                     if direction == Direction::Egress && self.from_start {
-                        self.tell_unread(at_ns, start, sink);
+                        self.tell_unread(exchange, at_ns, from, sink);
                     }
                 }
                 return;
@@ -332,8 +337,9 @@ impl Connection {
 
     /// The client's side of the connection is nothing that is read here: it is one request, and nobody
     /// knows what it asks for.
-    fn tell_unread(&mut self, at_ns: u64, start: u64, sink: &mut dyn Sink) {
-        Transaction::unread(0, at_ns, start, &self.context).tell_unread(at_ns, u64::MAX, sink);
+    fn tell_unread(&mut self, exchange: u64, at_ns: u64, start: u64, sink: &mut dyn Sink) {
+        let unread = Transaction::unread(exchange, at_ns, start, &self.context);
+        unread.tell_unread(at_ns, u64::MAX, sink);
     }
 
     /// What is spoken is known: reads what was held, `direction` up to position `after`.
@@ -359,7 +365,7 @@ impl Connection {
         };
         if spoken == Spoken::Unknown && self.from_start && direction == Direction::Egress {
             let start = egress_end.saturating_sub(egress.len() as u64);
-            self.tell_unread(at_ns, start, sink);
+            self.tell_unread(0, at_ns, start, sink);
         }
         let sides =
             [(Direction::Egress, egress, egress_end), (Direction::Ingress, ingress, ingress_end)];

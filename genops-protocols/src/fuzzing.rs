@@ -2,7 +2,8 @@
 //! targets. Each panics where a law is broken.
 //!
 //! The laws: how the bytes were cut does not matter; memory stays within its limit; positions are
-//! within what was received; each exchange is told once, its request before it.
+//! within what was received, unless a request is all that follows; each exchange is told once, its
+//! request before it.
 #![expect(clippy::missing_panics_doc, reason = "to panic is what these are for")]
 
 use std::collections::HashMap;
@@ -221,6 +222,10 @@ pub fn body(data: &[u8]) {
 struct Laws {
     received: u64,
     requests: HashMap<u64, u32>,
+    /// Number of each request, whether it is complete, where it begins and ends.
+    told: Vec<(u64, bool, u64, u64)>,
+    /// A request was told that takes up the rest of the connection.
+    endless: bool,
     exchanges: Vec<Call>,
     texts: Vec<String>,
 }
@@ -228,7 +233,12 @@ struct Laws {
 impl Sink for Laws {
     fn request(&mut self, request: &Request<'_>) {
         assert!(request.start <= request.end, "{request:?}");
-        assert!(request.end <= self.received, "{request:?} of {}", self.received);
+        assert!(!self.endless, "nothing follows the rest of the connection: {request:?}");
+        self.endless = request.end == u64::MAX && !request.complete;
+        let received = self.endless || request.end <= self.received;
+        assert!(received, "{request:?} of {}", self.received);
+        let Request { start, end, complete, call, .. } = request;
+        self.told.push((call.exchange, *complete, *start, *end));
         let times = self.requests.entry(request.call.exchange).or_default();
         *times += 1;
         assert_eq!(*times, 1, "a request is told once: {request:?}");
@@ -295,6 +305,7 @@ fn run(steps: &[Step<'_>], from_start: bool, cut: Option<&[u8]>) -> Laws {
 fn compare(steps: &[Step<'_>], from_start: bool, control: &[u8]) {
     let whole = run(steps, from_start, None);
     let cut = run(steps, from_start, Some(control));
+    assert_eq!(whole.told, cut.told);
     assert_eq!(whole.exchanges, cut.exchanges);
     assert_eq!(whole.texts, cut.texts);
 }

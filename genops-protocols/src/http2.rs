@@ -179,6 +179,8 @@ pub(crate) struct Http2 {
     settled: bool,
     unasked: Vec<Transaction>,
     role: Role,
+    /// Where egress began that is no client's.
+    misread_from: u64,
 }
 
 impl Http2 {
@@ -199,6 +201,7 @@ impl Http2 {
             settled: false,
             unasked: Vec::new(),
             role: Role::Client,
+            misread_from: 0,
         }
     }
 
@@ -212,6 +215,12 @@ impl Http2 {
 
     pub(crate) fn next_exchange(&self) -> u64 {
         self.next_exchange
+    }
+
+    /// Position of the first byte of egress that is not what a client of HTTP/2 sends, once egress
+    /// has said that this host is none.
+    pub(crate) fn misread_from(&self) -> u64 {
+        self.misread_from
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -290,6 +299,7 @@ impl Http2 {
                 let len = rest.len().min(bytes.len());
                 if bytes.get(..len) != rest.get(..len) {
                     self.role = Role::Server;
+                    self.misread_from = input.at.saturating_sub(seen as u64);
                     return bytes.len();
                 }
                 side.state =
@@ -551,6 +561,7 @@ impl Http2 {
         let answers = head.status.is_some();
         if answers && head.method.is_none() && !self.settled {
             self.role = Role::Server;
+            self.misread_from = block.start;
             return;
         }
         if self.streams.contains_key(&block.stream) {

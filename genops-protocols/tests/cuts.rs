@@ -155,3 +155,13 @@ fn of_two_reasons_the_first_is_told() {
     assert_eq!(call.response_id.as_deref(), Some("chatcmpl-1"));
     assert_eq!(call.unreadable, Some(Unreadable::Corrupt));
 }
+
+#[test]
+fn a_client_that_does_not_go_on_as_agreed_makes_one_request_of_all_that_follows() {
+    let asked = "GET /v1/models HTTP/1.1\r\nHost: api.openai.com\r\nUpgrade: h2c\r\n\r\n";
+    let answered = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n";
+    let start = asked.len() as u64;
+    let told =
+        told(&[sent(asked), received(answered), sent("PRI * HTTP/2.0\r\n\r\nno more of it")]);
+    assert_eq!(told.requests, [(0, true, 0, start), (1, false, start, u64::MAX)]);
+}
