@@ -291,6 +291,9 @@ impl Body {
                 let binary = self.hints.is("application/grpc");
                 let bytes =
                     if held.is_empty() && !binary { bytes.trim_ascii_start() } else { bytes };
+                if bytes.is_empty() {
+                    return; // nothing to judge by, whatever was announced
+                }
                 let room = Self::SNIFF_BYTES.saturating_sub(held.len());
                 let (taken, rest) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
                 held.extend_from_slice(taken);
@@ -447,13 +450,17 @@ fn actual_coding(hint: Option<Coding>, start: &[u8]) -> Coding {
     }
 }
 
+/// What a text of Unicode may begin with.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// JSON may begin with a byte order mark, which is none of it (RFC 8259 §8.1).
 fn without_mark<'b>(form: &Form, start: &'b [u8]) -> &'b [u8] {
     let json = matches!(form, Form::Json);
-    start.strip_prefix(b"\xef\xbb\xbf").filter(|_| json).unwrap_or(start)
+    start.strip_prefix(MARK).filter(|_| json).unwrap_or(start)
 }
 
-/// The form a body has. `None`: more bytes are needed.
+/// The form a body has. `None`: more bytes are needed. What few bytes say, more must not gainsay:
+/// it would depend on how they were cut.
 fn sniff(hints: &Hints, start: &[u8], enough: bool) -> Option<Form> {
     let content_type = || hints.content_type.as_deref().unwrap_or_default();
     if hints.is("application/grpc") {
@@ -467,11 +474,14 @@ fn sniff(hints: &Hints, start: &[u8], enough: bool) -> Option<Form> {
     if hints.is("vnd.amazon.eventstream") {
         return Some(Form::EventStream(Box::default()));
     }
-    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    if !enough && MARK.starts_with(start) {
+        return None;
+    }
+    let text = start.strip_prefix(MARK).unwrap_or(start).trim_ascii_start();
     match text.first() {
         Some(b'{' | b'[' | b'"') => return Some(Form::Json),
-        _ if hints.is_sse() => return Some(Form::Sse(sse::Decoder::default())),
         None if !enough => return None,
+        _ if hints.is_sse() => return Some(Form::Sse(sse::Decoder::default())),
         _ => {}
     }
     let fields: [&[u8]; 5] = [b"data:", b"event:", b"id:", b"retry:", b":"];
@@ -801,6 +811,28 @@ mod tests {
                 body.feed(piece);
             }
             assert!(matches!(body.stage, Stage::Plain), "pieces of {len}: {:?}", body.stage);
+        }
+    }
+
+    #[test]
+    fn the_form_is_found_however_the_body_is_cut() {
+        let types = [None, Some("text/event-stream"), Some("application/json")];
+        for content_type in types.map(|it| it.map(str::to_owned)) {
+            for text in
+                ["\r\n {\"id\": \"x\"}", "\u{feff}{\"id\": \"x\"}", "\u{feff} {\"id\": \"x\"}"]
+            {
+                for len in 1..=text.len() {
+                    let coding = Some(Coding::Identity);
+                    let hints = Hints { content_type: content_type.clone(), coding, grpc: None };
+                    let mut body = Body::new(&dialect::RESPONSES, hints, None);
+                    text.as_bytes().chunks(len).for_each(|piece| body.feed(piece));
+                    assert_eq!(
+                        body.facts().text(Field::Id),
+                        Some("x"),
+                        "pieces of {len}: {text:?}"
+                    );
+                }
+            }
         }
     }
 }
