@@ -23,16 +23,20 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 use sha2::{Digest as _, Sha256};
 
+mod absence;
 mod evidence;
 mod explain;
 mod headers;
+pub(crate) mod kept;
 pub(crate) mod recipe;
 mod watch;
 
+pub(crate) use absence::PinDirectory;
 use evidence::EvidenceFile;
 pub(crate) use evidence::{Content, Evidence, OnFailure};
 pub(crate) use headers::Headers;
-pub(crate) use watch::Watch;
+use kept::{Sources, Texts};
+pub(crate) use watch::{Watch, load as load_unless_emptied};
 
 /// Longest configuration or policy file, in bytes.
 const FILE_LIMIT: u64 = 8 << 20;
@@ -111,8 +115,10 @@ pub(crate) struct Config {
     pub(crate) on_timeout: OnTimeout,
     /// How long the kernel holds egress at most.
     pub(crate) hold_deadline: Duration,
-    /// Where, on a BPF file system, programs and maps outlive the agent; `None`: they end with it.
-    pub(crate) pin_directory: Option<PathBuf>,
+    /// Where, on a BPF file system, programs and maps outlive the agent.
+    pub(crate) pin_directory: PinDirectory,
+    /// How long, where timeouts are open, a refusal outlives the agent at most.
+    pub(crate) pinned_for: Duration,
     /// What the agent tells, and where.
     pub(crate) telemetry: Telemetry,
     /// What is written down.
@@ -129,6 +135,8 @@ pub(crate) struct Config {
     pub(crate) warnings: Vec<String>,
     sections: Sections,
     settings: Settings,
+    /// The file itself, and the others that it names.
+    texts: Texts,
 }
 
 /// Why a configuration was refused.
@@ -186,6 +194,7 @@ impl Config {
         let (old, new) = (&self.evidence, &next.evidence);
         let differ = [
             ("telemetry", self.telemetry != next.telemetry),
+            ("pin_directory", self.pin_directory != next.pin_directory),
             ("capture", self.capture != next.capture),
             ("evidence.directory", old.directory != new.directory),
             ("evidence.origin", old.origin != new.origin),
@@ -197,6 +206,11 @@ impl Config {
 
     /// Settles `text`; `path` is for messages and for finding files that it names.
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, LoadError> {
+        Self::parse_from(path, text, Sources::default())
+    }
+
+    /// As [`Self::parse`], with the files that it names from elsewhere.
+    fn parse_from(path: &Path, text: &str, sources: Sources) -> Result<Self, LoadError> {
         let place = path.display().to_string();
         let invalid = |(line, message): Refusal| match line {
             0 => LoadError::Invalid(format!("{place}: {message}")),
@@ -205,11 +219,21 @@ impl Config {
         let file: File =
             explain::parse(text).map_err(|fault| invalid((fault.line, fault.message)))?;
         let lines = file.lines();
-        let (own, sections) = file.split(path)?;
-        let Own { on_timeout, hold_deadline_ms, pin_directory, telemetry, evidence, capture } = own;
+        let (own, sections) = file.split(path, &sources)?;
+        let Own {
+            on_timeout,
+            hold_deadline_ms,
+            pin_directory,
+            pinned_for,
+            telemetry,
+            evidence,
+            capture,
+        } = own;
+        let pin_directory = absence::pin_directory(pin_directory).map_err(invalid)?;
+        let pinned_for = absence::pinned_for(pinned_for).map_err(invalid)?;
         let mut warnings = Vec::new();
         let hold_deadline = hold_deadline(hold_deadline_ms.as_ref()).map_err(invalid)?;
-        let telemetry = telemetry.settle(path, &mut warnings).map_err(invalid)?;
+        let telemetry = telemetry.settle(path, &mut warnings, &sources).map_err(invalid)?;
         let capture = capture.settle().map_err(invalid)?;
         let settings = Settings::compile(&sections).map_err(|error| {
             let of_cedar = |fault: &str| {
@@ -218,7 +242,7 @@ impl Config {
             LoadError::Invalid(lines.place(&place, text, &error.faults, of_cedar))
         })?;
         warnings.extend(oddities(&sections, on_timeout));
-        let evidence = evidence.settle(path).map_err(invalid)?;
+        let evidence = evidence.settle(path, &sources).map_err(invalid)?;
         let recipe = recipe::write(text, &sections);
         if recipe.is_none() {
             warnings.push(NO_RECIPE.to_owned());
@@ -229,6 +253,7 @@ impl Config {
             on_timeout,
             hold_deadline,
             pin_directory,
+            pinned_for,
             telemetry,
             evidence,
             capture,
@@ -238,6 +263,7 @@ impl Config {
             warnings,
             sections,
             settings,
+            texts: sources.into_read(text),
         })
     }
 }
@@ -247,7 +273,8 @@ impl Config {
 struct Own {
     on_timeout: OnTimeout,
     hold_deadline_ms: Option<Spanned<u64>>,
-    pin_directory: Option<PathBuf>,
+    pin_directory: Option<Spanned<String>>,
+    pinned_for: Option<Spanned<String>>,
     telemetry: TelemetryFile,
     evidence: EvidenceFile,
     capture: CaptureFile,
@@ -255,13 +282,14 @@ struct Own {
 
 impl File {
     /// What the agent itself runs on, and what governance decides by; reads the Cedar files.
-    fn split(self, path: &Path) -> Result<(Own, Sections), LoadError> {
+    fn split(self, path: &Path, sources: &Sources) -> Result<(Own, Sections), LoadError> {
         let Self {
             environment,
             mode,
             on_timeout,
             hold_deadline_ms,
             pin_directory,
+            pinned_for,
             unmapped,
             uninspectable,
             default_deny,
@@ -290,13 +318,21 @@ impl File {
             budgets: values(budgets),
             rate_limits: values(rate_limits),
             policies: values(policies),
-            policy_files: policy_texts(path, &policy_files)?,
+            policy_files: policy_texts(path, &policy_files, sources)?,
             model_tiers: values(model_tiers),
             providers: values(providers),
             sla: values(sla),
             prices: prices.unwrap_or_default(),
         };
-        let own = Own { on_timeout, hold_deadline_ms, pin_directory, telemetry, evidence, capture };
+        let own = Own {
+            on_timeout,
+            hold_deadline_ms,
+            pin_directory,
+            pinned_for,
+            telemetry,
+            evidence,
+            capture,
+        };
         Ok((own, sections))
     }
 }
@@ -309,7 +345,8 @@ struct File {
     mode: Mode,
     on_timeout: OnTimeout,
     hold_deadline_ms: Option<Spanned<u64>>,
-    pin_directory: Option<PathBuf>,
+    pin_directory: Option<Spanned<String>>,
+    pinned_for: Option<Spanned<String>>,
     unmapped: Unmapped,
     uninspectable: Uninspectable,
     default_deny: bool,
@@ -433,7 +470,12 @@ impl CaptureFile {
 }
 
 impl TelemetryFile {
-    fn settle(self, path: &Path, warnings: &mut Vec<String>) -> Result<Telemetry, Refusal> {
+    fn settle(
+        self,
+        path: &Path,
+        warnings: &mut Vec<String>,
+        sources: &Sources,
+    ) -> Result<Telemetry, Refusal> {
         let Self { otlp, metrics_listen, socket } = self;
         let metrics_listen = metrics_listen
             .map(|given| {
@@ -446,7 +488,7 @@ impl TelemetryFile {
                 })
             })
             .transpose()?;
-        let otlp = otlp.map(|otlp| otlp.settle(path, warnings)).transpose()?;
+        let otlp = otlp.map(|otlp| otlp.settle(path, warnings, sources)).transpose()?;
         let socket = match socket {
             None => Some(PathBuf::from(crate::control::SOCKET)),
             Some(path) => (!path.as_os_str().is_empty()).then_some(path),
@@ -456,7 +498,12 @@ impl TelemetryFile {
 }
 
 impl OtlpFile {
-    fn settle(self, path: &Path, warnings: &mut Vec<String>) -> Result<Otlp, Refusal> {
+    fn settle(
+        self,
+        path: &Path,
+        warnings: &mut Vec<String>,
+        sources: &Sources,
+    ) -> Result<Otlp, Refusal> {
         let Self { endpoint, protocol, headers, headers_file, timeout_ms, queue, resource } = self;
         let line = endpoint.referenced.line();
         let endpoint = endpoint.value;
@@ -467,7 +514,7 @@ impl OtlpFile {
             );
             return Err((line, message));
         }
-        let headers = headers::settle(path, headers, headers_file)?;
+        let headers = headers::settle(path, headers, headers_file, sources)?;
         let local = rest.is_some_and(|rest| {
             ["127.", "localhost", "[::1]"].iter().any(|name| rest.starts_with(name))
         });
@@ -518,15 +565,17 @@ fn read(path: &Path) -> Result<String, LoadError> {
 /// The Cedar files named, in order; of a directory its `*.cedar` files by name.
 ///
 /// A relative path starts at the configuration's directory.
-fn policy_texts(config: &Path, named: &[Spanned<PathBuf>]) -> Result<Vec<PolicyText>, LoadError> {
+fn policy_texts(
+    config: &Path,
+    named: &[Spanned<PathBuf>],
+    sources: &Sources,
+) -> Result<Vec<PolicyText>, LoadError> {
     let base = config.parent().unwrap_or(Path::new(""));
     let mut texts = Vec::new();
     for named in named {
-        let path = base.join(&named.value);
-        let mut files = if path.is_dir() { cedar_files(&path)? } else { vec![path] };
-        files.sort();
-        for file in files {
-            texts.push(PolicyText { name: file.display().to_string(), text: read(&file)? });
+        for file in sources.cedar_files(base.join(&named.value))? {
+            let text = sources.file(&file)?;
+            texts.push(PolicyText { name: file.display().to_string(), text });
         }
         if texts.len() > POLICY_FILE_LIMIT {
             let place = format!("{}:{}", config.display(), named.referenced.line());
@@ -580,11 +629,14 @@ fn enforces(sections: &Sections) -> bool {
 fn oddities(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
     let mut found = Vec::new();
     let enforcing = enforces(sections);
+    let unmapped = sections.unmapped == Unmapped::Block && sections.mode == Mode::Enforce;
     let deciding = !sections.policies.is_empty()
         || !sections.policy_files.is_empty()
         || !sections.budgets.is_empty()
         || !sections.rate_limits.is_empty();
-    if enforcing && !deciding && !sections.default_deny {
+    let uninspectable = sections.uninspectable == Uninspectable::Block;
+    let refusing = deciding || unmapped || uninspectable || sections.default_deny;
+    if enforcing && !refusing {
         found.push(
             "mode is enforce, but no policy, budget or rate limit says what to refuse".to_owned(),
         );

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io::{self, Write},
+    path::PathBuf,
 };
 
 use anyhow::Result;
@@ -12,10 +13,17 @@ use serde::Serialize;
 
 use crate::{
     cli::Format,
-    config::Config,
+    config::{Config, PinDirectory},
     discovery::{mapped_runtimes, pids, reach},
     identity::Identities,
-    kernel::{self, features::Features, mechanisms::try_send_hook},
+    kernel::{
+        self, Kept,
+        features::Features,
+        mechanisms::try_send_hook,
+        pins::{is_used, place_for},
+        place::{Touch, USUAL},
+    },
+    run::absence::{ends, outlook},
     runtimes::runtime_of,
 };
 
@@ -48,13 +56,19 @@ struct Findings {
     mechanisms: Vec<Capability>,
     /// Best mechanism for a denial on this host.
     best_mechanism: &'static str,
+    /// What holds when no agent of this configuration runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absence: Option<String>,
+    /// What agents have left in the kernel.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left_behind: Vec<String>,
     programs: Vec<Program>,
     not_captured: BTreeMap<String, String>,
 }
 
 /// Prints what was found. False where this host can't capture, or can't enforce though `config` does.
 pub(crate) fn run(config: &Config, output: Format) -> Result<bool> {
-    let findings = examine();
+    let findings = examine(config);
     let captures = findings.has("uprobes") && findings.has("kernel programs");
     let fit = captures && (!config.enforces() || findings.best_mechanism != "none");
     let mut out = io::stdout().lock();
@@ -71,7 +85,7 @@ impl Findings {
     }
 }
 
-fn examine() -> Findings {
+fn examine(config: &Config) -> Findings {
     let mechanisms = mechanisms();
     let has = |name: &str| mechanisms.iter().any(|it| it.name == name && it.available);
     let holds = has("egress hold");
@@ -81,9 +95,34 @@ fn examine() -> Findings {
         kernel: name.release().to_string_lossy().into_owned(),
         best_mechanism: best_mechanism(holds, has("send hook")),
         mechanisms,
+        absence: absence(config),
+        left_behind: left_behind(config),
         programs,
         not_captured,
     }
+}
+
+/// What holds when no agent of this configuration runs.
+fn absence(config: &Config) -> Option<String> {
+    if !config.enforces() {
+        return None;
+    }
+    Some(match place_for(&config.pin_directory, true, Touch::Look) {
+        Ok(Kept::In(directory)) => outlook(config, &directory.display().to_string()),
+        Ok(Kept::NotWanted) => ends("`pin_directory` is `none`"),
+        Ok(Kept::Nowhere(why)) => ends(&why),
+        Err(error) => format!("an agent of this configuration does not start: {error:#}"),
+    })
+}
+
+/// Where agents have left something in the kernel.
+fn left_behind(config: &Config) -> Vec<String> {
+    let mut places: Vec<PathBuf> = USUAL.map(PathBuf::from).into();
+    if let PinDirectory::Path(path) = &config.pin_directory {
+        places.push(path.clone());
+    }
+    let used = places.iter().filter(|it| is_used(it));
+    used.map(|it| format!("{}: kernel programs of an agent; if none is to run any more, `genops-agent unpin` ends them", it.display())).collect()
 }
 
 /// The strictest mechanism that a denial has: the send hook needs the hold, without which nothing is decided in time.
@@ -228,7 +267,15 @@ fn programs() -> (Vec<Program>, BTreeMap<String, String>) {
 }
 
 fn print(findings: &Findings, out: &mut impl Write) -> io::Result<()> {
-    let Findings { kernel, mechanisms, best_mechanism, programs, not_captured } = findings;
+    let Findings {
+        kernel,
+        mechanisms,
+        best_mechanism,
+        absence,
+        left_behind,
+        programs,
+        not_captured,
+    } = findings;
     writeln!(out, "Linux {kernel}")?;
     for Capability { name, available, note } in mechanisms {
         let answer = if *available { "yes" } else { "NO " };
@@ -244,6 +291,9 @@ fn print(findings: &Findings, out: &mut impl Write) -> io::Result<()> {
                 "Requests can be held and denied before a byte leaves (mechanism: {mechanism})."
             )?;
         }
+    }
+    for said in absence.iter().chain(left_behind) {
+        writeln!(out, "{said}")?;
     }
     if programs.is_empty() {
         writeln!(

@@ -16,7 +16,6 @@ use std::{
         fd::{AsFd as _, OwnedFd, RawFd},
         unix::process::CommandExt as _,
     },
-    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     time::Duration,
 };
@@ -24,7 +23,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{OFlags, fcntl_getfl, fcntl_setfl},
+    fs::{OFlags, fcntl_getfl, fcntl_setfl, fstat},
     process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open},
 };
 
@@ -56,9 +55,9 @@ pub(crate) struct Guard {
     deadline_ms: u64,
     #[arg(long)]
     closed: bool,
-    /// The programs outlive the agent, as long as this directory is there.
+    /// Descriptor, in the agent, of the directory as long as which the programs outlive it.
     #[arg(long)]
-    run: Option<PathBuf>,
+    run: Option<RawFd>,
 }
 
 impl Guard {
@@ -81,12 +80,14 @@ impl Guard {
         let mut holds = Holds::from_descriptors(maps)?;
         // Nothing is done with the link; while this copy is open, the program stays attached.
         let _link = link.map(copy).transpose()?;
-        watch(&mut holds, Duration::from_millis(deadline_ms), closed, run.as_deref())
+        // Whatever becomes of its name.
+        let run = run.map(copy).transpose()?;
+        watch(&mut holds, Duration::from_millis(deadline_ms), closed, run.as_ref())
     }
 }
 
 /// Reads the pipe, and acts when it falls silent or ends.
-fn watch(holds: &mut Holds, deadline: Duration, closed: bool, run: Option<&Path>) -> Result<()> {
+fn watch(holds: &mut Holds, deadline: Duration, closed: bool, run: Option<&OwnedFd>) -> Result<()> {
     let mut pipe = std::io::stdin();
     let mut sockets = Sockets::default();
     let mut beats = [0; 64];
@@ -108,18 +109,25 @@ fn watch(holds: &mut Holds, deadline: Duration, closed: bool, run: Option<&Path>
 }
 
 /// The agent has ended: no more requests are held, and the guard stays until none waits; where the programs outlive the
-/// agent, until another one has taken them over, or somebody has ended them.
+/// agent, until another one has taken them over, somebody has ended them, or they are void. What was written after
+/// that end, where timeouts are closed, is not waited for: nobody will decide it.
 fn outlive(
     holds: &mut Holds,
     sockets: &mut Sockets,
     deadline: Duration,
     closed: bool,
-    run: Option<&Path>,
+    run: Option<&OwnedFd>,
 ) {
+    if run.is_some() {
+        // Where it can't be written, what comes ends at its deadline.
+        let _unwritten = holds.leave();
+    }
     let deadline_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
     let step = (deadline / STEPS).max(Duration::from_millis(1));
-    while run.is_some_and(Path::exists) {
-        if holds.expire(sockets, clock::mono_ns(), deadline_ns, closed).is_empty() {
+    while run.is_some_and(is_there) && !holds.is_void(clock::mono_ns()) {
+        let at_once = holds.refuse_all(clock::mono_ns()) && holds.end_denied(sockets);
+        let late = holds.expire(sockets, clock::mono_ns(), deadline_ns, closed);
+        if late.is_empty() && !at_once {
             std::thread::sleep(step);
         }
     }
@@ -133,6 +141,11 @@ fn outlive(
             std::thread::sleep(step);
         }
     }
+}
+
+/// Whether a directory has not been removed.
+fn is_there(directory: &OwnedFd) -> bool {
+    fstat(directory).is_ok_and(|it| it.st_nlink > 0)
 }
 
 /// Whether something came, or the other end is gone, within `patience`.
@@ -161,12 +174,12 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// Starts the guard. `run`: the programs outlive the agent as long as this directory is there.
+    /// Starts the guard. `run`: the programs outlive the agent as long as the directory of this descriptor is there.
     pub(crate) fn start(
         holds: &Holds,
         deadline: Duration,
         closed: bool,
-        run: Option<&Path>,
+        run: Option<RawFd>,
     ) -> Result<Self> {
         let mut command = Command::new("/proc/self/exe");
         command
@@ -179,7 +192,7 @@ impl Guarded {
             command.arg("--closed");
         }
         if let Some(run) = run {
-            command.arg("--run").arg(run);
+            command.args(["--run", &run.to_string()]);
         }
         if let Some(link) = cgroup_link() {
             command.args(["--link", &link.to_string()]);

@@ -9,6 +9,7 @@ pub(crate) mod holds;
 mod layout;
 pub(crate) mod mechanisms;
 pub(crate) mod pins;
+pub(crate) mod place;
 pub(crate) mod providers;
 pub(crate) mod sockets;
 
@@ -30,7 +31,7 @@ use genops_protocols::{API_PATH_SUFFIXES, HostPattern};
 pub(crate) use attach::Probes;
 pub(crate) use holds::Holds;
 pub(crate) use mechanisms::Mechanisms;
-pub(crate) use pins::Pins;
+pub(crate) use pins::{Kept, Pins};
 pub(crate) use providers::Providers;
 
 /// The compiled kernel programs; empty where the build skipped them.
@@ -57,6 +58,8 @@ pub(crate) struct Options {
     pub(crate) ring_bytes: u32,
     /// Attach programs that do nothing: the floor of the benchmarks.
     pub(crate) floor: bool,
+    /// It decides from here on: what agents before have left is not needed.
+    pub(crate) governs: bool,
 }
 
 /// Everything that was loaded.
@@ -100,7 +103,7 @@ impl Kernel {
         if let Ok(layout) = &layout {
             loader.override_global("TASK", layout, true);
         }
-        let Options { pins, floor, .. } = options;
+        let (pins, floor) = (options.pins.clone(), options.floor);
         for (name, path) in pins.iter().flat_map(|it| it.maps()) {
             loader.map_pin_path(name, path);
         }
@@ -124,7 +127,7 @@ impl Kernel {
         };
         let no_lineage = lineage.err().map(|error| format!("{error:#}"));
         let mechanisms = Mechanisms::attach(&mut ebpf, pins.as_deref());
-        Ok(Self { probes: Probes::new(ebpf, floor, pins), maps, ring, mechanisms, no_lineage })
+        Ok(Self { probes: Probes::new(ebpf, options), maps, ring, mechanisms, no_lineage })
     }
 }
 
@@ -180,7 +183,7 @@ pub(crate) struct Maps {
     conns: HashMap<MapData, ConnKey, Conn>,
     socks: HashMap<MapData, u64, Sock>,
     addresses: HashMap<MapData, AddressKey, u32>,
-    denied: HashMap<MapData, DeniedKey, u32>,
+    denied: HashMap<MapData, DeniedKey, u64>,
     names: HashMap<MapData, u64, NameKey>,
     others: HashMap<MapData, ConnKey, u32>,
     processes: HashMap<MapData, u32, u32>,
@@ -229,10 +232,13 @@ impl Maps {
         };
     }
 
-    /// Whether a process may not call a provider at all.
-    pub(crate) fn set_denied(&mut self, key: DeniedKey, denied: bool) {
+    /// Until when a process may not call a provider at all, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub(crate) fn set_denied(&mut self, key: DeniedKey, until_mono_ns: Option<u64>) {
         // Where there is no room, each request is decided by itself.
-        let _full = if denied { self.denied.insert(key, 1, 0) } else { self.denied.remove(&key) };
+        let _full = match until_mono_ns {
+            Some(until) => self.denied.insert(key, until, 0),
+            None => self.denied.remove(&key),
+        };
     }
 
     /// A socket, of which only now is known that it goes to a provider, is a connection of its own.
@@ -296,7 +302,7 @@ impl Maps {
     pub(crate) fn forget_denials(&mut self) {
         let keys: Vec<DeniedKey> = self.denied.keys().flatten().collect();
         for key in keys {
-            self.set_denied(key, false);
+            self.set_denied(key, None);
         }
     }
 

@@ -340,7 +340,19 @@ fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
 
 /// What has to happen before the agent is ready, and has not.
 #[derive(Debug)]
-pub(crate) struct Readiness(Mutex<BTreeMap<Part, String>>);
+pub(crate) struct Readiness {
+    missing: Mutex<BTreeMap<Part, String>>,
+    remarks: Mutex<BTreeMap<Remark, String>>,
+}
+
+/// What has to be known of an agent that is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Remark {
+    /// It runs on an earlier configuration.
+    Configuration,
+    /// What does not hold while it is away.
+    Absence,
+}
 
 /// A condition of readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -358,24 +370,39 @@ impl Default for Readiness {
     fn default() -> Self {
         let starting = || "not loaded yet".to_owned();
         let probes = (Part::Probes, "not attached yet".to_owned());
-        Self(Mutex::new(BTreeMap::from([probes, (Part::Policy, starting())])))
+        let missing = Mutex::new(BTreeMap::from([probes, (Part::Policy, starting())]));
+        Self { missing, remarks: Mutex::default() }
     }
 }
 
 impl Readiness {
     /// `part` is as it should be.
     pub(crate) fn reached(&self, part: Part) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&part);
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).remove(&part);
     }
 
     /// `part` is not as it should be, because.
     pub(crate) fn waits(&self, part: Part, because: impl Into<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(part, because.into());
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(part, because.into());
+    }
+
+    /// Something has to be known also when it is ready, or no longer.
+    pub(crate) fn remark(&self, remark: Remark, text: Option<String>) {
+        let mut remarks = self.remarks.lock().unwrap_or_else(PoisonError::into_inner);
+        match text {
+            Some(text) => remarks.insert(remark, text),
+            None => remarks.remove(&remark),
+        };
+    }
+
+    /// What has to be known, a sentence each.
+    pub(crate) fn remarks(&self) -> Vec<String> {
+        self.remarks.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// What is missing, as a sentence; `None` when ready.
     pub(crate) fn missing(&self) -> Option<String> {
-        let parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let reasons: Vec<String> = parts
             .iter()
             .map(|(part, because)| match part {

@@ -4,6 +4,7 @@
 //! durable, and only then write the verdicts. Printing, exporting and discovery have threads of their
 //! own and can't hold a verdict back.
 
+pub(crate) mod absence;
 mod agent;
 mod capture;
 mod contacts;
@@ -29,7 +30,7 @@ use crate::{
     render::Output,
 };
 use agent::Agent;
-use capture::{Capture, Woken, signals};
+use capture::{Capture, Purpose, Woken, signals};
 
 /// How `run` was asked for, beside the configuration.
 #[derive(Clone, Debug)]
@@ -40,6 +41,8 @@ pub(crate) struct Options {
     pub(crate) floor: bool,
     /// Read again on SIGHUP, and when it changes.
     pub(crate) config_path: Option<PathBuf>,
+    /// Why it is not what the agent starts with.
+    pub(crate) refused: Option<String>,
 }
 
 /// Runs the agent until SIGTERM or SIGINT.
@@ -48,7 +51,8 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
     if let Some(address) = config.telemetry.metrics_listen {
         metrics::listener::start(address, Arc::clone(&metrics))?;
     }
-    let mut capture = Capture::start(&config, kernel_settings(&config), options.floor, &metrics)?;
+    let purpose = if options.floor { Purpose::Floor } else { Purpose::Govern };
+    let mut capture = Capture::start(&config, kernel_settings(&config), purpose, &metrics)?;
     // Without a file a SIGHUP asks for nothing, and ends nothing.
     let asked = signals(&[signal_hook::consts::SIGHUP])?;
     let watch = match options.config_path {
@@ -57,6 +61,7 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
     };
     let nice = config.capture.nice;
     let mut agent = Agent::start(config, options.output, watch, &mut capture, &metrics)?;
+    agent.begin(options.refused.as_deref());
     agent.adopt(&mut capture.maps);
     set_priority(nice);
     loop {
@@ -85,7 +90,7 @@ pub(crate) fn record(
 ) -> Result<u64> {
     let metrics = Arc::new(Metrics::default());
     let settings = Settings { holding: holding::NAMED, lineage: 0, ..kernel_settings(config) };
-    let mut capture = Capture::start(config, settings, false, &metrics)?;
+    let mut capture = Capture::start(config, settings, Purpose::Record, &metrics)?;
     let _deaf = signals(&[signal_hook::consts::SIGHUP])?;
     let identities = Identities::new();
     let end = duration.map(|it| std::time::Instant::now() + it);
@@ -181,11 +186,24 @@ fn hold_deadline(config: &Config) -> Duration {
 /// What the kernel programs are told.
 fn kernel_settings(config: &Config) -> Settings {
     Settings {
-        hold_deadline_ns: u64::try_from(hold_deadline(config).as_nanos()).unwrap_or(u64::MAX),
+        hold_deadline_ns: ns(hold_deadline(config)),
         call_limit: config.capture.message_limit_bytes,
         holding: if config.enforces() { holding::UNKNOWN_TOO } else { holding::NAMED },
         closed: u32::from(config.on_timeout == OnTimeout::Closed),
         lineage: u32::from(config.settings().names_principals()),
         reserved: 0,
+        alive_at_mono_ns: clock::mono_ns(),
+        absent_after_ns: ns(absent_after(config)),
+        pinned_for_ns: ns(config.pinned_for),
     }
+}
+
+/// How long the agent may say nothing until it is taken to be away: longer than a busy machine delays it, and never
+/// within a deadline.
+fn absent_after(config: &Config) -> Duration {
+    (hold_deadline(config) * 2).max(Duration::from_secs(2))
+}
+
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

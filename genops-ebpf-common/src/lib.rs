@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Number of the layout of maps and records. One more with each change of any of them, so that an agent never
 /// takes over the maps of another layout.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Length of `task_struct.comm` (`include/linux/sched.h`, `TASK_COMM_LEN`), with its final NUL.
 pub const COMM_LEN: usize = 16;
@@ -172,6 +172,8 @@ pub mod contact {
     pub const DATAGRAM: u32 = 2;
     /// It was refused the connection, as the agent had told the kernel in [`crate::DeniedKey`].
     pub const REFUSED: u32 = 3;
+    /// It was refused the connection, since no agent decides and the timeout is closed.
+    pub const ABSENT: u32 = 4;
 }
 
 /// Longest part of a `ClientHello` in one [`Contact`]. One with a post-quantum key share has about 1,800.
@@ -463,7 +465,8 @@ pub struct AddressKey {
     pub reserved: u16,
 }
 
-/// A process that may not call a provider at all. Written by the agent.
+/// A process that may not call a provider at all. The value is when the reason for that ends, in nanoseconds
+/// of `CLOCK_MONOTONIC`. Written by the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct DeniedKey {
@@ -619,6 +622,41 @@ pub struct Settings {
     pub lineage: u32,
     /// Zero.
     pub reserved: u32,
+    /// When the agent last said that it decides, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub alive_at_mono_ns: u64,
+    /// How long after that nobody is taken to decide any more. 0: from now on.
+    pub absent_after_ns: u64,
+    /// How long after that, where bytes pass at the deadline, nothing is refused or held any more.
+    pub pinned_for_ns: u64,
+}
+
+impl Settings {
+    /// Whether requests are refused at once, since nobody decides and the timeout is closed.
+    #[inline]
+    #[must_use]
+    pub const fn refuses_all(&self, now_mono_ns: u64) -> bool {
+        self.closed != 0 && self.silent_for_ns(now_mono_ns) >= self.absent_after_ns
+    }
+
+    /// Whether the agent has been away for so long that what it left is void, since the timeout is open.
+    #[inline]
+    #[must_use]
+    pub const fn is_void(&self, now_mono_ns: u64) -> bool {
+        self.closed == 0 && self.silent_for_ns(now_mono_ns) > self.pinned_for_ns
+    }
+
+    /// Whether a refusal whose reason ends then ([`DeniedKey`]) is still in force.
+    #[inline]
+    #[must_use]
+    pub const fn is_in_force(&self, until_mono_ns: u64, now_mono_ns: u64) -> bool {
+        until_mono_ns > now_mono_ns && !self.is_void(now_mono_ns)
+    }
+
+    /// A beat may be younger than the time that is compared with it.
+    #[inline]
+    const fn silent_for_ns(&self, now_mono_ns: u64) -> u64 {
+        now_mono_ns.saturating_sub(self.alive_at_mono_ns)
+    }
 }
 
 /// Key of the tries of host names and path ends: the name reversed, in lower case.
@@ -689,7 +727,7 @@ layout! {
     Dns = 8,
     Hold = 40,
     Verdict = 16,
-    Settings = 32,
+    Settings = 56,
     NameRule = 36,
 }
 

@@ -17,7 +17,7 @@ use aya_ebpf::{
 use genops_ebpf_common::{AddressKey, Contact, DNS_LEN, Dns, Released, Sock, contact, kind, loss};
 
 use crate::{
-    hold::is_closed,
+    hold::{is_closed, is_undecided},
     maps::{ADDRESSES, EVENTS, OWNERS, SOCKS, count_loss, wake},
     packet::{IPPROTO_UDP, Packet, bounded},
 };
@@ -123,6 +123,10 @@ fn reach(ctx: &SockAddrContext, to: AddressKey, ip_version: u32, datagram: bool)
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     if is_closed(tgid, provider) {
         report(cookie, tgid, to, ip_version, provider, contact::REFUSED);
+        return REFUSE;
+    }
+    if is_undecided(tgid) {
+        report(cookie, tgid, to, ip_version, provider, contact::ABSENT);
         return REFUSE;
     }
     if datagram && SOCKS.get_ptr_mut(cookie).is_none() {

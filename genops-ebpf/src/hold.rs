@@ -1,14 +1,14 @@
 //! What waits for a verdict: armed by the write probe (or by a `ClientHello`), judged at each packet.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use genops_ebpf_common::{DeniedKey, Hold, TimedOut, holding, kind, loss, process_mode};
+use genops_ebpf_common::{DeniedKey, Hold, TimedOut, Verdict, holding, kind, loss, process_mode};
 
 use crate::maps::{DENIED, EVENTS, HOLDS, PROCESSES, VERDICTS, count_loss, settings, wake};
 
 /// Whether requests of this process wait for a verdict, by the settings' [`holding`].
 #[inline(always)]
 pub(crate) fn is_held(tgid: u32, holding: u32) -> bool {
-    if holding == holding::NOBODY {
+    if holding == holding::NOBODY || is_void() {
         return false;
     }
     // SAFETY: copied at once.
@@ -18,17 +18,45 @@ pub(crate) fn is_held(tgid: u32, holding: u32) -> bool {
     }
 }
 
-/// Whether a provider is closed to a process altogether. A process that has ended takes its mode along,
-/// so that another of its number is not meant.
+/// Whether a provider is closed to a process altogether, and the reason for that has not ended. A process
+/// that has ended takes its mode along, so that another of its number is not meant.
 #[inline(always)]
 pub(crate) fn is_closed(tgid: u32, provider: u32) -> bool {
-    // SAFETY: looked at once, both.
-    unsafe { DENIED.get(DeniedKey { tgid, provider }).is_some() && PROCESSES.get(tgid).is_some() }
+    let Some(settings) = settings() else { return false };
+    // SAFETY: copied at once, and looked at once; a helper without arguments.
+    unsafe {
+        let Some(&until) = DENIED.get(DeniedKey { tgid, provider }) else { return false };
+        settings.is_in_force(until, bpf_ktime_get_ns()) && PROCESSES.get(tgid).is_some()
+    }
+}
+
+/// Whether a process is refused what an agent would decide, since there is none.
+#[inline(always)]
+pub(crate) fn is_undecided(tgid: u32) -> bool {
+    settings().is_some_and(|it| is_held(tgid, it.holding)) && refuses_all()
+}
+
+/// Whether requests are refused at once, since nobody decides.
+#[inline(always)]
+fn refuses_all() -> bool {
+    // SAFETY: a helper without arguments.
+    settings().is_some_and(|it| it.refuses_all(unsafe { bpf_ktime_get_ns() }))
+}
+
+/// Whether what an agent has left here is void.
+#[inline(always)]
+fn is_void() -> bool {
+    // SAFETY: a helper without arguments.
+    settings().is_some_and(|it| it.is_void(unsafe { bpf_ktime_get_ns() }))
 }
 
 /// From now on nothing before `to` leaves without a verdict. False where there is no room to say so.
 #[inline(always)]
 pub(crate) fn arm(id: u64, tgid: u32, to: u64) -> bool {
+    if refuses_all() {
+        // Where there is no room, it ends at the deadline.
+        let _full = VERDICTS.insert(id, Verdict { released_to: 0, denied: 1, reserved: 0 }, 0);
+    }
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     let Some(hold) = HOLDS.get_ptr_mut(id) else {

@@ -45,7 +45,7 @@ pub(crate) static ADDRESSES: LruHashMap<AddressKey, u32> = LruHashMap::with_max_
 
 /// Processes that may not call a provider at all. Written by the agent.
 #[map]
-pub(crate) static DENIED: HashMap<DeniedKey, u32> = HashMap::with_max_entries(16_384, 0);
+pub(crate) static DENIED: HashMap<DeniedKey, u64> = HashMap::with_max_entries(16_384, 0);
 
 /// Server names of connections, by [`Conn::id`], for an agent that was not there when they began.
 #[map]

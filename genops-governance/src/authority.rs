@@ -196,6 +196,11 @@ impl Chain {
         }
     }
 
+    /// When the last of the links begins that have not begun yet.
+    pub(crate) fn begins_after(&self, unix_ns: u64) -> Option<u64> {
+        self.0.iter().filter_map(|link| link.not_before).filter(|it| *it > unix_ns).max()
+    }
+
     /// Whether every link holds now; else the code and the link that does not.
     pub(crate) fn check(&self, unix_ns: u64) -> Result<(), (ReasonCode, &str)> {
         for (below, link) in self.0.iter().enumerate() {

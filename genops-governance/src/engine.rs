@@ -78,6 +78,17 @@ pub struct ConnectionUpdate {
     pub hold: Option<HoldLevel>,
 }
 
+/// What the kernel did with a connection before anybody here heard of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beforehand {
+    /// Nothing: it is to be decided.
+    Nothing,
+    /// Refused it, as it was told after [`Engine::denies_until`].
+    Refused,
+    /// Refused it, since nobody was there to decide.
+    Undecided,
+}
+
 /// How much of one direction of a connection was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unread {
@@ -283,18 +294,16 @@ impl Engine {
 
     /// No plaintext of this connection will be read, and it goes to this provider: it is one unit, decided
     /// by what is known of it. [`Self::close`] ends it.
-    ///
-    /// `refused`: the kernel has refused it already, as it was told after [`Self::denies_all`].
     pub fn opaque(
         &mut self,
         now: Now,
         conn: ConnId,
         server: Option<&str>,
         provider: &str,
-        refused: bool,
+        beforehand: Beforehand,
     ) {
         let Some((_, link)) = self.conns.get_mut(&conn) else { return };
-        self.core.open_opaque(now, link, server, provider, refused);
+        self.core.open_opaque(now, link, server, provider, beforehand);
     }
 
     /// What a connection carried, of which no plaintext is read.
@@ -304,11 +313,12 @@ impl Engine {
         link.network.received_bytes = Some(received_bytes);
     }
 
-    /// Whether every request of this process to this provider would be refused now, whatever it says:
-    /// by its grants, by a policy on the host, or for want of any budget.
+    /// Where every request of this process to this provider would be refused now, whatever it says (by its
+    /// grants, by a policy on the host, or for want of any budget): when the reason for that ends, in
+    /// nanoseconds since 1970; [`u64::MAX`] where time alone does not end it.
     #[must_use]
-    pub fn denies_all(&self, now: Now, process: ProcessKey, provider: &str) -> bool {
-        self.core.denies_all(now, process, provider)
+    pub fn denies_until(&self, now: Now, process: ProcessKey, provider: &str) -> Option<u64> {
+        self.core.denies_until(now, process, provider)
     }
 
     /// Nobody decided for a while: the agent before was killed.

@@ -42,7 +42,9 @@ pub use config::{
     UnknownModel, Unmapped,
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};
-pub use engine::{Again, ConnId, ConnectionOpen, ConnectionUpdate, Engine, Output, Unread};
+pub use engine::{
+    Again, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Engine, Output, Unread,
+};
 pub use explain::Explanation;
 pub use ledger::{
     Account, AccountKey, Change, Demand, Entry, Ledger, RestoreError, Restored, Share, Shortfall,

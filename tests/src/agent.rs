@@ -35,6 +35,10 @@ pub fn program() -> anyhow::Result<PathBuf> {
         .context("no genops-agent is built: run `cargo xtask build`")
 }
 
+/// Unless a test says otherwise, its agent leaves nothing in the kernel: what one test leaves behind would go on
+/// refusing the programs of the next, and the agents of all would share one place.
+const UNPINNED: &str = "pin_directory: none\n";
+
 /// How to start an [`Agent`] in another way than plainly.
 #[derive(Clone, Debug, Default)]
 pub struct Launch {
@@ -83,8 +87,9 @@ impl Agent {
         let metrics = free_address()?;
         let config = scratch.join("config.yaml");
         let evidence = launch.evidence_in.clone().unwrap_or_else(|| scratch.join("evidence"));
+        let pins = if configuration.contains("pin_directory:") { "" } else { UNPINNED };
         let text = format!(
-            "{configuration}\ntelemetry: {{metrics_listen: \"{metrics}\"}}\nevidence: {{{}{}directory: \"{}\"}}\n",
+            "{configuration}\n{pins}telemetry: {{metrics_listen: \"{metrics}\"}}\nevidence: {{{}{}directory: \"{}\"}}\n",
             launch.evidence,
             launch.more_evidence,
             evidence.display()

@@ -1,7 +1,9 @@
 //! `run`: the agent.
 
+use std::path::Path;
+
 use crate::cli::{ConfigFile, Failure};
-use crate::config::Config;
+use crate::config::{Config, LoadError, kept, load_unless_emptied};
 use crate::render::Output;
 use crate::run::Options;
 
@@ -11,7 +13,8 @@ use crate::run::Options;
     after_help = "Examples:\n  genops-agent run\n  genops-agent run --config /etc/genops/agent.yaml --output json\n\n\
     Without a configuration it observes the whole host, prints each AI Workload Unit as a line, \
     and keeps evidence under /var/lib/genops/evidence. SIGTERM and SIGINT end it: it drains, writes \
-    what is open, and ends with 0. SIGHUP, or a change of its files, reads the configuration again."
+    what is open, and ends with 0. SIGHUP, or a change of its files, reads the configuration again. Where it can't be \
+    read, the last one that was in force stays so, also at a start."
 )]
 pub(crate) struct Run {
     #[command(flatten)]
@@ -28,12 +31,43 @@ impl Run {
     /// Runs the command.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let Self { config: file, output, floor } = self;
-        let config = Config::load_or_default(file.path.as_deref())?;
+        let Loaded { config, refused } = load(file.path.as_deref())?;
         for warning in &config.warnings {
             eprintln!("genops-agent: {warning}");
         }
         let default = if file.path.is_some() { Output::None } else { Output::Table };
-        let options = Options { output: output.unwrap_or(default), floor, config_path: file.path };
+        let output = output.unwrap_or(default);
+        let options = Options { output, floor, config_path: file.path, refused };
         crate::run::run(config, options).map_err(Failure::run)
+    }
+}
+
+/// What an agent starts with.
+struct Loaded {
+    config: Config,
+    /// Why the file is not what it starts with.
+    refused: Option<String>,
+}
+
+/// The file, or where it can't be used the last one that was in force.
+fn load(path: Option<&Path>) -> Result<Loaded, LoadError> {
+    let Some(path) = path else {
+        return Ok(Loaded { config: Config::default(), refused: None });
+    };
+    let error = match load_unless_emptied(path) {
+        Ok(config) => return Ok(Loaded { config: *config, refused: None }),
+        Err(error) => error,
+    };
+    match kept::last_good(path) {
+        Ok(config) => {
+            let refused = error.to_string();
+            eprintln!("genops-agent: {refused}; THE LAST GOOD CONFIGURATION STAYS IN FORCE");
+            Ok(Loaded { config, refused: Some(refused) })
+        }
+        Err(why) => {
+            eprintln!("genops-agent: there is no earlier configuration to start with: {why}");
+            // One that is empty from the beginning observes.
+            Ok(Loaded { config: Config::load(path).map_err(|_| error)?, refused: None })
+        }
     }
 }

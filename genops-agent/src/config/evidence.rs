@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::{List, Refusal, bounded, or_default, read};
+use super::{List, Refusal, Sources, bounded, or_default};
 use crate::evidence::outward::WitnessAt;
 use crate::evidence::ship::{Destination, Ship};
 use crate::journal::retention::Limits;
@@ -101,7 +101,7 @@ struct ShipFile {
 }
 
 impl EvidenceFile {
-    pub(super) fn settle(self, config: &Path) -> Result<Evidence, Refusal> {
+    pub(super) fn settle(self, config: &Path, sources: &Sources) -> Result<Evidence, Refusal> {
         let Self {
             directory,
             content,
@@ -117,7 +117,7 @@ impl EvidenceFile {
         } = self;
         let witnesses = witnesses.into_iter().map(|witness| {
             let line = witness.referenced.line();
-            witness.value.settle(config).map_err(|message| (line, message))
+            witness.value.settle(config, sources).map_err(|message| (line, message))
         });
         let witnesses = witnesses.collect::<Result<_, _>>()?;
         let directory = directory.unwrap_or_else(|| "/var/lib/genops/evidence".into());
@@ -166,7 +166,7 @@ fn limits(days: Option<&Spanned<u64>>, bytes: Option<&Spanned<u64>>) -> Result<L
 
 impl WitnessFile {
     /// The key may stand in the file itself or in one of its own, as `witness` prints it.
-    fn settle(self, config: &Path) -> Result<WitnessAt, String> {
+    fn settle(self, config: &Path, sources: &Sources) -> Result<WitnessAt, String> {
         let Self { url, key } = self;
         if !url.starts_with("http://") && !url.starts_with("https://") {
             return Err(format!(
@@ -175,7 +175,7 @@ impl WitnessFile {
         }
         let held = match key.parse() {
             Ok(key) => return Ok(WitnessAt { url, key }),
-            Err(_) => read(&beside(config, Path::new(&key))),
+            Err(_) => sources.file(&beside(config, Path::new(&key))),
         };
         let held = held.ok().and_then(|held| held.trim().parse().ok());
         let key = held.ok_or_else(|| {

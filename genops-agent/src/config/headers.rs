@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::Refusal;
+use super::{Refusal, Sources};
 
 /// Headers with their values, which `Debug` does not show.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -64,6 +64,7 @@ pub(super) fn settle(
     config: &Path,
     given: BTreeMap<String, Spanned<Given>>,
     file: Option<Spanned<PathBuf>>,
+    sources: &Sources,
 ) -> Result<Headers, Refusal> {
     let mut headers = Headers::default();
     for (name, value) in given {
@@ -75,7 +76,7 @@ pub(super) fn settle(
         }
         let value = match variable {
             None => value,
-            Some(variable) => std::env::var(variable).map_err(|_| {
+            Some(variable) => sources.variable(variable).ok_or_else(|| {
                 let message = format!(
                     "`telemetry.otlp.headers.{name}`: the environment variable `{variable}` is not set"
                 );
@@ -87,14 +88,14 @@ pub(super) fn settle(
     if let Some(file) = file {
         let line = file.referenced.line();
         let path = config.parent().unwrap_or(Path::new("")).join(&file.value);
-        read_file(&path, &mut headers)
+        read_file(&path, &mut headers, sources)
             .map_err(|message| (line, format!("`telemetry.otlp.headers_file`: {message}")))?;
     }
     Ok(headers)
 }
 
-fn read_file(path: &Path, headers: &mut Headers) -> Result<(), String> {
-    let text = super::read(path).map_err(|error| error.to_string())?;
+fn read_file(path: &Path, headers: &mut Headers, sources: &Sources) -> Result<(), String> {
+    let text = sources.file(path).map_err(|error| error.to_string())?;
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {

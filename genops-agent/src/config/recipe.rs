@@ -10,7 +10,7 @@ use genops_governance::{PolicyText, Sections, Settings};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{File, LoadError, explain};
+use super::{File, LoadError, Sources, explain};
 
 /// Sections that decide nothing.
 const APART: [&str; 3] = ["telemetry", "evidence", "capture"];
@@ -88,7 +88,9 @@ fn sections_of(bytes: &[u8]) -> Result<Sections, String> {
         config => config.to_string(),
     };
     let file: File = explain::parse(&text).map_err(|fault| fault.message)?;
-    let (_, sections) = file.split(Path::new("")).map_err(|error: LoadError| error.to_string())?;
+    let (_, sections) = file
+        .split(Path::new(""), &Sources::default())
+        .map_err(|error: LoadError| error.to_string())?;
     let file = |(name, text)| PolicyText { name, text };
     Ok(Sections { policy_files: policy_files.into_iter().map(file).collect(), ..sections })
 }

@@ -45,6 +45,7 @@ pub(crate) type Reading = Result<Box<Config>, LoadError>;
 /// What a thread of its own has read.
 #[derive(Debug)]
 pub(crate) struct Watch {
+    path: PathBuf,
     readings: Receiver<Reading>,
 }
 
@@ -67,9 +68,15 @@ impl Watch {
         }
         let (sender, readings) = channel();
         let known = Outcome::Accepted(config.hash);
-        let watcher = Watcher { path, changes: changes.ok(), asked, known, sender, wake };
+        let watcher =
+            Watcher { path: path.clone(), changes: changes.ok(), asked, known, sender, wake };
         std::thread::Builder::new().name("configuration".to_owned()).spawn(|| watcher.run())?;
-        Ok(Self { readings })
+        Ok(Self { path, readings })
+    }
+
+    /// The file that is watched over.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The next reading, if one is ready.
@@ -181,7 +188,7 @@ impl Watcher {
 }
 
 /// Loads; but what somebody has just emptied, to write it anew, is not "observe everything".
-fn load(path: &Path) -> Reading {
+pub(crate) fn load(path: &Path) -> Reading {
     let emptied = std::fs::metadata(path).is_ok_and(|it| it.len() == 0);
     if emptied {
         let message = format!("{}: it is empty", path.display());

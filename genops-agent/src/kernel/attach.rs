@@ -15,7 +15,7 @@ use aya::{
     },
 };
 
-use super::Pins;
+use super::{Options, Pins, pins::end_abandoned};
 use crate::runtimes::ProbePoint;
 
 /// The programs that are attached in files.
@@ -53,6 +53,8 @@ pub(crate) struct AttachError {
 pub(crate) struct Probes {
     ebpf: Ebpf,
     floor: bool,
+    /// See [`Options::governs`].
+    governs: bool,
     pins: Option<Arc<Pins>>,
     attached: HashMap<FileId, Vec<Attached>>,
 }
@@ -66,14 +68,17 @@ enum Attached {
 }
 
 impl Probes {
-    pub(super) fn new(ebpf: Ebpf, floor: bool, pins: Option<Arc<Pins>>) -> Self {
-        Self { ebpf, floor, pins, attached: HashMap::new() }
+    pub(super) fn new(ebpf: Ebpf, options: Options) -> Self {
+        let Options { pins, floor, governs, .. } = options;
+        Self { ebpf, floor, governs, pins, attached: HashMap::new() }
     }
 
     /// Every probe for what runs is in place: those of agents before are not needed any more.
     pub(crate) fn take_over(&self) {
-        if let Some(pins) = &self.pins {
-            pins.take_over();
+        match &self.pins {
+            Some(pins) => pins.take_over(),
+            None if self.governs => end_abandoned(None),
+            None => {}
         }
     }
 

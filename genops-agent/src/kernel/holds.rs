@@ -12,6 +12,8 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use genops_ebpf_common::{Hold, Join, Settings, Verdict, holding};
 
+use rustix::io::Errno;
+
 use super::sockets::{Socket, Sockets};
 
 /// Maps that the agent and its guard share.
@@ -62,6 +64,55 @@ impl Holds {
 
     pub(crate) fn set_settings(&mut self, settings: Settings) -> Result<(), MapError> {
         self.settings.set(0, settings, 0)
+    }
+
+    /// Somebody decides, at this time.
+    pub(crate) fn beat(&mut self, now_mono_ns: u64, absent_after_ns: u64) -> Result<(), MapError> {
+        let settings = self.settings.get(&0, 0)?;
+        self.set_settings(Settings { alive_at_mono_ns: now_mono_ns, absent_after_ns, ..settings })
+    }
+
+    /// From now on nobody decides, until somebody says otherwise ([`Self::beat`]).
+    pub(crate) fn leave(&mut self) -> Result<(), MapError> {
+        let settings = self.settings.get(&0, 0)?;
+        self.set_settings(Settings { absent_after_ns: 0, ..settings })
+    }
+
+    /// Whether anything of `conn` waits or waited, and nobody has ended it.
+    pub(crate) fn is_known(&self, conn: u64) -> bool {
+        self.waiting.get(&conn, 0).is_ok()
+    }
+
+    /// Whether what was left here is void.
+    pub(crate) fn is_void(&self, now_mono_ns: u64) -> bool {
+        self.settings.get(&0, 0).is_ok_and(|it| it.is_void(now_mono_ns))
+    }
+
+    /// Ends the sockets of what the kernel programs have denied by themselves, since nobody decides. Whether there
+    /// were any.
+    pub(crate) fn end_denied(&mut self, sockets: &mut Sockets) -> bool {
+        let denied: Vec<u64> = self
+            .waiting
+            .iter()
+            .flatten()
+            .map(|(conn, _)| conn)
+            .filter(|conn| self.is_denied(*conn))
+            .collect();
+        let mut any = false;
+        for conn in denied {
+            let Some(socket) = self.socket(conn) else { continue };
+            if let Ok(()) | Err(Errno::NOENT) = sockets.destroy(socket) {
+                // Nothing of it can leave any more, and the next ones need the room.
+                self.forget(conn);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Whether requests are refused at once, since nobody decides.
+    pub(crate) fn refuse_all(&self, now_mono_ns: u64) -> bool {
+        self.settings.get(&0, 0).is_ok_and(|it| it.refuses_all(now_mono_ns))
     }
 
     /// From now on no request waits: nobody is left who could decide. The kernel takes seconds to detach the

@@ -138,7 +138,10 @@ fn respond(head: &[u8], metrics: &Metrics) -> (Answer, bool) {
         "/metrics" => Answer { status: "200 OK", content_type: PROMETHEUS, body: metrics.render() },
         "/healthz" => text("200 OK", "alive\n".to_owned()),
         "/readyz" => match metrics.readiness.missing() {
-            None => text("200 OK", "ready\n".to_owned()),
+            None => {
+                let said = ["ready".to_owned()].into_iter().chain(metrics.readiness.remarks());
+                text("200 OK", said.collect::<Vec<_>>().join("\n") + "\n")
+            }
             Some(missing) => text("503 Service Unavailable", format!("not ready: {missing}\n")),
         },
         _ => text("404 Not Found", "here are /metrics, /healthz and /readyz\n".to_owned()),

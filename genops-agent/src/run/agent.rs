@@ -8,23 +8,26 @@ use genops_ebpf_common::{
     Record, Released, TimedOut, contact, origin,
 };
 use genops_governance::{
-    Awu, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger, Mechanism, Mode, Now,
-    OnTimeout, Outcome, Output, PolicyResult, ProcessFacts, ProcessKey, Signal,
+    Awu, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger,
+    Mechanism, Mode, Now, OnTimeout, Outcome, Output, PolicyResult, ProcessFacts, ProcessKey,
+    Signal,
 };
 use genops_protocols::Direction;
 
 use super::{
+    absence, absent_after,
     capture::Capture,
     contacts::{Contacts, Hello, Reached},
     coverage::Coverage,
     enforcer::{Enforcer, Late},
     hold_deadline, kernel_settings,
     lineage::Lineages,
+    ns,
     standing::Standing,
 };
 use crate::{
     clock,
-    config::{Config, Content, LoadError, OnFailure, Watch},
+    config::{Config, Content, LoadError, OnFailure, Watch, kept},
     control::{self, Control},
     discovery,
     export::Exporter,
@@ -37,7 +40,7 @@ use crate::{
         sockets::Socket,
     },
     ledger_file::{self, LedgerFile, Restored},
-    metrics::{Metrics, Part},
+    metrics::{Metrics, Part, Remark},
     render::{self, Printer},
 };
 
@@ -45,6 +48,8 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 /// Longest time that evidence which nobody waits for stays in memory.
 const COMMIT_WITHIN_NS: u64 = 5_000_000;
+/// How often the kernel programs are told that somebody decides.
+const BEAT_EVERY_NS: u64 = 100_000_000;
 /// How often evidence is published and the gauges are set.
 const ACCOUNT_EVERY_NS: u64 = 250_000_000;
 /// How long the end waits for the OTLP collector.
@@ -115,6 +120,9 @@ pub(super) struct Agent {
     /// When the oldest record that is not durable was made.
     uncommitted_since: Option<u64>,
     account_at_mono_ns: u64,
+    beat_at_mono_ns: u64,
+    /// Why the programs end with the agent though that is not wanted.
+    unkept: Option<String>,
 }
 
 impl Agent {
@@ -168,6 +176,12 @@ impl Agent {
             None
         };
         metrics.enforcing.set(u64::from(enforcing));
+        if let Some(remark) =
+            absence::remark(&config, capture.pins.as_deref(), capture.unkept.as_deref())
+        {
+            eprintln!("genops-agent: {remark}");
+            metrics.readiness.remark(Remark::Absence, Some(remark));
+        }
         metrics.readiness.reached(Part::Policy);
         let lineages = Lineages::new(engine.settings());
         Ok(Self {
@@ -198,7 +212,18 @@ impl Agent {
             evidence_failed: false,
             uncommitted_since: None,
             account_at_mono_ns: 0,
+            beat_at_mono_ns: 0,
+            unkept: capture.unkept.clone(),
         })
+    }
+
+    /// What it runs on is in force from here on; `why` it is not what the file says, where that is so.
+    pub(super) fn begin(&self, why: Option<&str>) {
+        match (why, &self.watch) {
+            (Some(why), _) => refused(&self.metrics, why),
+            (None, Some(watch)) => keep(watch.path(), &self.config),
+            (None, None) => {}
+        }
     }
 
     /// Takes over the connections that an agent before this one has left with its programs: what is
@@ -439,7 +464,12 @@ impl Agent {
             return;
         }
         self.metrics.uninspectable_connections.increment();
-        let refused = contact.what == contact::REFUSED;
+        let beforehand = match contact.what {
+            contact::REFUSED => Beforehand::Refused,
+            contact::ABSENT => Beforehand::Undecided,
+            _ => Beforehand::Nothing,
+        };
+        let refused = beforehand != Beforehand::Nothing;
         let update = ConnectionUpdate {
             local: (contact.local_port != 0).then_some(socket.local),
             remote: Some(socket.remote),
@@ -455,7 +485,7 @@ impl Agent {
             self.enforcer.arrived(conn, 1, contact.at_mono_ns);
         }
         let name = self.providers.name(provider).unwrap_or_default();
-        self.engine.opaque(now, ConnId(conn), server_name.as_deref(), name, refused);
+        self.engine.opaque(now, ConnId(conn), server_name.as_deref(), name, beforehand);
         if contact.held != 0 && !self.conns.get(&conn).is_some_and(|it| it.holds) {
             // The kernel held before it knew that this process is only observed.
             self.enforcer.release(maps, &self.metrics, conn, u64::MAX);
@@ -612,7 +642,7 @@ impl Agent {
         if data.flags & DATA_HELD != 0 {
             self.enforcer.arrived(data.conn, end, data.at_mono_ns);
             if holds && self.enforcer.is_overdue(data.at_mono_ns) {
-                match self.enforcer.late(maps, data.conn, end) {
+                match self.enforcer.late(maps, data.conn, end, data.at_mono_ns) {
                     Late::Passed => self.timed_out(maps, data.conn, end, true),
                     Late::Stopped => self.timed_out(maps, data.conn, end, false),
                     Late::Kept => {}
@@ -839,6 +869,7 @@ impl Agent {
         self.answer(maps);
         self.standing.tell(maps, &self.engine, &self.providers, now);
         self.enforcer.forget(maps, now.mono_ns);
+        self.beat(maps, now);
         if self.guard.as_mut().is_some_and(|guard| !guard.beat()) {
             eprintln!("genops-agent: the guard process has ended; it is started again");
             self.guard = start_guard(&self.config, maps, self.pins.as_deref());
@@ -852,6 +883,18 @@ impl Agent {
         if now.mono_ns >= self.account_at_mono_ns {
             self.account_at_mono_ns = now.mono_ns.saturating_add(ACCOUNT_EVERY_NS);
             self.account(capture, now);
+        }
+    }
+
+    /// Tells the kernel programs that somebody decides.
+    fn beat(&mut self, maps: &mut Maps, now: Now) {
+        if now.mono_ns < self.beat_at_mono_ns {
+            return;
+        }
+        self.beat_at_mono_ns = now.mono_ns.saturating_add(BEAT_EVERY_NS);
+        let beaten = maps.holds.beat(now.mono_ns, ns(absent_after(&self.config)));
+        if let Err(error) = beaten {
+            eprintln!("genops-agent: the kernel programs can't be told that it runs: {error}");
         }
     }
 
@@ -891,7 +934,7 @@ impl Agent {
 
     fn refuse(&mut self, error: &LoadError) {
         self.metrics.policy_loads_refused.increment();
-        self.metrics.configuration_refused.set(1);
+        refused(&self.metrics, &error.to_string());
         self.engine.refused(clock::now(), &error.to_string());
         eprintln!("genops-agent: {error}; the configuration before stays in force");
     }
@@ -930,6 +973,11 @@ impl Agent {
         }
         let enforcing = config.enforces() && self.mechanisms.has(Mechanism::EgressHold);
         self.metrics.enforcing.set(u64::from(enforcing));
+        let remark = absence::remark(config, self.pins.as_deref(), self.unkept.as_deref());
+        if let Some(remark) = &remark {
+            eprintln!("genops-agent: {remark}");
+        }
+        self.metrics.readiness.remark(Remark::Absence, remark);
         let guarded = (old.on_timeout, old.hold_deadline, enforcing);
         if guarded != (config.on_timeout, config.hold_deadline, self.guard.is_some()) {
             let next =
@@ -941,6 +989,10 @@ impl Agent {
         self.hold_more();
         self.metrics.policy_loads_accepted.increment();
         self.metrics.configuration_refused.set(0);
+        self.metrics.readiness.remark(Remark::Configuration, None);
+        if let Some(watch) = &self.watch {
+            keep(watch.path(), &self.config);
+        }
         eprintln!("genops-agent: the configuration was read again and is in force");
     }
 
@@ -962,15 +1014,19 @@ impl Agent {
     /// Closes and writes everything, and ends what runs beside.
     pub(super) fn finish(mut self, capture: &mut Capture) {
         let now = clock::now();
-        if self.pins.is_none()
-            && let Err(error) = capture.maps.holds.hold_no_more()
-        {
-            eprintln!("genops-agent: requests are held until the programs are detached: {error}");
+        let left = if self.pins.is_none() {
+            capture.maps.holds.hold_no_more()
+        } else {
+            capture.maps.holds.leave()
+        };
+        if let Err(error) = left {
+            eprintln!("genops-agent: the kernel programs can't be told that it ends: {error}");
         }
         self.engine.finish(now);
         self.settle(&mut capture.maps);
         self.commit();
         self.account(capture, now);
+        let farewell = absence::farewell(&self.config, self.pins.as_deref());
         let Self { journal, printer, exporter, guard, metrics, .. } = self;
         if let Err(error) = journal.close(now) {
             eprintln!("genops-agent: evidence: {error}");
@@ -983,6 +1039,28 @@ impl Agent {
         if let Some(guard) = guard {
             guard.finish();
         }
+        if let Some(farewell) = farewell {
+            eprintln!("genops-agent: {farewell}");
+        }
+    }
+}
+
+/// The configuration in force is not the one that the file says.
+fn refused(metrics: &Metrics, why: &str) {
+    metrics.configuration_refused.set(1);
+    let said =
+        format!("the last good configuration is in force, the present one is refused: {why}");
+    metrics.readiness.remark(Remark::Configuration, Some(said));
+}
+
+/// Keeps the configuration that is in force for a start at which there is none.
+fn keep(path: &Path, config: &Config) {
+    if let Err(error) = kept::keep(path, config) {
+        let state = kept::state_of(config);
+        eprintln!(
+            "genops-agent: the configuration can't be kept in {}: {error}; a start with one that can't be read will fail",
+            state.display()
+        );
     }
 }
 

@@ -20,7 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::{
     config::Config,
     discovery::{Discovery, Finding},
-    kernel::{self, Kernel, Maps, Mechanisms, Pins, Providers},
+    kernel::{self, Kept, Kernel, Maps, Mechanisms, Pins, Providers, pins, place::Touch},
     metrics::{Metrics, Part},
 };
 
@@ -41,12 +41,25 @@ pub(crate) enum Woken {
     Stop,
 }
 
+/// What a capture is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To decide: what agents before have left in the kernel is taken over, or ended.
+    Govern,
+    /// To look on.
+    Record,
+    /// Programs that do nothing: the floor of the benchmarks.
+    Floor,
+}
+
 /// A running capture.
 pub(crate) struct Capture {
     pub(crate) maps: Maps,
     pub(crate) mechanisms: Mechanisms,
     pub(crate) providers: Providers,
     pub(crate) pins: Option<Arc<Pins>>,
+    /// Why the programs end with the agent though that is not wanted.
+    pub(crate) unkept: Option<String>,
     ring: RingBuf<MapData>,
     /// Records were read since the last wait: others may follow that nobody is woken for.
     drained: bool,
@@ -62,13 +75,14 @@ impl Capture {
     pub(crate) fn start(
         config: &Config,
         settings: Settings,
-        floor: bool,
+        purpose: Purpose,
         metrics: &Arc<Metrics>,
     ) -> Result<Self> {
-        let pins = config.pin_directory.as_deref().filter(|_| !floor);
-        let pins = pins.map(Pins::open).transpose()?.map(Arc::new);
+        let governs = purpose == Purpose::Govern;
+        let (pins, unkept) = if governs { open_pins(config)? } else { (None, None) };
         let (ring_bytes, kept) = (config.capture.ring_bytes, pins.clone());
-        let options = kernel::Options { pins: kept, ring_bytes, floor };
+        let floor = purpose == Purpose::Floor;
+        let options = kernel::Options { pins: kept, ring_bytes, floor, governs };
         let providers = Providers::new(&config.hosts);
         let loaded = Kernel::load(options, settings, &providers)?;
         let Kernel { probes, maps, ring, mechanisms, no_lineage } = loaded;
@@ -92,6 +106,7 @@ impl Capture {
             mechanisms,
             providers,
             pins,
+            unkept,
             ring,
             drained: false,
             started,
@@ -163,6 +178,15 @@ impl Capture {
         metrics.lost_lineages.observe_total(of(loss::LINEAGES_FULL));
         metrics.over_message_limit_bytes.observe_total(of(loss::LIMIT_BYTES));
         of(loss::RING_FULL_RECORDS) + of(loss::CONNECTIONS_FULL) + of(loss::CALLS_FULL)
+    }
+}
+
+/// Where programs and maps are kept, or why nowhere.
+fn open_pins(config: &Config) -> Result<(Option<Arc<Pins>>, Option<String>)> {
+    match pins::place_for(&config.pin_directory, config.enforces(), Touch::Make)? {
+        Kept::In(directory) => Ok((Some(Arc::new(Pins::open(&directory)?)), None)),
+        Kept::NotWanted => Ok((None, None)),
+        Kept::Nowhere(why) => Ok((None, Some(why))),
     }
 }
 

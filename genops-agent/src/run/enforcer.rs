@@ -52,6 +52,8 @@ pub(super) enum Late {
 #[derive(Debug)]
 pub(super) struct Enforcer {
     sockets: Sockets,
+    /// When this agent began: what was written before may have been judged without it.
+    since_mono_ns: u64,
     deadline_ns: u64,
     closed: bool,
     held: HashMap<u64, Held>,
@@ -65,6 +67,7 @@ impl Enforcer {
     pub(super) fn new(deadline: Duration, on_timeout: OnTimeout) -> Self {
         let mut new = Self {
             sockets: Sockets::default(),
+            since_mono_ns: clock::mono_ns(),
             deadline_ns: 0,
             closed: false,
             held: HashMap::new(),
@@ -90,14 +93,15 @@ impl Enforcer {
         }
     }
 
-    /// Bytes up to `to` are about to be decided after their deadline: what the kernel program has done, or
+    /// Bytes up to `to`, written then, are about to be decided after their deadline: what the kernel program has done, or
     /// else that it does nothing more by itself.
-    pub(super) fn late(&mut self, maps: &mut Maps, conn: u64, to: u64) -> Late {
+    pub(super) fn late(&mut self, maps: &mut Maps, conn: u64, to: u64, at_mono_ns: u64) -> Late {
         let held = self.held.entry(conn).or_default();
         if held.denied || held.stopped {
             return Late::Kept;
         }
-        if maps.holds.is_denied(conn) {
+        let ended = at_mono_ns < self.since_mono_ns && !maps.holds.is_known(conn);
+        if ended || maps.holds.is_denied(conn) {
             return Late::Stopped;
         }
         if maps.holds.deny(conn).is_err() {
@@ -115,9 +119,10 @@ impl Enforcer {
         Late::Passed
     }
 
-    /// Whether bytes that were written then are past their deadline.
+    /// Whether bytes that were written then are past their deadline, or older than this agent.
     pub(super) fn is_overdue(&self, at_mono_ns: u64) -> bool {
-        clock::mono_ns().saturating_sub(at_mono_ns) >= self.deadline_ns
+        at_mono_ns < self.since_mono_ns
+            || clock::mono_ns().saturating_sub(at_mono_ns) >= self.deadline_ns
     }
 
     /// Bytes up to `to` may leave, now. False where the guard has denied them meanwhile.
@@ -131,8 +136,9 @@ impl Enforcer {
         let held = self.held.entry(conn).or_default();
         let now = clock::mono_ns();
         let waited_ns = held.waiting_since.map_or(0, |since| now.saturating_sub(since));
+        let older = held.waiting_since.is_some_and(|since| since < self.since_mono_ns);
         let stopped = std::mem::take(&mut held.stopped);
-        if waited_ns > self.deadline_ns && !stopped && maps.holds.is_denied(conn) {
+        if (waited_ns > self.deadline_ns || older) && !stopped && maps.holds.is_denied(conn) {
             held.denied = true;
         }
         if held.denied {

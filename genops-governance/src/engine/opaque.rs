@@ -6,9 +6,10 @@ use super::core::{Core, Subject};
 use super::decide::Objection;
 use super::estimate::{Ask, Guess};
 use super::link::Link;
-use super::{ConnId, Unread};
+use super::{Beforehand, ConnId, Unread};
 use crate::config::{Mode, Uninspectable};
 use crate::decision::ReasonCode;
+use crate::ledger::{Account, Demand};
 use crate::process::ProcessKey;
 use crate::record::{Record, RecordKind, Texts};
 use crate::time::Now;
@@ -29,7 +30,7 @@ impl Core {
         link: &mut Link,
         server: Option<&str>,
         provider: &str,
-        refused: bool,
+        beforehand: Beforehand,
     ) {
         self.start(now);
         let subject = self.subject(link);
@@ -39,10 +40,14 @@ impl Core {
         let preventable = link.can_prevent(u64::MAX);
         let judged = match self.judge_host(now, &subject, &ask, preventable) {
             // The configuration has changed since.
-            Judged::Passes(_) if refused => {
+            Judged::Passes(_) if beforehand == Beforehand::Refused => {
                 let why =
                     "the kernel refused it, as it had been told before the configuration changed";
                 Judged::Refused(Objection::block(ReasonCode::CONNECTION_DENIED, None, why))
+            }
+            _ if beforehand == Beforehand::Undecided => {
+                let why = "no agent was there to decide, and the timeout is closed";
+                Judged::Refused(Objection::block(ReasonCode::DECISION_TIMEOUT, None, why))
             }
             judged => judged,
         };
@@ -78,12 +83,34 @@ impl Core {
         }
     }
 
-    /// See [`super::Engine::denies_all`].
-    pub(super) fn denies_all(&self, now: Now, process: ProcessKey, provider: &str) -> bool {
-        let Some(subject) = self.processes.get(&process) else { return false };
+    /// See [`super::Engine::denies_until`].
+    pub(super) fn denies_until(
+        &self,
+        now: Now,
+        process: ProcessKey,
+        provider: &str,
+    ) -> Option<u64> {
+        let subject = self.processes.get(&process)?;
+        if subject.identity.mode != Mode::Enforce {
+            return None;
+        }
         let call = call_of(provider, None, now.mono_ns);
-        subject.identity.mode == Mode::Enforce
-            && self.objection_to_host(now, subject, &self.ask_of(&call)).is_some()
+        let ask = self.ask_of(&call);
+        let objection = self.objection_to_host(now, subject, &ask)?;
+        let end = match objection.code {
+            ReasonCode::BudgetExceeded => {
+                let spent = self.spent(now, subject, &ask);
+                spent.map(|it| unix_ns_of(it.end_s)).max()
+            }
+            code if code == ReasonCode::AUTHORITY_EXPIRED => {
+                let principal = subject.identity.principal;
+                principal
+                    .and_then(|it| self.settings.0.roster.get(it))
+                    .and_then(|it| it.chain.begins_after(now.unix_ns))
+            }
+            _ => None,
+        };
+        Some(end.unwrap_or(u64::MAX))
     }
 
     /// See [`super::Engine::note_unread`].
@@ -139,17 +166,30 @@ impl Core {
         // A permit may look at the request.
         opinion.not_permitted = false;
         self.standing(now, subject, ask, &opinion, true).or_else(|| {
-            let spent = |demand: &crate::ledger::Demand| {
-                let account = self.ledger.account(&demand.key);
-                let left = account.map_or(demand.limit, crate::ledger::Account::remaining);
-                left <= 0
-            };
-            let demand = self.demands(now, subject, ask).into_iter().find(spent)?;
+            let demand = self.spent(now, subject, ask).next()?;
             let budget = demand.key.budget;
             let why = format!("nothing is left of the budget `{budget}`");
             Some(Objection::block(ReasonCode::BudgetExceeded, Some(&budget), why))
         })
     }
+
+    /// The budgets that a request needs and of which nothing is left.
+    fn spent(
+        &self,
+        now: Now,
+        subject: &Subject,
+        ask: &Ask<'_>,
+    ) -> impl Iterator<Item = Demand> + '_ {
+        self.demands(now, subject, ask).into_iter().filter(|demand| {
+            let account = self.ledger.account(&demand.key);
+            account.map_or(demand.limit, Account::remaining) <= 0
+        })
+    }
+}
+
+/// Nanoseconds since 1970; what is before that is over.
+fn unix_ns_of(end_s: i64) -> u64 {
+    u64::try_from(end_s).unwrap_or(0).saturating_mul(1_000_000_000)
 }
 
 fn unread() -> Objection {
