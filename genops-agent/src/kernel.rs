@@ -242,8 +242,8 @@ impl Maps {
     }
 
     /// A socket, of which only now is known that it goes to a provider, is a connection of its own.
-    pub(crate) fn set_socket(&mut self, cookie: u64) {
-        let sock = Sock { conn: cookie, ..Sock::default() };
+    pub(crate) fn set_socket(&mut self, cookie: u64, tgid: u32) {
+        let sock = Sock { conn: cookie, tgid, ..Sock::default() };
         let _full = self.socks.insert(cookie, sock, 0);
     }
 
@@ -270,14 +270,6 @@ impl Maps {
                 .with_context(|| (*suffix).to_owned())?;
         }
         Ok(())
-    }
-
-    /// Removes every trace of a connection that has ended.
-    pub(crate) fn forget(&mut self, conn: u64, cookie: Option<u64>) {
-        self.holds.forget(conn);
-        if let Some(cookie) = cookie {
-            self.forget_socket(cookie);
-        }
     }
 
     /// A TLS object speaks HTTP/2, and to no AI provider.

@@ -187,6 +187,8 @@ metrics! {
         lost_map_full = "cause=\"map_full\"",
         /// Kernel: a map had no room for what a process was started by.
         lost_lineages = "cause=\"lineage_map_full\"",
+        /// Kernel: a process or user had as many connections as one may have.
+        lost_over_quota = "cause=\"over_quota\"",
         /// A record of the ring buffer that was not as both sides agreed.
         lost_malformed = "cause=\"malformed_record\"",
         /// A connection too many.

@@ -11,6 +11,7 @@ mod contacts;
 mod coverage;
 mod enforcer;
 mod lineage;
+mod rewrites;
 mod standing;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -156,6 +157,7 @@ fn write(
             recorder.close(now.unix_of(close.at_mono_ns), ConnId(close.conn))?;
         }
         Record::TimedOut(_)
+        | Record::Unexplained(_)
         | Record::Exec(_)
         | Record::Exit(_)
         | Record::Fork(_)
@@ -191,6 +193,8 @@ fn kernel_settings(config: &Config) -> Settings {
         holding: if config.enforces() { holding::UNKNOWN_TOO } else { holding::NAMED },
         closed: u32::from(config.on_timeout == OnTimeout::Closed),
         lineage: u32::from(config.settings().names_principals()),
+        unread_stays: u32::from(config.settings().blocks_unread()),
+        unnamed: 0,
         reserved: 0,
         alive_at_mono_ns: clock::mono_ns(),
         absent_after_ns: ns(absent_after(config)),

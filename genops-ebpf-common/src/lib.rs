@@ -5,13 +5,17 @@
 //! [`Record::parse`] alone; it is total, and tested without a kernel.
 #![no_std]
 
+mod cursor;
+
 use core::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub use cursor::{Bounds, Bytes, Cursor, Fate, Step, follow, overhead_of_record, phase};
+
 /// Number of the layout of maps and records. One more with each change of any of them, so that an agent never
 /// takes over the maps of another layout.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Length of `task_struct.comm` (`include/linux/sched.h`, `TASK_COMM_LEN`), with its final NUL.
 pub const COMM_LEN: usize = 16;
@@ -58,6 +62,8 @@ pub mod kind {
     pub const DNS: u32 = 10;
     /// A [`crate::Fork`] record.
     pub const FORK: u32 = 11;
+    /// A [`crate::Unexplained`] record.
+    pub const UNEXPLAINED: u32 = 12;
 }
 
 /// [`Data::direction`]: what the program sent.
@@ -71,6 +77,8 @@ pub const DATA_HELD: u8 = 1;
 pub const DATA_CUT: u8 = 2;
 /// [`Data::flags`]: the kernel denied these bytes by itself, as the agent had told it in [`DeniedKey`].
 pub const DATA_DENIED: u8 = 4;
+/// [`Data::flags`]: the first piece of a call: the library has taken everything before it.
+pub const DATA_FIRST: u8 = 8;
 
 /// Plaintext that went into or came out of a TLS library; `captured_len` bytes of payload follow.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -82,8 +90,8 @@ pub struct Data {
     pub direction: u8,
     /// [`DATA_HELD`], [`DATA_CUT`].
     pub flags: u8,
-    /// Zero.
-    pub reserved: u16,
+    /// [`Hold::round`] of the write, its lower half.
+    pub round: u16,
     /// `bpf_ktime_get_ns`: nanoseconds of `CLOCK_MONOTONIC`.
     pub at_mono_ns: u64,
     /// The connection: [`Conn::id`].
@@ -272,6 +280,46 @@ pub struct TimedOut {
     pub to: u64,
 }
 
+/// What a socket sends is more than the plaintext that was read explains, or plaintext could not be read.
+pub mod unexplained {
+    /// It waits until the deadline.
+    pub const WAITS: u32 = 0;
+    /// The deadline has let it pass.
+    pub const PASSED: u32 = 1;
+    /// The deadline has stopped it for good.
+    pub const STOPPED: u32 = 2;
+    /// [`super::Unexplained::reason`]: no probe saw plaintext for it.
+    pub const NO_PLAINTEXT: u32 = 0;
+    /// [`super::Unexplained::reason`]: the program's memory could not be read when it wrote.
+    pub const UNREAD_PAGE: u32 = 1;
+    /// [`super::Unexplained::reason`]: the ring buffer was full.
+    pub const RING_FULL: u32 = 2;
+    /// [`super::Unexplained::reason`]: what it sends are no TLS records that can be followed.
+    pub const NO_RECORDS: u32 = 3;
+}
+
+/// A socket of a held process sends what no plaintext explains.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Unexplained {
+    /// [`kind::UNEXPLAINED`].
+    pub kind: u32,
+    /// [`unexplained::WAITS`], [`unexplained::PASSED`] or [`unexplained::STOPPED`].
+    pub state: u32,
+    /// The connection: [`Conn::id`].
+    pub conn: u64,
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub at_mono_ns: u64,
+    /// Position up to which plaintext was seen.
+    pub seen_to: u64,
+    /// Bytes of plaintext beyond it, at least; 0 where that is not known.
+    pub bytes: u64,
+    /// Why: one of the reasons in [`unexplained`].
+    pub reason: u32,
+    /// Thread-group id in the initial pid namespace.
+    pub tgid: u32,
+}
+
 /// A process began to run a program, or ended.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -336,6 +384,8 @@ pub enum Record<'a> {
     Released(Released),
     /// A name server's answer.
     Dns(Payload<'a>),
+    /// A socket sends what no plaintext explains.
+    Unexplained(Unexplained),
 }
 
 /// Captured plaintext. `Debug` shows its length only.
@@ -385,6 +435,7 @@ impl<'a> Record<'a> {
             kind::EXEC => read(record).map(Self::Exec),
             kind::EXIT => read(record).map(Self::Exit),
             kind::FORK => read(record).map(Self::Fork),
+            kind::UNEXPLAINED => read(record).map(Self::Unexplained),
             _ => Err(malformed),
         }
     }
@@ -432,8 +483,8 @@ pub struct Conn {
     pub ingress_offset: u64,
     /// Number of the provider, as the agent numbers them; 0 where its name did not say.
     pub provider: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Real user id of its process, whose quota it counts against.
+    pub uid: u32,
 }
 
 /// A socket to a provider, by its cookie. Only the kernel programs write it.
@@ -451,6 +502,47 @@ pub struct Sock {
     pub next_sequence: u32,
     /// Bytes of a `ClientHello` that was not whole in its first packet, reported so far; otherwise 0.
     pub hello_len: u32,
+    /// What has left, as records.
+    pub cursor: Cursor,
+    /// The programs' room to work in: what has left, if the packet at hand may.
+    pub trial: Cursor,
+    /// Bytes of plaintext that were let go although nothing explains them: positions of records are behind those
+    /// of [`Conn::egress_offset`] by so much.
+    pub excess: u64,
+    /// The programs' room to work in: [`Bounds`].
+    pub seen_to: u64,
+    /// As above.
+    pub released_to: u64,
+    /// Thread-group id of the process whose connection it carries; 0 where that is not known.
+    pub tgid: u32,
+    /// 1: the program has let go of it; what it has queued may still have to leave.
+    pub closed: u32,
+}
+
+/// Most TLS objects, and about as many sockets without one, that are followed at a time.
+pub const CONNECTIONS: u32 = 32_768;
+
+/// Most of each that one process may have at a time, and a user three times as many in TLS objects: nobody takes
+/// the others' places. What is above is followed by its socket alone, as what no probe reads.
+pub const CONNECTIONS_OF_PROCESS: u32 = 4_096;
+
+/// Most TLS objects of one process that are taken up in a second.
+pub const OPENS_PER_SECOND: u32 = 512;
+
+/// What a process takes of the maps that all processes share.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Usage {
+    /// The second that `opens` counts, by `CLOCK_MONOTONIC`.
+    pub second: u64,
+    /// TLS objects that were taken up in it.
+    pub opens: u32,
+    /// TLS objects that it has.
+    pub objects: u32,
+    /// Sockets that it has.
+    pub sockets: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// A provider's address, learnt from name servers' answers and from sockets.
@@ -478,7 +570,7 @@ pub struct DeniedKey {
 
 /// What waits for a verdict on a connection, by [`Conn::id`]. The kernel programs write it; the agent
 /// deletes it when the connection has ended and everything on it is decided.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Hold {
     /// Nothing before this position leaves without a verdict: end of the last write.
@@ -489,13 +581,34 @@ pub struct Hold {
     pub passed_to: u64,
     /// Position up to which an expired deadline was reported.
     pub reported_to: u64,
+    /// When the socket first sent what nothing explains, by the same clock; 0: it does not.
+    pub unexplained_at_mono_ns: u64,
+    /// Position from which on bytes were reported another time, since the library had not taken them.
+    pub from: u64,
+    /// How often that was so: a verdict of an earlier round says nothing of what is behind `from`.
+    pub round: u32,
     /// Thread-group id in the initial pid namespace.
     pub tgid: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1: plaintext before `armed_to` could not be read; by reason in [`unexplained`].
+    pub unread: u32,
+    /// 1: that the socket was stopped for it, or let go, was reported.
+    pub reported: u32,
 }
 
+/// What a [`Data`] record says of a round.
+const ROUNDS: u32 = 0xffff;
+
 impl Hold {
+    /// Position up to which `verdict` lets bytes leave.
+    #[must_use]
+    pub const fn released_to(&self, verdict: &Verdict) -> u64 {
+        if verdict.round & ROUNDS == self.round & ROUNDS || verdict.released_to < self.from {
+            verdict.released_to
+        } else {
+            self.from
+        }
+    }
+
     /// Whether bytes wait, given what was released.
     #[must_use]
     pub const fn is_waiting(&self, released_to: u64) -> bool {
@@ -511,8 +624,8 @@ pub struct Verdict {
     pub released_to: u64,
     /// 1: nothing more may leave.
     pub denied: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// [`Hold::round`] that it is of.
+    pub round: u32,
 }
 
 /// Where in a function a probe sits, as `bpf_get_attach_cookie` hands it to the program; zero: at the entry or
@@ -620,6 +733,10 @@ pub struct Settings {
     pub closed: u32,
     /// 1: somebody is configured to be inherited.
     pub lineage: u32,
+    /// 1: after the deadline, what nothing explains stays dropped; 0: it passes.
+    pub unread_stays: u32,
+    /// 1: handshakes of held processes whose server name is no provider's, or absent, are reported and wait.
+    pub unnamed: u32,
     /// Zero.
     pub reserved: u32,
     /// When the agent last said that it decides, in nanoseconds of `CLOCK_MONOTONIC`.
@@ -690,8 +807,10 @@ pub mod loss {
     pub const CALLS_FULL: u32 = 5;
     /// The map of lineages was full: processes of which is not known what started them.
     pub const LINEAGES_FULL: u32 = 6;
+    /// A process or user had as many connections as one may have: TLS objects and sockets not followed.
+    pub const QUOTA: u32 = 7;
     /// How many there are.
-    pub const COUNT: u32 = 7;
+    pub const COUNT: u32 = 8;
 }
 
 macro_rules! layout {
@@ -719,15 +838,18 @@ layout! {
     TaskLayout = 24,
     ConnKey = 16,
     Conn = 40,
-    Sock = 32,
+    Cursor = 32,
+    Sock = 128,
+    Usage = 24,
+    Unexplained = 48,
     AddressKey = 20,
     DeniedKey = 8,
     Contact = 80,
     Released = 48,
     Dns = 8,
-    Hold = 40,
+    Hold = 64,
     Verdict = 16,
-    Settings = 56,
+    Settings = 64,
     NameRule = 36,
 }
 
@@ -740,7 +862,7 @@ mod tests {
             kind: kind::DATA,
             direction: EGRESS,
             flags: 0,
-            reserved: 0,
+            round: 0,
             at_mono_ns: 1,
             conn: 2,
             offset: 3,

@@ -14,18 +14,23 @@ use aya_ebpf::{
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
     programs::{SkBuffContext, SockAddrContext, SockContext},
 };
-use genops_ebpf_common::{AddressKey, Contact, DNS_LEN, Dns, Released, Sock, contact, kind, loss};
+use genops_ebpf_common::{
+    AddressKey, Contact, DNS_LEN, DeniedKey, Dns, Released, Sock, contact, kind, loss,
+};
 
 use crate::{
     hold::{is_closed, is_undecided},
-    maps::{ADDRESSES, EVENTS, OWNERS, SOCKS, count_loss, wake},
+    maps::{ADDRESSES, DATAGRAMS, EVENTS, OWNERS, SOCKS, count_loss, new_sock, wake},
     packet::{IPPROTO_UDP, Packet, bounded},
+    quota,
 };
 
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
 /// `SOCK_DGRAM` (`include/linux/net.h`).
 const DATAGRAM: u32 = 2;
+/// How often a process is reported that addresses a provider by UDP.
+const DATAGRAM_EVERY_NS: u64 = 1_000_000_000;
 /// The port of name servers (RFC 1035 §4.2).
 const DNS_PORT: u16 = 53;
 /// Header of a DNS message (RFC 1035 §4.1.1).
@@ -56,9 +61,15 @@ pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
 pub(crate) fn socket_release(ctx: SockContext) -> i32 {
     // SAFETY: the context that this program was entered with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let _none = OWNERS.remove(cookie);
     if let Some(sock) = SOCKS.get_ptr_mut(cookie) {
-        // SAFETY: copied at once.
-        report_released(cookie, unsafe { *sock });
+        // What it has queued may still have to leave: the agent forgets it later.
+        // SAFETY: an element of the map, alive while this program runs.
+        unsafe {
+            (*sock).closed = 1;
+            quota::socket_ends((*sock).tgid);
+        }
+        report_released(cookie, sock);
     }
     ALLOW
 }
@@ -129,13 +140,40 @@ fn reach(ctx: &SockAddrContext, to: AddressKey, ip_version: u32, datagram: bool)
         report(cookie, tgid, to, ip_version, provider, contact::ABSENT);
         return REFUSE;
     }
-    if datagram && SOCKS.get_ptr_mut(cookie).is_none() {
-        let sock = Sock { conn: cookie, sent: 0, received: 0, next_sequence: 0, hello_len: 0 };
-        if SOCKS.insert(cookie, sock, 0).is_ok() {
-            report(cookie, tgid, to, ip_version, provider, contact::DATAGRAM);
-        }
+    if datagram && SOCKS.get_ptr_mut(cookie).is_none() && is_news(tgid, provider) {
+        follow(cookie, tgid);
+        report(cookie, tgid, to, ip_version, provider, contact::DATAGRAM);
     }
     ALLOW
+}
+
+/// A socket without a TLS object is a connection of its own.
+#[inline(always)]
+fn follow(cookie: u64, tgid: u32) -> Option<()> {
+    if !quota::socket(tgid) {
+        return None;
+    }
+    let sock = new_sock(cookie)?;
+    // SAFETY: an element of the map, alive while this program runs.
+    unsafe {
+        (*sock).conn = cookie;
+        (*sock).tgid = tgid;
+    }
+    Some(())
+}
+
+/// Whether it is a second since this process was reported to have addressed this provider by UDP, however many
+/// sockets it takes for it.
+#[inline(always)]
+fn is_news(tgid: u32, provider: u32) -> bool {
+    let key = DeniedKey { tgid, provider };
+    // SAFETY: a helper without arguments; and copied at once.
+    let (now, before) = unsafe { (bpf_ktime_get_ns(), DATAGRAMS.get(key).copied()) };
+    if before.is_some_and(|it| now - it < DATAGRAM_EVERY_NS) {
+        return false;
+    }
+    let _full = DATAGRAMS.insert(key, now, 0);
+    true
 }
 
 #[inline(always)]
@@ -164,20 +202,22 @@ fn report(cookie: u64, tgid: u32, to: AddressKey, ip_version: u32, provider: u32
 }
 
 #[inline(always)]
-fn report_released(cookie: u64, sock: Sock) {
+fn report_released(cookie: u64, sock: *mut Sock) {
     let Some(mut entry) = EVENTS.reserve::<Released>(0) else {
         count_loss(loss::RING_FULL_RECORDS, 1);
         return;
     };
+    // SAFETY: an element of the map, alive while this program runs.
+    let (conn, sent, received) = unsafe { ((*sock).conn, (*sock).sent, (*sock).received) };
     entry.write(Released {
         kind: kind::RELEASED,
         reserved: 0,
         // SAFETY: a helper without arguments.
         at_mono_ns: unsafe { bpf_ktime_get_ns() },
         cookie,
-        conn: sock.conn,
-        sent: sock.sent,
-        received: sock.received,
+        conn,
+        sent,
+        received,
     });
     entry.submit(wake(false));
 }

@@ -7,6 +7,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::__sk_buff,
     helpers::generated::{
         bpf_get_current_task, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_sk_fullsock,
         bpf_tcp_sock,
@@ -14,13 +15,19 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use genops_ebpf_common::{Join, Sock, kind, loss};
+use genops_ebpf_common::{
+    Bounds, Bytes, Cursor, Fate, Join, Sock, Step, follow, kind, loss, overhead_of_record, phase,
+};
 
 use crate::{
     hello,
-    hold::may_leave,
-    maps::{CONNS, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, SOCKETS, SOCKS, count_loss, wake},
+    hold::{bounds, deadline, is_held, may_leave, unexplained_may_leave},
+    maps::{
+        CONNS, EVENTS, HOLDS, MARK_LIFETIME_NS, MARKS, Mark, SOCKETS, SOCKS, count_loss, new_sock,
+        settings, wake,
+    },
     packet::{Ends, IPPROTO_TCP, Packet},
+    quota,
 };
 
 pub(crate) const DROP: i32 = 0;
@@ -34,12 +41,6 @@ pub(crate) const HANDSHAKE: u8 = 22;
 pub(crate) const APPLICATION_DATA: u8 = 23;
 /// Records of a packet that are looked at.
 const RECORDS: u32 = 5;
-/// By how much a record is longer than its plaintext: TLS 1.3 adds a content type and a tag (RFC 8446
-/// §5.2, 17 bytes; 9 with a short tag), TLS 1.2 a tag (RFC 7905, 16) and for GCM and CCM a nonce
-/// before it (RFC 5288 §3, 24; 16 with a short tag).
-const AEAD_OVERHEADS: [u32; 4] = [9, 16, 17, 24];
-/// With CBC (RFC 5246 §6.2.3.2): 16 bytes of IV, 1 to 16 of padding, and a MAC of 20 to 48.
-const CBC_OVERHEADS: core::ops::RangeInclusive<u32> = 37..=80;
 
 #[cgroup_skb(egress)]
 pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
@@ -51,21 +52,148 @@ pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
         join(&ctx, cookie, task, *mark);
     }
     let Some(sock) = SOCKS.get_ptr_mut(cookie) else {
-        hello::look(&ctx, cookie);
-        return PASS;
+        return if hello::look(&ctx, cookie) { PASS } else { DROP };
     };
     // SAFETY: an element of the map, alive while this program runs.
-    let Sock { conn, hello_len, .. } = unsafe { *sock };
-    let Some(packet) = Packet::of(&ctx) else { return PASS };
-    if conn == 0 {
-        hello::go_on(&ctx, cookie, &packet, hello_len);
-        return PASS;
-    }
-    if packet.payload_len > 0 && !may_leave(conn) {
-        return DROP;
+    let Sock { conn, hello_len, tgid, .. } = unsafe { *sock };
+    let Some(settings) = settings() else { return PASS };
+    let held = is_held(tgid, settings.holding);
+    let Some(packet) = Packet::of(&ctx) else {
+        // Of a socket that is followed, what can't be read stays here.
+        return if held { DROP } else { PASS };
+    };
+    if packet.payload_len > 0 {
+        let leaves = if conn == cookie {
+            may_leave(conn)
+        } else {
+            let id = if conn == 0 { cookie } else { conn };
+            is_explained(&ctx, cookie, sock, &packet, id, held)
+        };
+        if !leaves {
+            return DROP;
+        }
+        if conn == 0 {
+            hello::go_on(&ctx, cookie, &packet, hello_len);
+        }
     }
     account(&ctx, sock, &packet);
     PASS
+}
+
+/// A packet's bytes.
+struct Payload(SkBuffContext);
+
+impl Bytes for Payload {
+    #[inline(always)]
+    fn five(&self, at: u32) -> Option<[u8; 5]> {
+        self.0.load(at as usize).ok()
+    }
+
+    #[inline(always)]
+    fn one(&self, at: u32) -> Option<u8> {
+        self.0.load(at as usize).ok()
+    }
+}
+
+/// Whether all records of the packet may leave: the plaintext that explains them was read and released. Where
+/// nobody is held, the socket is followed all the same, so that it can be held later.
+#[inline(always)]
+fn is_explained(
+    ctx: &SkBuffContext,
+    cookie: u64,
+    sock: *mut Sock,
+    packet: &Packet,
+    id: u64,
+    held: bool,
+) -> bool {
+    let Some(settings) = settings() else { return true };
+    if !bounds(sock, id, held) {
+        return false;
+    }
+    // SAFETY: an element of the map, alive while this program runs.
+    let (next, known) = unsafe { ((*sock).cursor.next, (*sock).cursor.phase != phase::UNKNOWN) };
+    if !known {
+        return !held || may_leave(id);
+    }
+    // Where in the packet the first byte is that has not left.
+    let left = next.wrapping_sub(first_byte(ctx, packet));
+    if left > i32::MAX as u32 {
+        // Bytes before it have not left: TCP will send them first.
+        return !held;
+    }
+    if left >= packet.payload_len {
+        return true;
+    }
+    let (at, len) = (packet.payload_at + left, packet.payload_len - left);
+    match walk(ctx, cookie, sock, at, len) {
+        Fate::Passes => return true,
+        Fate::Waits => {
+            let Some(waiting) = HOLDS.get_ptr_mut(id) else { return false };
+            // SAFETY: as above.
+            if unsafe { (*waiting).unread } == 0 {
+                if !deadline(waiting, id, settings) || !bounds(sock, id, held) {
+                    return false;
+                }
+                return walk(ctx, cookie, sock, at, len) == Fate::Passes;
+            }
+        }
+        Fate::Unexplained => {}
+    }
+    if !unexplained_may_leave(sock, id, settings) {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe {
+        let seen_to = (*sock).seen_to;
+        (*sock).released_to = Bounds::FREE;
+        let _passes = walk(ctx, cookie, sock, at, len);
+        let explained = (*sock).cursor.explained;
+        if explained > seen_to {
+            (*sock).excess = (*sock).excess.saturating_add(explained - seen_to);
+        }
+    }
+    true
+}
+
+/// TCP's number of the first byte of payload; `SYN` counts as one before it.
+#[inline(always)]
+pub(crate) fn first_byte(ctx: &SkBuffContext, packet: &Packet) -> u32 {
+    const SYN: u8 = 2;
+    let flags = ctx.load::<u8>(packet.header_at as usize + 13).unwrap_or(0);
+    sequence(ctx, packet).wrapping_add(u32::from(flags & SYN != 0))
+}
+
+/// Follows the records of a socket at `at` in its packet, within the bounds that are in its room to work in, and moves
+/// its cursor if they may leave.
+#[inline(always)]
+pub(crate) fn walk(ctx: &SkBuffContext, cookie: u64, sock: *mut Sock, at: u32, len: u32) -> Fate {
+    // SAFETY: an element of the map, alive while this program runs.
+    unsafe { (*sock).trial = (*sock).cursor };
+    let skb = ctx.skb.skb;
+    let fate =
+        follow(len, |done| Step(step(skb, cookie, u64::from(at + done), u64::from(len - done))));
+    if fate == Fate::Passes {
+        // SAFETY: as above.
+        unsafe { (*sock).cursor = (*sock).trial };
+    }
+    fate
+}
+
+/// One [`Cursor::step`] of a socket's cursor on trial.
+///
+/// A function of its own, of a context and numbers: the verifier then checks it once, and not in each round of
+/// each loop that leads here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn step(skb: *mut __sk_buff, cookie: u64, at: u64, rest: u64) -> u64 {
+    let Some(sock) = SOCKS.get_ptr_mut(cookie) else { return Step::STOP };
+    let payload = Payload(SkBuffContext::new(skb));
+    // SAFETY: an element of the map, alive while this program runs.
+    unsafe {
+        let bounds = Bounds { seen_to: (*sock).seen_to, released_to: (*sock).released_to };
+        let trial: &mut Cursor = &mut (*sock).trial;
+        trial.step(&payload, at as u32, rest as u32, bounds).0
+    }
 }
 
 /// Joins the socket with the connection for which its thread is about to send, if the packet is what
@@ -83,77 +211,103 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
         return None;
     }
     let packet = Packet::of(ctx)?;
-    if packet.protocol != IPPROTO_TCP || packet.payload_len < 6 {
+    if packet.protocol != IPPROTO_TCP || packet.payload_len == 0 {
         return None;
     }
-    if !carries_announced(ctx, &packet, mark) {
-        return None;
-    }
+    let (at, record_len) = announced(ctx, cookie, &packet, mark)?;
     let conn = CONNS.get_ptr_mut(mark.conn)?;
     let _gone = MARKS.remove(task);
     // SAFETY: an element of the map, alive while this program runs.
-    let id = unsafe {
+    let (id, explained) = unsafe {
         if (*conn).cookie != 0 {
             return None;
         }
         (*conn).cookie = cookie;
-        (*conn).id
+        ((*conn).id, (*conn).egress_offset)
     };
-    // Where there is no room, the next packets are not held, and the agent learns no address.
-    if carries(ctx, cookie, &packet, id) {
-        let ends = packet.ends(ctx)?;
-        report_join(&ends, packet.ip_version, id, cookie, mark.conn.tgid);
+    // Where there is no room, the socket is judged by its server name, as one that nobody reads.
+    let sock = carries(ctx, cookie, &packet, id, mark.conn.tgid)?;
+    let next = first_byte(ctx, &packet).wrapping_add(at - packet.payload_at);
+    // SAFETY: an element of the map, alive while this program runs.
+    unsafe {
+        (*sock).excess = 0;
+        (*sock).cursor = if mark.content_type == HANDSHAKE {
+            Cursor::at_handshake(next)
+        } else {
+            let overhead = overhead_of_record(record_len, mark.record_len).unwrap_or(0);
+            Cursor::at_data(next, explained, overhead)
+        };
     }
+    let ends = packet.ends(ctx)?;
+    report_join(&ends, packet.ip_version, id, cookie, mark.conn.tgid);
     Some(())
 }
 
-/// Whether one of the first records of the packet is what was announced: a client that has just ended its
-/// handshake sends that, and its first request, at once.
+/// Where the record that was announced begins, and its length: one of the first of the packet, since a client that
+/// has just ended its handshake sends that, and its first request, at once. A socket that has sent nothing yet may
+/// send the `ClientHello` in pieces of any size; what it sends must be explained all the same.
 #[inline(always)]
-fn carries_announced(ctx: &SkBuffContext, packet: &Packet, mark: Mark) -> bool {
+fn announced(ctx: &SkBuffContext, cookie: u64, packet: &Packet, mark: Mark) -> Option<(u32, u32)> {
     let mut at = packet.payload_at;
+    if mark.content_type == HANDSHAKE && packet.payload_len < 6 {
+        let first = ctx.load::<u8>(at as usize).ok()?;
+        let begins = first == HANDSHAKE && SOCKS.get_ptr_mut(cookie).is_none();
+        return begins.then_some((at, 0));
+    }
     let mut looked = 0;
     while looked < RECORDS {
-        let Ok(record) = ctx.load::<[u8; 6]>(at as usize) else { return false };
+        let record = ctx.load::<[u8; 5]>(at as usize).ok()?;
         if record[0] < CHANGE_CIPHER_SPEC || record[0] > APPLICATION_DATA || record[1] != 3 {
-            return false;
+            return None;
         }
-        if is_announced(record, mark) {
-            return true;
+        let len = u32::from(u16::from_be_bytes([record[3], record[4]]));
+        if record[0] == mark.content_type && is_announced(ctx, at, len, mark) {
+            return Some((at, len));
         }
-        at += 5 + u32::from(u16::from_be_bytes([record[3], record[4]]));
+        at += 5 + len;
         looked += 1;
     }
-    false
+    None
 }
 
 #[inline(always)]
-fn is_announced(record: [u8; 6], mark: Mark) -> bool {
-    if record[0] != mark.content_type || record[1] != 3 {
-        return false;
-    }
+fn is_announced(ctx: &SkBuffContext, at: u32, len: u32, mark: Mark) -> bool {
     if mark.content_type == HANDSHAKE {
-        return record[5] == CLIENT_HELLO;
+        return ctx.load::<u8>(at as usize + 5).is_ok_and(|it| it == CLIENT_HELLO);
     }
-    let length = u32::from(u16::from_be_bytes([record[3], record[4]]));
-    let more = length.wrapping_sub(mark.record_len);
-    AEAD_OVERHEADS.contains(&more) || CBC_OVERHEADS.contains(&more)
+    overhead_of_record(len, mark.record_len).is_some()
 }
 
-/// From this packet on, the socket carries connection `conn`. False where there is no room to say so.
+/// From this packet on, the socket carries connection `conn`. None where there is no room to say so.
 #[inline(always)]
-pub(crate) fn carries(ctx: &SkBuffContext, cookie: u64, packet: &Packet, conn: u64) -> bool {
-    if let Some(sock) = SOCKS.get_ptr_mut(cookie) {
+pub(crate) fn carries(
+    ctx: &SkBuffContext,
+    cookie: u64,
+    packet: &Packet,
+    conn: u64,
+    tgid: u32,
+) -> Option<*mut Sock> {
+    let sock = if let Some(known) = SOCKS.get_ptr_mut(cookie) {
+        known
+    } else {
+        if !quota::socket(tgid) {
+            return None;
+        }
+        let new = new_sock(cookie)?;
+        let next_sequence = first_byte(ctx, packet);
         // SAFETY: an element of the map, alive while this program runs.
-        unsafe { (*sock).conn = conn };
-        return true;
+        unsafe { (*new).next_sequence = next_sequence };
+        new
+    };
+    // SAFETY: as above.
+    unsafe {
+        (*sock).conn = conn;
+        (*sock).tgid = tgid;
     }
-    let next_sequence = sequence(ctx, packet);
-    let sock = Sock { conn, sent: 0, received: 0, next_sequence, hello_len: 0 };
-    SOCKS.insert(cookie, sock, 0).is_ok()
+    Some(sock)
 }
 
-/// TCP's number of the first byte of payload.
+/// The sequence number in the TCP header.
 #[inline(always)]
 fn sequence(ctx: &SkBuffContext, packet: &Packet) -> u32 {
     ctx.load::<u32>(packet.header_at as usize + 4).map_or(0, u32::from_be)
@@ -169,7 +323,7 @@ fn account(ctx: &SkBuffContext, sock: *mut Sock, packet: &Packet) {
             (*sock).sent += u64::from(packet.payload_len);
             return;
         }
-        let end = sequence(ctx, packet).wrapping_add(packet.payload_len);
+        let end = first_byte(ctx, packet).wrapping_add(packet.payload_len);
         let new = end.wrapping_sub((*sock).next_sequence);
         if new < u32::MAX / 2 {
             (*sock).sent += u64::from(new);

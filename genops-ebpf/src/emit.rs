@@ -9,7 +9,9 @@ use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid,
     generated::{bpf_ktime_get_ns, bpf_probe_read_user},
 };
-use genops_ebpf_common::{CALL_LIMIT_MAX, DATA_CLASSES, DATA_CUT, Data, PIECE_LEN, kind, loss};
+use genops_ebpf_common::{
+    CALL_LIMIT_MAX, DATA_CLASSES, DATA_CUT, DATA_FIRST, Data, PIECE_LEN, kind, loss, unexplained,
+};
 
 use crate::maps::{EVENTS, count_loss, settings, wake};
 
@@ -19,10 +21,19 @@ struct Source {
     conn: u64,
     direction: u8,
     flags: u8,
+    round: u16,
     /// Address in the program's memory.
     address: u64,
     /// Stream position of the first byte.
     offset: u64,
+}
+
+impl Source {
+    #[inline(always)]
+    fn new(conn: u64, kind: u64, address: u64, offset: u64) -> Self {
+        let (direction, flags, round) = (kind as u8, (kind >> 8) as u8, (kind >> 16) as u16);
+        Self { conn, direction, flags, round, address, offset }
+    }
 }
 
 /// Pieces in a block: 1 MiB.
@@ -35,9 +46,11 @@ struct Piece<const N: usize> {
     payload: [u8; N],
 }
 
-/// Sends `len` bytes of a call to the agent: `kind` is the direction, and shifted by 8 the flags. Of a
-/// call above the limit, the first bytes up to the limit and the last piece: the end of a message says
-/// what it cost.
+/// Sends `len` bytes of a call to the agent: `kind` is the direction, shifted by 8 the flags, and by 16 the
+/// [`genops_ebpf_common::Hold::round`]. Of a call above the limit, the first bytes up to the limit and the last
+/// piece: the end of a message says what it cost.
+///
+/// Ends at the first piece that can't be read or sent, and says why ([`unexplained`]); otherwise it is 0.
 ///
 /// A function of its own, with numbers only: the verifier then checks its loop once, and not for each
 /// way that leads here.
@@ -51,8 +64,8 @@ pub(crate) extern "C" fn emit_call(
     len: u64,
 ) -> u64 {
     let Some(settings) = settings() else { return 0 };
-    let mut source =
-        Source { conn, direction: kind as u8, flags: (kind >> 8) as u8, address, offset };
+    let mut source = Source::new(conn, kind, address, offset);
+    source.flags |= DATA_FIRST;
     let limit =
         if settings.call_limit > CALL_LIMIT_MAX { CALL_LIMIT_MAX } else { settings.call_limit };
     let mut left = len;
@@ -65,25 +78,38 @@ pub(crate) extern "C" fn emit_call(
         if left < PIECE_LEN as u64 {
             break;
         }
-        let sent = emit_block(conn, kind, source.address, source.offset, left);
+        let flags = u64::from(source.flags) << 8;
+        let sent = emit_block(conn, kind | flags, source.address, source.offset, left);
+        if sent >= LOST {
+            return sent - LOST;
+        }
+        source.flags &= !DATA_FIRST;
         source.address += sent;
         source.offset += sent;
         left -= sent;
         block += 1;
     }
     if left > 0 {
-        last_piece(&source, left);
+        let lost = last_piece(&source, left);
+        if lost != 0 {
+            return lost;
+        }
     }
     if cut > 0 {
         let skipped = left + cut - PIECE_LEN as u64;
         source.address += skipped;
         source.offset += skipped;
-        source.flags |= DATA_CUT;
+        source.flags = source.flags & !DATA_FIRST | DATA_CUT;
         count_loss(loss::LIMIT_BYTES, cut - PIECE_LEN as u64);
-        whole_piece(&source);
+        return whole_piece(&source);
     }
     0
 }
+
+/// What [`emit_block`] adds to the reason for which it has ended early.
+const LOST: u64 = 1 << 32;
+const RING_FULL: u64 = unexplained::RING_FULL as u64;
+const UNREAD_PAGE: u64 = unexplained::UNREAD_PAGE as u64;
 
 /// Sends whole pieces of `len` bytes, at most [`BLOCK_PIECES`]; says how many bytes that were. A
 /// function of its own because the verifier's time for a loop grows with the square of its rounds.
@@ -96,15 +122,18 @@ pub(crate) extern "C" fn emit_block(
     offset: u64,
     len: u64,
 ) -> u64 {
-    let mut source =
-        Source { conn, direction: kind as u8, flags: (kind >> 8) as u8, address, offset };
+    let mut source = Source::new(conn, kind, address, offset);
     let mut left = len;
     let mut piece = 0;
     while piece < BLOCK_PIECES {
         if left < PIECE_LEN as u64 {
             break;
         }
-        whole_piece(&source);
+        let lost = whole_piece(&source);
+        if lost != 0 {
+            return LOST + lost;
+        }
+        source.flags &= !DATA_FIRST;
         source.address += PIECE_LEN as u64;
         source.offset += PIECE_LEN as u64;
         left -= PIECE_LEN as u64;
@@ -114,41 +143,41 @@ pub(crate) extern "C" fn emit_block(
 }
 
 #[inline(always)]
-fn whole_piece(source: &Source) {
+fn whole_piece(source: &Source) -> u64 {
     // So much is worth a look.
-    piece::<PIECE_LEN>(source, PIECE_LEN as u32, wake(true));
+    piece::<PIECE_LEN>(source, PIECE_LEN as u32, wake(true))
 }
 
 /// Less than a whole piece, in the smallest class that holds it.
 #[inline(always)]
-fn last_piece(source: &Source, len: u64) {
+fn last_piece(source: &Source, len: u64) -> u64 {
     const SMALL: usize = DATA_CLASSES[0];
     const MEDIUM: usize = DATA_CLASSES[1];
     const LARGE: usize = DATA_CLASSES[2];
-    let (len, wakes) = (len as u32, wake(source.flags != 0));
+    let (len, wakes) = (len as u32, wake(source.flags & !DATA_FIRST != 0));
     if len <= SMALL as u32 {
-        piece::<SMALL>(source, len, wakes);
+        piece::<SMALL>(source, len, wakes)
     } else if len <= MEDIUM as u32 {
-        piece::<MEDIUM>(source, len, wakes);
+        piece::<MEDIUM>(source, len, wakes)
     } else if len <= LARGE as u32 {
-        piece::<LARGE>(source, len, wakes);
-    } else if len <= PIECE_LEN as u32 {
-        piece::<PIECE_LEN>(source, len, wakes);
+        piece::<LARGE>(source, len, wakes)
+    } else {
+        piece::<PIECE_LEN>(source, len, wakes)
     }
 }
 
 #[inline(always)]
-fn piece<const N: usize>(source: &Source, len: u32, wakes: u64) {
+fn piece<const N: usize>(source: &Source, len: u32, wakes: u64) -> u64 {
     // Opaque to the compiler, so that the check is made on the very value that the helper gets: the
     // verifier forgets bounds that were checked on a copy.
     let len = core::hint::black_box(len);
     if len > N as u32 {
-        return;
+        return 0;
     }
     let Some(mut entry) = EVENTS.reserve::<Piece<N>>(0) else {
         count_loss(loss::RING_FULL_RECORDS, 1);
         count_loss(loss::RING_FULL_BYTES, u64::from(len));
-        return;
+        return RING_FULL;
     };
     let record: *mut Piece<N> = MaybeUninit::as_mut_ptr(&mut entry);
     // SAFETY: `record` is N bytes and a header of reserved ring buffer, and `len` is at most N. The
@@ -158,7 +187,7 @@ fn piece<const N: usize>(source: &Source, len: u32, wakes: u64) {
             kind: kind::DATA,
             direction: source.direction,
             flags: source.flags,
-            reserved: 0,
+            round: source.round,
             at_mono_ns: bpf_ktime_get_ns(),
             conn: source.conn,
             offset: source.offset,
@@ -169,8 +198,9 @@ fn piece<const N: usize>(source: &Source, len: u32, wakes: u64) {
     };
     if failed == 0 {
         entry.submit(wakes);
-    } else {
-        entry.discard(0);
-        count_loss(loss::FAULT_BYTES, u64::from(len));
+        return 0;
     }
+    entry.discard(0);
+    count_loss(loss::FAULT_BYTES, u64::from(len));
+    UNREAD_PAGE
 }

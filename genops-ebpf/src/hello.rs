@@ -8,14 +8,15 @@ use aya_ebpf::{
     helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes},
     programs::SkBuffContext,
 };
-use genops_ebpf_common::{Contact, HELLO_LEN, NAME_LEN, Sock, contact, kind, loss};
+use genops_ebpf_common::{Contact, Cursor, HELLO_LEN, NAME_LEN, contact, kind, loss};
 
 use crate::{
     classify,
-    egress::{CLIENT_HELLO, HANDSHAKE, carries, report_join},
+    egress::{CLIENT_HELLO, HANDSHAKE, carries, first_byte, report_join, walk},
     hold::{arm, is_held},
     maps::{EVENTS, OWNERS, SOCKS, count_loss, settings, wake},
     packet::{Ends, IPPROTO_TCP, Packet, bounded},
+    task::Task,
 };
 
 /// Record header (RFC 8446 §5.1), handshake header (§4), version and random.
@@ -37,35 +38,75 @@ enum Name {
     Part,
 }
 
-/// Looks at the first payload of a socket that nothing is known of.
+/// Looks at payload of a socket that nothing is known of. False: it may not leave.
 #[inline(always)]
-pub(crate) fn look(ctx: &SkBuffContext, cookie: u64) -> Option<()> {
-    let packet = Packet::of(ctx)?;
-    if packet.protocol != IPPROTO_TCP || packet.payload_len < 6 {
-        return None;
+pub(crate) fn look(ctx: &SkBuffContext, cookie: u64) -> bool {
+    let Some(packet) = Packet::of(ctx) else { return true };
+    if packet.protocol != IPPROTO_TCP || packet.payload_len == 0 {
+        return true;
     }
-    let head = ctx.load::<[u8; 6]>(packet.payload_at as usize).ok()?;
-    if head[0] != HANDSHAKE || head[1] != 3 || head[5] != CLIENT_HELLO {
-        return None;
+    if !may_begin(ctx, &packet) {
+        return true;
     }
-    let record_len = 5 + u32::from(u16::from_be_bytes([head[3], head[4]]));
-    let name = if record_len > packet.payload_len {
-        Name::Part
-    } else {
-        read(ctx, cookie, packet.payload_at)
-    };
-    match name {
-        Name::Other => {}
-        Name::Provider(provider) => begin(ctx, cookie, &packet, provider)?,
-        Name::Part => {
-            let hello_len = packet.payload_len;
-            let sock = Sock { conn: 0, sent: 0, received: 0, next_sequence: 0, hello_len };
-            if SOCKS.insert(cookie, sock, 0).is_ok() {
-                report(ctx, cookie, &packet, &packet.ends(ctx)?, contact::HELLO_PART, 0, 0);
-            }
+    let name = match ctx.load::<[u8; 6]>(packet.payload_at as usize) {
+        Ok(head) if 5 + u32::from(u16::from_be_bytes([head[3], head[4]])) <= packet.payload_len => {
+            read(ctx, cookie, packet.payload_at)
         }
+        _ => Name::Part,
+    };
+    let begun = match name {
+        Name::Other => begin_unnamed(ctx, cookie, &packet),
+        Name::Provider(provider) => begin(ctx, cookie, &packet, provider),
+        Name::Part => begin_in_part(ctx, cookie, &packet),
+    };
+    begun.is_some() || no_room(cookie)
+}
+
+/// There is no room to follow it: the deadline's rule applies at once.
+#[inline(always)]
+fn no_room(cookie: u64) -> bool {
+    let Some(settings) = settings() else { return true };
+    settings.closed == 0 || !is_held(owner(cookie), settings.holding)
+}
+
+/// Whether the packet may be the beginning of a `ClientHello`, as far as its bytes go.
+#[inline(always)]
+fn may_begin(ctx: &SkBuffContext, packet: &Packet) -> bool {
+    let byte = |at: u32| ctx.load::<u8>((packet.payload_at + at) as usize).unwrap_or(0);
+    if byte(0) != HANDSHAKE {
+        return false;
     }
+    if packet.payload_len >= 2 && byte(1) != 3 {
+        return false;
+    }
+    packet.payload_len < 6 || byte(5) == CLIENT_HELLO
+}
+
+/// A `ClientHello` whose end is in a later packet: nothing but a handshake leaves until the agent knows its name.
+#[inline(always)]
+fn begin_in_part(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()> {
+    let tgid = owner(cookie);
+    let sock = carries(ctx, cookie, packet, 0, tgid)?;
+    let next = first_byte(ctx, packet);
+    // SAFETY: an element of the map, alive while this program runs.
+    unsafe {
+        (*sock).hello_len = packet.payload_len;
+        (*sock).cursor = Cursor::at_handshake(next);
+    }
+    // A handshake leaves in any case.
+    let _passes = walk(ctx, cookie, sock, packet.payload_at, packet.payload_len);
+    report(ctx, cookie, packet, &packet.ends(ctx)?, contact::HELLO_PART, 0, 0);
     Some(())
+}
+
+/// A `ClientHello` without a provider's name. It concerns somebody only where the configuration says so.
+#[inline(always)]
+fn begin_unnamed(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()> {
+    let settings = settings()?;
+    if settings.unnamed == 0 || !is_held(owner(cookie), settings.holding) {
+        return Some(());
+    }
+    begin(ctx, cookie, packet, 0)
 }
 
 /// Another packet of a socket whose `ClientHello` is not whole yet.
@@ -76,7 +117,7 @@ pub(crate) fn go_on(
     packet: &Packet,
     hello_len: u32,
 ) -> Option<()> {
-    if packet.payload_len == 0 {
+    if packet.payload_len == 0 || hello_len == 0 {
         return None;
     }
     let sock = SOCKS.get_ptr_mut(cookie)?;
@@ -85,8 +126,6 @@ pub(crate) fn go_on(
     unsafe { (*sock).hello_len = hello_len };
     if hello_len <= PARTS_LIMIT {
         report(ctx, cookie, packet, &packet.ends(ctx)?, contact::HELLO_PART, 0, 0);
-    } else {
-        let _gone = SOCKS.remove(cookie);
     }
     Some(())
 }
@@ -94,12 +133,9 @@ pub(crate) fn go_on(
 /// The socket goes to a provider: from here on it is a connection with the cookie as its number.
 #[inline(always)]
 fn begin(ctx: &SkBuffContext, cookie: u64, packet: &Packet, provider: u32) -> Option<()> {
-    if !carries(ctx, cookie, packet, cookie) {
-        count_loss(loss::CONNECTIONS_FULL, 1);
-        return None;
-    }
     let tgid = owner(cookie);
-    let held = is_held(tgid, settings()?.holding) && arm(cookie, tgid, 1);
+    carries(ctx, cookie, packet, cookie, tgid)?;
+    let held = is_held(tgid, settings()?.holding) && arm(cookie, tgid, 0, 1).is_some();
     let ends = packet.ends(ctx)?;
     report(ctx, cookie, packet, &ends, contact::HELLO, provider, u32::from(held));
     // Behind the contact, so that the agent knows the connection when it hears of its socket.
@@ -107,11 +143,15 @@ fn begin(ctx: &SkBuffContext, cookie: u64, packet: &Packet, provider: u32) -> Op
     Some(())
 }
 
-/// Thread-group id of the process that connected the socket; 0 where that is not known.
+/// Thread-group id of the process that connected the socket; otherwise of the one that sends, where the kernel's
+/// layout is known; 0 where neither is.
 #[inline(always)]
 pub(crate) fn owner(cookie: u64) -> u32 {
     // SAFETY: copied at once.
-    unsafe { OWNERS.get(cookie).map_or(0, |it| *it) }
+    match unsafe { OWNERS.get(cookie) } {
+        Some(tgid) => *tgid,
+        None => Task::current().and_then(Task::process).unwrap_or(0),
+    }
 }
 
 /// Finds the server name in a `ClientHello` whose record begins at `at`.

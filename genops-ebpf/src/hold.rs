@@ -1,7 +1,10 @@
 //! What waits for a verdict: armed by the write probe (or by a `ClientHello`), judged at each packet.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use genops_ebpf_common::{DeniedKey, Hold, TimedOut, Verdict, holding, kind, loss, process_mode};
+use genops_ebpf_common::{
+    Bounds, DeniedKey, Hold, Settings, Sock, TimedOut, Unexplained, Verdict, holding, kind, loss,
+    process_mode, unexplained,
+};
 
 use crate::maps::{DENIED, EVENTS, HOLDS, PROCESSES, VERDICTS, count_loss, settings, wake};
 
@@ -50,12 +53,13 @@ fn is_void() -> bool {
     settings().is_some_and(|it| it.is_void(unsafe { bpf_ktime_get_ns() }))
 }
 
-/// From now on nothing before `to` leaves without a verdict. False where there is no room to say so.
+/// From now on nothing before `to` leaves without a verdict. `from`: where the write begins. The round of the
+/// hold; none where there is no room to say so.
 #[inline(always)]
-pub(crate) fn arm(id: u64, tgid: u32, to: u64) -> bool {
+pub(crate) fn arm(id: u64, tgid: u32, from: u64, to: u64) -> Option<u32> {
     if refuses_all() {
         // Where there is no room, it ends at the deadline.
-        let _full = VERDICTS.insert(id, Verdict { released_to: 0, denied: 1, reserved: 0 }, 0);
+        let _full = VERDICTS.insert(id, Verdict { released_to: 0, denied: 1, round: 0 }, 0);
     }
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -65,24 +69,58 @@ pub(crate) fn arm(id: u64, tgid: u32, to: u64) -> bool {
             armed_at_mono_ns: now,
             passed_to: 0,
             reported_to: 0,
+            unexplained_at_mono_ns: 0,
+            from: 0,
+            round: 0,
             tgid,
-            reserved: 0,
+            unread: 0,
+            reported: 0,
         };
-        let armed = HOLDS.insert(id, hold, 0).is_ok();
-        if !armed {
+        if HOLDS.insert(id, hold, 0).is_err() {
             count_loss(loss::CONNECTIONS_FULL, 1);
+            return None;
         }
-        return armed;
+        return Some(0);
     };
     // SAFETY: copied at once; and `hold` is an element of the map, alive while this program runs.
     unsafe {
-        let released_to = VERDICTS.get(id).map_or(0, |verdict| verdict.released_to);
-        if !(*hold).is_waiting(released_to) {
+        let verdict = verdict_of(id);
+        if !(*hold).is_waiting((*hold).released_to(&verdict)) {
             (*hold).armed_at_mono_ns = now;
         }
+        if from < (*hold).armed_to {
+            // The library has not taken what was reported before: what was decided of it is void.
+            (*hold).round = (*hold).round.wrapping_add(1);
+            (*hold).from = from;
+            (*hold).armed_at_mono_ns = now;
+            if (*hold).passed_to > from {
+                (*hold).passed_to = from;
+            }
+        }
         (*hold).armed_to = to;
+        Some((*hold).round)
     }
-    true
+}
+
+/// What was decided of a connection.
+#[inline(always)]
+fn verdict_of(id: u64) -> Verdict {
+    // SAFETY: copied at once.
+    unsafe { VERDICTS.get(id).map_or(Verdict { released_to: 0, denied: 0, round: 0 }, |it| *it) }
+}
+
+/// Plaintext of the write that was armed last could not be read, or (0) is read by now.
+#[inline(always)]
+pub(crate) fn set_unread(id: u64, tgid: u32, reason: u32) {
+    let Some(hold) = HOLDS.get_ptr_mut(id) else { return };
+    // SAFETY: an element of the map, alive while this program runs.
+    let seen_to = unsafe {
+        (*hold).unread = reason;
+        (*hold).armed_to
+    };
+    if reason != 0 {
+        report_unexplained(id, tgid, unexplained::WAITS, reason, seen_to, 0);
+    }
 }
 
 /// Whether nothing more of this connection may leave.
@@ -92,24 +130,26 @@ pub(crate) fn is_denied(id: u64) -> bool {
     unsafe { VERDICTS.get(id).is_some_and(|verdict| verdict.denied != 0) }
 }
 
-/// Whether payload of this connection may leave now.
+/// Whether payload of this connection, of which no plaintext is read, may leave now.
 #[inline(always)]
 pub(crate) fn may_leave(id: u64) -> bool {
-    // SAFETY: copied at once.
-    let (released_to, denied) = match unsafe { VERDICTS.get(id) } {
-        Some(verdict) => (verdict.released_to, verdict.denied),
-        None => (0, 0),
-    };
-    if denied != 0 {
+    let verdict = verdict_of(id);
+    if verdict.denied != 0 {
         return false;
     }
     let Some(hold) = HOLDS.get_ptr_mut(id) else { return true };
     // SAFETY: an element of the map, alive while this program runs.
-    if unsafe { !(*hold).is_waiting(released_to) } {
+    if unsafe { !(*hold).is_waiting(verdict.released_to) } {
         return true;
     }
     let Some(settings) = settings() else { return true };
-    // SAFETY: as above.
+    deadline(hold, id, settings)
+}
+
+/// What the deadline says of bytes that wait for a verdict: whether they may leave now.
+#[inline(always)]
+pub(crate) fn deadline(hold: *mut Hold, id: u64, settings: &Settings) -> bool {
+    // SAFETY: an element of the map, alive while this program runs.
     let (now, armed_at, to, reported_to) = unsafe {
         (bpf_ktime_get_ns(), (*hold).armed_at_mono_ns, (*hold).armed_to, (*hold).reported_to)
     };
@@ -128,6 +168,105 @@ pub(crate) fn may_leave(id: u64) -> bool {
         report_timeout(id, to, pass);
     }
     pass
+}
+
+/// Puts what may leave a socket into its room to work in. False: nothing may.
+#[inline(always)]
+pub(crate) fn bounds(sock: *mut Sock, id: u64, held: bool) -> bool {
+    // SAFETY: an element of the map, alive while this program runs.
+    unsafe {
+        if !held {
+            (*sock).seen_to = Bounds::FREE;
+            (*sock).released_to = Bounds::FREE;
+            return true;
+        }
+        let verdict = verdict_of(id);
+        if verdict.denied != 0 {
+            return false;
+        }
+        let (mut seen_to, mut released_to) = (0, 0);
+        if let Some(hold) = HOLDS.get_ptr_mut(id) {
+            seen_to = (*hold).armed_to;
+            released_to = (*hold).released_to(&verdict);
+            if (*hold).passed_to > released_to {
+                released_to = (*hold).passed_to;
+            }
+            if released_to > seen_to {
+                released_to = seen_to;
+            }
+        }
+        (*sock).seen_to = seen_to.saturating_add((*sock).excess);
+        (*sock).released_to = released_to.saturating_add((*sock).excess);
+    }
+    true
+}
+
+/// What nothing explains waits until the deadline; then the settings say what becomes of it: whether it may leave
+/// now.
+#[inline(always)]
+pub(crate) fn unexplained_may_leave(sock: *mut Sock, id: u64, settings: &Settings) -> bool {
+    // SAFETY: elements of maps, alive while this program runs, and a helper without arguments.
+    unsafe {
+        let now = bpf_ktime_get_ns();
+        let tgid = (*sock).tgid;
+        if HOLDS.get_ptr_mut(id).is_none() && arm(id, tgid, 0, 0).is_none() {
+            // Nobody can say when it began to wait.
+            return settings.closed == 0 && settings.unread_stays == 0;
+        }
+        let Some(hold) = HOLDS.get_ptr_mut(id) else { return false };
+        let reason = match (*hold).unread {
+            0 if (*sock).trial.phase == genops_ebpf_common::phase::LOST => unexplained::NO_RECORDS,
+            0 => unexplained::NO_PLAINTEXT,
+            reason => reason,
+        };
+        let since = if (*hold).unread != 0 {
+            (*hold).armed_at_mono_ns
+        } else {
+            (*hold).unexplained_at_mono_ns
+        };
+        let (seen_to, bytes) = ((*hold).armed_to, (*sock).trial.left);
+        if since == 0 {
+            (*hold).unexplained_at_mono_ns = now;
+            (*hold).reported = 0;
+            report_unexplained(id, tgid, unexplained::WAITS, reason, seen_to, bytes);
+            return false;
+        }
+        if now - since < settings.hold_deadline_ns {
+            return false;
+        }
+        let pass = settings.unread_stays == 0;
+        if pass {
+            (*hold).unexplained_at_mono_ns = 0;
+            (*hold).unread = 0;
+            (*hold).passed_to = seen_to;
+        }
+        if pass || (*hold).reported == 0 {
+            (*hold).reported = 1;
+            let state = if pass { unexplained::PASSED } else { unexplained::STOPPED };
+            report_unexplained(id, tgid, state, reason, seen_to, bytes);
+        }
+        pass
+    }
+}
+
+#[inline(always)]
+fn report_unexplained(conn: u64, tgid: u32, state: u32, reason: u32, seen_to: u64, bytes: u32) {
+    let Some(mut entry) = EVENTS.reserve::<Unexplained>(0) else {
+        count_loss(loss::RING_FULL_RECORDS, 1);
+        return;
+    };
+    entry.write(Unexplained {
+        kind: kind::UNEXPLAINED,
+        state,
+        conn,
+        // SAFETY: a helper without arguments.
+        at_mono_ns: unsafe { bpf_ktime_get_ns() },
+        seen_to,
+        bytes: u64::from(bytes),
+        reason,
+        tgid,
+    });
+    entry.submit(wake(true));
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@
 //! - `classify`: is this an AI provider? (host name, or path of the request);
 //! - `emit`: plaintext into the ring buffer;
 //! - `egress`: the packets of a socket: join, hold, count (`packet`: where things are in one);
-//! - `hold`: what waits, and the deadline;
+//! - `hold`: what waits, and the deadline; `quota`: what one process may take of what all share;
 //! - `hello`: providers that are reached past the probes, by the name in the `ClientHello`;
 //! - `connect`: sockets as they are got and let go of; name servers' answers;
 //! - `lsm`: send calls of denied connections;
@@ -37,6 +37,7 @@ mod lsm;
 mod maps;
 mod packet;
 mod process;
+mod quota;
 mod task;
 mod tls;
 

@@ -1,14 +1,14 @@
 //! The maps, each with its one writer.
 
 use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::generated::bpf_ktime_get_ns,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use genops_ebpf_common::{
-    AddressKey, Conn, ConnKey, DeniedKey, Hold, Join, Lineage, NAP_NS, NameKey, NameRule, Settings,
-    Sock, Verdict, loss,
+    AddressKey, CONNECTIONS, Conn, ConnKey, DeniedKey, Hold, Join, Lineage, NAP_NS, NameKey,
+    NameRule, Settings, Sock, Usage, Verdict, loss,
 };
 
 /// Everything the agent reads. The agent sets the size before loading.
@@ -28,16 +28,33 @@ pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 
 /// TLS objects that speak to AI providers, and nothing else. Written by the programs.
 #[map]
-pub(crate) static CONNS: HashMap<ConnKey, Conn> = HashMap::with_max_entries(16_384, 0);
+pub(crate) static CONNS: HashMap<ConnKey, Conn> = HashMap::with_max_entries(CONNECTIONS, 0);
 
-/// Sockets to providers, by cookie. Written by the programs, deleted by the agent.
+/// Sockets to providers, by cookie. Written by the programs, deleted by the agent once they are closed. What
+/// decides is in no map of which a stranger's entry could push it out.
 #[map]
-pub(crate) static SOCKS: LruHashMap<u64, Sock> = LruHashMap::with_max_entries(32_768, 0);
+pub(crate) static SOCKS: HashMap<u64, Sock> = HashMap::with_max_entries(2 * CONNECTIONS, 0);
 
-/// Who connected a socket: its cookie, and the thread-group id. Programs at packets can't ask before
-/// Linux 6.10.
+/// A zeroed [`Sock`] to insert, since it does not fit on the stack.
 #[map]
-pub(crate) static OWNERS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(32_768, 0);
+static EMPTY_SOCK: Array<Sock> = Array::with_max_entries(1, 0);
+
+/// Who connected a socket: its cookie, and the thread-group id, while it is open. Programs at packets can't ask
+/// before Linux 6.10.
+#[map]
+pub(crate) static OWNERS: HashMap<u64, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+
+/// What processes take of the maps that all share, by thread-group id. Written by the programs.
+#[map]
+pub(crate) static USAGE: HashMap<u32, Usage> = HashMap::with_max_entries(CONNECTIONS, 0);
+
+/// How many TLS objects of each user are in [`CONNS`]. Written by the programs, corrected by the agent.
+#[map]
+pub(crate) static USERS: HashMap<u32, u32> = HashMap::with_max_entries(CONNECTIONS, 0);
+
+/// When a process was last reported to have addressed a provider by UDP.
+#[map]
+pub(crate) static DATAGRAMS: LruHashMap<DeniedKey, u64> = LruHashMap::with_max_entries(16_384, 0);
 
 /// Addresses of providers, with their number. Written by the agent.
 #[map]
@@ -58,19 +75,19 @@ pub(crate) static OTHERS: LruHashMap<ConnKey, u32> = LruHashMap::with_max_entrie
 
 /// What waits, by [`Conn::id`]. Written by the programs, deleted by the agent.
 #[map]
-pub(crate) static HOLDS: HashMap<u64, Hold> = HashMap::with_max_entries(16_384, 0);
+pub(crate) static HOLDS: HashMap<u64, Hold> = HashMap::with_max_entries(2 * CONNECTIONS, 0);
 
 /// The socket of a connection, by [`Conn::id`]. Written by the programs, deleted by the agent.
 #[map]
-pub(crate) static SOCKETS: HashMap<u64, Join> = HashMap::with_max_entries(16_384, 0);
+pub(crate) static SOCKETS: HashMap<u64, Join> = HashMap::with_max_entries(CONNECTIONS, 0);
 
 /// Verdicts by [`Conn::id`]. Written by the agent.
 #[map]
-pub(crate) static VERDICTS: HashMap<u64, Verdict> = HashMap::with_max_entries(16_384, 0);
+pub(crate) static VERDICTS: HashMap<u64, Verdict> = HashMap::with_max_entries(2 * CONNECTIONS, 0);
 
 /// `process_mode` by thread-group id. Written by the agent.
 #[map]
-pub(crate) static PROCESSES: LruHashMap<u32, u32> = LruHashMap::with_max_entries(65_536, 0);
+pub(crate) static PROCESSES: HashMap<u32, u32> = HashMap::with_max_entries(65_536, 0);
 
 /// What processes descend from, by thread-group id. Written by the programs and the agent: see [`Lineage`].
 /// None gives way to another, or many processes would make one lose its own.
@@ -118,6 +135,11 @@ pub(crate) struct Call {
     pub(crate) buffer: u64,
     /// Where the library puts the number of bytes; 0 where it returns it.
     pub(crate) count_at: u64,
+    /// Position of the write in its stream, if its plaintext could not be read at the entry; otherwise 0 and
+    /// `unread` is 0.
+    pub(crate) offset: u64,
+    /// Flags of a write that could not be read at the entry, and 1 shifted by 8.
+    pub(crate) unread: u64,
 }
 
 /// A thread will send for `conn` next.
@@ -182,6 +204,13 @@ extern "C" fn wake_now_and_then() -> u64 {
         return WAKE;
     }
     u64::from(BPF_RB_NO_WAKEUP)
+}
+
+/// A new element for a socket; none where there is no room.
+#[inline(always)]
+pub(crate) fn new_sock(cookie: u64) -> Option<*mut Sock> {
+    SOCKS.insert(cookie, EMPTY_SOCK.get(0)?, 0).ok()?;
+    SOCKS.get_ptr_mut(cookie)
 }
 
 /// Adds to a loss counter.

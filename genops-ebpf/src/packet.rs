@@ -37,15 +37,46 @@ pub(crate) fn bounded<const LIMIT: u32>(len: u32) -> u32 {
     (core::hint::black_box(less) & (LIMIT - 1)) + 1
 }
 
+/// Most extension headers of an IPv6 packet that are passed over.
+const EXTENSIONS: u32 = 8;
+
+/// The protocol and place of what follows an IPv6 packet's extension headers (RFC 8200 §4), which a socket sends if
+/// asked to (`IPV6_DSTOPTS` and its like).
+#[inline(always)]
+fn behind_extensions(ctx: &SkBuffContext) -> Option<(u8, u32)> {
+    const FRAGMENT: u8 = 44;
+    const AUTHENTICATION: u8 = 51;
+    let mut next = ctx.load::<u8>(6).ok()?;
+    let mut at = 40;
+    let mut passed = 0;
+    while passed < EXTENSIONS {
+        // Hop-by-hop, routing, fragment, authentication, destination, mobility, HIP, shim.
+        if !matches!(next, 0 | 43 | FRAGMENT | AUTHENTICATION | 60 | 135 | 139 | 140) {
+            return Some((next, at));
+        }
+        let [following, size] = ctx.load::<[u8; 2]>(at as usize).ok()?;
+        at += match next {
+            FRAGMENT => 8,
+            AUTHENTICATION => (u32::from(size) + 2) * 4,
+            _ => (u32::from(size) + 1) * 8,
+        };
+        next = following;
+        passed += 1;
+    }
+    None
+}
+
 impl Packet {
-    /// `None` where it is neither TCP nor UDP, or not whole. An IPv6 packet with extension headers is
-    /// none of them: sockets send those only when asked to (`IPV6_HOPOPTS` and its like).
+    /// `None` where it is neither TCP nor UDP, or not whole.
     #[inline(always)]
     pub(crate) fn of(ctx: &SkBuffContext) -> Option<Self> {
         let first = ctx.load::<u8>(0).ok()?;
         let (ip_version, protocol, header_at) = match first >> 4 {
             4 => (4, ctx.load::<u8>(9).ok()?, u32::from(first & 0xf) * 4),
-            6 => (6, ctx.load::<u8>(6).ok()?, 40),
+            6 => {
+                let (protocol, header_at) = behind_extensions(ctx)?;
+                (6, protocol, header_at)
+            }
             _ => return None,
         };
         let header_len = match protocol {

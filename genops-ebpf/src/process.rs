@@ -13,6 +13,7 @@ use genops_ebpf_common::{Process, kind, loss};
 use crate::{
     lineage,
     maps::{EVENTS, MARKS, PROCESSES, count_loss, wake},
+    quota,
     task::Task,
 };
 
@@ -42,6 +43,7 @@ pub(crate) fn process_exit(_: RawTracePointContext) -> i32 {
     if Task::current().and_then(Task::is_last).unwrap_or(pid_tgid as u32 == tgid) {
         // Its number may be another's soon.
         let _none = PROCESSES.remove(tgid);
+        quota::process_ends(tgid);
         lineage::ends(tgid);
         report(kind::EXIT);
     }

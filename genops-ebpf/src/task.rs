@@ -35,6 +35,12 @@ impl Task {
         (pid == tgid).then_some(tgid)
     }
 
+    /// Its process's number.
+    #[inline(always)]
+    pub(crate) fn process(self) -> Option<u32> {
+        read(self.0, place(&raw const TASK.tgid))
+    }
+
     /// When its process began, as `/proc` has it: nanoseconds of `CLOCK_BOOTTIME`, down to a tick.
     #[inline(always)]
     pub(crate) fn start_ns(self) -> Option<u64> {

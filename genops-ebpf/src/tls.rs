@@ -27,16 +27,18 @@ use crate::{
     classify,
     egress::{APPLICATION_DATA, HANDSHAKE},
     emit::emit_call,
-    hold::{arm, is_closed, is_held},
+    hold::{arm, is_closed, is_held, set_unread},
     lineage,
     maps::{
         CALLS, CONNS, Call, EMPTY_SCRATCH, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, NAMES, OTHERS,
         Scratch, VERDICTS, count_loss, settings, wake,
     },
+    quota,
 };
 
 /// `SSL_CTRL_SET_TLSEXT_HOSTNAME` (`openssl/ssl.h`).
 const SET_SERVER_NAME: i32 = 55;
+const NAME_MASK: u32 = NAME_LEN as u32 - 1;
 /// Longest plaintext of one TLS record (RFC 8446 §5.1).
 const RECORD_LEN: u64 = 16_384;
 
@@ -102,14 +104,29 @@ pub(crate) fn ssl_write_ex(ctx: ProbeContext) -> u32 {
 /// At a RET instruction of `SSL_write` or `SSL_write_ex`.
 #[uprobe]
 pub(crate) fn ssl_write_ret(ctx: ProbeContext) -> u32 {
-    if let Some((call, count)) = call_returns(&ctx)
-        && let Some(conn) = CONNS.get_ptr_mut(conn_key(call.ssl))
-    {
-        // SAFETY: an element of the map, alive while this program runs; a TLS object is used by one
-        // thread at a time (openssl-threads(7)).
-        unsafe { (*conn).egress_offset += count };
+    if let Some((call, count)) = call_returns(&ctx) {
+        let key = conn_key(call.ssl);
+        if let Some(conn) = CONNS.get_ptr_mut(key) {
+            // SAFETY: an element of the map, alive while this program runs; a TLS object is used by one
+            // thread at a time (openssl-threads(7)).
+            let id = unsafe {
+                (*conn).egress_offset += count;
+                (*conn).id
+            };
+            if call.unread != 0 {
+                read_again(id, key.tgid, &call, count);
+            }
+        }
     }
     0
+}
+
+/// What could not be read when it was written: the library has touched it since.
+#[inline(always)]
+fn read_again(id: u64, tgid: u32, call: &Call, count: u64) {
+    if count > 0 && emit_call(id, call.unread >> 1, call.buffer, call.offset, count) == 0 {
+        set_unread(id, tgid, 0);
+    }
 }
 
 /// `int SSL_read(SSL *ssl, void *buf, int num)`.
@@ -157,9 +174,10 @@ pub(crate) fn ssl_free(ctx: ProbeContext) -> u32 {
         let key = conn_key(ssl);
         if let Some(conn) = CONNS.get_ptr_mut(key) {
             // SAFETY: an element of the map, alive while this program runs.
-            let id = unsafe { (*conn).id };
+            let (id, uid) = unsafe { ((*conn).id, (*conn).uid) };
             // Already gone is as good.
             let _gone = CONNS.remove(key);
+            quota::object_ends(key.tgid, uid);
             report_close(id);
         }
     }
@@ -249,7 +267,16 @@ fn server_name(ssl: u64, name: u64) {
     if !(2..=NAME_LEN as u64).contains(&(len as u64)) {
         return;
     }
-    let len = len as u32 - 1;
+    let mut len = len as u32 - 1;
+    // A name may end with the root's dot (RFC 1034 §3.1).
+    // SAFETY: within `bytes`, by the check above and the mask.
+    unsafe {
+        let last = (&raw mut (*scratch).bytes).cast::<u8>().add((len & NAME_MASK) as usize);
+        if len > 1 && *last == b'.' {
+            *last = 0;
+            len -= 1;
+        }
+    }
     if let Some(provider) = classify::provider_of_name(scratch, len) {
         open(conn_key(ssl), origin::SERVER_NAME, provider, Some((scratch, len)));
     }
@@ -277,22 +304,34 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
         }
     }
     let Some(conn) = CONNS.get_ptr_mut(key) else { return };
-    call_begins(ctx, ssl, buffer, count_at);
     // SAFETY: an element of the map, alive while this program runs.
     let Conn { id, cookie, egress_offset: offset, provider, .. } = unsafe { *conn };
-    let mut flags = 0;
-    if is_held(key.tgid, settings.holding) && arm(id, key.tgid, offset + len) {
-        flags = DATA_HELD;
+    let mut kind = u64::from(EGRESS);
+    let mut held = false;
+    if is_held(key.tgid, settings.holding)
+        && let Some(round) = arm(id, key.tgid, offset, offset + len)
+    {
+        held = true;
+        kind |= u64::from(DATA_HELD) << 8 | u64::from(round as u16) << 16;
     }
     if is_closed(key.tgid, provider)
-        && VERDICTS.insert(id, Verdict { released_to: 0, denied: 1, reserved: 0 }, 0).is_ok()
+        && VERDICTS.insert(id, Verdict { released_to: 0, denied: 1, round: 0 }, 0).is_ok()
     {
-        flags |= DATA_DENIED;
+        kind |= u64::from(DATA_DENIED) << 8;
     }
     if cookie == 0 {
         mark(key, APPLICATION_DATA, if len < RECORD_LEN { len } else { RECORD_LEN });
     }
-    emit_call(id, u64::from(EGRESS) | u64::from(flags) << 8, buffer, offset, len);
+    let lost = emit_call(id, kind, buffer, offset, len);
+    let mut call = begun(ctx, ssl, buffer, count_at);
+    if lost != 0 {
+        call.offset = offset;
+        call.unread = kind << 1 | 1;
+        if held {
+            set_unread(id, key.tgid, lost as u32);
+        }
+    }
+    call_begins(&call);
 }
 
 #[inline(always)]
@@ -300,12 +339,16 @@ fn read_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, count_at: u64) {
     let key = conn_key(ssl);
     let Some(conn) = CONNS.get_ptr_mut(key) else { return };
     handshake_begins(key, conn);
-    call_begins(ctx, ssl, buffer, count_at);
+    call_begins(&begun(ctx, ssl, buffer, count_at));
 }
 
 #[inline(always)]
-fn call_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, count_at: u64) {
-    let call = Call { stack_pointer: stack_pointer(ctx), ssl, buffer, count_at };
+fn begun(ctx: &ProbeContext, ssl: u64, buffer: u64, count_at: u64) -> Call {
+    Call { stack_pointer: stack_pointer(ctx), ssl, buffer, count_at, offset: 0, unread: 0 }
+}
+
+#[inline(always)]
+fn call_begins(call: &Call) {
     if CALLS.insert(bpf_get_current_pid_tgid(), call, 0).is_err() {
         count_loss(loss::CALLS_FULL, 1);
     }
@@ -370,15 +413,28 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
     // SAFETY: helpers without arguments.
     let (now, cpu) = unsafe { (bpf_ktime_get_ns(), bpf_get_smp_processor_id()) };
     let id = now << 8 | u64::from(cpu & 0xff);
+    let uid = bpf_get_current_uid_gid() as u32;
     if let Some(before) = CONNS.get_ptr_mut(key) {
-        // A TLS object that is used again, or one at the address of another that nobody freed.
         // SAFETY: an element of the map, alive while this program runs.
-        report_close(unsafe { (*before).id });
+        let before = unsafe { *before };
+        if is_same(&before, name) {
+            return;
+        }
+        if !quota::object(key.tgid, uid, false) {
+            // It is followed by its socket alone from here on.
+            let _gone = CONNS.remove(key);
+            quota::object_ends(key.tgid, before.uid);
+            return report_close(before.id);
+        }
+        // A TLS object that is used again, or one at the address of another that nobody freed.
+        report_close(before.id);
+    } else if !quota::object(key.tgid, uid, true) {
+        return;
     }
-    let conn = Conn { id, cookie: 0, egress_offset: 0, ingress_offset: 0, provider, reserved: 0 };
+    let conn = Conn { id, cookie: 0, egress_offset: 0, ingress_offset: 0, provider, uid };
     if CONNS.insert(key, conn, 0).is_err() {
         count_loss(loss::CONNECTIONS_FULL, 1);
-        return;
+        return quota::object_ends(key.tgid, uid);
     }
     if let Some((scratch, _)) = name {
         // SAFETY: this thread's own map element, of which `bytes` is longer than a name; behind the name
@@ -412,7 +468,7 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
         (&raw mut (*record).conn).write(id);
         (&raw mut (*record).ssl).write(key.ssl);
         (&raw mut (*record).cgroup_id).write(bpf_get_current_cgroup_id());
-        (&raw mut (*record).uid).write(bpf_get_current_uid_gid() as u32);
+        (&raw mut (*record).uid).write(uid);
         (&raw mut (*record).origin).write(origin);
         (&raw mut (*record).comm).write(bpf_get_current_comm().unwrap_or_default());
         (&raw mut (*record).name_len).write(name_len);
@@ -422,6 +478,30 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
         bpf_probe_read_kernel((&raw mut (*record).name).cast(), NAME_LEN as u32, bytes);
     }
     entry.submit(wake(false));
+}
+
+/// Whether a TLS object that has carried nothing is given the name that it has.
+#[inline(always)]
+fn is_same(before: &Conn, name: Option<(*mut Scratch, u32)>) -> bool {
+    if before.cookie != 0 || before.egress_offset != 0 || before.ingress_offset != 0 {
+        return false;
+    }
+    let Some((scratch, len)) = name else { return false };
+    // SAFETY: looked at once.
+    let Some(known) = (unsafe { NAMES.get(before.id) }) else { return false };
+    let mut at = 0;
+    while at < NAME_LEN {
+        // SAFETY: `bytes` is longer than a name and the byte before it.
+        let it = unsafe { *(&raw const (*scratch).bytes).cast::<u8>().add(1 + at) };
+        if known.get(at) != Some(&it) {
+            return false;
+        }
+        if at as u32 >= len {
+            return true;
+        }
+        at += 1;
+    }
+    true
 }
 
 #[inline(always)]

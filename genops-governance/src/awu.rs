@@ -370,6 +370,8 @@ pub struct Awu {
     pub enforcement: Held,
     /// How much of it was read.
     pub capture: CaptureLevel,
+    /// Why it could not be read, if nothing explains it.
+    pub capture_reason: Option<&'static str>,
     /// Over which connection.
     pub network: Network,
     /// Cost in nano-USD, where a price and the usage are known.

@@ -33,6 +33,7 @@ use crate::settings::Settings;
 use crate::time::Now;
 
 pub use self::again::Again;
+pub use self::opaque::Unexplainable;
 
 /// A connection, as the caller numbers them. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -304,6 +305,20 @@ impl Engine {
     ) {
         let Some((_, link)) = self.conns.get_mut(&conn) else { return };
         self.core.open_opaque(now, link, server, provider, beforehand);
+    }
+
+    /// A socket sent what no plaintext explains. `conn` was opened for it alone, held if the kernel has stopped it,
+    /// and is closed behind it.
+    pub fn unexplained(
+        &mut self,
+        now: Now,
+        conn: ConnId,
+        server: Option<&str>,
+        provider: &str,
+        unread: Unexplainable,
+    ) {
+        let Some((_, link)) = self.conns.get_mut(&conn) else { return };
+        self.core.open_unexplained(now, link, server, provider, unread);
     }
 
     /// What a connection carried, of which no plaintext is read.

@@ -132,6 +132,12 @@ impl Settings {
         self.0.mode
     }
 
+    /// Whether what nobody can read is refused.
+    #[must_use]
+    pub fn blocks_unread(&self) -> bool {
+        self.0.uninspectable == Uninspectable::Block
+    }
+
     /// Whether it matters who started a process: somebody is configured to be inherited.
     #[must_use]
     pub fn names_principals(&self) -> bool {

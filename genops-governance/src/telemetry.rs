@@ -280,6 +280,7 @@ impl Awu {
         out.text("genops.mode", enforcement.mode.name());
         out.text("genops.compliance", self.compliance());
         out.text("genops.capture.level", self.capture.as_str());
+        out.text_if("genops.capture.reason", self.capture_reason.map(str::to_owned).as_ref());
         if self.call.missing_bytes > 0 {
             out.int("genops.capture.missing_bytes", self.call.missing_bytes);
         }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use genops_ebpf_common::{Hold, Join, Settings, Verdict, holding};
+use genops_ebpf_common::{Hold, Join, Settings, Verdict, holding, unexplained};
 
 use rustix::io::Errno;
 
@@ -35,6 +35,10 @@ pub(crate) struct Expired {
     pub(crate) conn: u64,
     /// Position after the last byte that waited.
     pub(crate) to: u64,
+    /// Nothing explains what waited: one of the reasons in [`unexplained`].
+    pub(crate) unexplained: Option<u32>,
+    /// It was stopped for good; otherwise it was pushed, and the kernel program lets it pass.
+    pub(crate) stopped: bool,
 }
 
 impl Holds {
@@ -122,14 +126,22 @@ impl Holds {
         self.set_settings(Settings { holding: holding::NOBODY, ..settings })
     }
 
-    /// Bytes of `conn` up to `to` may leave.
-    pub(crate) fn release(&mut self, conn: u64, to: u64) -> Result<(), MapError> {
-        self.verdicts.insert(conn, Verdict { released_to: to, denied: 0, reserved: 0 }, 0)
+    /// Bytes of `conn` up to `to` may leave, as they were reported in this round ([`Hold::round`]).
+    pub(crate) fn release(&mut self, conn: u64, to: u64, round: u16) -> Result<(), MapError> {
+        let verdict = Verdict { released_to: to, denied: 0, round: u32::from(round) };
+        self.verdicts.insert(conn, verdict, 0)
     }
 
     /// Nothing more of `conn` may leave.
     pub(crate) fn deny(&mut self, conn: u64) -> Result<(), MapError> {
-        self.verdicts.insert(conn, Verdict { released_to: 0, denied: 1, reserved: 0 }, 0)
+        self.verdicts.insert(conn, Verdict { released_to: 0, denied: 1, round: 0 }, 0)
+    }
+
+    /// From now on, nothing of a connection that no probe reads leaves without a verdict.
+    pub(crate) fn arm_opaque(&mut self, conn: u64, tgid: u32, now_mono_ns: u64) {
+        let hold = Hold { armed_to: 1, armed_at_mono_ns: now_mono_ns, tgid, ..Hold::default() };
+        // Where there is no room, what the agent decides counts from its verdict on.
+        let _full = self.waiting.insert(conn, hold, 0);
     }
 
     /// Position up to which the deadline has let bytes of `conn` pass.
@@ -142,7 +154,8 @@ impl Holds {
         self.sockets.get(&conn, 0).ok().map(|join| socket_of(&join))
     }
 
-    pub(super) fn forget(&mut self, conn: u64) {
+    /// Removes every trace of a connection that has ended.
+    pub(crate) fn forget(&mut self, conn: u64) {
         // What is not there needs no removal.
         let _absent = self.waiting.remove(&conn);
         let _absent = self.sockets.remove(&conn);
@@ -161,7 +174,8 @@ impl Holds {
 
     fn waits(&self, conn: u64, hold: &Hold) -> bool {
         let verdict = self.verdicts.get(&conn, 0).unwrap_or_default();
-        verdict.denied == 0 && hold.is_waiting(verdict.released_to)
+        verdict.denied == 0
+            && (hold.unexplained_at_mono_ns != 0 || hold.is_waiting(hold.released_to(&verdict)))
     }
 
     /// Ends every hold that has waited for longer than `deadline_ns`, as `closed` says: a kick, upon
@@ -176,19 +190,24 @@ impl Holds {
         deadline_ns: u64,
         closed: bool,
     ) -> Vec<Expired> {
+        let unread_stays = self.settings.get(&0, 0).is_ok_and(|it| it.unread_stays != 0);
         let overdue: Vec<Expired> = self
             .waiting
             .iter()
             .flatten()
             .filter(|(conn, hold)| {
-                now_mono_ns.saturating_sub(hold.armed_at_mono_ns) >= deadline_ns
+                now_mono_ns.saturating_sub(waiting_since(hold)) >= deadline_ns
                     && self.waits(*conn, hold)
             })
-            .map(|(conn, hold)| Expired { conn, to: hold.armed_to })
+            .map(|(conn, hold)| {
+                let unexplained = why_unexplained(&hold);
+                let stopped = if unexplained.is_some() { unread_stays } else { closed };
+                Expired { conn, to: hold.armed_to, unexplained, stopped }
+            })
             .collect();
-        for &Expired { conn, .. } in &overdue {
+        for &Expired { conn, stopped, .. } in &overdue {
             let socket = self.socket(conn);
-            if closed {
+            if stopped {
                 // Denied first, so that nothing leaves between the two.
                 let _unwritten = self.deny(conn);
                 let _gone = socket.map(|socket| sockets.destroy(socket));
@@ -197,6 +216,23 @@ impl Holds {
             }
         }
         overdue
+    }
+}
+
+/// Since when the oldest of what a hold keeps has waited.
+fn waiting_since(hold: &Hold) -> u64 {
+    match hold.unexplained_at_mono_ns {
+        0 => hold.armed_at_mono_ns,
+        since => since,
+    }
+}
+
+/// Why nothing explains what a hold keeps, if that is so.
+fn why_unexplained(hold: &Hold) -> Option<u32> {
+    match (hold.unread, hold.unexplained_at_mono_ns) {
+        (0, 0) => None,
+        (0, _) => Some(unexplained::NO_PLAINTEXT),
+        (reason, _) => Some(reason),
     }
 }
 

@@ -4,13 +4,13 @@ use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Du
 
 use anyhow::{Context as _, Result};
 use genops_ebpf_common::{
-    ConnKey, Contact, DATA_DENIED, DATA_HELD, Data, EGRESS, Fork, Join, Open, Payload, Process,
-    Record, Released, TimedOut, contact, origin,
+    ConnKey, Contact, DATA_DENIED, DATA_FIRST, DATA_HELD, Data, EGRESS, Fork, Join, Open, Payload,
+    Process, Record, Released, TimedOut, Unexplained, contact, origin, unexplained,
 };
 use genops_governance::{
     Awu, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger,
     Mechanism, Mode, Now, OnTimeout, Outcome, Output, PolicyResult, ProcessFacts, ProcessKey,
-    Signal,
+    Signal, Unexplainable,
 };
 use genops_protocols::Direction;
 
@@ -23,6 +23,7 @@ use super::{
     hold_deadline, kernel_settings,
     lineage::Lineages,
     ns,
+    rewrites::{Compared, Rewrites},
     standing::Standing,
 };
 use crate::{
@@ -60,8 +61,15 @@ const LINEAGE_LIMIT: usize = 16;
 const PROGRAMS_LIMIT: usize = 65_536;
 /// Processes that are older than the agent and looked at in one turn.
 const SURVEY_BATCH: usize = 16;
-/// Most connections that are followed at once; the kernel's maps have as many.
-const CONNECTIONS_LIMIT: usize = 16_384;
+/// Most connections that are followed at once: the kernel's maps have as many TLS objects, and as many sockets
+/// without one.
+const CONNECTIONS_LIMIT: usize = 2 * genops_ebpf_common::CONNECTIONS as usize;
+/// Most of one process: twice what the kernel programs let it have of each.
+const PROCESS_LIMIT: usize = 2 * genops_ebpf_common::CONNECTIONS_OF_PROCESS as usize;
+/// Bit of the numbers of units of what nothing explains: they are no connections.
+const UNEXPLAINED_UNITS: u64 = 1 << 63;
+/// A reason beside those of [`unexplained`]: a write was repeated with other bytes.
+const REWRITTEN: u32 = u32::MAX;
 
 /// Pieces of an HTTP/2 connection whose beginning was not seen that are looked at for an AI call.
 const UNSURE_PIECES: u32 = 32;
@@ -98,6 +106,8 @@ pub(super) struct Agent {
     contacts: Contacts,
     standing: Standing,
     coverage: Coverage,
+    rewrites: Rewrites,
+    unexplained_units: u64,
     identities: Identities,
     journal: Journal,
     ledger: LedgerFile,
@@ -197,6 +207,8 @@ impl Agent {
             contacts: Contacts::default(),
             standing: Standing::default(),
             coverage: Coverage::default(),
+            rewrites: Rewrites::default(),
+            unexplained_units: 0,
             identities: Identities::new(),
             journal,
             ledger,
@@ -294,7 +306,7 @@ impl Agent {
             Record::Open(open) => self.open(maps, &open),
             Record::Join(join) => self.join(maps, &join),
             Record::Contact(contact, payload) => self.contact(maps, &contact, payload),
-            Record::Released(released) => self.released(maps, &released),
+            Record::Released(released) => self.released(&released),
             Record::Dns(payload) => {
                 for (address, provider) in self.contacts.answer(&self.providers, payload.0) {
                     maps.set_address(&address, provider);
@@ -306,6 +318,7 @@ impl Agent {
             Record::TimedOut(TimedOut { conn, to, passed, .. }) => {
                 self.timed_out(maps, conn, to, passed != 0);
             }
+            Record::Unexplained(found) => self.unexplained(maps, &found),
             Record::Exec(Process { tgid, .. }) => self.exec(maps, tgid),
             Record::Fork(fork) => self.fork(maps, &fork),
             Record::Exit(Process { tgid, at_mono_ns, .. }) => self.exit(maps, tgid, at_mono_ns),
@@ -356,7 +369,8 @@ impl Agent {
         server_name: Option<String>,
         from_start: bool,
     ) -> bool {
-        if self.conns.len() >= CONNECTIONS_LIMIT {
+        let of_process = self.processes.get(&live.tgid).map_or(0, |it| it.conns.len());
+        if self.conns.len() >= CONNECTIONS_LIMIT || of_process >= PROCESS_LIMIT {
             self.metrics.lost_connections.increment();
             return false;
         }
@@ -455,10 +469,15 @@ impl Agent {
         let (conn, now) = (contact.cookie, clock::now());
         let Reached { server_name, provider } = reached;
         let socket = socket_of_contact(contact);
-        if contact.what == contact::HELLO_PART {
-            maps.set_socket(conn);
-        }
         let facts = self.identities.of(contact.tgid);
+        if contact.what == contact::HELLO_PART {
+            if let Some(key) = facts.as_ref().map(|it| it.key)
+                && self.engine.principal_mode(key) == Mode::Enforce
+            {
+                maps.holds.arm_opaque(conn, contact.tgid, contact.at_mono_ns);
+            }
+            maps.set_socket(conn, contact.tgid);
+        }
         let live = Live { tgid: contact.tgid, tls: None, holds: false, provider, unsure: None };
         if !self.follow(maps, conn, live, facts, server_name.clone(), true) {
             return;
@@ -481,7 +500,7 @@ impl Agent {
         if contact.what != contact::HELLO {
             self.enforcer.joined(conn, socket);
         }
-        if contact.held != 0 {
+        if contact.held != 0 || contact.what == contact::HELLO_PART {
             self.enforcer.arrived(conn, 1, contact.at_mono_ns);
         }
         let name = self.providers.name(provider).unwrap_or_default();
@@ -496,8 +515,9 @@ impl Agent {
     }
 
     /// A socket to a provider was let go of: how much of what it carried was read.
-    fn released(&mut self, maps: &mut Maps, released: &Released) {
+    fn released(&mut self, released: &Released) {
         let Released { at_mono_ns, cookie, conn, sent, received, .. } = *released;
+        self.enforcer.released(at_mono_ns, cookie);
         self.metrics.socket_egress_bytes.add(sent);
         self.metrics.socket_ingress_bytes.add(received);
         let now = clock::now();
@@ -513,14 +533,16 @@ impl Agent {
         if opaque {
             self.engine.carried(ConnId(conn), sent, received);
             self.close(conn, at_mono_ns);
-        } else if conn == 0 {
-            maps.forget_socket(cookie);
         }
     }
 
     /// A connection that was looked at long enough, and speaks to no AI provider.
     fn give_up(&mut self, maps: &mut Maps, conn: u64, at_mono_ns: u64) {
         self.enforcer.release(maps, &self.metrics, conn, u64::MAX);
+        if let Some(socket) = self.enforcer.socket(conn) {
+            // What it writes is not read from here on, and need not be explained.
+            maps.forget_socket(socket.cookie);
+        }
         if let Some(key) = self.close(conn, at_mono_ns) {
             maps.set_other(&key);
         }
@@ -614,6 +636,23 @@ impl Agent {
         }
     }
 
+    /// Whether a write that was reported before is repeated as it was; if not, that is said and the connection
+    /// ended.
+    fn repeats(&mut self, maps: &mut Maps, data: &Data, payload: Payload<'_>) -> bool {
+        let first = data.flags & DATA_FIRST != 0;
+        match self.rewrites.piece(data.conn, first, data.offset, payload.0) {
+            Compared::Same => {
+                let end = data.offset.saturating_add(u64::from(data.captured_len));
+                self.enforcer.repeated(maps, data.conn, data.round, end);
+                true
+            }
+            Compared::Different => {
+                self.note_unexplained(maps, data.conn, data.tgid, REWRITTEN, true);
+                false
+            }
+        }
+    }
+
     fn data(&mut self, maps: &mut Maps, data: &Data, payload: Payload<'_>) {
         if let Some(left) = self.conns.get_mut(&data.conn).and_then(|it| it.unsure.as_mut())
             && data.direction == EGRESS
@@ -624,10 +663,7 @@ impl Agent {
             }
         }
         let Some(live) = self.conns.get(&data.conn) else {
-            // Its opening was lost, and counted; nothing is held for ever on its account.
-            if data.flags & DATA_HELD != 0 {
-                let _full = maps.holds.release(data.conn, u64::MAX);
-            }
+            // Its opening was lost, and counted. What it sends goes by the deadline.
             return;
         };
         let (holds, tgid) = (live.holds, live.tgid);
@@ -641,6 +677,9 @@ impl Agent {
         };
         if data.flags & DATA_HELD != 0 {
             self.enforcer.arrived(data.conn, end, data.at_mono_ns);
+            if holds && data.direction == EGRESS && !self.repeats(maps, data, payload) {
+                return;
+            }
             if holds && self.enforcer.is_overdue(data.at_mono_ns) {
                 match self.enforcer.late(maps, data.conn, end, data.at_mono_ns) {
                     Late::Passed => self.timed_out(maps, data.conn, end, true),
@@ -670,6 +709,63 @@ impl Agent {
         self.engine.data_at(clock::now(), conn, data.at_mono_ns, direction, data.offset, payload.0);
     }
 
+    /// A socket sends what no plaintext explains.
+    fn unexplained(&mut self, maps: &mut Maps, found: &Unexplained) {
+        let Unexplained { conn, state, reason, tgid, at_mono_ns, .. } = *found;
+        if state != unexplained::WAITS {
+            return self.note_unexplained(maps, conn, tgid, reason, state == unexplained::STOPPED);
+        }
+        self.enforcer.waits_unexplained(conn, at_mono_ns);
+        let Some(live) = self.conns.get(&conn) else { return };
+        let known = self.processes.get(&live.tgid).map(|it| it.key);
+        let provider = self.providers.name(live.provider).unwrap_or_default();
+        if known.is_some_and(|it| self.engine.denies_until(clock::now(), it, provider).is_some()) {
+            // Whatever it says, it may not go there.
+            self.note_unexplained(maps, conn, tgid, reason, true);
+        }
+    }
+
+    /// What no plaintext explains was stopped for good, or let go, and is a unit of its own.
+    fn note_unexplained(
+        &mut self,
+        maps: &mut Maps,
+        conn: u64,
+        tgid: u32,
+        reason: u32,
+        stopped: bool,
+    ) {
+        let now = clock::now();
+        let live = self.conns.get(&conn);
+        let (tgid, provider) = live.map_or((tgid, 0), |it| (it.tgid, it.provider));
+        let facts = self.identities.of(tgid);
+        let key = self.processes.get(&tgid).map(|it| it.key).or(facts.as_ref().map(|it| it.key));
+        let server_name = maps.server_name(conn);
+        let socket = self.enforcer.socket(conn).or_else(|| maps.holds.socket(conn));
+        let hold = HoldLevel::Held(Mechanism::EgressHold);
+        self.unexplained_units = self.unexplained_units.wrapping_add(1);
+        let unit = ConnId(UNEXPLAINED_UNITS | self.unexplained_units);
+        let opened = ConnectionOpen {
+            name: format!("c{conn}"),
+            process: key,
+            pid: (tgid != 0).then_some(tgid),
+            comm: facts.as_ref().map(|it| it.comm.clone()),
+            exe: facts.and_then(|it| it.exe),
+            server_name: server_name.clone(),
+            local: socket.map(|it| it.local),
+            remote: socket.map(|it| it.remote),
+            from_start: false,
+            hold: if stopped { hold } else { HoldLevel::None },
+        };
+        self.engine.open(now, unit, opened);
+        let unread = Unexplainable { reason: reason_name(reason), stopped };
+        let provider = self.providers.name(provider).unwrap_or_default();
+        self.engine.unexplained(now, unit, server_name.as_deref(), provider, unread);
+        self.engine.close(now, unit, now.mono_ns);
+        if stopped {
+            self.enforcer.deny(maps, &self.metrics, conn);
+        }
+    }
+
     fn close(&mut self, conn: u64, at_mono_ns: u64) -> Option<ConnKey> {
         let live = self.conns.remove(&conn)?;
         if let Some(known) = self.processes.get_mut(&live.tgid) {
@@ -681,6 +777,7 @@ impl Agent {
             self.metrics.joins_unknown.increment();
         }
         self.enforcer.ended(at_mono_ns, conn);
+        self.rewrites.ended(conn);
         live.tls
     }
 
@@ -756,6 +853,11 @@ impl Agent {
 
     fn carry_out(&mut self, maps: &mut Maps, output: Output, durable: bool) {
         match output {
+            Output::Release { conn, .. } | Output::Deny { conn, .. }
+                if conn.0 & UNEXPLAINED_UNITS != 0 =>
+            {
+                // The kernel has carried it out.
+            }
             Output::Release { conn, to } => {
                 if !durable && self.config.evidence.on_failure == OnFailure::Block {
                     self.engine.withhold(clock::now(), conn);
@@ -855,10 +957,12 @@ impl Agent {
     pub(super) fn tick(&mut self, capture: &mut Capture) {
         let now = clock::now();
         let maps = &mut capture.maps;
-        for Expired { conn, to } in self.enforcer.expire(maps) {
+        for Expired { conn, to, unexplained, stopped } in self.enforcer.expire(maps) {
             // A push makes the kernel program report; a socket that is gone reports nothing.
-            if self.config.on_timeout == OnTimeout::Closed {
-                self.timed_out(maps, conn, to, false);
+            match unexplained {
+                _ if !stopped => {}
+                Some(reason) => self.note_unexplained(maps, conn, 0, reason, true),
+                None => self.timed_out(maps, conn, to, false),
             }
         }
         if self.engine.next_deadline().is_some_and(|at| at <= now.mono_ns) {
@@ -1061,6 +1165,17 @@ fn keep(path: &Path, config: &Config) {
             "genops-agent: the configuration can't be kept in {}: {error}; a start with one that can't be read will fail",
             state.display()
         );
+    }
+}
+
+/// A reason as `genops.capture.reason` names it.
+fn reason_name(reason: u32) -> &'static str {
+    match reason {
+        unexplained::UNREAD_PAGE => "page_not_present",
+        unexplained::RING_FULL => "ring_full",
+        unexplained::NO_RECORDS => "no_tls_records",
+        REWRITTEN => "rewritten",
+        _ => "no_plaintext",
     }
 }
 

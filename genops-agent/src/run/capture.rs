@@ -176,6 +176,7 @@ impl Capture {
         metrics.lost_unreadable.observe_total(of(loss::FAULT_BYTES));
         metrics.lost_map_full.observe_total(of(loss::CONNECTIONS_FULL) + of(loss::CALLS_FULL));
         metrics.lost_lineages.observe_total(of(loss::LINEAGES_FULL));
+        metrics.lost_over_quota.observe_total(of(loss::QUOTA));
         metrics.over_message_limit_bytes.observe_total(of(loss::LIMIT_BYTES));
         of(loss::RING_FULL_RECORDS) + of(loss::CONNECTIONS_FULL) + of(loss::CALLS_FULL)
     }

@@ -22,6 +22,10 @@ const KEEP_RELEASED_NS: u64 = 2_000_000_000;
 /// The same for one that was denied: TCP gives up on a dead peer after minutes.
 const KEEP_DENIED_NS: u64 = 300_000_000_000;
 
+/// How long the kernel follows a socket that its program has let go of: TCP may try for minutes to send what it
+/// has queued.
+const KEEP_CLOSED_NS: u64 = 300_000_000_000;
+
 /// A connection, as far as holding it goes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
@@ -35,6 +39,19 @@ struct Held {
     received: u64,
     /// Denied in the kernel until it is decided, since its deadline had passed before it was.
     stopped: bool,
+    /// The kernel's round of the last write: see [`genops_ebpf_common::Hold::round`].
+    round: u16,
+    /// In a later round than the first, the position up to which it says the same as before.
+    compared_to: u64,
+    /// The socket was destroyed.
+    destroyed: bool,
+}
+
+impl Held {
+    /// How far a verdict may go now.
+    fn release_to(&self) -> u64 {
+        if self.round == 0 { self.released_to } else { self.released_to.min(self.compared_to) }
+    }
 }
 
 /// What became of bytes that are decided after their deadline.
@@ -61,6 +78,9 @@ pub(super) struct Enforcer {
     waiting: BTreeSet<(u64, u64)>,
     /// Connections that have ended, by the time when the kernel may forget them.
     ended: BTreeMap<(u64, u64), Option<u64>>,
+    /// Sockets that their programs have let go of, by the time when the kernel may forget them. One that is open is
+    /// never forgotten: what nobody knows of passes.
+    closed_sockets: BTreeSet<(u64, u64)>,
 }
 
 impl Enforcer {
@@ -73,6 +93,7 @@ impl Enforcer {
             held: HashMap::new(),
             waiting: BTreeSet::new(),
             ended: BTreeMap::new(),
+            closed_sockets: BTreeSet::new(),
         };
         new.set(deadline, on_timeout);
         new
@@ -88,6 +109,31 @@ impl Enforcer {
         let held = self.held.entry(conn).or_default();
         held.received = held.received.max(to);
         if held.received > held.released_to && held.waiting_since.is_none() {
+            held.waiting_since = Some(at_mono_ns);
+            self.waiting.insert((at_mono_ns, conn));
+        }
+    }
+
+    /// The write that ends at `to` was reported in this round, and says what was said before of what it repeats.
+    pub(super) fn repeated(&mut self, maps: &mut Maps, conn: u64, round: u16, to: u64) {
+        let held = self.held.entry(conn).or_default();
+        if held.round == round && (round == 0 || held.compared_to >= to) {
+            return;
+        }
+        held.round = round;
+        held.compared_to = to;
+        if !held.denied && !held.stopped && held.released_to > 0 {
+            // What was decided of these bytes holds for them still.
+            let _full = maps.holds.release(conn, held.release_to(), round);
+            let held = *held;
+            self.kick(held);
+        }
+    }
+
+    /// The kernel keeps what nothing explains, from this time on.
+    pub(super) fn waits_unexplained(&mut self, conn: u64, at_mono_ns: u64) {
+        let held = self.held.entry(conn).or_default();
+        if held.waiting_since.is_none() {
             held.waiting_since = Some(at_mono_ns);
             self.waiting.insert((at_mono_ns, conn));
         }
@@ -115,7 +161,7 @@ impl Enforcer {
         }
         held.released_to = held.released_to.max(passed_to);
         // As it was, or further.
-        let _full = maps.holds.release(conn, held.released_to);
+        let _full = maps.holds.release(conn, held.release_to(), held.round);
         Late::Passed
     }
 
@@ -146,7 +192,7 @@ impl Enforcer {
             return false;
         }
         held.released_to = held.released_to.max(to);
-        if maps.holds.release(conn, held.released_to).is_err() {
+        if maps.holds.release(conn, held.release_to(), held.round).is_err() {
             metrics.lost_map_full.increment();
         }
         let held = *held;
@@ -183,7 +229,8 @@ impl Enforcer {
         let held = *held;
         if held.denied {
             // Gone already is as good.
-            let _gone = self.sockets.destroy(socket);
+            let gone = self.sockets.destroy(socket).is_ok();
+            self.held.entry(conn).or_default().destroyed = gone;
         } else if held.released_to > 0 {
             self.kick(held);
         }
@@ -211,7 +258,7 @@ impl Enforcer {
         let held = self.held.entry(conn).or_default();
         held.denied = true;
         if let Some(socket) = held.socket {
-            let _gone = self.sockets.destroy(socket);
+            held.destroyed = self.sockets.destroy(socket).is_ok();
         }
     }
 
@@ -268,9 +315,17 @@ impl Enforcer {
     pub(super) fn ended(&mut self, now_mono_ns: u64, conn: u64) {
         self.waits_no_more(conn);
         let held = self.held.remove(&conn).unwrap_or_default();
-        let keep = if held.denied { KEEP_DENIED_NS } else { KEEP_RELEASED_NS + self.deadline_ns };
+        // Of a socket that is destroyed nothing leaves any more, whoever's place its verdict takes.
+        let long = held.denied && !held.destroyed;
+        let keep = if long { KEEP_DENIED_NS } else { KEEP_RELEASED_NS + self.deadline_ns };
         let cookie = held.socket.map(|socket| socket.cookie);
         self.ended.insert((now_mono_ns.saturating_add(keep), conn), cookie);
+    }
+
+    /// The program has let go of a socket. What it has queued may still have to leave.
+    pub(super) fn released(&mut self, now_mono_ns: u64, cookie: u64) {
+        let at = now_mono_ns.saturating_add(KEEP_CLOSED_NS);
+        self.closed_sockets.insert((at, cookie));
     }
 
     /// Forgets connections whose time has come.
@@ -279,10 +334,16 @@ impl Enforcer {
             && entry.key().0 <= now_mono_ns
         {
             let ((_, conn), cookie) = entry.remove_entry();
-            maps.forget(conn, cookie);
+            maps.holds.forget(conn);
             if let Some(cookie) = cookie {
                 self.sockets.forget(cookie);
             }
+        }
+        while let Some(&(at, cookie)) = self.closed_sockets.first()
+            && at <= now_mono_ns
+        {
+            self.closed_sockets.pop_first();
+            maps.forget_socket(cookie);
         }
     }
 }

@@ -338,6 +338,7 @@ impl Core {
             conn: link.name.clone(),
             capture: capture_of(link, &call, complete, refused || response_complete),
             network: link.network,
+            capture_reason: link.unread,
             call,
             response_complete,
             start_unix_ns,

@@ -27,6 +27,8 @@ pub(super) struct Link {
     pub(super) network: Network,
     /// Where no plaintext of it is read: what is known of all of its requests together.
     pub(super) opaque: Option<Call>,
+    /// Why what it stands for could not be read.
+    pub(super) unread: Option<&'static str>,
     /// Egress up to here may leave.
     pub(super) released: u64,
     /// What `released` was before the last time.
@@ -104,6 +106,7 @@ impl Link {
             hold,
             network: Network { local, remote, ..Network::default() },
             opaque: None,
+            unread: None,
             released: 0,
             released_before: 0,
             passed: 0,

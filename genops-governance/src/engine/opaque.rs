@@ -14,6 +14,18 @@ use crate::process::ProcessKey;
 use crate::record::{Record, RecordKind, Texts};
 use crate::time::Now;
 
+/// `gen_ai.operation.name` of what was sent and nothing explains.
+const UNEXPLAINED: &str = "x_unexplained";
+
+/// What a socket sent, and no plaintext explains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unexplainable {
+    /// Why, as `genops.capture.reason` names it.
+    pub reason: &'static str,
+    /// It was stopped for good; otherwise it has left.
+    pub stopped: bool,
+}
+
 /// What becomes of a connection.
 pub(super) enum Judged {
     /// It is ended.
@@ -32,9 +44,30 @@ impl Core {
         provider: &str,
         beforehand: Beforehand,
     ) {
+        let call = call_of(provider, server, now.mono_ns);
+        self.decide_opaque(now, link, call, beforehand);
+    }
+
+    /// See [`super::Engine::unexplained`].
+    pub(super) fn open_unexplained(
+        &mut self,
+        now: Now,
+        link: &mut Link,
+        server: Option<&str>,
+        provider: &str,
+        unread: Unexplainable,
+    ) {
+        let operation = Some(UNEXPLAINED.to_owned());
+        let provider = Some(provider.to_owned()).filter(|it| !it.is_empty());
+        let call = Call { operation, provider, ..call_of("", server, now.mono_ns) };
+        link.unread = Some(unread.reason);
+        let beforehand = if unread.stopped { Beforehand::Refused } else { Beforehand::Nothing };
+        self.decide_opaque(now, link, call, beforehand);
+    }
+
+    fn decide_opaque(&mut self, now: Now, link: &mut Link, call: Call, beforehand: Beforehand) {
         self.start(now);
         let subject = self.subject(link);
-        let call = call_of(provider, server, now.mono_ns);
         link.opaque = Some(call.clone());
         let ask = self.ask_of(&call);
         let preventable = link.can_prevent(u64::MAX);
