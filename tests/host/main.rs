@@ -3,6 +3,7 @@
 //! They need root. Where it is missing each says so and is counted as skipped. They run one at a time
 //! (`--test-threads=1`): there is one kernel.
 
+mod absence;
 mod budget;
 mod calls;
 mod death;
