@@ -64,6 +64,7 @@ impl Guard {
     /// Guards until the agent has ended and nothing waits any more.
     pub(crate) fn run(self) -> Result<()> {
         let Self { agent, maps, link, deadline_ms, closed, run } = self;
+        genops_ebpf_common::close_inherited();
         // Own session and deaf to the signals that end the agent: its end is what we are here for.
         let _leader_already = rustix::process::setsid();
         for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {

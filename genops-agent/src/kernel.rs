@@ -13,7 +13,7 @@ pub(crate) mod place;
 pub(crate) mod providers;
 pub(crate) mod sockets;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -232,6 +232,11 @@ impl Maps {
         };
     }
 
+    /// The addresses of providers that an agent before this one has learnt.
+    pub(crate) fn addresses(&self) -> Vec<(AddressKey, u32)> {
+        self.addresses.iter().flatten().collect()
+    }
+
     /// Until when a process may not call a provider at all, in nanoseconds of `CLOCK_MONOTONIC`.
     pub(crate) fn set_denied(&mut self, key: DeniedKey, until_mono_ns: Option<u64>) {
         // Where there is no room, each request is decided by itself.
@@ -254,6 +259,7 @@ impl Maps {
 
     /// Tells the programs which names are AI providers'.
     pub(crate) fn set_hosts(&mut self, providers: &Providers) -> Result<()> {
+        let mut known = HashSet::new();
         for (HostPattern { suffix, prefix, port, provider: _ }, number) in providers.hosts() {
             // The programs compare names, not ports: every service of this host would be held. What is
             // an AI API on a local port is known by its path.
@@ -263,6 +269,12 @@ impl Maps {
             let key = name_key(suffix, !suffix.starts_with(['.', '-']));
             let rule = name_rule(prefix, number);
             self.hosts.insert(&key, rule, 0).with_context(|| suffix.to_owned())?;
+            known.insert((key.prefix_len(), key.data()));
+        }
+        // Of a configuration or an agent before.
+        let keys: Vec<Key<NameKey>> = self.hosts.keys().flatten().collect();
+        for key in keys.iter().filter(|it| !known.contains(&(it.prefix_len(), it.data()))) {
+            let _gone = self.hosts.remove(key);
         }
         for suffix in API_PATH_SUFFIXES {
             self.paths
@@ -290,12 +302,16 @@ impl Maps {
         std::str::from_utf8(name).ok().filter(|it| !it.is_empty()).map(str::to_owned)
     }
 
-    /// Which processes are denied what: an agent before this one said so.
-    pub(crate) fn forget_denials(&mut self) {
-        let keys: Vec<DeniedKey> = self.denied.keys().flatten().collect();
-        for key in keys {
+    /// Which processes are denied what, and until when, as an agent before this one has said. What has ended since is
+    /// left out, and forgotten.
+    pub(crate) fn denials(&mut self) -> Vec<(DeniedKey, u64)> {
+        let found: Vec<(DeniedKey, u64)> = self.denied.iter().flatten().collect();
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|(key, _)| self.processes.get(&key.tgid, 0).is_ok());
+        for (key, _) in gone {
             self.set_denied(key, None);
         }
+        kept
     }
 
     /// Removes a TLS object that its process did not free.

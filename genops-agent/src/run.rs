@@ -61,8 +61,14 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
         None => None,
     };
     let nice = config.capture.nice;
+    if let Some(why) = &options.refused {
+        // Before it is ready.
+        agent::refused(&metrics, why);
+    }
     let mut agent = Agent::start(config, options.output, watch, &mut capture, &metrics)?;
-    agent.begin(options.refused.as_deref());
+    if options.refused.is_none() {
+        agent.keep_configuration();
+    }
     agent.adopt(&mut capture.maps);
     set_priority(nice);
     loop {

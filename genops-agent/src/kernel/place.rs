@@ -74,7 +74,8 @@ pub(crate) fn at(path: &Path, touch: Touch) -> Result<(), String> {
         return Err(format!("{shown} is not on a BPF file system; {MOUNT_ONE}"));
     }
     let mode = fstat(&last).map_err(|error| format!("{shown}: {error}"))?.st_mode & 0o7777;
-    if mode == PRIVATE {
+    // The root of a BPF file system is sticky, whatever it is mounted with.
+    if mode & !STICKY == PRIVATE {
         return Ok(());
     }
     if mode & OTHERS_WRITE != 0 || !holds_only_ours(path) {

@@ -2,10 +2,16 @@
 
 use genops_protocols::{HostPattern, Hosts};
 
+/// Bits of a number: what the programs compare it with has others beside it.
+const BITS: u32 = 24;
+
 /// Providers by number, as the kernel programs know them: 1 and up.
+///
+/// A number comes from the name alone, so that maps which outlive an agent mean the same to the next one, whatever its
+/// configuration and version.
 #[derive(Clone, Debug)]
 pub(crate) struct Providers {
-    names: Vec<String>,
+    names: Vec<(u32, String)>,
     hosts: Hosts,
 }
 
@@ -20,7 +26,11 @@ impl Providers {
     pub(crate) fn replace(&mut self, hosts: &Hosts) {
         for pattern in hosts.host_patterns() {
             if self.number(pattern.provider) == 0 {
-                self.names.push(pattern.provider.to_owned());
+                let mut number = number_of(pattern.provider);
+                while self.name(number).is_some() {
+                    number = number % ((1 << BITS) - 1) + 1;
+                }
+                self.names.push((number, pattern.provider.to_owned()));
             }
         }
         self.hosts = hosts.clone();
@@ -33,14 +43,12 @@ impl Providers {
 
     /// The number of a provider; 0 where it is none.
     pub(crate) fn number(&self, name: &str) -> u32 {
-        let at = self.names.iter().position(|it| it == name).map_or(0, |at| at + 1);
-        u32::try_from(at).unwrap_or(0)
+        self.names.iter().find(|(_, it)| it == name).map_or(0, |(number, _)| *number)
     }
 
     /// The provider of a number.
     pub(crate) fn name(&self, number: u32) -> Option<&str> {
-        let at = usize::try_from(number).ok()?.checked_sub(1)?;
-        self.names.get(at).map(String::as_str)
+        self.names.iter().find(|(it, _)| *it == number).map(|(_, name)| name.as_str())
     }
 
     /// The number of the provider whose host this is, and its port where that is not HTTPS; 0: none's.
@@ -48,5 +56,34 @@ impl Providers {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         let found = self.hosts.host_patterns().find(|it| it.matches(&host, it.port));
         found.map_or((0, None), |it| (self.number(it.provider), it.port))
+    }
+}
+
+/// FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>), folded; never 0.
+fn number_of(name: &str) -> u32 {
+    let hash = name
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let folded = (hash >> BITS) ^ (hash & ((1 << BITS) - 1));
+    folded.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_comes_from_the_name_alone_and_names_one_provider() {
+        let hosts = Hosts::builtin();
+        let providers = Providers::new(&hosts);
+        let openai = providers.number("openai");
+        assert_eq!(openai, number_of("openai"));
+        assert_eq!(providers.name(openai), Some("openai"));
+        assert_eq!(providers.of_host("api.openai.com").0, openai);
+        let mut numbers: Vec<u32> = providers.names.iter().map(|it| it.0).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), providers.names.len());
+        assert!(numbers.iter().all(|it| (1..1 << BITS).contains(it)));
     }
 }

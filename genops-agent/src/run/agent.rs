@@ -229,12 +229,10 @@ impl Agent {
         })
     }
 
-    /// What it runs on is in force from here on; `why` it is not what the file says, where that is so.
-    pub(super) fn begin(&self, why: Option<&str>) {
-        match (why, &self.watch) {
-            (Some(why), _) => refused(&self.metrics, why),
-            (None, Some(watch)) => keep(watch.path(), &self.config),
-            (None, None) => {}
+    /// What it runs on is in force, as the file says it.
+    pub(super) fn keep_configuration(&self) {
+        if let Some(watch) = &self.watch {
+            keep(watch.path(), &self.config);
         }
     }
 
@@ -244,8 +242,9 @@ impl Agent {
         if !self.pins.as_deref().is_some_and(Pins::are_inherited) {
             return;
         }
-        maps.forget_denials();
         self.adopt_lineages(maps);
+        self.adopt_denials(maps);
+        self.adopt_addresses(maps);
         let mut adopted = 0u64;
         for (key, conn) in maps.tls_objects() {
             let Some(facts) = self.identities.of(key.tgid) else {
@@ -268,6 +267,37 @@ impl Agent {
         eprintln!(
             "genops-agent: took over the programs of the agent before, and {adopted} connections"
         );
+    }
+
+    /// What was refused outright stays so until this agent has another opinion: it may end at once itself.
+    fn adopt_denials(&mut self, maps: &mut Maps) {
+        for (key, until_mono_ns) in maps.denials() {
+            match self
+                .identities
+                .of(key.tgid)
+                .filter(|_| self.providers.name(key.provider).is_some())
+            {
+                Some(facts) => {
+                    self.standing.adopt(key, facts.key, until_mono_ns);
+                    self.introduce(maps, facts);
+                }
+                None => maps.set_denied(key, None),
+            }
+        }
+    }
+
+    /// Addresses of providers, as an agent before this one has learnt them; what this one does not know is nobody's.
+    fn adopt_addresses(&mut self, maps: &mut Maps) {
+        for (key, number) in maps.addresses() {
+            if self.providers.name(number).is_none() {
+                maps.set_address(&key, 0);
+                continue;
+            }
+            // The rest of an IPv4 address is zero.
+            let ip_version = if key.address.iter().skip(4).all(|it| *it == 0) { 4 } else { 6 };
+            let ip = address_of(ip_version, key.address, key.port).ip();
+            let _told = self.contacts.learn(ip, number, key.port);
+        }
     }
 
     /// What an agent before this one has said of processes, and what the programs have handed down since.
@@ -788,7 +818,10 @@ impl Agent {
             maps.forget_lineage(key);
             self.engine.process_exit(clock::now(), key);
         }
-        let Some(known) = self.processes.remove(&tgid) else { return };
+        let Some(known) = self.processes.remove(&tgid) else {
+            // It may have been denied something by an agent before.
+            return self.standing.forget(maps, tgid);
+        };
         for conn in known.conns {
             // It did not free its TLS objects, so the kernel programs still know them.
             if let Some(key) = self.close(conn, at_mono_ns) {
@@ -1150,7 +1183,7 @@ impl Agent {
 }
 
 /// The configuration in force is not the one that the file says.
-fn refused(metrics: &Metrics, why: &str) {
+pub(super) fn refused(metrics: &Metrics, why: &str) {
     metrics.configuration_refused.set(1);
     let said =
         format!("the last good configuration is in force, the present one is refused: {why}");

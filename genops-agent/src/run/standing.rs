@@ -44,6 +44,13 @@ impl Standing {
         self.asked.insert(key);
     }
 
+    /// A process is denied a provider, as an agent before this one has told the kernel.
+    pub(super) fn adopt(&mut self, key: DeniedKey, process: ProcessKey, until_mono_ns: u64) {
+        let denied_until = Some(until_mono_ns);
+        self.pairs.insert(key, Pair { process, denied_until });
+        self.asked.insert(key);
+    }
+
     /// Something of this process was refused.
     pub(super) fn refused(&mut self, tgid: u32) {
         self.asked.extend(self.pairs.keys().filter(|it| it.tgid == tgid));
