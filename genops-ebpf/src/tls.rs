@@ -271,7 +271,9 @@ fn server_name(ssl: u64, name: u64) {
     // A name may end with the root's dot (RFC 1034 §3.1).
     // SAFETY: within `bytes`, by the check above and the mask.
     unsafe {
-        let last = (&raw mut (*scratch).bytes).cast::<u8>().add((len & NAME_MASK) as usize);
+        // Opaque, so that the mask stays: kernels before 6.2 lose the bound that was checked.
+        let at = core::hint::black_box(len) & NAME_MASK;
+        let last = (&raw mut (*scratch).bytes).cast::<u8>().add(at as usize);
         if len > 1 && *last == b'.' {
             *last = 0;
             len -= 1;
