@@ -47,18 +47,24 @@ impl Flow {
     /// Jumps out of the function are followed too: they lead to its cold part, or to a function that
     /// it ends with, whose RET returns to the same caller. A probe that is hit for another reason
     /// sees another stack pointer and does nothing.
-    pub(super) fn of<'a>(
+    pub(super) fn of<Bytes: AsRef<[u8]>>(
         start: u64,
         size: u64,
-        code: impl Fn(u64, u64) -> Option<&'a [u8]>,
+        code: impl Fn(u64, u64) -> Option<Bytes>,
     ) -> Self {
         let mut flow = Self { start, ..Self::default() };
         let inside = start..start.saturating_add(size);
         let mut todo = vec![start];
         while let Some(from) = todo.pop() {
+            if flow.instructions.len() >= INSTRUCTION_LIMIT {
+                break;
+            }
+            if flow.instructions.contains_key(&from) {
+                continue;
+            }
             let room = if inside.contains(&from) { inside.end - from } else { 4096 };
             let Some(code) = code(from, room) else { continue };
-            let mut decoder = Decoder::with_ip(64, code, from, DecoderOptions::NONE);
+            let mut decoder = Decoder::with_ip(64, code.as_ref(), from, DecoderOptions::NONE);
             while decoder.can_decode() {
                 let instruction = decoder.decode();
                 if instruction.is_invalid()
