@@ -15,6 +15,7 @@ use crate::{
     cli::Format,
     config::{Config, PinDirectory},
     discovery::{mapped_runtimes, pids, reach},
+    foreign::Foreign,
     identity::Identities,
     kernel::{
         self, Kept,
@@ -304,14 +305,15 @@ fn print(findings: &Findings, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "Running programs that are captured:")?;
     }
     for Program { pid, comm, executable, runtime, library, level, method } in programs {
-        let executable = executable.as_deref().unwrap_or("?");
+        let executable = Foreign(executable.as_deref().unwrap_or("?"));
+        let (comm, library) = (Foreign(comm).to_string(), Foreign(library));
         writeln!(
             out,
             "  {pid:>8}  {comm:<16} {runtime:<8} {level:<6} {method}  {executable}  ({library})"
         )?;
     }
     for (library, why) in not_captured {
-        writeln!(out, "Not captured: {library}: {why}")?;
+        writeln!(out, "Not captured: {}: {}", Foreign(library), Foreign(why))?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ mod discovery;
 mod doctor;
 mod evidence;
 mod export;
+mod foreign;
 mod guard;
 mod identity;
 mod journal;

@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
 
+use crate::foreign;
 use genops_governance::{Attribute, Awu, Value};
 use serde::Serialize as _;
 use serde::ser::{SerializeMap as _, Serializer};
@@ -147,21 +148,13 @@ pub(crate) fn find_double(attributes: &[Attribute], key: &str) -> Option<f64> {
 
 /// `text` without what a terminal would obey, and at most `width` characters long.
 pub(crate) fn plain(text: &str, width: usize) -> String {
-    let mut shown: String = text
-        .chars()
-        .take(width)
-        .map(|c| if c.is_control() || is_reordering(c) { '\u{fffd}' } else { c })
-        .collect();
+    let mut shown: String =
+        text.chars().take(width).map(|c| if foreign::acts(c) { '\u{fffd}' } else { c }).collect();
     if text.chars().nth(width).is_some() {
         shown.pop();
         shown.push('…');
     }
     shown
-}
-
-/// Characters that change the order or direction of what is shown.
-fn is_reordering(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use genops_governance::Explanation;
 
 use super::money;
 use crate::cli::{self, Failure};
+use crate::foreign::Line;
 use crate::journal::entry::{Accounted, Decided, Entry, Kind, Text, What, Who};
 
 /// Say who asked for what, what was decided by which policy, and what would have to change
@@ -44,7 +45,7 @@ impl Explain {
             );
             return Err(Failure::not_so(anyhow!("{wanted} in {}", directory.display())));
         };
-        cli::print(|out| writeln!(out, "{story}"))?;
+        cli::print(|out| writeln!(out, "{}", Line(&story)))?;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::{
         Arc,
         mpsc::{Sender, channel},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -20,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::{
     config::Config,
     discovery::{Discovery, Finding},
+    foreign::Foreign,
     kernel::{self, Kept, Kernel, Maps, Mechanisms, Pins, Providers, pins, place::Touch},
     metrics::{Metrics, Part},
 };
@@ -29,6 +30,10 @@ const BATCH: usize = 256;
 
 /// When the ring buffer is looked at again after records came: the programs wake nobody for each of them.
 const LOOK_AGAIN: Duration = Duration::from_nanos(2 * NAP_NS);
+
+/// Most lines about files that can't be captured, in [`LINES_EVERY`]; the others are counted.
+const LINES_LIMIT: u32 = 10;
+const LINES_EVERY: Duration = Duration::from_mins(1);
 
 /// What a wait ended with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +102,8 @@ impl Capture {
         let (started, programs) = channel();
         let found = Arc::clone(metrics);
         std::thread::Builder::new().name("discovery".to_owned()).spawn(move || {
-            Discovery::new(probes).run(&programs, |finding| note(&found, finding));
+            let mut said = Said::default();
+            Discovery::new(probes).run(&programs, |finding| note(&found, &mut said, finding));
         })?;
         let (reload, reread) = UnixStream::pair()?;
         reload.set_nonblocking(true)?;
@@ -205,7 +211,31 @@ fn heard(pipe: &mut UnixStream) -> bool {
     matches!(pipe.read(&mut [0; 16]), Ok(1..))
 }
 
-fn note(metrics: &Metrics, finding: Finding) {
+/// Lines about files: anybody can make as many files as they like.
+#[derive(Debug, Default)]
+struct Said {
+    since: Option<Instant>,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Said {
+    /// Whether one more line may be written; and how many were left out before it, where one says so.
+    fn one_more(&mut self, now: Instant) -> Option<u64> {
+        if self.since.is_none_or(|it| now.saturating_duration_since(it) >= LINES_EVERY) {
+            self.since = Some(now);
+            self.lines = 0;
+        }
+        if self.lines >= LINES_LIMIT {
+            self.left_out += 1;
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+fn note(metrics: &Metrics, said: &mut Said, finding: Finding) {
     match finding {
         Finding::Attached => metrics.attached_files.set(metrics.attached_files.get() + 1),
         Finding::Detached => {
@@ -213,9 +243,32 @@ fn note(metrics: &Metrics, finding: Finding) {
         }
         Finding::Failed { path, error } => {
             metrics.attach_failures.increment();
-            eprintln!("genops-agent: {}: not captured: {error}", path.display());
+            let Some(left_out) = said.one_more(Instant::now()) else { return };
+            if left_out > 0 {
+                eprintln!("genops-agent: {left_out} more files were not captured");
+            }
+            let (path, error) = (Foreign(path.display()), Foreign(error));
+            eprintln!("genops-agent: {path}: not captured: {error}");
         }
         Finding::Ready { refused: None } => metrics.readiness.reached(Part::Probes),
-        Finding::Ready { refused: Some(why) } => metrics.readiness.waits(Part::Probes, why),
+        Finding::Ready { refused: Some(why) } => {
+            metrics.readiness.waits(Part::Probes, Foreign(why).to_string());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_about_files_are_few_however_many_files_there_are() {
+        let mut said = Said::default();
+        let start = Instant::now();
+        let lines = (0..5_000).filter(|_| said.one_more(start).is_some()).count();
+        assert_eq!(lines, LINES_LIMIT as usize);
+        let later = start + LINES_EVERY;
+        assert_eq!(said.one_more(later), Some(5_000 - u64::from(LINES_LIMIT)));
+        assert_eq!(said.one_more(later), Some(0));
     }
 }
