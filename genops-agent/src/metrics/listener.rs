@@ -2,19 +2,33 @@
 //!
 //! A hand-written responder for three fixed paths, in place of an HTTP framework: one request a
 //! connection, GET and HEAD only, no body read, a bounded head, a deadline, a bounded number of
-//! connections at once. It runs on threads of its own, so that neither a slow scrape nor a busy
+//! connections at once. It runs on a thread of its own, so that neither a slow scrape nor a busy
 //! exporter delays a verdict, and it still answers when the exporter's runtime is stuck.
+//!
+//! Anybody may connect, and nobody keeps a probe from its answer: heads are read as they come, all of
+//! them at once; where there is no room for one more, the one that took longest gives up its place,
+//! of whoever has most of them. Answers to probes fit the socket's buffer and wait for nobody; pages
+//! of metrics, which may not, are written by threads with places of their own.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::Metrics;
 
-/// Requests served at the same time; more are refused at once.
-const CONNECTIONS: usize = 16;
+/// Request heads that are read at the same time.
+const HEADS: usize = 128;
+
+/// Connections that are taken up before the heads are looked at again.
+const ACCEPTED_AT_ONCE: usize = 16;
+
+/// Pages of metrics that are written at the same time; more are refused at once.
+const PAGES: usize = 8;
 
 /// Longest request head, in bytes.
 const HEAD_LIMIT: usize = 8 << 10;
@@ -22,10 +36,13 @@ const HEAD_LIMIT: usize = 8 << 10;
 /// From accepting a connection to the end of its request head.
 const HEAD_DEADLINE: Duration = Duration::from_secs(2);
 
-/// For writing the answer.
+/// For writing a page of metrics.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Stack of a request's thread, in bytes.
+/// How long no connection is taken up where none can be: out of descriptors.
+const REST: Duration = Duration::from_millis(100);
+
+/// Stack of a thread, in bytes.
 const STACK: usize = 128 << 10;
 
 /// Binds `address` and serves it until the process ends.
@@ -35,8 +52,14 @@ const STACK: usize = 128 << 10;
 /// Where the address cannot be bound; the returned address has the port that was chosen for 0.
 pub(crate) fn start(address: SocketAddr, metrics: Arc<Metrics>) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
     let bound = listener.local_addr()?;
-    thread("metrics").spawn(move || accept(&listener, &metrics))?;
+    let mut desk = Desk { listener, metrics, heads: Vec::new(), pages: Arc::default() };
+    thread("metrics").spawn(move || {
+        loop {
+            desk.turn();
+        }
+    })?;
     Ok(bound)
 }
 
@@ -44,67 +67,175 @@ fn thread(name: &str) -> std::thread::Builder {
     std::thread::Builder::new().name(name.to_owned()).stack_size(STACK)
 }
 
-fn accept(listener: &TcpListener, metrics: &Arc<Metrics>) {
-    let open = Arc::new(AtomicUsize::new(0));
-    loop {
-        let Ok((stream, _)) = listener.accept() else {
-            // Out of descriptors, or the peer was gone already: neither is a reason to spin.
-            std::thread::sleep(Duration::from_millis(100));
-            continue;
-        };
-        if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS {
-            open.fetch_sub(1, Ordering::Relaxed);
-            metrics.scrapes_refused.increment();
-            continue;
+/// A connection whose request head is read.
+#[derive(Debug)]
+struct Head {
+    stream: TcpStream,
+    peer: IpAddr,
+    since: Instant,
+    read: Vec<u8>,
+}
+
+/// What became of a head.
+enum Read {
+    Part,
+    Whole,
+    /// The peer went away: its loss, and nothing here depends on it.
+    Gone,
+}
+
+/// Everything that the listener has.
+struct Desk {
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    /// Oldest first.
+    heads: Vec<Head>,
+    /// Pages that are being written.
+    pages: Arc<AtomicUsize>,
+}
+
+impl Desk {
+    /// Waits for what comes next, and does it.
+    fn turn(&mut self) {
+        let now = Instant::now();
+        let left = |it: &Head| (it.since + HEAD_DEADLINE).saturating_duration_since(now);
+        let patience = self.heads.first().map(left);
+        let patience = patience.and_then(|it| Timespec::try_from(it).ok());
+        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
+        fds.extend(self.heads.iter().map(|it| PollFd::new(&it.stream, PollFlags::IN)));
+        if poll(&mut fds, patience.as_ref()).is_err() {
+            // A signal; or no memory, which is no reason to spin.
+            std::thread::sleep(Duration::from_millis(1));
         }
-        let (its_metrics, its_open) = (Arc::clone(metrics), Arc::clone(&open));
-        let served = thread("metrics-request").spawn(move || {
-            // The peer went away or was too slow: its loss, and nothing here depends on it.
-            serve(stream, &its_metrics).unwrap_or_default();
-            its_open.fetch_sub(1, Ordering::Relaxed);
+        for _ in 0..ACCEPTED_AT_ONCE {
+            match self.listener.accept() {
+                Ok((stream, peer)) => self.take_up(stream, peer.ip()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    // Out of descriptors, or the peer was gone already.
+                    std::thread::sleep(REST);
+                    break;
+                }
+            }
+        }
+        self.read();
+    }
+
+    fn take_up(&mut self, stream: TcpStream, peer: IpAddr) {
+        if stream.set_nonblocking(true).is_err() {
+            return;
+        }
+        if self.heads.len() >= HEADS {
+            // Who has sent a head already is served before somebody makes room.
+            self.read();
+        }
+        if self.heads.len() >= HEADS {
+            self.make_room();
+        }
+        self.heads.push(Head { stream, peer, since: Instant::now(), read: Vec::new() });
+    }
+
+    /// Gives up the head that took longest, of the peer that has most of them.
+    fn make_room(&mut self) {
+        let mut places: HashMap<IpAddr, usize> = HashMap::new();
+        for head in &self.heads {
+            *places.entry(head.peer).or_default() += 1;
+        }
+        let most = places.values().max().copied().unwrap_or_default();
+        let of_most = |it: &Head| places.get(&it.peer) == Some(&most);
+        if let Some(at) = self.heads.iter().position(of_most) {
+            self.heads.remove(at);
+            self.metrics.scrapes_refused.increment();
+        }
+    }
+
+    /// Reads what has come, and answers where a head is whole.
+    fn read(&mut self) {
+        let now = Instant::now();
+        for mut head in std::mem::take(&mut self.heads) {
+            match head.go_on() {
+                Read::Whole => self.answer(head),
+                Read::Part if now.saturating_duration_since(head.since) < HEAD_DEADLINE => {
+                    self.heads.push(head);
+                }
+                Read::Part | Read::Gone => {}
+            }
+        }
+    }
+
+    fn answer(&self, head: Head) {
+        let Head { stream, read, .. } = head;
+        if !asks_for_metrics(&read) {
+            // The socket's buffer takes it; a peer that is gone does not get it.
+            let (answer, with_body) = respond(&read, &self.metrics);
+            return write(stream, &answer, with_body).unwrap_or_default();
+        }
+        if self.pages.fetch_add(1, Ordering::Relaxed) >= PAGES {
+            self.pages.fetch_sub(1, Ordering::Relaxed);
+            return self.metrics.scrapes_refused.increment();
+        }
+        let (metrics, pages) = (Arc::clone(&self.metrics), Arc::clone(&self.pages));
+        let served = thread("metrics-page").spawn(move || {
+            // The peer went away or was too slow: its loss.
+            page(stream, &read, &metrics).unwrap_or_default();
+            pages.fetch_sub(1, Ordering::Relaxed);
         });
         if served.is_err() {
-            open.fetch_sub(1, Ordering::Relaxed);
-            metrics.scrapes_refused.increment();
+            self.pages.fetch_sub(1, Ordering::Relaxed);
+            self.metrics.scrapes_refused.increment();
         }
     }
 }
 
-fn serve(mut stream: TcpStream, metrics: &Metrics) -> io::Result<()> {
+impl Head {
+    /// Reads up to the empty line, or as much as the limit allows.
+    fn go_on(&mut self) -> Read {
+        let mut piece = [0; 1 << 10];
+        loop {
+            let read = match self.stream.read(&mut piece) {
+                Ok(read) => read,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Read::Part,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return Read::Gone,
+            };
+            // An end may stand across two pieces.
+            let from = self.read.len().saturating_sub(3);
+            self.read.extend_from_slice(piece.get(..read).unwrap_or_default());
+            let new = self.read.get(from..).unwrap_or_default();
+            let ended = new.windows(4).any(|four| four == b"\r\n\r\n");
+            if read == 0 || ended || self.read.len() >= HEAD_LIMIT {
+                return Read::Whole;
+            }
+        }
+    }
+}
+
+/// A page of metrics, at the peer's pace.
+fn page(stream: TcpStream, head: &[u8], metrics: &Metrics) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-    let head = read_head(&mut stream)?;
-    let (answer, with_body) = respond(&head, metrics);
+    let (answer, with_body) = respond(head, metrics);
+    write(stream, &answer, with_body)
+}
+
+fn write(mut stream: TcpStream, answer: &Answer, with_body: bool) -> io::Result<()> {
     let Answer { status, content_type, body } = answer;
     let length = body.len();
-    let head = format!(
+    let mut text = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\n\
          Cache-Control: no-store\r\nConnection: close\r\n\r\n"
     );
-    stream.write_all(head.as_bytes())?;
     if with_body {
-        stream.write_all(body.as_bytes())?;
+        text.push_str(body);
     }
+    stream.write_all(text.as_bytes())?;
     stream.shutdown(std::net::Shutdown::Write)
 }
 
-/// Reads up to the empty line, or as much as the limit allows.
-fn read_head(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + HEAD_DEADLINE;
-    let mut head = Vec::with_capacity(1 << 10);
-    let mut piece = [0; 1 << 10];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        let read = stream.read(&mut piece)?;
-        head.extend_from_slice(piece.get(..read).unwrap_or_default());
-        let ended = head.windows(4).any(|four| four == b"\r\n\r\n");
-        if read == 0 || ended || head.len() >= HEAD_LIMIT {
-            return Ok(head);
-        }
-    }
+/// Whether the target is the page that may be too large for the socket's buffer.
+fn asks_for_metrics(head: &[u8]) -> bool {
+    let target = head.split(|&byte| byte == b' ' || byte == b'\r').nth(1).unwrap_or_default();
+    target.split(|&byte| byte == b'?').next() == Some(b"/metrics")
 }
 
 /// An answer in full.
@@ -220,6 +351,49 @@ mod tests {
                 ready
             "]],
         );
+    }
+
+    /// Asks for a probe's path, and says whether it was answered in time.
+    fn probe(address: SocketAddr, path: &str) -> bool {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let (first, second) = path.split_at(3);
+        stream.write_all(format!("GET {first}").as_bytes()).unwrap();
+        stream.write_all(format!("{second} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).is_ok() && answer.starts_with("HTTP/1.1 200 OK\r\n")
+    }
+
+    #[test]
+    fn heads_that_never_end_keep_no_probe_from_its_answer() {
+        let address = start("127.0.0.1:0".parse().unwrap(), Arc::new(ready())).unwrap();
+        let mut held = Vec::new();
+        for round in 0..6 {
+            for _ in 0..HEADS / 2 {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.write_all(b"GET /hea").unwrap();
+                held.push(stream);
+            }
+            for path in ["/healthz", "/readyz"] {
+                assert!(probe(address, path), "{path} in round {round}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_does_not_read_pages_keeps_no_probe_from_its_answer() {
+        let address = start("127.0.0.1:0".parse().unwrap(), Arc::new(ready())).unwrap();
+        let unread: Vec<TcpStream> = (0..3 * PAGES)
+            .map(|_| {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+                stream
+            })
+            .collect();
+        for path in ["/readyz", "/healthz"] {
+            assert!(probe(address, path), "{path}");
+        }
+        drop(unread);
     }
 
     #[test]
