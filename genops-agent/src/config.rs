@@ -133,6 +133,8 @@ pub(crate) struct Config {
     pub(crate) recipe: Option<Vec<u8>>,
     /// What is odd about it, a sentence each.
     pub(crate) warnings: Vec<String>,
+    /// What it lets pass all the same.
+    pub(crate) left_open: Vec<String>,
     sections: Sections,
     settings: Settings,
     /// The file itself, and the others that it names.
@@ -242,6 +244,7 @@ impl Config {
             LoadError::Invalid(lines.place(&place, text, &error.faults, of_cedar))
         })?;
         warnings.extend(oddities(&sections, on_timeout));
+        let left_open = left_open(&sections, on_timeout);
         let evidence = evidence.settle(path, &sources).map_err(invalid)?;
         let recipe = recipe::write(text, &sections);
         if recipe.is_none() {
@@ -261,6 +264,7 @@ impl Config {
             hash: hash(text, &sections.policy_files),
             recipe,
             warnings,
+            left_open,
             sections,
             settings,
             texts: sources.into_read(text),
@@ -651,6 +655,35 @@ fn oddities(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
         );
     }
     found
+}
+
+/// What a configuration lets pass all the same.
+fn left_open(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
+    let mut open = Vec::new();
+    if !enforces(sections) {
+        return vec!["mode is observe: nothing is stopped".to_owned()];
+    }
+    if sections.mode == Mode::Observe {
+        open.push("mode is observe for whoever is no principal in enforce mode".to_owned());
+    }
+    for it in sections.principals.iter().filter(|it| it.mode == Some(Mode::Observe)) {
+        open.push(format!("principal `{}` is only observed", it.name));
+    }
+    if on_timeout == OnTimeout::Open {
+        open.push("on_timeout: open lets a request pass that is not decided in time".to_owned());
+    }
+    if sections.uninspectable != Uninspectable::Block {
+        open.push("uninspectable lets pass what can't be read".to_owned());
+    }
+    let bound = sections.policies.iter().any(|it| it.principal.is_some() || it.team.is_some());
+    if bound && sections.unmapped != Unmapped::Block && !sections.default_deny {
+        open.push(
+            "unmapped lets whoever is no principal pass the policies that name one: a copied program \
+             is nobody's"
+                .to_owned(),
+        );
+    }
+    open
 }
 
 /// Where the entries of each list begin, for refusals that come after parsing.

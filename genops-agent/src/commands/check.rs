@@ -41,12 +41,12 @@ impl Check {
         };
         let facts = facts(&config);
         match output {
-            Format::Text => cli::print(|out| text(&place, &facts, &config.warnings, out))?,
+            Format::Text => cli::print(|out| text(&place, &facts, &config, out))?,
             Format::Json => cli::print(|out| {
                 let facts: serde_json::Map<_, _> =
                     facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-                let warnings = &config.warnings;
-                let result = json!({"config": place, "accepted": true, "settings": facts, "warnings": warnings});
+                let Config { warnings, left_open, .. } = &config;
+                let result = json!({"config": place, "accepted": true, "settings": facts, "warnings": warnings, "left_open": left_open});
                 writeln!(out, "{result}")
             })?,
         };
@@ -131,7 +131,7 @@ fn facts(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
 fn text(
     place: &str,
     facts: &[(&'static str, serde_json::Value)],
-    warnings: &[String],
+    config: &Config,
     out: &mut dyn Write,
 ) -> std::io::Result<()> {
     writeln!(out, "{place}: accepted")?;
@@ -142,7 +142,8 @@ fn text(
         };
         writeln!(out, "  {name:<20} {value}")?;
     }
-    warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))
+    config.warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))?;
+    config.left_open.iter().try_for_each(|what| writeln!(out, "left open: {what}"))
 }
 
 fn timeout(on_timeout: OnTimeout) -> &'static str {
