@@ -16,12 +16,13 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use genops_ebpf_common::{
-    Bounds, Bytes, Cursor, Fate, Join, Sock, Step, follow, kind, loss, overhead_of_record, phase,
+    Bounds, Bytes, Cursor, Fate, Join, Sock, Step, follow, holding, kind, loss, overhead_of_record,
+    phase,
 };
 
 use crate::{
     hello,
-    hold::{bounds, deadline, is_held, may_leave, unexplained_may_leave},
+    hold::{bounds, deadline, is_held, is_waiting, may_leave, unexplained_may_leave},
     maps::{
         CONNS, EVENTS, HOLDS, MARK_LIFETIME_NS, MARKS, Mark, SOCKETS, SOCKS, count_loss, new_sock,
         settings, wake,
@@ -57,7 +58,10 @@ pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
     // SAFETY: an element of the map, alive while this program runs.
     let Sock { conn, hello_len, tgid, .. } = unsafe { *sock };
     let Some(settings) = settings() else { return PASS };
-    let held = is_held(tgid, settings.holding);
+    let id = if conn == 0 { cookie } else { conn };
+    // What waits already waits on when nobody new is held.
+    let held =
+        is_held(tgid, settings.holding) || settings.holding == holding::NOBODY && is_waiting(id);
     let Some(packet) = Packet::of(&ctx) else {
         // Of a socket that is followed, what can't be read stays here.
         return if held { DROP } else { PASS };
@@ -66,7 +70,6 @@ pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
         let leaves = if conn == cookie {
             may_leave(conn)
         } else {
-            let id = if conn == 0 { cookie } else { conn };
             is_explained(&ctx, cookie, sock, &packet, id, held)
         };
         if !leaves {

@@ -123,6 +123,15 @@ pub(crate) fn set_unread(id: u64, tgid: u32, reason: u32) {
     }
 }
 
+/// Whether bytes of this connection wait for a verdict, or nothing more of it may leave.
+#[inline(always)]
+pub(crate) fn is_waiting(id: u64) -> bool {
+    let verdict = verdict_of(id);
+    let Some(hold) = HOLDS.get_ptr_mut(id) else { return verdict.denied != 0 };
+    // SAFETY: an element of the map, alive while this program runs.
+    verdict.denied != 0 || unsafe { (*hold).is_waiting((*hold).released_to(&verdict)) }
+}
+
 /// Whether nothing more of this connection may leave.
 #[inline(always)]
 pub(crate) fn is_denied(id: u64) -> bool {

@@ -45,7 +45,7 @@ impl Core {
         beforehand: Beforehand,
     ) {
         let call = call_of(provider, server, now.mono_ns);
-        self.decide_opaque(now, link, call, beforehand);
+        self.decide_opaque(now, link, &call, beforehand);
     }
 
     /// See [`super::Engine::unexplained`].
@@ -62,14 +62,14 @@ impl Core {
         let call = Call { operation, provider, ..call_of("", server, now.mono_ns) };
         link.unread = Some(unread.reason);
         let beforehand = if unread.stopped { Beforehand::Refused } else { Beforehand::Nothing };
-        self.decide_opaque(now, link, call, beforehand);
+        self.decide_opaque(now, link, &call, beforehand);
     }
 
-    fn decide_opaque(&mut self, now: Now, link: &mut Link, call: Call, beforehand: Beforehand) {
+    fn decide_opaque(&mut self, now: Now, link: &mut Link, call: &Call, beforehand: Beforehand) {
         self.start(now);
         let subject = self.subject(link);
         link.opaque = Some(call.clone());
-        let ask = self.ask_of(&call);
+        let ask = self.ask_of(call);
         let preventable = link.can_prevent(u64::MAX);
         let judged = match self.judge_host(now, &subject, &ask, preventable) {
             // The configuration has changed since.
