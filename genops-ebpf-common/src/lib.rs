@@ -853,6 +853,21 @@ layout! {
     NameRule = 36,
 }
 
+/// Closes every descriptor but the three standard ones, for a process that outlives whoever started it: what it
+/// inherited (a lock, a pipe) would stay open with it. To be called before anything is opened.
+#[cfg(feature = "user")]
+#[allow(unsafe_code, reason = "a system call; nothing that is owned is open yet")]
+pub fn close_inherited() {
+    unsafe extern "C" {
+        fn syscall(number: core::ffi::c_long, ...) -> core::ffi::c_long;
+    }
+    /// `close_range` (`include/uapi/asm-generic/unistd.h`; the same on every architecture; Linux 5.9).
+    const CLOSE_RANGE: core::ffi::c_long = 436;
+    // SAFETY: the arguments are those of close_range(2), and no descriptor from 3 on has an owner here.
+    let _closed =
+        unsafe { syscall(CLOSE_RANGE, 3 as core::ffi::c_uint, core::ffi::c_uint::MAX, 0) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -901,19 +916,4 @@ mod tests {
         let shown = std::format!("{:?}", Record::parse(&data(4)));
         assert!(shown.contains("4 bytes") && !shown.contains("7, 7"), "{shown}");
     }
-}
-
-/// Closes every descriptor but the three standard ones, for a process that outlives whoever started it: what it
-/// inherited (a lock, a pipe) would stay open with it. To be called before anything is opened.
-#[cfg(feature = "user")]
-#[allow(unsafe_code, reason = "a system call; nothing that is owned is open yet")]
-pub fn close_inherited() {
-    unsafe extern "C" {
-        fn syscall(number: core::ffi::c_long, ...) -> core::ffi::c_long;
-    }
-    /// `close_range` (`include/uapi/asm-generic/unistd.h`; the same on every architecture; Linux 5.9).
-    const CLOSE_RANGE: core::ffi::c_long = 436;
-    // SAFETY: the arguments are those of close_range(2), and no descriptor from 3 on has an owner here.
-    let _closed =
-        unsafe { syscall(CLOSE_RANGE, 3 as core::ffi::c_uint, core::ffi::c_uint::MAX, 0) };
 }
