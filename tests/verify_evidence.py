@@ -127,13 +127,15 @@ def torn(raw, first, at, size, used):
 # --- What the records say ----------------------------------------------------------------------------
 PHASES = ("decision", "reservation", "reconciliation", "release")
 class Records:
-    def __init__(self): self.principals, self.units, self.problems, self.policies, self.first, self.blobs = {}, {}, [], set(), None, []
+    def __init__(self): self.principals, self.units, self.problems, self.policies, self.first, self.blobs = {}, {}, [], set(), None, []; self.last, self.crash = None, False
     def bad(self, index, what): self.problems.append((self.file, "record %d: %s" % (index, what)))
     def add(self, index, raw, file):
         try: self.file = file; self.check(index, json.loads(raw))
         except (ValueError, KeyError, TypeError, AttributeError): self.bad(index, "not a record")
     def check(self, index, entry):
         kind, who, self.first = entry["type"], entry.get("who"), index if self.first is None else self.first
+        if kind == "agent_start": self.crash = self.last not in (None, "agent_stop")
+        self.last, self.crash = kind, self.crash and kind != "decision"  # what a killed agent left comes before the next decides
         if kind == "gap" and "records" in entry.get("det", {}): self.first = -1  # what units went through may be among what was lost
         if entry["seq"] != index or entry["v"] != 1: self.bad(index, "number or version")
         if who and "pseq" in who:
@@ -150,7 +152,7 @@ class Records:
             dec = entry["dec"]; unit["result"] = dec["result"]
             if (dec["result"] == "ALLOWED") == ("code" in dec): self.bad(index, "reason and result")
             if not self.first and dec["bundle"] not in self.policies: self.bad(index, "policies never loaded")
-        elif kind != "reservation" and not self.first:
+        elif kind in ("reconciliation", "release") and not self.first and not self.crash:
             if "decision" not in unit or "reservation" not in unit or unit[kind] not in ([], unit["reservation"]): self.bad(index, "phases")
             if kind == "reconciliation" and unit.get("result") in ("BLOCKED", "RATE_LIMITED"): self.bad(index, "ran")
 # --- The directory --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ use std::{
 };
 
 use genops_evidence::Directory;
-use genops_governance::{Entry, Ledger};
+use genops_governance::{Closed, Entry, Ledger};
 
 use crate::journal::entry;
 
@@ -37,6 +37,14 @@ pub(crate) struct LedgerFile {
     last: u64,
     /// Encoded changes that are not written yet.
     pending: Vec<u8>,
+}
+
+/// The accounts as they were found.
+#[derive(Debug)]
+pub(crate) struct Accounts {
+    pub(crate) ledger: Ledger,
+    /// Calls that are closed in them, and of which evidence does not say so.
+    pub(crate) closed: Vec<Closed>,
 }
 
 /// What became of the accounts of earlier runs.
@@ -71,28 +79,32 @@ pub(crate) fn last_in_evidence(directory: &Path) -> u64 {
 impl LedgerFile {
     /// Reads the accounts in `directory` and goes on from there. `known`: the last change that they must
     /// have.
+    ///
+    /// Also gives what is closed in them and not in evidence, which an agent that was killed between the
+    /// two did not come to write.
     pub(crate) fn open(
         directory: &Path,
         known: u64,
         unix_ns: u64,
-    ) -> io::Result<(Self, Ledger, Restored)> {
+    ) -> io::Result<(Self, Accounts, Restored)> {
         fs::create_dir_all(directory)?;
         let path = directory.join("ledger");
         let bytes = read(&path)?;
-        let (ledger, restored) = match restore(bytes.as_deref(), known) {
+        let (ledger, mut closed, restored) = match restore(bytes.as_deref(), known) {
             Ok(it) => it,
             Err(why) => {
                 let damaged = bytes.map(|_| directory.join(format!("ledger.damaged-{unix_ns}")));
                 if let Some(kept_as) = &damaged {
                     fs::rename(&path, kept_as)?;
                 }
-                (Ledger::unknown(unix_ns, known), Restored::Lost { why, kept_as: damaged })
+                (Ledger::unknown(unix_ns, known), vec![], Restored::Lost { why, kept_as: damaged })
             }
         };
-        let file = begin(directory, &ledger)?;
+        closed.retain(|it| it.sequence > known);
+        let file = begin(directory, &ledger.snapshot_with(&closed))?;
         let directory = directory.to_owned();
         let new = Self { directory, file, grown: 0, last: ledger.sequence(), pending: Vec::new() };
-        Ok((new, ledger, restored))
+        Ok((new, Accounts { ledger, closed }, restored))
     }
 
     /// Takes a change; it is durable after [`Self::sync`].
@@ -119,17 +131,17 @@ impl LedgerFile {
         if self.grown >= GROWTH_LIMIT && is_all {
             // Also where it fails: that is tried, and said, again only when it has grown as much once more.
             self.grown = 0;
-            self.file = begin(&self.directory, ledger)?;
+            self.file = begin(&self.directory, &ledger.snapshot())?;
         }
         Ok(())
     }
 }
 
 /// The accounts; or why they are not all there.
-fn restore(bytes: Option<&[u8]>, known: u64) -> Result<(Ledger, Restored), String> {
-    let (ledger, torn) = match bytes.map(Ledger::restore) {
-        None => (Ledger::new(), 0),
-        Some(Ok(it)) => (it.ledger, it.torn_bytes),
+fn restore(bytes: Option<&[u8]>, known: u64) -> Result<(Ledger, Vec<Closed>, Restored), String> {
+    let (ledger, closed, torn) = match bytes.map(Ledger::restore) {
+        None => (Ledger::new(), Vec::new(), 0),
+        Some(Ok(it)) => (it.ledger, it.closed, it.torn_bytes),
         Some(Err(error)) => return Err(error.to_string()),
     };
     let last = ledger.sequence();
@@ -137,7 +149,7 @@ fn restore(bytes: Option<&[u8]>, known: u64) -> Result<(Ledger, Restored), Strin
         return Err(format!("they end with change {last}, and evidence names change {known}"));
     }
     let restored = if torn == 0 { Restored::Whole } else { Restored::Torn { bytes: torn } };
-    Ok((ledger, restored))
+    Ok((ledger, closed, restored))
 }
 
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
@@ -152,11 +164,11 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Replaces the file by one with a snapshot alone: written beside it, made durable, renamed over it.
-fn begin(directory: &Path, ledger: &Ledger) -> io::Result<File> {
+fn begin(directory: &Path, snapshot: &[u8]) -> io::Result<File> {
     let beside = directory.join("ledger.new");
     let mut file =
         OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&beside)?;
-    file.write_all(&ledger.snapshot())?;
+    file.write_all(snapshot)?;
     file.sync_all()?;
     fs::rename(&beside, directory.join("ledger"))?;
     File::open(directory)?.sync_all()?;
@@ -178,7 +190,8 @@ mod tests {
     #[test]
     fn a_directory_that_is_new_has_empty_accounts() {
         let directory = scratch("new");
-        let (_, ledger, restored) = LedgerFile::open(&directory, 0, 1).expect("writable");
+        let (_, Accounts { ledger, .. }, restored) =
+            LedgerFile::open(&directory, 0, 1).expect("writable");
         assert_eq!(ledger.accounts().count(), 0);
         assert!(matches!(restored, Restored::Whole));
         fs::remove_dir_all(directory).expect("ours");
@@ -187,7 +200,8 @@ mod tests {
     #[test]
     fn a_file_that_has_grown_is_written_anew_and_says_the_same() {
         let directory = scratch("grown");
-        let (mut file, mut ledger, _) = LedgerFile::open(&directory, 0, 1).expect("writable");
+        let (mut file, Accounts { mut ledger, .. }, _) =
+            LedgerFile::open(&directory, 0, 1).expect("writable");
         let mut log = Vec::new();
         let (mut most, mut renewals) = (0, 0);
         for number in 0..300 {
@@ -216,7 +230,8 @@ mod tests {
         }
         assert!(renewals > 0 && most < 2 * GROWTH_LIMIT, "{renewals} times, {most} bytes");
         drop(file);
-        let (_, again, restored) = LedgerFile::open(&directory, 0, 2).expect("readable");
+        let (_, Accounts { ledger: again, .. }, restored) =
+            LedgerFile::open(&directory, 0, 2).expect("readable");
         assert!(matches!(restored, Restored::Whole), "{restored:?}");
         assert_eq!(again, ledger);
         fs::remove_dir_all(directory).expect("ours");
@@ -246,7 +261,8 @@ mod tests {
             if let Some(text) = text {
                 fs::write(directory.join("ledger"), text).expect("writable");
             }
-            let (_, ledger, restored) = LedgerFile::open(&directory, 3, 7).expect("writable");
+            let (_, Accounts { ledger, .. }, restored) =
+                LedgerFile::open(&directory, 3, 7).expect("writable");
             let Restored::Lost { why: found, .. } = restored else { panic!("{restored:?}") };
             assert_eq!((found.as_str(), ledger), (why, Ledger::unknown(7, 3)));
             fs::remove_dir_all(&directory).expect("ours");

@@ -26,7 +26,7 @@ use self::link::Link;
 use crate::approval::Approval;
 use crate::awu::{Awu, AwuId, HoldLevel};
 use crate::config::Mode;
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{Closed, Entry, Ledger};
 use crate::process::{ProcessFacts, ProcessKey};
 use crate::record::Record;
 use crate::settings::Settings;
@@ -172,6 +172,12 @@ impl Engine {
     /// Has records of decisions carry what was sent to the model, or not.
     pub fn keep_texts(&mut self, keep: bool) {
         self.core.keeps_texts = keep;
+    }
+
+    /// Has it write down first what the ledger has closed and evidence does not say: an agent that was
+    /// killed between the two did not come to it.
+    pub fn make_up_for(&mut self, closed: Vec<Closed>) {
+        self.core.unsaid = closed;
     }
 
     /// Puts other settings in force, for every decision from here on.

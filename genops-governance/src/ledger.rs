@@ -213,11 +213,28 @@ pub enum RestoreError {
     },
 }
 
+/// A call that the ledger has closed, and with what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    /// Number of the change that closed it.
+    #[serde(rename = "q")]
+    pub sequence: u64,
+    /// The call.
+    pub awu: AwuId,
+    /// What it had set aside.
+    pub shares: Vec<Share>,
+    /// It ran, and used this of each share; `None` within: not known.
+    pub settled: Option<Option<Vec<i64>>>,
+}
+
 /// What a restore found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restored {
     /// The ledger.
     pub ledger: Ledger,
+    /// Calls that were closed since the snapshot, or that the snapshot says to be closed without a
+    /// record in evidence.
+    pub closed: Vec<Closed>,
     /// Bytes at the end that were not a whole line: a write that a crash interrupted. Cut them
     /// off before appending.
     pub torn_bytes: usize,
@@ -243,6 +260,9 @@ struct Snapshot {
     accounts: Vec<(AccountKey, Account)>,
     open: Vec<(AwuId, Vec<Share>)>,
     approvals: Vec<Approval>,
+    /// Closed, and evidence may not say so yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    closed: Vec<Closed>,
 }
 
 impl Ledger {
@@ -291,6 +311,12 @@ impl Ledger {
     /// The whole ledger as the first line of a file; the lines of later entries follow it.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
+        self.snapshot_with(&[])
+    }
+
+    /// The same, with calls that are closed and of which evidence may not say so yet.
+    #[must_use]
+    pub fn snapshot_with(&self, closed: &[Closed]) -> Vec<u8> {
         let Self { sequence, accounts, open, approvals, lost_unix_ns } = self;
         let pairs = accounts.iter().map(|(key, account)| (key.clone(), account.clone()));
         let snapshot = Snapshot {
@@ -300,6 +326,7 @@ impl Ledger {
             accounts: pairs.collect(),
             open: open.iter().map(|(awu, shares)| (*awu, shares.clone())).collect(),
             approvals: approvals.values().cloned().collect(),
+            closed: closed.to_vec(),
         };
         line(&snapshot)
     }
@@ -312,7 +339,9 @@ impl Ledger {
     pub fn restore(bytes: &[u8]) -> Result<Restored, RestoreError> {
         let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
         let first = lines.next().and_then(read_line::<Snapshot>).ok_or(RestoreError::NoSnapshot)?;
-        let Snapshot { version: _, sequence, lost_unix_ns, accounts, open, approvals } = first;
+        let Snapshot { version: _, sequence, lost_unix_ns, accounts, open, approvals, closed } =
+            first;
+        let mut closed = closed;
         let approvals = approvals.into_iter().map(|it| (it.id.clone(), it)).collect();
         let (accounts, open) = (accounts.into_iter().collect(), open.into_iter().collect());
         let mut ledger = Self { sequence, accounts, open, approvals, lost_unix_ns };
@@ -323,15 +352,16 @@ impl Ledger {
                 if lines.peek().is_some() {
                     return Err(RestoreError::Damaged { line });
                 }
-                return Ok(Restored { ledger, torn_bytes: bytes.len() });
+                return Ok(Restored { ledger, closed, torn_bytes: bytes.len() });
             };
             let expected = ledger.sequence + 1;
             if entry.sequence != expected {
                 return Err(RestoreError::OutOfOrder { line, expected, found: entry.sequence });
             }
+            closed.extend(ledger.closed_by(&entry));
             ledger.apply(&entry);
         }
-        Ok(Restored { ledger, torn_bytes: 0 })
+        Ok(Restored { ledger, closed, torn_bytes: 0 })
     }
 
     /// Sets amounts aside for a call in every account demanded, or in none. The changes are
@@ -489,6 +519,17 @@ impl Ledger {
         let entry = Entry { sequence: self.sequence + 1, unix_ns, change };
         self.apply(&entry);
         log.push(entry);
+    }
+
+    /// What an entry is about to close.
+    fn closed_by(&self, entry: &Entry) -> Option<Closed> {
+        let (awu, settled) = match &entry.change {
+            Change::Settled { awu, actual } => (*awu, Some(actual.clone())),
+            Change::Released { awu } => (*awu, None),
+            _ => return None,
+        };
+        let shares = self.open.get(&awu)?.clone();
+        Some(Closed { sequence: entry.sequence, awu, shares, settled })
     }
 
     /// Does what an entry says.

@@ -48,7 +48,8 @@ pub use engine::{
 };
 pub use explain::Explanation;
 pub use ledger::{
-    Account, AccountKey, Change, Demand, Entry, Ledger, RestoreError, Restored, Share, Shortfall,
+    Account, AccountKey, Change, Closed, Demand, Entry, Ledger, RestoreError, Restored, Share,
+    Shortfall,
 };
 pub use process::{ANCESTRY_LIMIT, Ancestor, ProcessFacts, ProcessKey};
 pub use record::{

@@ -1148,6 +1148,36 @@ fn a_server_that_is_no_public_providers_is_not_taken_at_its_word() {
     assert_eq!(told("104.18.6.192:443"), (false, false, true));
 }
 
+/// Killed after its accounts were durable, and before the record of what closed them was.
+#[test]
+fn what_the_accounts_closed_and_evidence_does_not_say_is_said_first() {
+    let sections = Sections { budgets: vec![budget(1.0)], ..enforcing() };
+    let mut host = Host::new(&sections);
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello"));
+    let known = host.engine.ledger().sequence();
+    host.ingress(conn, &ok());
+    let mut file = Ledger::new().snapshot();
+    file.extend(host.ledger.iter().flat_map(Entry::encode));
+    let restored = Ledger::restore(&file).unwrap();
+    // A second one that is killed as well, before it has said anything, leaves it to a third.
+    let closed: Vec<_> = restored.closed.into_iter().filter(|it| it.sequence > known).collect();
+    let file = restored.ledger.snapshot_with(&closed);
+    let restored = Ledger::restore(&file).unwrap();
+    assert_eq!((restored.closed.len(), &restored.closed), (1, &closed));
+    let mut again = Host::on(&sections, restored.ledger.clone());
+    let settings = Settings::compile(&sections).unwrap();
+    again.engine = genops_governance::Engine::new(settings, restored.ledger, [9; 32]);
+    again.engine.make_up_for(closed);
+    again.text.clear();
+    let conn = again.open(HELD);
+    again.close(conn).check(&expect![[r#"
+        record policy_loaded
+        record price_loaded
+        record reconciliation [daily 93750 Some(9000) left Some(999991000)]
+    "#]]);
+}
+
 #[test]
 fn an_adjustment_raises_what_is_allocated() {
     let mut host = Host::new(&Sections { budgets: vec![budget(0.0)], ..enforcing() });

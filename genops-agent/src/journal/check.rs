@@ -365,6 +365,10 @@ impl Checker {
             if account.act.is_none() && !account.inc {
                 self.find(entry.seq, "neither an actual amount nor marked as incomplete".into());
             }
+            if self.after_a_crash && is_late(entry) {
+                self.state(&account);
+                continue;
+            }
             let back = account.act.map_or(0, |used| account.res.saturating_sub(used));
             let overdrawn = unit.overdrawn;
             self.balance(entry.seq, &account, |before| back_to(before, back, overdrawn));
@@ -375,6 +379,10 @@ impl Checker {
     fn release(&mut self, entry: &Entry<'_>, unit: &mut Unit) -> bool {
         self.closing(entry, unit);
         for account in by_budget(&entry.bud) {
+            if self.after_a_crash && is_late(entry) {
+                self.state(&account);
+                continue;
+            }
             let (back, overdrawn) = (account.res, unit.overdrawn);
             self.balance(entry.seq, &account, |before| back_to(before, back, overdrawn));
         }
@@ -385,7 +393,8 @@ impl Checker {
     fn closing(&mut self, entry: &Entry<'_>, unit: &Unit) {
         // Accounts are made durable before evidence: what a crash left between the two is settled by the next
         // agent, as a bound, before it decides anything.
-        let unwritten = self.after_a_crash && entry.bud.iter().all(|account| account.inc);
+        let bound = entry.bud.iter().all(|account| account.inc);
+        let unwritten = self.after_a_crash && (bound || is_late(entry));
         let whole = self.first == Some(0) && !self.holes && !unwritten;
         match &unit.reserved {
             None if whole => self.find(entry.seq, "nothing was reserved for the unit".into()),
@@ -406,6 +415,13 @@ impl Checker {
         }
     }
 
+    /// Takes what is left as it is said.
+    fn state(&mut self, account: &Accounted<'_>) {
+        if let (Some(key), Some(left)) = (key_of(account), account.rem) {
+            self.balances.insert(key, Balance { left, ledger: account.led });
+        }
+    }
+
     /// Compares what is left with what was left before. `expected` gives, for what was left, what has
     /// to be left now, and whether less is right too: an overdrawn budget shows zero.
     fn balance(
@@ -415,8 +431,7 @@ impl Checker {
         expected: impl FnOnce(i64) -> (i64, bool),
     ) {
         let (Some(name), Some(left)) = (&account.name, account.rem) else { return };
-        let period = account.period.as_ref().map_or("", |period| period.as_str());
-        let key = (name.as_str().to_owned(), period.to_owned(), account.unit.as_str().to_owned());
+        let Some(key) = key_of(account) else { return };
         let now = Balance { left, ledger: account.led };
         if let Some(before) = self.balances.insert(key, now) {
             if account.led <= before.ledger {
@@ -433,6 +448,18 @@ impl Checker {
             }
         }
     }
+}
+
+/// An agent writes what the one before, which was killed, had done and not written down any more.
+fn is_late(entry: &Entry<'_>) -> bool {
+    entry.det.iter().any(|(key, _)| key.as_str() == "late")
+}
+
+/// Budget, period and unit of an account.
+fn key_of(account: &Accounted<'_>) -> Option<(String, String, String)> {
+    let name = account.name.as_ref()?.as_str().to_owned();
+    let period = account.period.as_ref().map_or("", |period| period.as_str()).to_owned();
+    Some((name, period, account.unit.as_str().to_owned()))
 }
 
 /// What is left after `back` came back (or, negative, more was used than reserved). Of an overdrawn

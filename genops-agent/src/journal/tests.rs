@@ -277,6 +277,45 @@ fn a_run_holds_and_goes_on_after_a_stop() {
     assert_eq!((checker.counts.starts, checker.counts.unclean), (2, 0));
 }
 
+/// A unit of the run before is closed by a record of this one, which names its accounts.
+fn late(id: AwuId, account: governance::Accounted, kind: RecordKind) -> Record {
+    let detail = vec![("late", "killed before".to_owned())];
+    Record { awu: Some(id), accounts: vec![account], detail, ..blank(50, kind) }
+}
+
+#[test]
+fn what_a_killed_agent_had_settled_and_not_written_down_is_written_by_the_next() {
+    for said in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut story = Story::open(folder.path());
+        story.run(10);
+        let (mut ids, mut accounts) = (Vec::new(), Vec::new());
+        for used in [3_000_000, 5_000_000] {
+            let id = story.decide("refund-bot", None);
+            story.left -= 12_000_000;
+            let reserved = vec![story.account(12_000_000, None)];
+            let at = blank(story.ms, RecordKind::Reservation);
+            story.put(Record { awu: Some(id), accounts: reserved, ..at });
+            ids.push(id);
+            accounts.push(used);
+        }
+        story.journal.commit().unwrap();
+        let left = story.left + 2 * 12_000_000 - 8_000_000;
+        drop(story);
+        let mut story = Story::open(folder.path());
+        story.left = left;
+        for (id, used) in ids.into_iter().zip(accounts).filter(|_| said) {
+            let account = story.account(12_000_000, Some(used));
+            story.put(late(id, account, RecordKind::Reconciliation));
+        }
+        story.run(10);
+        story.journal.close(now(99)).unwrap();
+        let checker = check(folder.path());
+        // What the failing run had: the units stay open, and nothing says why.
+        assert_eq!(checker.findings.len(), if said { 0 } else { 2 }, "{:?}", checker.findings);
+    }
+}
+
 #[test]
 fn a_start_finds_the_principals_numbers_without_reading_the_whole_log() {
     let folder = tempfile::tempdir().unwrap();

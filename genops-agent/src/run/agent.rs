@@ -166,7 +166,8 @@ impl Agent {
         let (ledger, accounts, restored) = LedgerFile::open(&state, known, now.unix_ns)
             .with_context(|| format!("budget accounts in {}", state.display()))?;
         report(&restored);
-        let mut engine = engine(&config, accounts)?;
+        let mut engine = engine(&config, accounts.ledger)?;
+        engine.make_up_for(accounts.closed);
         engine.keep_texts(config.evidence.content != Content::None);
         if !recovery.clean {
             engine.note_absence(now);

@@ -15,7 +15,7 @@ use crate::authority::Grants;
 use crate::awu::{AwuId, Mechanism, Outcome};
 use crate::config::{GrantConfig, Mode};
 use crate::decision::{Decision, ReasonCode, Refusal};
-use crate::ledger::{Demand, Entry, Ledger};
+use crate::ledger::{Closed, Demand, Entry, Ledger};
 use crate::policy::Slice;
 use crate::principal::Identity;
 use crate::process::{ProcessFacts, ProcessKey};
@@ -70,6 +70,8 @@ pub(super) struct Core {
     pub(super) outputs: VecDeque<Output>,
     /// Records of decisions carry what was sent to the model.
     pub(super) keeps_texts: bool,
+    /// What the ledger has closed and evidence does not say.
+    pub(super) unsaid: Vec<Closed>,
 }
 
 impl Core {
@@ -89,6 +91,7 @@ impl Core {
             pending: BTreeMap::new(),
             outputs: VecDeque::new(),
             keeps_texts: false,
+            unsaid: Vec::new(),
         }
     }
 
@@ -111,6 +114,10 @@ impl Core {
         }
         self.announce(now);
         self.announce_grants(now, &Grants::default());
+        for closed in std::mem::take(&mut self.unsaid) {
+            let record = self.late(now, &closed);
+            self.put(Vec::new(), [record]);
+        }
         let open: Vec<(AwuId, Vec<crate::ledger::Share>)> =
             self.ledger.open().map(|(awu, shares)| (awu, shares.to_vec())).collect();
         for (awu, shares) in open {
@@ -121,6 +128,27 @@ impl Core {
             record.accounts = shares.iter().map(|it| self.reclaimed(it)).collect();
             self.put(log, [record]);
         }
+    }
+
+    /// What the agent before would have written down, had it not been killed just then.
+    fn late(&self, now: Now, closed: &Closed) -> Record {
+        let Closed { sequence, awu, shares, settled } = closed;
+        let kind = if settled.is_some() { RecordKind::Reconciliation } else { RecordKind::Release };
+        let actual = |index: usize| match settled {
+            None => Some(0),
+            Some(actual) => actual.as_ref()?.get(index).copied(),
+        };
+        let mut record = Record::new(now, kind);
+        record.awu = Some(*awu);
+        record.accounts = shares.iter().map(|it| self.reclaimed(it)).collect();
+        for (index, account) in record.accounts.iter_mut().enumerate() {
+            account.actual = actual(index);
+            account.incomplete = account.actual.is_none();
+            account.ledger_sequence = *sequence;
+        }
+        let why = "the agent before was killed before it had written this down";
+        record.detail = vec![("late", why.to_owned())];
+        record
     }
 
     fn reclaimed(&self, share: &crate::ledger::Share) -> Accounted {
