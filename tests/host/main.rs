@@ -12,6 +12,7 @@ mod elsewhere;
 mod evidence;
 mod evidence_damage;
 mod evidence_disk;
+mod explained;
 mod governance;
 mod hostile;
 mod kinds;

@@ -65,9 +65,10 @@ fn load(path: Option<&Path>) -> Result<Loaded, LoadError> {
             Ok(Loaded { config, refused: Some(refused) })
         }
         Err(why) => {
-            eprintln!("genops-agent: there is no earlier configuration to start with: {why}");
             // One that is empty from the beginning observes.
-            Ok(Loaded { config: Config::load(path).map_err(|_| error)?, refused: None })
+            let config = Config::load(path).map_err(|_| error)?;
+            eprintln!("genops-agent: there is no earlier configuration to start with: {why}");
+            Ok(Loaded { config, refused: None })
         }
     }
 }

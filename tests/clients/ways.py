@@ -1,0 +1,145 @@
+"""One request to api.openai.com for a model, sent in an unusual WAY: ways.py WAY MODEL. A line of what came back.
+
+    pieces   memory BIO, and each record in packets of three bytes, then the rest
+    early    a write of another model before the handshake is over, which OpenSSL does not take
+    rewrite  the same, and the same bytes again once it is
+    mapped   from the pages of a file that the process has not touched
+    bio      OpenSSL's BIO interface: no call of SSL_write
+    child    a forked child goes on with its parent's TLS object, ten bytes first
+"""
+
+import ctypes
+import json
+import mmap
+import os
+import socket
+import ssl
+import sys
+import tempfile
+
+HOST = "api.openai.com"
+
+
+def request(model):
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def connect():
+    context = ssl.create_default_context()
+    return context.wrap_socket(socket.create_connection((HOST, 443), timeout=20), server_hostname=HOST)
+
+
+class Memory:
+    """A TLS object whose records the program sends itself."""
+
+    def __init__(self, cut):
+        self.incoming, self.outgoing, self.cut = ssl.MemoryBIO(), ssl.MemoryBIO(), cut
+        context = ssl.create_default_context()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname=HOST)
+        self.socket = socket.create_connection((HOST, 443), timeout=20)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def push(self):
+        data = self.outgoing.read()
+        while self.cut and data:
+            size = 5 + int.from_bytes(data[3:5], "big")
+            self.socket.send(data[:3])
+            self.socket.send(data[3:size])
+            data = data[size:]
+        if data:
+            self.socket.sendall(data)
+
+    def until(self, step):
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                self.push()
+                data = self.socket.recv(65536)
+                if not data:
+                    return b""
+                self.incoming.write(data)
+
+    def call(self, data):
+        self.until(self.tls.do_handshake)
+        self.push()
+        self.tls.write(data)
+        self.push()
+        return self.until(lambda: self.tls.read(65536))
+
+
+def pieces(model):
+    return Memory(cut=True).call(request(model))
+
+
+def early(model, first=None):
+    memory = Memory(cut=False)
+    real = request(model)
+    other = request(first or "gpt-4o-mini")
+    assert first or len(other) == len(real)
+    try:
+        memory.tls.write(other)
+    except ssl.SSLWantReadError:
+        pass
+    return memory.call(real)
+
+
+def mapped(model):
+    data = request(model)
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        connection = connect()
+        pages = mmap.mmap(file.fileno(), len(data), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        connection.send(memoryview(pages))
+        return connection.recv(65536)
+
+
+def bio(model):
+    libssl, libcrypto = ctypes.CDLL("libssl.so.3"), ctypes.CDLL("libcrypto.so.3")
+    pointer = ctypes.c_void_p
+    for function in ("TLS_client_method", "SSL_CTX_new", "BIO_new_ssl_connect"):
+        getattr(libssl, function).restype = pointer
+    control = libcrypto.BIO_ctrl
+    control.argtypes, control.restype = [pointer, ctypes.c_int, ctypes.c_long, pointer], ctypes.c_long
+    it = pointer(libssl.BIO_new_ssl_connect(pointer(libssl.SSL_CTX_new(pointer(libssl.TLS_client_method())))))
+    control(it, 100, 0, ctypes.cast(ctypes.c_char_p(HOST.encode()), pointer))
+    control(it, 100, 1, ctypes.cast(ctypes.c_char_p(b"443"), pointer))
+    tls = pointer()
+    control(it, 110, 0, ctypes.cast(ctypes.byref(tls), pointer))
+    libssl.SSL_ctrl(tls, 55, ctypes.c_long(0), HOST.encode())
+    assert control(it, 101, 0, None) == 1
+    data, answer = request(model), ctypes.create_string_buffer(65536)
+    libcrypto.BIO_write(it, data, len(data))
+    count = libcrypto.BIO_read(it, answer, 65536)
+    return answer.raw[: max(count, 0)]
+
+
+def child(model):
+    connection, data = connect(), request(model)
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        connection.send(data[:10])
+        connection.sendall(data[10:])
+        os.write(writer, connection.recv(65536) or b"closed")
+        os._exit(0)
+    os.close(writer)
+    return os.read(reader, 65536)
+
+
+WAYS = {
+    "pieces": pieces,
+    "early": early,
+    "rewrite": lambda model: early(model, first=model),
+    "mapped": mapped,
+    "bio": bio,
+    "child": child,
+}
+
+try:
+    answer = WAYS[sys.argv[1]](sys.argv[2])
+    print(answer.split(b"\r\n")[0].decode() or "closed")
+except OSError as error:
+    print(f"failed: {error!r}")
