@@ -130,7 +130,8 @@ def forked(model):
 WAYS = {
     "plain": plain, "pieces": pieces, "head-in-two": head_in_two, "other-thread": other_thread,
     "duplicate": duplicate, "reused": reused, "forked": forked,
-    "long-1": lambda model: long_body(model, 1 << 20), "long-16": lambda model: long_body(model, 16 << 20),
+    "long-1": lambda model: long_body(model, 1 << 20), "long-10": lambda model: long_body(model, 10 << 20),
+    "long-16": lambda model: long_body(model, 16 << 20),
 }
 
 

@@ -17,6 +17,7 @@ const REFUSED: &str = "gpt-4o-evil";
 fn configuration(uninspectable: &str) -> String {
     format!(
         "mode: enforce\non_timeout: open\nuninspectable: {uninspectable}\nhold_deadline_ms: {}\n\
+         principals: [{{name: anyone, match: {{exe: \"*\"}}, team: all, project: ways}}]\n\
          policies: [{{name: no-evil, denied_models: [\"*evil*\"]}}]",
         scaled(Duration::from_millis(500)).as_millis()
     )

@@ -130,7 +130,7 @@ fn programs_outlive_the_agent_and_the_next_one_takes_them_over() -> anyhow::Resu
     ))?;
     let _unpinned = Unpinned(agent.config());
     let stage = Stage::new()?;
-    let pause = scaled(Duration::from_secs(4)).as_secs_f64().to_string();
+    let pause = scaled(Duration::from_secs(10)).as_secs_f64().to_string();
     let mut older = stage.python("openai", &["--repeat", "2", "--pause", &pause])?.spawn()?;
     stage.provider.log.wait_for_requests(1, scaled(Duration::from_secs(15)))?;
     agent.kill()?;
@@ -143,7 +143,13 @@ fn programs_outlive_the_agent_and_the_next_one_takes_them_over() -> anyhow::Resu
     agent.restart()?;
     run(&mut call())?.succeeded()?;
     ensure!(older.wait()?.success(), "the connection did not survive");
-    ensure!(stage.provider.log.request_count() == 3, "two calls were allowed after the restart");
+    let arrived = stage.provider.log.request_count();
+    ensure!(
+        arrived == 3,
+        "two calls were allowed after the restart, {arrived} arrived in all: {:#?} {}",
+        agent.awus(),
+        agent.stderr()
+    );
     let of_missed = |awu: &Value| int(awu, "process.pid") == Some(missed.pid.into());
     let told = agent.wait_for(1, scaled(Duration::from_secs(5)), of_missed)?;
     assert_says(

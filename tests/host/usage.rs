@@ -27,10 +27,14 @@ fn check(way: &str) -> anyhow::Result<()> {
 
 /// The same, by a script of ours that becomes the client.
 fn check_through(scripts: &[&str], way: &str) -> anyhow::Result<()> {
+    check_under(ENFORCING, scripts, way)
+}
+
+fn check_under(configuration: &str, scripts: &[&str], way: &str) -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
     }
-    let agent = Agent::start(ENFORCING)?;
+    let agent = Agent::start(configuration)?;
     for model in ["o1-pro", "gpt-4o-mini"] {
         let stage = Stage::new()?;
         let mut client = stage.command(python()?);
@@ -97,6 +101,13 @@ fn a_request_by_a_child_of_the_process_that_connected() -> anyhow::Result<()> {
 #[test]
 fn a_request_of_a_mebibyte() -> anyhow::Result<()> {
     check("long-1")
+}
+
+/// In one call of the TLS library, whose end comes long after the verdict.
+#[test]
+fn a_request_of_ten_mebibytes() -> anyhow::Result<()> {
+    let larger = "capture: {message_limit_bytes: 16777216, ring_bytes: 67108864}";
+    check_under(&format!("{ENFORCING}{larger}\n"), &[], "long-10")
 }
 
 /// What capture leaves out may name another model: a rule about models refuses the request, whatever was read.
