@@ -126,7 +126,7 @@ fn outlive(
     let deadline_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
     let step = (deadline / STEPS).max(Duration::from_millis(1));
     while run.is_some_and(is_there) && !holds.is_void(clock::mono_ns()) {
-        let at_once = holds.refuse_all(clock::mono_ns()) && holds.end_denied(sockets);
+        let at_once = holds.end_denied(sockets);
         let late = holds.expire(sockets, clock::mono_ns(), deadline_ns, closed);
         if late.is_empty() && !at_once {
             std::thread::sleep(step);
@@ -137,8 +137,14 @@ fn outlive(
         let _gone = holds.hold_no_more();
     }
     let end = clock::mono_ns().saturating_add(deadline_ns.saturating_mul(4));
-    while holds.any_waiting() && clock::mono_ns() < end {
-        if holds.expire(sockets, clock::mono_ns(), deadline_ns, closed).is_empty() {
+    while clock::mono_ns() < end {
+        // What the agent has denied and not ended yet would leave when the programs go.
+        let at_once = holds.end_denied(sockets);
+        if !holds.any_waiting() {
+            return;
+        }
+        let late = holds.expire(sockets, clock::mono_ns(), deadline_ns, closed);
+        if late.is_empty() && !at_once {
             std::thread::sleep(step);
         }
     }

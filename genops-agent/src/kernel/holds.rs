@@ -92,8 +92,8 @@ impl Holds {
         self.settings.get(&0, 0).is_ok_and(|it| it.is_void(now_mono_ns))
     }
 
-    /// Ends the sockets of what the kernel programs have denied by themselves, since nobody decides. Whether there
-    /// were any.
+    /// Ends the sockets of what is denied: by the kernel programs, since nobody decides, or by an agent that did not come
+    /// to that. Whether there were any.
     pub(crate) fn end_denied(&mut self, sockets: &mut Sockets) -> bool {
         let denied: Vec<u64> = self
             .waiting
@@ -112,11 +112,6 @@ impl Holds {
             }
         }
         any
-    }
-
-    /// Whether requests are refused at once, since nobody decides.
-    pub(crate) fn refuse_all(&self, now_mono_ns: u64) -> bool {
-        self.settings.get(&0, 0).is_ok_and(|it| it.refuses_all(now_mono_ns))
     }
 
     /// From now on no request waits: nobody is left who could decide. The kernel takes seconds to detach the
@@ -178,6 +173,18 @@ impl Holds {
             && (hold.unexplained_at_mono_ns != 0 || hold.is_waiting(hold.released_to(&verdict)))
     }
 
+    /// Since when `conn` waits, and why if that is because nothing explains it. What was read and is not decided comes first:
+    /// the rule for it is never the laxer one.
+    fn oldest(&self, conn: u64, hold: &Hold) -> (u64, Option<u32>) {
+        let verdict = self.verdicts.get(&conn, 0).unwrap_or_default();
+        let is_read = hold.unread == 0 && hold.is_waiting(hold.released_to(&verdict));
+        match (hold.unread, hold.unexplained_at_mono_ns) {
+            (0, since) if !is_read && since != 0 => (since, Some(unexplained::NO_PLAINTEXT)),
+            (0, _) => (hold.armed_at_mono_ns, None),
+            (reason, _) => (hold.armed_at_mono_ns, Some(reason)),
+        }
+    }
+
     /// Ends every hold that has waited for longer than `deadline_ns`, as `closed` says: a kick, upon
     /// which the kernel program lets the bytes pass, or the end of the socket.
     ///
@@ -195,14 +202,14 @@ impl Holds {
             .waiting
             .iter()
             .flatten()
-            .filter(|(conn, hold)| {
-                now_mono_ns.saturating_sub(waiting_since(hold)) >= deadline_ns
-                    && self.waits(*conn, hold)
-            })
-            .map(|(conn, hold)| {
-                let unexplained = why_unexplained(&hold);
+            .filter(|(conn, hold)| self.waits(*conn, hold))
+            .filter_map(|(conn, hold)| {
+                let (since, unexplained) = self.oldest(conn, &hold);
+                if now_mono_ns.saturating_sub(since) < deadline_ns {
+                    return None;
+                }
                 let stopped = if unexplained.is_some() { unread_stays } else { closed };
-                Expired { conn, to: hold.armed_to, unexplained, stopped }
+                Some(Expired { conn, to: hold.armed_to, unexplained, stopped })
             })
             .collect();
         for &Expired { conn, stopped, .. } in &overdue {
@@ -216,23 +223,6 @@ impl Holds {
             }
         }
         overdue
-    }
-}
-
-/// Since when the oldest of what a hold keeps has waited.
-fn waiting_since(hold: &Hold) -> u64 {
-    match hold.unexplained_at_mono_ns {
-        0 => hold.armed_at_mono_ns,
-        since => since,
-    }
-}
-
-/// Why nothing explains what a hold keeps, if that is so.
-fn why_unexplained(hold: &Hold) -> Option<u32> {
-    match (hold.unread, hold.unexplained_at_mono_ns) {
-        (0, 0) => None,
-        (0, _) => Some(unexplained::NO_PLAINTEXT),
-        (reason, _) => Some(reason),
     }
 }
 
