@@ -19,15 +19,19 @@ def main():
     print("ready", flush=True)
     for _ in sys.stdin:
         outcomes, together = collections.Counter(), threading.Barrier(count)
+        # A counter's `+=` is not one step: threads that end together would lose each other's.
+        counting = threading.Lock()
 
         def one():
             client = call.CLIENTS[a.sdk](a)
             together.wait()
             try:
                 client()
-                outcomes["ok"] += 1
-            except Exception as error:  # Whatever the client raises is the outcome.
-                outcomes[type(error).__name__] += 1
+                outcome = "ok"
+            except BaseException as error:  # Whatever the client raises is the outcome.
+                outcome = type(error).__name__
+            with counting:
+                outcomes[outcome] += 1
 
         threads = [threading.Thread(target=one) for _ in range(count)]
         for thread in threads:

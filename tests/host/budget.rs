@@ -225,7 +225,15 @@ fn of_parallel_calls_never_more_than_ten_arrive_although_the_agent_is_killed() -
         clients.end()?;
         let (late, known) = (arrived(before), account()?.context("an account")?);
         eprintln!("{place}: {early} calls arrived before and {} after", late - early);
-        ensure!(late <= 10, "{place}: {late} calls arrived");
+        ensure!(
+            late <= 10,
+            "{place}: {late} calls arrived, and the accounts say {known:?}; allowed since: {:#?}",
+            agent
+                .awus()
+                .iter()
+                .filter(|it| text(it, "genops.policy.result") != Some("BLOCKED"))
+                .collect::<Vec<_>>()
+        );
         ensure!(
             (known.reserved, known.consumed, known.remaining) == (0, LIMIT_NANO_USD, 0),
             "{place}: {late} calls arrived, and the accounts say {known:?}"
