@@ -311,6 +311,9 @@ impl WebSocket {
         sink: &mut dyn Sink,
     ) -> usize {
         let Self { egress, asking, .. } = self;
+        if matches!(egress.state, State::Lost) {
+            return bytes.len();
+        }
         if !self.asking_began {
             self.asking_began = true;
             asking.begin_at(at_ns, at);
@@ -385,7 +388,8 @@ impl WebSocket {
         let kind = facts.text(Field::Type).unwrap_or_default();
         let begins = kind == "response.created" || facts.has(Field::ServerContent);
         let ends = is_last(kind, facts);
-        if (begins || ends && kind != "error") && self.answering.is_none() {
+        let told = self.answering.is_some() || matches!(self.egress.state, State::Lost);
+        if (begins || ends && kind != "error") && !told {
             // The server answered by itself, for instance when the user stopped speaking.
             self.ask(true, context, sink);
         }
@@ -408,17 +412,13 @@ impl WebSocket {
             Direction::Egress => &mut self.egress,
             Direction::Ingress => &mut self.ingress,
         };
-        side.state = State::Lost;
+        let known = !matches!(std::mem::replace(&mut side.state, State::Lost), State::Lost);
         side.within_message = false;
         side.held.clear();
         match direction {
             Direction::Egress => {
-                if self.realtime && std::mem::take(&mut self.asking_began) {
-                    self.asking.number(self.next_exchange);
-                    self.next_exchange += 1;
-                    self.asking.missing(bytes);
-                    self.asking.end_request(at, false, sink);
-                    self.asking.end_response(at_ns, false, sink);
+                if self.realtime && known {
+                    self.lose_questions(at_ns, at, bytes, sink);
                 }
             }
             Direction::Ingress => {
@@ -429,6 +429,20 @@ impl WebSocket {
                 }
             }
         }
+    }
+
+    /// Whatever the client asks from here on, nobody can read: one request, to the end of the connection.
+    fn lose_questions(&mut self, at_ns: u64, at: u64, bytes: Option<u64>, sink: &mut dyn Sink) {
+        let asking = &mut self.asking;
+        if !std::mem::replace(&mut self.asking_began, true) {
+            asking.begin_at(at_ns, at.saturating_sub(bytes.unwrap_or(0)));
+        }
+        asking.number(self.next_exchange);
+        self.next_exchange += 1;
+        asking.missing(bytes);
+        asking.unreadable(Unreadable::Gap);
+        asking.end_request(u64::MAX, false, sink);
+        asking.end_response(at_ns, false, sink);
     }
 
     pub(crate) fn close(&mut self, at_ns: u64, _at: u64, sink: &mut dyn Sink) {

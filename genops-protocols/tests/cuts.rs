@@ -110,6 +110,22 @@ fn a_message_that_cannot_be_decompressed_ends_where_its_frame_does() {
 }
 
 #[test]
+fn a_hole_makes_one_request_of_whatever_is_asked_after_it() {
+    let asks = message(TEXT, &[0; 4], ASKS);
+    let [asked, answered] = handshake("");
+    let (_, Ok(head)) = &asked else { panic!("the handshake has bytes") };
+    let start = head.len() as u64;
+    let middle = start + asks.len() as u64;
+    for (begun, from) in [(&b""[..], middle), (&asks[..9], middle)] {
+        let hole = (Direction::Egress, Err(40));
+        let [asked, answered] = [asked.clone(), answered.clone()];
+        let steps = [asked, answered, sent(asks.clone()), sent(begun), hole, sent(asks.clone())];
+        let turns = told(&steps).requests.split_off(1);
+        assert_eq!(turns, [(1, true, start, middle), (2, false, from, u64::MAX)]);
+    }
+}
+
+#[test]
 fn an_answer_goes_on_after_a_message_that_cannot_be_decompressed() {
     let [asked, answered] = handshake(DEFLATE);
     let damaged = message(COMPRESSED_TEXT, &[], DAMAGED);
