@@ -128,7 +128,7 @@ fn is_explained(
         return true;
     }
     let (at, len) = (packet.payload_at + left, packet.payload_len - left);
-    match walk(ctx, cookie, sock, at, len) {
+    match walk(ctx, cookie, at, len) {
         Fate::Passes => return true,
         Fate::Waits => {
             let Some(waiting) = HOLDS.get_ptr_mut(id) else { return false };
@@ -137,7 +137,7 @@ fn is_explained(
                 if !deadline(waiting, id, settings) || !bounds(sock, id, held) {
                     return false;
                 }
-                return walk(ctx, cookie, sock, at, len) == Fate::Passes;
+                return walk(ctx, cookie, at, len) == Fate::Passes;
             }
         }
         Fate::Unexplained => {}
@@ -149,7 +149,7 @@ fn is_explained(
     unsafe {
         let seen_to = (*sock).seen_to;
         (*sock).released_to = Bounds::FREE;
-        let _passes = walk(ctx, cookie, sock, at, len);
+        let _passes = walk(ctx, cookie, at, len);
         let explained = (*sock).cursor.explained;
         if explained > seen_to {
             (*sock).excess = (*sock).excess.saturating_add(explained - seen_to);
@@ -169,17 +169,38 @@ pub(crate) fn first_byte(ctx: &SkBuffContext, packet: &Packet) -> u32 {
 /// Follows the records of a socket at `at` in its packet, within the bounds that are in its room to work in, and moves
 /// its cursor if they may leave.
 #[inline(always)]
-pub(crate) fn walk(ctx: &SkBuffContext, cookie: u64, sock: *mut Sock, at: u32, len: u32) -> Fate {
+pub(crate) fn walk(ctx: &SkBuffContext, cookie: u64, at: u32, len: u32) -> Fate {
+    match follow_records(ctx.skb.skb, cookie, u64::from(at), u64::from(len)) {
+        PASSES => Fate::Passes,
+        WAITS => Fate::Waits,
+        _ => Fate::Unexplained,
+    }
+}
+
+/// What [`follow_records`] says; anything else is [`Fate::Unexplained`].
+const PASSES: u64 = 1;
+const WAITS: u64 = 2;
+
+/// [`walk`], as a function of a context and numbers: the verifier checks its loop once, and not for each way that leads
+/// here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn follow_records(skb: *mut __sk_buff, cookie: u64, at: u64, len: u64) -> u64 {
+    let Some(sock) = SOCKS.get_ptr_mut(cookie) else { return 0 };
     // SAFETY: an element of the map, alive while this program runs.
     unsafe { (*sock).trial = (*sock).cursor };
-    let skb = ctx.skb.skb;
-    let fate =
-        follow(len, |done| Step(step(skb, cookie, u64::from(at + done), u64::from(len - done))));
-    if fate == Fate::Passes {
-        // SAFETY: as above.
-        unsafe { (*sock).cursor = (*sock).trial };
+    let fate = follow(len as u32, |done| {
+        Step(step(skb, cookie, at + u64::from(done), len - u64::from(done)))
+    });
+    match fate {
+        Fate::Passes => {
+            // SAFETY: as above.
+            unsafe { (*sock).cursor = (*sock).trial };
+            PASSES
+        }
+        Fate::Waits => WAITS,
+        Fate::Unexplained => 0,
     }
-    fate
 }
 
 /// One [`Cursor::step`] of a socket's cursor on trial.

@@ -94,7 +94,7 @@ fn begin_in_part(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()
         (*sock).cursor = Cursor::at_handshake(next);
     }
     // A handshake leaves in any case.
-    let _passes = walk(ctx, cookie, sock, packet.payload_at, packet.payload_len);
+    let _passes = walk(ctx, cookie, packet.payload_at, packet.payload_len);
     report(ctx, cookie, packet, &packet.ends(ctx)?, contact::HELLO_PART, 0, 0);
     Some(())
 }
