@@ -11,6 +11,7 @@ mod contacts;
 mod coverage;
 mod enforcer;
 mod lineage;
+mod questions;
 mod rewrites;
 mod standing;
 
@@ -169,7 +170,7 @@ fn write(
         | Record::Fork(_)
         | Record::Contact(..)
         | Record::Released(_)
-        | Record::Dns(_) => {}
+        | Record::Dns(..) => {}
     }
     Ok(Room::Left)
 }

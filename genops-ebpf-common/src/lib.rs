@@ -15,7 +15,7 @@ pub use cursor::{Bounds, Bytes, Cursor, Fate, Step, follow, overhead_of_record, 
 
 /// Number of the layout of maps and records. One more with each change of any of them, so that an agent never
 /// takes over the maps of another layout.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Length of `task_struct.comm` (`include/linux/sched.h`, `TASK_COMM_LEN`), with its final NUL.
 pub const COMM_LEN: usize = 16;
@@ -242,7 +242,8 @@ pub struct Released {
 /// Longest DNS answer that is reported, in bytes.
 pub const DNS_LEN: usize = 1024;
 
-/// An answer of a name server (RFC 1035 §4.1); `captured_len` bytes of the message follow.
+/// What a socket of the initial network namespace asked a name server, or was answered by it (RFC 1035
+/// §4.1); `captured_len` bytes of the message follow.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Dns {
@@ -250,6 +251,14 @@ pub struct Dns {
     pub kind: u32,
     /// Bytes that follow, at most [`DNS_LEN`].
     pub captured_len: u32,
+    /// The socket that asks.
+    pub cookie: u64,
+    /// Address of the name server, in network byte order; an IPv4 address is in the first four bytes.
+    pub server: [u8; 16],
+    /// 4 or 6.
+    pub ip_version: u32,
+    /// 1: an answer; 0: a question.
+    pub answers: u32,
 }
 
 /// The program freed its TLS object.
@@ -383,7 +392,7 @@ pub enum Record<'a> {
     /// A socket to a provider was let go.
     Released(Released),
     /// A name server's answer.
-    Dns(Payload<'a>),
+    Dns(Dns, Payload<'a>),
     /// A socket sends what no plaintext explains.
     Unexplained(Unexplained),
 }
@@ -424,8 +433,8 @@ impl<'a> Record<'a> {
                 Ok(Self::Contact(contact, payload))
             }
             kind::DNS => {
-                let (_, payload) = with_payload(record, |it: &Dns| it.captured_len)?;
-                Ok(Self::Dns(payload))
+                let (dns, payload) = with_payload(record, |it: &Dns| it.captured_len)?;
+                Ok(Self::Dns(dns, payload))
             }
             kind::RELEASED => read(record).map(Self::Released),
             kind::OPEN => read(record).map(Self::Open),
@@ -846,7 +855,7 @@ layout! {
     DeniedKey = 8,
     Contact = 80,
     Released = 48,
-    Dns = 8,
+    Dns = 40,
     Hold = 64,
     Verdict = 16,
     Settings = 64,

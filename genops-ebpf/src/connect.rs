@@ -9,7 +9,9 @@ use aya_ebpf::{
     bindings::bpf_sock_addr,
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_load_bytes},
+        generated::{
+            bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_load_bytes,
+        },
     },
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
     programs::{SkBuffContext, SockAddrContext, SockContext},
@@ -20,7 +22,7 @@ use genops_ebpf_common::{
 
 use crate::{
     hold::{is_closed, is_undecided},
-    maps::{ADDRESSES, DATAGRAMS, EVENTS, OWNERS, SOCKS, count_loss, new_sock, wake},
+    maps::{ADDRESSES, ASKERS, DATAGRAMS, EVENTS, OWNERS, SOCKS, count_loss, new_sock, wake},
     packet::{IPPROTO_UDP, Packet, bounded},
     quota,
 };
@@ -81,6 +83,33 @@ pub(crate) fn ingress_dns(ctx: SkBuffContext) -> i32 {
     ALLOW
 }
 
+/// A socket is about to ask a name server. In a network namespace of their own, anybody answers what
+/// they like under any address; only the initial one counts.
+#[inline(always)]
+fn will_ask(ctx: &SockAddrContext) {
+    // SAFETY: the context that this program was entered with; without one, the helper says the initial
+    // namespace's (`net/core/filter.c`, `__bpf_get_netns_cookie`).
+    let (its, initial) = unsafe {
+        (bpf_get_netns_cookie(ctx.as_ptr()), bpf_get_netns_cookie(core::ptr::null_mut()))
+    };
+    if its == initial {
+        // SAFETY: the context that this program was entered with.
+        let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+        // Without room, its answers are not believed.
+        let _full = ASKERS.insert(cookie, 1, 0);
+    }
+}
+
+/// Reports what a socket asks a name server.
+#[inline(always)]
+pub(crate) fn question(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()> {
+    let remote_port = ctx.load(packet.header_at as usize + 2).map(u16::from_be_bytes).ok()?;
+    if remote_port != DNS_PORT {
+        return None;
+    }
+    report_dns(ctx, cookie, packet, packet.ends(ctx)?.remote, 0)
+}
+
 #[inline(always)]
 fn address4(ctx: &SockAddrContext) -> AddressKey {
     // SAFETY: fields of the context that this program was entered with.
@@ -127,6 +156,9 @@ fn connect(ctx: &SockAddrContext, to: AddressKey, ip_version: u32) -> i32 {
 /// Whether this process may address this place.
 #[inline(always)]
 fn reach(ctx: &SockAddrContext, to: AddressKey, ip_version: u32, datagram: bool) -> i32 {
+    if datagram && to.port == DNS_PORT {
+        will_ask(ctx);
+    }
     // SAFETY: copied at once.
     let Some(&provider) = (unsafe { ADDRESSES.get(to) }) else { return ALLOW };
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
@@ -232,11 +264,26 @@ struct Answer {
 #[inline(always)]
 fn answer(ctx: &SkBuffContext) -> Option<()> {
     let packet = Packet::of(ctx)?;
-    if packet.protocol != IPPROTO_UDP || packet.payload_len <= DNS_HEADER {
+    let source = ctx.load(packet.header_at as usize).map(u16::from_be_bytes).ok()?;
+    if packet.protocol != IPPROTO_UDP || source != DNS_PORT {
         return None;
     }
-    let source = u16::from_be_bytes(ctx.load(packet.header_at as usize).ok()?);
-    if source != DNS_PORT {
+    // Of a packet that arrives, the source is the other end.
+    let server = packet.ends(ctx)?.local;
+    // SAFETY: the context that this program was entered with.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
+    report_dns(ctx, cookie, &packet, server, 1)
+}
+
+#[inline(always)]
+fn report_dns(
+    ctx: &SkBuffContext,
+    cookie: u64,
+    packet: &Packet,
+    server: [u8; 16],
+    answers: u32,
+) -> Option<()> {
+    if packet.payload_len <= DNS_HEADER || ASKERS.get_ptr_mut(cookie).is_none() {
         return None;
     }
     let Some(mut entry) = EVENTS.reserve::<Answer>(0) else {
@@ -247,7 +294,14 @@ fn answer(ctx: &SkBuffContext) -> Option<()> {
     let record: *mut Answer = entry.as_mut_ptr();
     // SAFETY: `record` is reserved ring buffer of its type, and `len` is at most DNS_LEN.
     let failed = unsafe {
-        (&raw mut (*record).header).write(Dns { kind: kind::DNS, captured_len: len });
+        (&raw mut (*record).header).write(Dns {
+            kind: kind::DNS,
+            captured_len: len,
+            cookie,
+            server,
+            ip_version: packet.ip_version,
+            answers,
+        });
         let to = (&raw mut (*record).bytes).cast();
         bpf_skb_load_bytes(ctx.skb.skb.cast(), packet.payload_at, to, len)
     };

@@ -11,7 +11,7 @@ use aya_ebpf::{
 use genops_ebpf_common::{Contact, Cursor, HELLO_LEN, NAME_LEN, contact, kind, loss};
 
 use crate::{
-    classify,
+    classify, connect,
     egress::{CLIENT_HELLO, HANDSHAKE, carries, first_byte, report_join, walk},
     hold::{arm, is_held},
     maps::{EVENTS, OWNERS, SOCKS, count_loss, settings, wake},
@@ -42,7 +42,11 @@ enum Name {
 #[inline(always)]
 pub(crate) fn look(ctx: &SkBuffContext, cookie: u64) -> bool {
     let Some(packet) = Packet::of(ctx) else { return true };
-    if packet.protocol != IPPROTO_TCP || packet.payload_len == 0 {
+    if packet.protocol != IPPROTO_TCP {
+        connect::question(ctx, cookie, &packet);
+        return true;
+    }
+    if packet.payload_len == 0 {
         return true;
     }
     if !may_begin(ctx, &packet) {

@@ -56,6 +56,11 @@ pub(crate) static USERS: HashMap<u32, u32> = HashMap::with_max_entries(CONNECTIO
 #[map]
 pub(crate) static DATAGRAMS: LruHashMap<DeniedKey, u64> = LruHashMap::with_max_entries(16_384, 0);
 
+/// Sockets of the initial network namespace that have asked a name server, by cookie. Whoever is not
+/// in it is not believed; what is pushed out is only not learnt from.
+#[map]
+pub(crate) static ASKERS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(8_192, 0);
+
 /// Addresses of providers, with their number. Written by the agent.
 #[map]
 pub(crate) static ADDRESSES: LruHashMap<AddressKey, u32> = LruHashMap::with_max_entries(16_384, 0);

@@ -21,12 +21,13 @@ use super::place::{self, Touch};
 use crate::{clock, config::PinDirectory};
 
 /// The maps that agents hand on.
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 20] = [
     "EVENTS",
     "SETTINGS",
     "CONNS",
     "SOCKS",
     "OWNERS",
+    "ASKERS",
     "ADDRESSES",
     "DENIED",
     "HOLDS",

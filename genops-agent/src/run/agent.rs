@@ -338,8 +338,9 @@ impl Agent {
             Record::Join(join) => self.join(maps, &join),
             Record::Contact(contact, payload) => self.contact(maps, &contact, payload),
             Record::Released(released) => self.released(&released),
-            Record::Dns(payload) => {
-                for (address, provider) in self.contacts.answer(&self.providers, payload.0) {
+            Record::Dns(dns, payload) => {
+                let news = self.contacts.name_server(&self.providers, &dns, payload.0);
+                for (address, provider) in news {
                     maps.set_address(&address, provider);
                 }
             }

@@ -8,10 +8,11 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use genops_ebpf_common::{AddressKey, Contact, contact};
+use genops_ebpf_common::{AddressKey, Contact, Dns, contact};
 use simple_dns::{Packet, rdata::RData};
 
-use crate::kernel::Providers;
+use super::questions::Questions;
+use crate::kernel::{Providers, holds::address_of};
 
 /// Most `ClientHello`s in pieces at a time.
 const PARTS_LIMIT: usize = 1_024;
@@ -47,6 +48,7 @@ pub(super) struct Contacts {
     /// By socket cookie.
     parts: HashMap<u64, Vec<u8>>,
     addresses: HashMap<IpAddr, Address>,
+    questions: Questions,
 }
 
 /// Whose names an address was the answer for.
@@ -54,7 +56,7 @@ pub(super) struct Contacts {
 struct Address {
     provider: u32,
     port: u16,
-    /// Another's too: a shared front end, of which nothing may be concluded.
+    /// Another provider's too: a shared front end, of which nothing may be concluded.
     shared: bool,
 }
 
@@ -91,11 +93,13 @@ impl Contacts {
         }
     }
 
-    /// Takes a name server's answer: addresses that are a provider's from now on (its number), or no
-    /// longer one's alone (0).
-    pub(super) fn answer(
+    /// Takes what a socket of this host asked a name server, or was answered: addresses that are a
+    /// provider's from now on (its number), or no longer one provider's alone (0). An answer counts
+    /// only to a question that was seen, and never makes an address anybody's but a provider's.
+    pub(super) fn name_server(
         &mut self,
         providers: &Providers,
+        dns: &Dns,
         message: &[u8],
     ) -> Vec<(AddressKey, u32)> {
         let Ok(packet) = Packet::parse(message) else { return Vec::new() };
@@ -103,7 +107,18 @@ impl Contacts {
             return Vec::new();
         };
         let (provider, port) = providers.of_host(&asked);
-        let mut news = Vec::new();
+        if provider == 0 {
+            return Vec::new();
+        }
+        let server = address_of(dns.ip_version, dns.server, 0).ip();
+        let (key, mut news) = ((dns.cookie, packet.id()), Vec::new());
+        if dns.answers == 0 {
+            self.questions.ask(key, server, &asked);
+            return news;
+        }
+        if !self.questions.is_answered(key, server, &asked) {
+            return news;
+        }
         for record in &packet.answers {
             let ip: IpAddr = match &record.rdata {
                 RData::A(it) => std::net::Ipv4Addr::from(it.address).into(),
@@ -115,7 +130,7 @@ impl Contacts {
         news
     }
 
-    /// An address belongs to a provider, or (0) to somebody else; what that changes.
+    /// An address belongs to a provider; what that changes.
     pub(super) fn learn(
         &mut self,
         ip: IpAddr,
@@ -123,8 +138,8 @@ impl Contacts {
         port: u16,
     ) -> Option<(AddressKey, u32)> {
         let known = self.addresses.get(&ip).copied();
-        if known.is_none() && provider == 0 {
-            // Only what may be a provider's as well is worth a place.
+        if provider == 0 {
+            // What is somebody else's too stays the provider's: nobody's answer lifts a refusal.
             return None;
         }
         if self.addresses.len() >= ADDRESSES_LIMIT {
@@ -136,7 +151,6 @@ impl Contacts {
         self.addresses.insert(ip, now);
         let number = if shared { 0 } else { provider };
         let told = if before.shared { 0 } else { before.provider };
-        let port = if provider == 0 { before.port } else { port };
         (number != told).then(|| (address_key(SocketAddr::new(ip, port)), number))
     }
 }
@@ -265,6 +279,33 @@ mod tests {
         }
     }
 
+    const RESOLVER: [u8; 4] = [192, 0, 2, 53];
+
+    /// Contacts of a host with one name server.
+    fn contacts() -> Contacts {
+        let questions = Questions::with(vec![RESOLVER.into()]);
+        Contacts { questions, ..Contacts::default() }
+    }
+
+    fn dns(answers: u32) -> Dns {
+        let mut server = [0; 16];
+        server.iter_mut().zip(RESOLVER).for_each(|(to, from)| *to = from);
+        let kind = genops_ebpf_common::kind::DNS;
+        Dns { kind, captured_len: 0, cookie: 7, server, ip_version: 4, answers }
+    }
+
+    /// A socket asks, and is answered; what that changes.
+    fn learnt(
+        contacts: &mut Contacts,
+        providers: &Providers,
+        name: &str,
+        ips: &[IpAddr],
+    ) -> Vec<(AddressKey, u32)> {
+        let message = answer(name, ips);
+        assert!(contacts.name_server(providers, &dns(0), &message).is_empty());
+        contacts.name_server(providers, &dns(1), &message)
+    }
+
     fn answer(name: &str, ips: &[IpAddr]) -> Vec<u8> {
         let mut packet = Packet::new_reply(1);
         packet.set_flags(PacketFlag::RESPONSE);
@@ -286,19 +327,56 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_a_providers_until_it_is_somebody_elses_too() {
+    fn an_address_is_a_providers_until_it_is_anothers_too() {
         let providers = providers();
-        let mut contacts = Contacts::default();
+        let mut contacts = contacts();
         let (ours, theirs): (IpAddr, IpAddr) =
             ("192.0.2.1".parse().expect("v4"), "2001:db8::1".parse().expect("v6"));
         let key = |ip| address_key(SocketAddr::new(ip, 443));
         let openai = providers.number("openai");
-        let told = contacts.answer(&providers, &answer("api.openai.com", &[ours, theirs]));
+        let told = learnt(&mut contacts, &providers, "api.openai.com", &[ours, theirs]);
         assert_eq!(told, [(key(ours), openai), (key(theirs), openai)]);
-        assert!(contacts.answer(&providers, &answer("api.openai.com", &[ours])).is_empty());
-        let told = contacts.answer(&providers, &answer("cdn.example.test", &[ours]));
+        assert!(learnt(&mut contacts, &providers, "api.openai.com", &[ours]).is_empty());
+        let told = learnt(&mut contacts, &providers, "api.anthropic.com", &[ours]);
         assert_eq!(told, [(key(ours), 0)]);
-        assert!(contacts.answer(&providers, &answer("api.openai.com", &[ours])).is_empty());
+    }
+
+    #[test]
+    fn a_strangers_name_for_a_providers_address_lifts_nothing() {
+        let providers = providers();
+        let mut contacts = contacts();
+        let ours: IpAddr = "192.0.2.9".parse().expect("v4");
+        assert_eq!(learnt(&mut contacts, &providers, "api.openai.com", &[ours]).len(), 1);
+        for name in ["cdn.example.test", "openai.com.example.test"] {
+            assert!(learnt(&mut contacts, &providers, name, &[ours]).is_empty(), "{name}");
+        }
+        assert!(!contacts.addresses.get(&ours).expect("known").shared);
+    }
+
+    #[test]
+    fn what_nobody_asked_is_not_believed() {
+        let providers = providers();
+        let ip: IpAddr = "198.51.100.4".parse().expect("v4");
+        let message = answer("api.openai.com", &[ip]);
+        let asked = |question: &Dns, questioned: &[u8], answered: &Dns| {
+            let mut contacts = contacts();
+            assert!(contacts.name_server(&providers, question, questioned).is_empty());
+            contacts.name_server(&providers, answered, &message).len()
+        };
+        assert_eq!(asked(&dns(0), &message, &dns(1)), 1);
+        assert_eq!(contacts().name_server(&providers, &dns(1), &message), []);
+        let socket = Dns { cookie: 8, ..dns(1) };
+        assert_eq!(asked(&dns(0), &message, &socket), 0, "another socket's");
+        let mut server = dns(1);
+        server.server = [10; 16];
+        assert_eq!(asked(&dns(0), &message, &server), 0, "another server's");
+        let both = Dns { answers: 0, ..server };
+        assert_eq!(asked(&both, &message, &server), 0, "of a server that is not the host's");
+        let other = answer("api.anthropic.com", &[ip]);
+        assert_eq!(asked(&dns(0), &other, &dns(1)), 0, "to another question");
+        let mut number = message.clone();
+        number.iter_mut().take(2).for_each(|it| *it = 9);
+        assert_eq!(asked(&dns(0), &number, &dns(1)), 0, "with another number");
     }
 
     #[test]
@@ -307,7 +385,9 @@ mod tests {
         let whole = answer("api.openai.com", &["192.0.2.1".parse().expect("v4")]);
         for end in 0..whole.len() {
             let cut = whole.get(..end).unwrap_or_default();
-            let _nothing = Contacts::default().answer(&providers, cut);
+            let mut contacts = contacts();
+            let _nothing = contacts.name_server(&providers, &dns(0), cut);
+            let _nothing = contacts.name_server(&providers, &dns(1), cut);
         }
     }
 }
