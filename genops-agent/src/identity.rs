@@ -1,16 +1,27 @@
 //! Who a process is: facts from `/proc`, as long as it lives.
 //!
-//! The kernel's own facts first: `/proc/PID/cgroup` is written by the kernel, `mountinfo` and labels
-//! are not and count for nothing. What can't be read is absent.
+//! Only what the kernel alone writes: `/proc/PID/cgroup` counts, as far as its groups are the host's
+//! own; `mountinfo` and labels do not. A program is what the host has under its path. What can't be
+//! read is absent.
 
-use std::{collections::HashMap, fs, path::Path};
+mod executables;
 
-use genops_governance::{ANCESTRY_LIMIT, Ancestor, ProcessFacts, ProcessKey, Signal};
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use genops_governance::{ANCESTRY_LIMIT, Ancestor, MatchConfig, ProcessFacts, ProcessKey, Signal};
 use procfs::process::{Process, Stat};
 use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal},
 };
+
+use self::executables::Executables;
+use crate::kernel;
 
 /// Longest `/etc/passwd` that is read, in bytes.
 const PASSWD_LIMIT: u64 = 4 << 20;
@@ -21,6 +32,9 @@ pub(crate) struct Identities {
     /// Names of users by number, from the host's `/etc/passwd`.
     users: HashMap<u32, String>,
     ns_per_tick: u64,
+    executables: Executables,
+    /// Where the groups of processes are, to see whose they are.
+    groups: Option<PathBuf>,
 }
 
 impl Identities {
@@ -28,7 +42,30 @@ impl Identities {
         Self {
             users: users(Path::new("/etc/passwd")),
             ns_per_tick: 1_000_000_000 / procfs::ticks_per_second().max(1),
+            executables: Executables::new(),
+            groups: kernel::cgroup2_root(),
         }
+    }
+
+    /// Remembers in `directory` which programs stood under the paths of principals.
+    pub(crate) fn keep_in(&mut self, directory: &Path) {
+        if let Some(why) = Executables::why_not_of_host() {
+            eprintln!(
+                "genops-agent: the host's root can't be looked into ({why}); paths of principals are compared with what the agent itself sees"
+            );
+        }
+        self.executables.keep_in(directory);
+    }
+
+    /// Principals are matched by these from now on.
+    pub(crate) fn name_by(&mut self, matches: Vec<MatchConfig>) {
+        self.executables.name_by(matches);
+    }
+
+    /// When a living process began: by this it is told from another that had its number.
+    pub(crate) fn key_of(&self, pid: u32) -> Option<ProcessKey> {
+        let stat = Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
+        Some(self.key(pid, &stat))
     }
 
     /// Facts about a living process.
@@ -37,12 +74,17 @@ impl Identities {
         let stat = process.stat().ok()?;
         let uid = process.status().ok().map(|status| status.ruid);
         let cgroup = cgroup_of(&process);
-        let place = cgroup.as_deref().map(Place::of).unwrap_or_default();
+        let place = cgroup.as_deref().map(|it| self.place(&process, it)).unwrap_or_default();
+        let exe = exe_of(&process);
+        let contained = place.container_id.is_some() || place.pod_uid.is_some();
+        let exe_is_elsewhere =
+            !contained && exe.as_deref().is_some_and(|it| !self.executables.has(pid, it));
         Some(ProcessFacts {
             key: self.key(pid, &stat),
             parent: self.parent(&stat),
             comm: stat.comm.clone(),
-            exe: exe_of(&process),
+            exe,
+            exe_is_elsewhere,
             uid,
             user: uid.and_then(|uid| self.users.get(&uid).cloned()),
             systemd_unit: place.systemd_unit,
@@ -53,6 +95,21 @@ impl Identities {
             service_account: None,
             ancestry: ancestry(&stat),
         })
+    }
+
+    /// Where a process runs, as far as its groups are the host's own.
+    fn place(&self, process: &Process, cgroup: &str) -> Place {
+        let Some(root) = self.groups.as_deref().filter(|_| !cgroup.contains("..")) else {
+            return Place::of(cgroup, |_| true);
+        };
+        let owner = |path: &str| fs::metadata(root.join(path.trim_start_matches('/')));
+        let missing =
+            |path: &str| owner(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if missing(cgroup) && cgroup_of(process).as_deref() == Some(cgroup) {
+            // The groups that are mounted here are not those of the path.
+            return Place::of(cgroup, |_| true);
+        }
+        Place::of(cgroup, |path| owner(path).is_ok_and(|it| it.uid() == 0))
     }
 
     /// Facts of a process that has gone before it could be looked at: what the kernel program saw.
@@ -146,10 +203,18 @@ struct Place {
 }
 
 impl Place {
-    fn of(cgroup: &str) -> Self {
+    /// What names may be given only by the host: outside of users' slices, in groups that are root's
+    /// (`is_roots`). A group that was handed to somebody (`Delegate=`) ends what counts.
+    fn of(cgroup: &str, is_roots: impl Fn(&str) -> bool) -> Self {
         let mut place = Self::default();
         let mut in_pods = false;
-        for part in cgroup.split('/') {
+        let mut above = String::from("/");
+        for part in cgroup.split('/').filter(|it| !it.is_empty()) {
+            if part == USERS || (names_something(part) && !is_roots(&above)) {
+                break;
+            }
+            above.push_str(part);
+            above.push('/');
             in_pods |= part.starts_with("kubepods");
             // The outermost pod counts: a container may name a group below its own as it likes.
             if in_pods && place.pod_uid.is_none() {
@@ -158,7 +223,8 @@ impl Place {
             if place.container_id.is_none() {
                 place.container_id = container_id(part);
             }
-            if is_unit(part) {
+            // The outermost unit counts, for the same reason.
+            if place.systemd_unit.is_none() && is_unit(part) {
                 place.systemd_unit = Some(part.to_owned());
             }
         }
@@ -168,6 +234,13 @@ impl Place {
         }
         place
     }
+}
+
+/// The slice that systemd gives to users (`systemd.special(7)`): what is below it is theirs to name.
+const USERS: &str = "user.slice";
+
+fn names_something(part: &str) -> bool {
+    is_unit(part) || container_id(part).is_some() || pod_uid(part).is_some()
 }
 
 /// A service or a scope; slices only group.
@@ -221,25 +294,52 @@ mod tests {
         }
     }
 
+    /// Where every group is root's.
+    fn place_of(cgroup: &str) -> Place {
+        Place::of(cgroup, |_| true)
+    }
+
+    #[test]
+    fn what_users_name_below_their_slice_is_nothing() {
+        for made in [
+            "/user.slice/user-7.slice/user@7.service/app.slice/payroll.service".to_owned(),
+            "/user.slice/user-7.slice/session-2.scope".to_owned(),
+            format!("/user.slice/user-7.slice/user@7.service/docker-{ID}.scope"),
+            format!("/user.slice/kubepods/pod{UID}/{ID}"),
+        ] {
+            assert_eq!(place_of(&made), Place::default(), "{made}");
+        }
+    }
+
+    #[test]
+    fn what_is_made_in_a_group_that_was_handed_over_is_nothing() {
+        let within = |handed: &'static str| move |group: &str| !group.starts_with(handed);
+        let made = format!("/system.slice/web.service/docker-{ID}.scope/x.service");
+        let web = place(Some("web.service"), None, None);
+        assert_eq!(Place::of(&made, within("/system.slice/web.service/")), web);
+        let unit = "/system.slice/web.service/payroll.service";
+        assert_eq!(Place::of(unit, within("/system.slice/web.service/")), web);
+        assert_eq!(place_of(unit), web, "a unit holds no other");
+        let pods = format!("/lab/kubepods/pod{UID}/{ID}");
+        assert_eq!(Place::of(&pods, within("/lab/")), Place::default());
+        assert_eq!(place_of(&pods), place(None, Some(ID), Some(UID)));
+    }
+
     #[test]
     fn a_service_is_a_unit_and_a_slice_is_not() {
         assert_eq!(
-            Place::of("/system.slice/refund-worker.service"),
+            place_of("/system.slice/refund-worker.service"),
             place(Some("refund-worker.service"), None, None)
         );
-        assert_eq!(
-            Place::of("/user.slice/user-1000.slice/user@1000.service/app.slice/ide.scope"),
-            place(Some("ide.scope"), None, None)
-        );
-        assert_eq!(Place::of("/user.slice"), Place::default());
-        assert_eq!(Place::of("/"), Place::default());
+        assert_eq!(place_of("/user.slice"), Place::default());
+        assert_eq!(place_of("/"), Place::default());
     }
 
     #[test]
     fn containers_of_each_driver() {
-        assert_eq!(Place::of(&format!("/docker/{ID}")), place(None, Some(ID), None));
+        assert_eq!(place_of(&format!("/docker/{ID}")), place(None, Some(ID), None));
         assert_eq!(
-            Place::of(&format!("/system.slice/docker-{ID}.scope")),
+            place_of(&format!("/system.slice/docker-{ID}.scope")),
             place(None, Some(ID), None)
         );
     }
@@ -247,12 +347,12 @@ mod tests {
     #[test]
     fn pods_of_each_driver() {
         let expected = place(None, Some(ID), Some(UID));
-        assert_eq!(Place::of(&format!("/kubepods/burstable/pod{UID}/{ID}")), expected);
+        assert_eq!(place_of(&format!("/kubepods/burstable/pod{UID}/{ID}")), expected);
         let escaped = UID.replace('-', "_");
         let systemd = format!(
             "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{escaped}.slice/cri-containerd-{ID}.scope"
         );
-        assert_eq!(Place::of(&systemd), expected);
+        assert_eq!(place_of(&systemd), expected);
     }
 
     #[test]
@@ -260,7 +360,7 @@ mod tests {
         let other = "ffffffff-ffff-4fff-8fff-ffffffffffff";
         let forged =
             format!("/kubepods/pod{UID}/{ID}/kubepods/pod{other}/{}", ID.replace('9', "8"));
-        assert_eq!(Place::of(&forged), place(None, Some(ID), Some(UID)));
+        assert_eq!(place_of(&forged), place(None, Some(ID), Some(UID)));
     }
 
     #[test]

@@ -119,9 +119,11 @@ pub struct PrincipalConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MatchConfig {
-    /// Name of the user, or its number.
+    /// Name of the user, or its number. In a container it counts only together with `container`,
+    /// `namespace` or `service_account`.
     pub user: Option<String>,
-    /// Path of the executable.
+    /// Path of the executable: the very file that the host has there, or had. In a container, as
+    /// with `user`, its path in there.
     pub exe: Option<String>,
     /// systemd unit.
     pub systemd_unit: Option<String>,
@@ -131,6 +133,14 @@ pub struct MatchConfig {
     pub namespace: Option<String>,
     /// Kubernetes service account.
     pub service_account: Option<String>,
+}
+
+impl MatchConfig {
+    /// Whether a program of this path would be asked for.
+    #[must_use]
+    pub fn may_be_program(&self, path: &str) -> bool {
+        self.exe.as_deref().is_some_and(|it| crate::glob::matches(it, path))
+    }
 }
 
 /// One entry of `grants`: authority handed down by somebody.

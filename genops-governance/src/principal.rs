@@ -216,6 +216,8 @@ impl Principal {
         &self.attribution
     }
 
+    /// Whether the process is one of it. A path counts where the host itself has the file there; in
+    /// a container, paths and users are the image's, and count only for a match that says where.
     fn fits(&self, facts: &ProcessFacts) -> bool {
         let MatchConfig { user, exe, systemd_unit, container, namespace, service_account } =
             &self.matches;
@@ -224,7 +226,12 @@ impl Principal {
             None => true,
             Some(pattern) => fact.is_some_and(|it| glob::matches(pattern, it)),
         };
-        (fits(user, facts.user.as_ref()) || fits(user, uid.as_ref()))
+        let placed = container.is_some() || namespace.is_some() || service_account.is_some();
+        let by_user = !facts.is_contained() || placed;
+        let by_exe = if facts.is_contained() { placed } else { !facts.exe_is_elsewhere };
+        (user.is_none() || by_user)
+            && (exe.is_none() || by_exe)
+            && (fits(user, facts.user.as_ref()) || fits(user, uid.as_ref()))
             && fits(exe, facts.exe.as_ref())
             && fits(systemd_unit, facts.systemd_unit.as_ref())
             && fits(container, facts.container_id.as_ref())
@@ -348,6 +355,55 @@ mod tests {
             |it| it.container_id = some("9bca8d63"),
             &expect!["python3/python3: team python3 project python3 environment container"],
         );
+    }
+
+    /// Whether a match fits a program at `/opt/desk/bot` of the user `desk`.
+    fn fits(matches: MatchConfig, change: impl FnOnce(&mut ProcessFacts)) -> bool {
+        let mut facts = ProcessFacts::bare(ProcessKey { pid: 1, start_ns: 1 }, "bot");
+        facts.exe = some("/opt/desk/bot");
+        facts.user = some("desk");
+        facts.uid = Some(812);
+        change(&mut facts);
+        let config = PrincipalConfig { name: "desk".to_owned(), matches, ..Default::default() };
+        let principals = vec![config];
+        let sections = Sections { principals, ..Sections::default() };
+        let roster = Roster::compile(&sections, &Grants::default(), &mut Faults::default());
+        roster.identify(&facts, None).principal.is_some()
+    }
+
+    #[test]
+    fn a_path_that_the_host_has_not_names_nobody() {
+        let by = |exe: &str| MatchConfig { exe: some(exe), ..MatchConfig::default() };
+        for pattern in ["/opt/desk/bot", "*/bot", "*"] {
+            assert!(fits(by(pattern), |_| {}), "{pattern}");
+            assert!(!fits(by(pattern), |it| it.exe_is_elsewhere = true), "{pattern}");
+        }
+        let by_user = MatchConfig { user: some("desk"), ..MatchConfig::default() };
+        assert!(fits(by_user, |it| it.exe_is_elsewhere = true));
+    }
+
+    #[test]
+    fn in_a_container_paths_and_users_count_only_with_a_place() {
+        let by = [
+            MatchConfig { exe: some("*/bot"), ..MatchConfig::default() },
+            MatchConfig { user: some("desk"), ..MatchConfig::default() },
+            MatchConfig { user: some("812"), ..MatchConfig::default() },
+        ];
+        for matches in by {
+            assert!(fits(matches.clone(), |_| {}));
+            assert!(!fits(matches.clone(), |it| it.container_id = some("77ab")), "{matches:?}");
+            assert!(!fits(matches.clone(), |it| it.pod_uid = some("1")), "{matches:?}");
+            let placed = MatchConfig { container: some("77*"), ..matches.clone() };
+            assert!(fits(placed.clone(), |it| it.container_id = some("77ab")));
+            assert!(!fits(placed, |it| it.container_id = some("88ab")));
+            let named = MatchConfig { namespace: some("desk"), ..matches };
+            let inside = |it: &mut ProcessFacts| {
+                it.container_id = some("77ab");
+                it.namespace = some("desk");
+                it.exe_is_elsewhere = true;
+            };
+            assert!(fits(named, inside));
+        }
     }
 
     #[test]

@@ -32,15 +32,18 @@ pub struct ProcessFacts {
     pub parent: Option<ProcessKey>,
     /// Name of the command, as the kernel keeps it (15 bytes).
     pub comm: String,
-    /// Path of the executable.
+    /// Path of the executable, as the process itself sees it.
     pub exe: Option<String>,
+    /// The host itself has another file under `exe`, or none: whoever has a mount namespace of
+    /// their own shows any file there. Such a path names nobody outside of a container.
+    pub exe_is_elsewhere: bool,
     /// Numeric user.
     pub uid: Option<u32>,
     /// Name of the user.
     pub user: Option<String>,
     /// Path in the cgroup tree.
     pub cgroup: Option<String>,
-    /// Innermost systemd unit, such as `refund.service`.
+    /// systemd unit, such as `refund.service`: of the host, not what is made below a user's slice.
     pub systemd_unit: Option<String>,
     /// Container id.
     pub container_id: Option<String>,
@@ -55,6 +58,12 @@ pub struct ProcessFacts {
 }
 
 impl ProcessFacts {
+    /// Its files and users are not the host's: there, a path and a user's number say what an image
+    /// or a pod's author wrote.
+    pub(crate) fn is_contained(&self) -> bool {
+        self.container_id.is_some() || self.pod_uid.is_some() || self.namespace.is_some()
+    }
+
     /// It runs in the same unit, container and pod as another: there, a child is what its parent is.
     pub(crate) fn is_beside(&self, other: &Self) -> bool {
         self.systemd_unit == other.systemd_unit
@@ -79,6 +88,7 @@ impl ProcessFacts {
             parent: None,
             comm: comm.to_owned(),
             exe: None,
+            exe_is_elsewhere: false,
             uid: None,
             user: None,
             cgroup: None,

@@ -205,7 +205,7 @@ fn is_bpf(directory: &OwnedFd) -> bool {
     fstatfs(directory).is_ok_and(|it| u64::try_from(it.f_type) == Ok(BPF_FS))
 }
 
-/// Whether nothing is in it but what agents make (`v3`).
+/// Whether nothing is in it but what agents make (`v4`).
 fn holds_only_ours(path: &Path) -> bool {
     let ours = |name: &str| {
         name.strip_prefix('v').is_some_and(|it| it.bytes().all(|byte| byte.is_ascii_digit()))

@@ -9,8 +9,8 @@ use genops_ebpf_common::{
 };
 use genops_governance::{
     Awu, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger,
-    Mechanism, Mode, Now, OnTimeout, Outcome, Output, PolicyResult, ProcessFacts, ProcessKey,
-    Signal, Unexplainable,
+    MatchConfig, Mechanism, Mode, Now, OnTimeout, Outcome, Output, PolicyResult, ProcessFacts,
+    ProcessKey, Signal, Unexplainable,
 };
 use genops_protocols::Direction;
 
@@ -195,6 +195,9 @@ impl Agent {
         }
         metrics.readiness.reached(Part::Policy);
         let lineages = Lineages::new(engine.settings());
+        let mut identities = Identities::new();
+        identities.keep_in(&state);
+        identities.name_by(matches(&config));
         Ok(Self {
             enforcer: Enforcer::new(hold_deadline(&config), config.on_timeout),
             printer: Printer::start(output, Arc::clone(metrics))?,
@@ -210,7 +213,7 @@ impl Agent {
             coverage: Coverage::default(),
             rewrites: Rewrites::default(),
             unexplained_units: 0,
-            identities: Identities::new(),
+            identities,
             journal,
             ledger,
             exporter,
@@ -358,11 +361,11 @@ impl Agent {
     }
 
     fn open(&mut self, maps: &mut Maps, open: &Open) {
-        let facts = self.identify(open.tgid).unwrap_or_else(|| {
+        let facts = self.identify(open.tgid, open.uid).unwrap_or_else(|| {
             let comm = String::from_utf8_lossy(&open.comm);
             let comm = comm.trim_end_matches('\0');
             let mut gone = self.identities.of_gone(open.tgid, open.at_mono_ns, open.uid, comm);
-            gone.exe = self.programs.get(&open.tgid).cloned();
+            self.recall(&mut gone);
             if let Some(principal) = self.lineages.name(open.principal) {
                 self.engine.process_of(clock::now(), gone.clone(), principal);
             }
@@ -379,16 +382,36 @@ impl Agent {
 
     /// Who a process is. One that has ended meanwhile is what it was when its program began; the kernel shows no
     /// executable of it any more.
-    fn identify(&self, tgid: u32) -> Option<ProcessFacts> {
-        let before = self.introduced.get(&tgid).and_then(|it| self.engine.facts(*it)).cloned();
+    fn identify(&self, tgid: u32, uid: u32) -> Option<ProcessFacts> {
+        let before = self.introduced.get(&tgid).and_then(|it| self.engine.facts(*it));
+        if let Some(known) = self.still(before, uid) {
+            return Some(known.clone());
+        }
+        let before = before.cloned();
         match (self.identities.of(tgid), before) {
             (Some(now), Some(before)) if now.exe.is_none() && now.key == before.key => Some(before),
             (Some(mut now), _) => {
-                now.exe = now.exe.or_else(|| self.programs.get(&tgid).cloned());
+                if now.exe.is_none() {
+                    self.recall(&mut now);
+                }
                 Some(now)
             }
             (None, before) => before,
         }
+    }
+
+    /// The program of a process that has ended. What stood under its path was not looked at.
+    fn recall(&self, facts: &mut ProcessFacts) {
+        facts.exe = self.programs.get(&facts.key.pid).cloned();
+        facts.exe_is_elsewhere = true;
+    }
+
+    /// What is known of a process, if it can be nobody else by now: who it is is looked up once, not
+    /// for each of its TLS objects. A program that it began since has replaced what is known.
+    fn still<'a>(&self, known: Option<&'a ProcessFacts>, uid: u32) -> Option<&'a ProcessFacts> {
+        let known = known.filter(|it| it.uid == Some(uid) && it.exe.is_some())?;
+        let same = self.identities.key_of(known.key.pid).is_none_or(|it| it == known.key);
+        same.then_some(known)
     }
 
     /// Takes a connection up. False: there are too many.
@@ -583,7 +606,7 @@ impl Agent {
     /// A program began. Who it is is remembered while it runs, for what it may start.
     fn exec(&mut self, maps: &mut Maps, tgid: u32) {
         self.programs.remove(&tgid);
-        if self.lineages.matter() {
+        if self.lineages.matter() || self.introduced.contains_key(&tgid) {
             if let Some(facts) = self.identities.of(tgid) {
                 self.introduce(maps, facts);
             }
@@ -642,6 +665,22 @@ impl Agent {
         for facts in line.into_iter().rev() {
             let started_by = self.lineages.of(maps, &facts).map(str::to_owned);
             self.meet(maps, facts, started_by.as_deref());
+        }
+    }
+
+    /// What nothing depended on was not looked at: whether the host has the program of a process
+    /// that principals are matched by from now on.
+    fn look_again(&mut self, maps: &mut Maps, process: ProcessKey) {
+        let exe = self.engine.facts(process).and_then(|it| it.exe.as_deref());
+        let principals = &self.config.sections().principals;
+        if exe.is_some_and(|exe| principals.iter().any(|it| it.matches.may_be_program(exe)))
+            && let Some(facts) = self.identities.of(process.pid).filter(|it| it.key == process)
+        {
+            self.introduce(maps, facts);
+            if self.processes.contains_key(&process.pid) {
+                let enforce = self.engine.principal_mode(process) == Mode::Enforce;
+                let _full = maps.set_process(process.pid, enforce);
+            }
         }
     }
 
@@ -1091,6 +1130,7 @@ impl Agent {
         self.journal.set_content(config.evidence.content);
         self.engine.keep_texts(config.evidence.content != Content::None);
         self.engine.reload(clock::now(), config.settings());
+        self.identities.name_by(matches(config));
         let had_any = self.lineages.matter();
         self.lineages = Lineages::new(self.engine.settings());
         self.enforcer.set(hold_deadline(config), config.on_timeout);
@@ -1124,6 +1164,9 @@ impl Agent {
             if let Some(before) = std::mem::replace(&mut self.guard, next) {
                 before.dismiss();
             }
+        }
+        for process in self.introduced.values().copied().collect::<Vec<_>>() {
+            self.look_again(maps, process);
         }
         self.hold_more();
         self.metrics.policy_loads_accepted.increment();
@@ -1219,6 +1262,11 @@ fn socket_of_contact(contact: &Contact) -> Socket {
     let Contact { cookie, tgid, ip_version, local, remote, local_port, remote_port, .. } = *contact;
     let address = |bytes: [u8; 16], port| address_of(ip_version, bytes, port);
     Socket { cookie, tgid, local: address(local, local_port), remote: address(remote, remote_port) }
+}
+
+/// What principals are matched by.
+fn matches(config: &Config) -> Vec<MatchConfig> {
+    config.sections().principals.iter().map(|it| it.matches.clone()).collect()
 }
 
 /// The name that the program gave its TLS library.
