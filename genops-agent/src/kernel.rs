@@ -12,6 +12,7 @@ pub(crate) mod pins;
 pub(crate) mod place;
 pub(crate) mod providers;
 pub(crate) mod sockets;
+mod usage;
 
 use std::{collections::HashSet, net::IpAddr, path::PathBuf, sync::Arc};
 
@@ -33,6 +34,7 @@ pub(crate) use holds::Holds;
 pub(crate) use mechanisms::Mechanisms;
 pub(crate) use pins::{Kept, Pins};
 pub(crate) use providers::Providers;
+use usage::Usages;
 
 /// The compiled kernel programs; empty where the build skipped them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/genops-ebpf"));
@@ -191,6 +193,7 @@ pub(crate) struct Maps {
     losses: PerCpuArray<MapData, u64>,
     hosts: LpmTrie<MapData, NameKey, NameRule>,
     paths: LpmTrie<MapData, NameKey, NameRule>,
+    usages: Usages,
 }
 
 impl Maps {
@@ -216,6 +219,7 @@ impl Maps {
             losses: take(ebpf, "LOSSES")?.try_into()?,
             hosts: take(ebpf, "HOSTS")?.try_into()?,
             paths: take(ebpf, "PATHS")?.try_into()?,
+            usages: Usages::from_maps([hash_map(ebpf, "USAGE")?, hash_map(ebpf, "USERS")?])?,
         })
     }
 
@@ -317,6 +321,15 @@ impl Maps {
     /// Removes a TLS object that its process did not free.
     pub(crate) fn forget_tls_object(&mut self, key: &ConnKey) {
         let _absent = self.conns.remove(key);
+    }
+
+    /// Counts anew what processes and users take of the maps that all share.
+    pub(crate) fn count_anew(&mut self) {
+        let objects = self.tls_objects();
+        let sockets = self.socks.iter().flatten().map(|(_, sock)| sock);
+        for key in self.usages.set(&objects, sockets) {
+            self.forget_tls_object(&key);
+        }
     }
 
     /// Tells the programs whether the requests of a process are held.

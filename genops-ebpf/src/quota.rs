@@ -93,7 +93,7 @@ pub(crate) fn socket_ends(tgid: u32) {
     }
 }
 
-/// A process has ended, and takes what it had along. (Its user's TLS objects are counted anew by the agent.)
+/// A process has ended, and takes what it had along. (Its user's TLS objects the agent counts anew.)
 #[inline(always)]
 pub(crate) fn process_ends(tgid: u32) {
     let _none = USAGE.remove(tgid);

@@ -21,7 +21,7 @@ use super::place::{self, Touch};
 use crate::{clock, config::PinDirectory};
 
 /// The maps that agents hand on.
-const MAPS: [&str; 20] = [
+const MAPS: [&str; 22] = [
     "EVENTS",
     "SETTINGS",
     "CONNS",
@@ -35,6 +35,8 @@ const MAPS: [&str; 20] = [
     "VERDICTS",
     "PROCESSES",
     "LINEAGES",
+    "USAGE",
+    "USERS",
     "HOSTS",
     "PATHS",
     "CALLS",

@@ -53,6 +53,8 @@ const COMMIT_WITHIN_NS: u64 = 5_000_000;
 const BEAT_EVERY_NS: u64 = 100_000_000;
 /// How often evidence is published and the gauges are set.
 const ACCOUNT_EVERY_NS: u64 = 250_000_000;
+/// How often it is counted anew what processes take of the kernel's maps.
+const COUNT_EVERY_NS: u64 = 30_000_000_000;
 /// How long the end waits for the OTLP collector.
 const EXPORT_PATIENCE: Duration = Duration::from_secs(3);
 /// Most processes above another that are looked at.
@@ -130,6 +132,7 @@ pub(super) struct Agent {
     /// When the oldest record that is not durable was made.
     uncommitted_since: Option<u64>,
     account_at_mono_ns: u64,
+    count_at_mono_ns: u64,
     beat_at_mono_ns: u64,
     /// Why the programs end with the agent though that is not wanted.
     unkept: Option<String>,
@@ -228,6 +231,7 @@ impl Agent {
             evidence_failed: false,
             uncommitted_since: None,
             account_at_mono_ns: 0,
+            count_at_mono_ns: 0,
             beat_at_mono_ns: 0,
             unkept: capture.unkept.clone(),
         })
@@ -1061,6 +1065,10 @@ impl Agent {
         if now.mono_ns >= self.account_at_mono_ns {
             self.account_at_mono_ns = now.mono_ns.saturating_add(ACCOUNT_EVERY_NS);
             self.account(capture, now);
+        }
+        if now.mono_ns >= self.count_at_mono_ns {
+            self.count_at_mono_ns = now.mono_ns.saturating_add(COUNT_EVERY_NS);
+            capture.maps.count_anew();
         }
     }
 
