@@ -26,6 +26,7 @@ mod process;
 mod rate;
 mod record;
 mod settings;
+mod shared;
 mod sla;
 pub mod telemetry;
 pub mod time;
@@ -51,7 +52,7 @@ pub use ledger::{
     Account, AccountKey, Change, Closed, Demand, Entry, Ledger, RestoreError, Restored, Share,
     Shortfall,
 };
-pub use process::{ANCESTRY_LIMIT, Ancestor, ProcessFacts, ProcessKey};
+pub use process::{ANCESTRY_LIMIT, Ancestor, ProcessFacts, ProcessKey, User};
 pub use record::{
     Accounted, Decided, Had, Inputs, Metered, Record, RecordKind, Seen, Texts, What, Who,
 };

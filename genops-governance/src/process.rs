@@ -12,6 +12,16 @@ pub struct ProcessKey {
     pub start_ns: u64,
 }
 
+/// A user in one place: the host, or one container or pod. By it is counted what somebody takes of what
+/// all share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct User {
+    /// Its number; absent where it is not known.
+    pub uid: Option<u32>,
+    /// The pod, else the container; absent on the host.
+    pub place: Option<String>,
+}
+
 /// A process above another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ancestor {
@@ -58,6 +68,13 @@ pub struct ProcessFacts {
 }
 
 impl ProcessFacts {
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> User {
+        let place = self.pod_uid.as_ref().or(self.container_id.as_ref());
+        User { uid: self.uid, place: place.cloned() }
+    }
+
     /// Its files and users are not the host's: there, a path and a user's number say what an image
     /// or a pod's author wrote.
     pub(crate) fn is_contained(&self) -> bool {

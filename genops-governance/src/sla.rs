@@ -1,16 +1,18 @@
 //! Latency targets (spec §6): what a call should take, and what the last ones took.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::config::{Sections, SlaConfig};
 use crate::glob;
+use crate::process::User;
 use crate::settings::Faults;
+use crate::shared::Shared;
 
 /// How many calls are remembered for each target or provider.
 const WINDOW: usize = 20;
 
-/// Most providers whose latency is remembered.
-const KEY_LIMIT: usize = 256;
+/// Most keys whose last calls are remembered.
+const KEY_LIMIT: usize = 1_024;
 
 /// One configured target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,15 +57,19 @@ pub(crate) fn find<'a>(
 }
 
 /// Latencies of the last calls.
-#[derive(Debug, Default)]
-pub(crate) struct Latencies(HashMap<String, VecDeque<u64>>);
+#[derive(Debug)]
+pub(crate) struct Latencies(Shared<VecDeque<u64>>);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self(Shared::new(KEY_LIMIT))
+    }
+}
 
 impl Latencies {
-    pub(crate) fn note(&mut self, key: &str, latency_ms: u64) {
-        if self.0.len() >= KEY_LIMIT && !self.0.contains_key(key) {
-            self.0.clear();
-        }
-        let last = self.0.entry(key.to_owned()).or_default();
+    /// A call of a user took so long. Keys may be made up of what programs call themselves and ask for.
+    pub(crate) fn note(&mut self, user: &User, key: &str, latency_ms: u64) {
+        let last = self.0.entry(user, key);
         if last.len() >= WINDOW {
             last.pop_front();
         }
@@ -81,5 +87,26 @@ impl Latencies {
     /// Whether as many calls are remembered as there is room for.
     pub(crate) fn is_full(&self, key: &str) -> bool {
         self.0.get(key).is_some_and(|it| it.len() >= WINDOW)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_one_user_makes_up_leave_the_others_theirs() {
+        let mut latencies = Latencies::default();
+        let user = |uid| User { uid: Some(uid), place: None };
+        for ms in 1..=20 {
+            latencies.note(&user(31), "provider mistral_ai", ms);
+        }
+        for number in 0..3_000 {
+            latencies.note(&user(32), &format!("cost tool-{number} small-{number}"), 7);
+        }
+        assert_eq!(latencies.p95("provider mistral_ai"), Some(19));
+        assert!(latencies.is_full("provider mistral_ai"));
+        assert_eq!(latencies.p95("cost tool-0 small-0"), None);
+        assert_eq!(latencies.p95("cost tool-2999 small-2999"), Some(7));
     }
 }

@@ -6,19 +6,17 @@ use std::sync::Arc;
 use genops_protocols::Call;
 
 use super::Output;
-use super::core::{Core, provider_key, target_key};
+use super::core::{Core, failure_key, provider_key, target_key};
 use super::link::{Link, Opened, Running};
 use crate::awu::{Actual, Awu, AwuId, Basis, CaptureLevel, Outcome, Reservation, Sla};
 use crate::config::{Estimate, Unit};
 use crate::decision::{Decision, ReasonCode, Refusal};
 use crate::ledger::{Account, Share};
 use crate::prices::{ModelPrice, RateCard, Tokens};
+use crate::process::User;
 use crate::record::{Accounted, Decided, Record, RecordKind, What, Who};
 use crate::telemetry::{has_output, operation_type};
 use crate::time::Now;
-
-/// Most principals whose provider failures are remembered.
-const FAILURES_LIMIT: usize = 4_096;
 
 impl Core {
     /// A unit that was permitted ended.
@@ -43,12 +41,13 @@ impl Core {
         running.sent |= call.status.is_some() || call.response_bytes > 0;
         let end_ns = call.end_at_ns.unwrap_or(now.mono_ns);
         let latency_ms = end_ns.saturating_sub(call.request_at_ns) / 1_000_000;
-        self.note_outcome(now, &running, &call, response_complete, latency_ms);
+        let user = self.subject(link).facts.owner();
+        self.note_outcome(now, &user, &running, &call, response_complete, latency_ms);
         let models = (call.response_model.as_deref(), call.request_model.as_deref());
         let prices = &self.settings.0.prices;
         let known = prices.answered(call.provider.as_deref(), models.0, models.1).is_some();
         running.opened.grounds.price_assumed &= !known;
-        let cost = self.cost(now, &running, &call, response_complete);
+        let cost = self.cost(now, &user, &running, &call, response_complete);
         let Running { opened, permission, reservation, shares, sent, target, .. } = running;
         let outcome = if sent {
             let actual = self.settle(now, link, &opened, &reservation, &shares, &call, cost);
@@ -77,31 +76,40 @@ impl Core {
     fn note_outcome(
         &mut self,
         now: Now,
+        user: &User,
         running: &Running,
         call: &Call,
         complete: bool,
         latency_ms: u64,
     ) {
-        let principal = running.opened.attribution.principal.clone();
-        let provider = call.provider.clone().unwrap_or_default();
+        let principal = &running.opened.attribution.principal;
+        let provider = call.provider.as_deref().unwrap_or_default();
         if !running.sent || !complete {
             return;
         }
-        self.latencies.note(&provider_key(&provider), latency_ms);
+        self.latencies.note(user, &provider_key(provider), latency_ms);
         if let Some(target) = &running.target {
             let missed = u64::from(latency_ms > target.latency_ms);
-            self.latencies.note(&target_key(target, &principal), missed);
+            self.latencies.note(user, &target_key(target, principal), missed);
         }
         let failed = call.status.is_some_and(|it| it >= 500);
-        if failed && self.failures.len() < FAILURES_LIMIT {
-            self.failures.insert((principal, provider), now.mono_ns);
-        } else if !failed {
-            self.failures.remove(&(principal, provider));
+        let key = failure_key(principal, provider);
+        if failed {
+            *self.failures.entry(user, &key) = now.mono_ns;
+        } else {
+            self.failures.remove(&key);
         }
     }
 
     /// What a call used, as far as its response says, else by what was seen of its text.
-    fn cost(&mut self, now: Now, running: &Running, call: &Call, complete: bool) -> Option<Cost> {
+    fn cost(
+        &mut self,
+        now: Now,
+        user: &User,
+        running: &Running,
+        call: &Call,
+        complete: bool,
+    ) -> Option<Cost> {
         let usage = &call.usage;
         let unix_s = now.unix_of(call.request_at_ns) / 1_000_000_000;
         let tier = call.service_tier.as_deref().or(call.params.service_tier.as_deref());
@@ -134,7 +142,7 @@ impl Core {
         if let (Some(nano), false) = (nano_usd, running.opened.grounds.price_assumed) {
             let principal = &running.opened.attribution.principal;
             let model = call.request_model.as_deref().unwrap_or_default();
-            self.latencies.note(&format!("cost {principal} {model}"), nano.unsigned_abs());
+            self.latencies.note(user, &format!("cost {principal} {model}"), nano.unsigned_abs());
         }
         let tokens = input.saturating_add(output);
         Some(Cost { tokens, nano_usd, basis: Basis::Reported })

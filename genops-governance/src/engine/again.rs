@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use genops_protocols::Call;
 
-use super::core::{Core, Subject, provider_key, target_key};
+use super::core::{Core, Subject, failure_key, provider_key, target_key};
 use super::decide::{Done, Objection};
 use super::estimate::{Ask, Guess};
 use super::opaque::Judged;
@@ -128,17 +128,18 @@ impl Core {
     /// Puts into memory what stood there.
     fn recall(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>, seen: &Seen, otherwise: bool) {
         let who = subject.identity.attribution.principal.clone();
+        let owner = subject.facts.owner();
         let provider = ask.call.provider.clone().unwrap_or_default();
         if let Some(p95) = seen.p95_latency_ms {
-            self.latencies.note(&provider_key(&provider), p95);
+            self.latencies.note(&owner, &provider_key(&provider), p95);
         }
         let settings = self.settings.clone();
         let model = ask.call.request_model.as_deref();
         if let Some(target) = sla::find(&settings.0.targets, &subject.lineage, model) {
-            self.latencies.note(&target_key(target, &who), u64::from(seen.slow));
+            self.latencies.note(&owner, &target_key(target, &who), u64::from(seen.slow));
         }
         if seen.failed {
-            self.failures.insert((who, provider), now.mono_ns);
+            *self.failures.entry(&owner, &failure_key(&who, &provider)) = now.mono_ns;
         }
         for limit in &seen.limits {
             let arrival_ns = now.mono_ns.saturating_add(limit.ahead_ns);

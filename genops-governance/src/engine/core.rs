@@ -2,7 +2,7 @@
 //!
 //! What happens to a unit, from its request to its end. How it is decided is in [`super::decide`].
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use genops_protocols::{Call, Direction, Egress, Exchange, Hosts, Kind, Request};
@@ -18,10 +18,11 @@ use crate::decision::{Decision, ReasonCode, Refusal};
 use crate::ledger::{Closed, Demand, Entry, Ledger};
 use crate::policy::Slice;
 use crate::principal::Identity;
-use crate::process::{ProcessFacts, ProcessKey};
+use crate::process::{ProcessFacts, ProcessKey, User};
 use crate::rate::Meters;
 use crate::record::{Accounted, Record, RecordKind};
 use crate::settings::Settings;
+use crate::shared::Shared;
 use crate::sla::{self, Latencies};
 use crate::time::Now;
 
@@ -34,6 +35,9 @@ pub(super) const HOLD_BYTES: u64 = 24 * 1024;
 
 /// Most characters of why settings were refused that are written down.
 const REASON_LIMIT: usize = 2_048;
+
+/// Most failures of providers that are remembered.
+const FAILURES_LIMIT: usize = 4_096;
 
 /// Most blocked requests whose approval is still possible.
 const PENDING_LIMIT: usize = 1_024;
@@ -64,9 +68,9 @@ pub(super) struct Core {
     pub(super) meters: Meters,
     pub(super) latencies: Latencies,
     /// When a provider last failed a principal, by both names; monotonic.
-    pub(super) failures: HashMap<(String, String), u64>,
+    pub(super) failures: Shared<u64>,
     /// Who may not approve a blocked request: the people of its chain, and itself.
-    pub(super) pending: BTreeMap<String, Vec<String>>,
+    pub(super) pending: Shared<Vec<String>>,
     pub(super) outputs: VecDeque<Output>,
     /// Records of decisions carry what was sent to the model.
     pub(super) keeps_texts: bool,
@@ -87,8 +91,8 @@ impl Core {
             ended: VecDeque::new(),
             meters: Meters::default(),
             latencies: Latencies::default(),
-            failures: HashMap::new(),
-            pending: BTreeMap::new(),
+            failures: Shared::new(FAILURES_LIMIT),
+            pending: Shared::new(PENDING_LIMIT),
             outputs: VecDeque::new(),
             keeps_texts: false,
             unsaid: Vec::new(),
@@ -552,11 +556,8 @@ impl Core {
     }
 
     /// Notes a request that a human may approve, and who may not be that human.
-    pub(super) fn await_approval(&mut self, request: String, involved: Vec<String>) {
-        if self.pending.len() >= PENDING_LIMIT {
-            self.pending.pop_first();
-        }
-        self.pending.insert(request, involved);
+    pub(super) fn await_approval(&mut self, user: &User, request: &str, involved: Vec<String>) {
+        *self.pending.entry(user, request) = involved;
     }
 
     pub(super) fn adjust(
@@ -612,6 +613,12 @@ impl Core {
 /// Under what name the latencies of a provider are remembered.
 pub(super) fn provider_key(provider: &str) -> String {
     format!("provider {provider}")
+}
+
+/// Under what name a provider's failure is remembered.
+pub(super) fn failure_key(principal: &str, provider: &str) -> String {
+    // No provider's name has a blank.
+    format!("{provider} {principal}")
 }
 
 /// Under what name the misses of a target are counted.

@@ -7,7 +7,7 @@
 use genops_protocols::{Call, OpenRequest, Request};
 use sha2::{Digest as _, Sha256};
 
-use super::core::{Core, Subject, aftermath, as_unit, provider_key, target_key};
+use super::core::{Core, Subject, aftermath, as_unit, failure_key, provider_key, target_key};
 use super::estimate::Ask;
 use super::link::{Link, Opened, Running};
 use crate::awu::{AwuId, Grounds, Held, Mechanism, Reservation};
@@ -162,7 +162,8 @@ impl Core {
                 opened.grounds.matched = opinion.matched();
                 if objection.code == ReasonCode::APPROVAL_REQUIRED {
                     let request = binding(subject, ask.call);
-                    self.await_approval(request.clone(), involved(subject, &self.settings));
+                    let involved = involved(subject, &self.settings);
+                    self.await_approval(&subject.facts.owner(), &request, involved);
                     opened.grounds.approval_request = Some(request);
                 }
                 let left = opened.enforcement.bytes_before_decision;
@@ -355,7 +356,7 @@ impl Core {
             stream: ask.call.stream,
             p95_latency_ms,
             slow: target.is_some_and(|it| self.is_slow(it, who)),
-            failed: self.has_failed(now, who, provider),
+            failed: self.has_failed(now, who, &provider),
             limits: self.limits(subject, ask).map(metered).collect(),
             budgets: self.demands(now, subject, ask).iter().map(had).collect(),
         }
@@ -366,8 +367,8 @@ impl Core {
         self.latencies.p95(&target_key(target, principal)) == Some(1)
     }
 
-    fn has_failed(&self, now: Now, principal: &str, provider: String) -> bool {
-        let failed = self.failures.get(&(principal.to_owned(), provider));
+    fn has_failed(&self, now: Now, principal: &str, provider: &str) -> bool {
+        let failed = self.failures.get(&failure_key(principal, provider));
         failed.is_some_and(|at| now.mono_ns.saturating_sub(*at) < FAILURE_NS)
     }
 
@@ -429,7 +430,7 @@ impl Core {
                 why,
             ));
         }
-        let provider = ask.call.provider.clone().unwrap_or_default();
+        let provider = ask.call.provider.as_deref().unwrap_or_default();
         if self.has_failed(now, who, provider) {
             let why = "the provider failed less than a minute ago";
             return Some(Objection::block(ReasonCode::ProviderErrorUpstream, None, why));
