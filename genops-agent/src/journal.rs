@@ -7,7 +7,7 @@
 //! The caller appends what a batch produced, calls [`Journal::commit`] once, and only then lets
 //! requests go.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ pub(crate) mod again;
 pub(crate) mod check;
 pub(crate) mod digest;
 pub(crate) mod entry;
+mod principals;
 pub(crate) mod retention;
 pub(crate) mod sealed;
 
@@ -35,6 +36,7 @@ pub(crate) use self::digest::hex;
 use self::entry::{
     Accounted, Decided, Entry, Had, Head, Heads, Inputs, Kind, Metered, Text, VERSION, What, Who,
 };
+use self::principals::Principals;
 use self::retention::Keeper;
 use self::sealed::Sealer;
 
@@ -46,9 +48,6 @@ const TEXT_LIMIT: usize = 1024;
 
 /// Most items of a list in a record.
 const LIST_LIMIT: usize = 24;
-
-/// Most principals that are numbered.
-const PRINCIPAL_LIMIT: usize = 16_384;
 
 /// Written down where a text could not be encrypted.
 const NO_KEY: &str = "what was sent to a model could not be encrypted";
@@ -102,7 +101,7 @@ pub(crate) struct Journal {
     content: Content,
     /// SHA-256 of what decides, which is kept beside the log.
     recipe: Option<String>,
-    heads: HashMap<String, (u64, u64)>,
+    heads: Principals,
     /// Index behind the last list of principals.
     listed: u64,
     kernel: Option<(u64, u64)>,
@@ -138,7 +137,7 @@ impl Journal {
             sealer: Sealer::new(directory),
             content,
             recipe: None,
-            heads: HashMap::new(),
+            heads: Principals::default(),
             listed: 0,
             kernel: None,
             lost: 0,
@@ -432,21 +431,17 @@ impl Journal {
         entry.seq = seq;
         let mut number = None;
         if let Some(who) = &mut entry.who {
-            let known = self.heads.get(who.prin.as_str()).copied();
-            if known.is_some() || self.heads.len() < PRINCIPAL_LIMIT {
-                let next = known.map_or(1, |(count, _)| count + 1);
-                who.pseq = Some(next);
-                who.pprev = known.map(|(_, last)| last);
-                number = Some((who.prin.as_str().to_owned(), next));
-            }
+            number = self.heads.next(who);
+            who.pseq = number.map(|(count, _)| count);
+            who.pprev = number.and_then(|(_, last)| last);
         }
         self.buffer.clear();
         if serde_json::to_writer(&mut self.buffer, &entry).is_err() {
             return Err(AppendError::Length(0));
         }
         let index = self.log.append(&self.buffer)?;
-        if let Some((principal, count)) = number {
-            self.heads.insert(principal, (count, index));
+        if let (Some(who), Some((count, _))) = (&entry.who, number) {
+            self.heads.note(who, count, index);
         }
         Ok(index)
     }
@@ -455,14 +450,14 @@ impl Journal {
     fn write_heads(&mut self, now: Now) -> Result<(), AppendError> {
         let mut parts: Vec<Vec<Head<'static>>> = Vec::new();
         let mut bytes = usize::MAX;
-        for (name, (count, index)) in &self.heads {
+        for head in self.heads.list() {
             if bytes > HEADS_BYTES {
                 parts.push(Vec::new());
                 bytes = 0;
             }
-            bytes += name.len() + 48;
+            bytes += head.0.as_str().len() + head.3.as_ref().map_or(0, |it| it.as_str().len()) + 52;
             if let Some(part) = parts.last_mut() {
-                part.push(Head(name.clone().into(), *count, *index));
+                part.push(head);
             }
         }
         let of = parts.len() as u64;
@@ -520,14 +515,16 @@ impl Journal {
                     complete = Some(whole && part + 1 == parts);
                 }
                 *listed = index + 1;
-                for Head(name, count, last) in list {
-                    heads.insert(name.as_str().to_owned(), (count, last));
+                for head in &list {
+                    heads.take(head);
                 }
             } else {
                 in_list = false;
             }
-            if let Some(Who { prin, pseq: Some(pseq), .. }) = entry.who {
-                heads.insert(prin.as_str().to_owned(), (pseq, index));
+            if let Some(who) = &entry.who
+                && let Some(pseq) = who.pseq
+            {
+                heads.note(who, pseq, index);
             }
         })?;
         Ok(complete == Some(true))
@@ -588,6 +585,7 @@ fn convert_who<'a>(
         process,
         pid,
         exe,
+        uid,
         user,
         systemd_unit,
         container_id,
@@ -623,6 +621,7 @@ fn convert_who<'a>(
         pid: process.map(|process| process.pid).or(*pid),
         start: process.map(|process| process.start_ns),
         exe: cut.maybe(exe.as_ref()),
+        uid: uid.filter(|_| user.is_none()),
         user: cut.maybe(user.as_ref()),
         unit: cut.maybe(systemd_unit.as_ref()),
         ctr: cut.maybe(container_id.as_ref()),

@@ -109,6 +109,8 @@ pub struct Who {
     pub pid: Option<u32>,
     /// Path of its executable.
     pub exe: Option<String>,
+    /// The number of its user.
+    pub uid: Option<u32>,
     /// Its user.
     pub user: Option<String>,
     /// Its systemd unit.

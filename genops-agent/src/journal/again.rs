@@ -75,6 +75,7 @@ fn asker(who: &entry::Who<'_>) -> Who {
         process: None,
         pid: who.pid,
         exe: owned(who.exe.as_ref()),
+        uid: who.uid,
         user: owned(who.user.as_ref()),
         systemd_unit: owned(who.unit.as_ref()),
         container_id: owned(who.ctr.as_ref()),

@@ -208,8 +208,8 @@ pub(crate) struct Who<'a> {
     #[serde(borrow)]
     pub(crate) prin: Text<'a>,
     /// Number of this record among those of the principal, from 1, and the index of the one before
-    /// it: what makes an export of one principal provably complete. Absent where too many principals
-    /// were seen to number them all.
+    /// it: what makes an export of one principal provably complete. Absent where its user has made up
+    /// more principals than are numbered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) pseq: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -244,6 +244,9 @@ pub(crate) struct Who<'a> {
     pub(crate) start: Option<u64>,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) exe: Option<Text<'a>>,
+    /// Number of the user, where its name is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) uid: Option<u32>,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<Text<'a>>,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
@@ -429,9 +432,15 @@ pub(crate) struct Heads<'a> {
     pub(crate) list: Vec<Head<'a>>,
 }
 
-/// The newest record of a principal: its name, its number, its index.
+/// The newest record of a principal: its name, its number, its index; and whose it is, where no
+/// configuration names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Head<'a>(#[serde(borrow)] pub(crate) Text<'a>, pub(crate) u64, pub(crate) u64);
+pub(crate) struct Head<'a>(
+    #[serde(borrow)] pub(crate) Text<'a>,
+    pub(crate) u64,
+    pub(crate) u64,
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")] pub(crate) Option<Text<'a>>,
+);
 
 /// Reads `sha256:` and 64 hexadecimal digits.
 pub(crate) fn parse_sha256(text: &str) -> Option<[u8; 32]> {

@@ -51,6 +51,7 @@ fn who(principal: &str) -> governance::Who {
         process: Some(ProcessKey { pid: 4321, start_ns: 991_231 }),
         pid: Some(4321),
         exe: Some("/usr/bin/python3.11".to_owned()),
+        uid: None,
         user: Some("svc-refund".to_owned()),
         systemd_unit: Some("refund.service".to_owned()),
         container_id: None,

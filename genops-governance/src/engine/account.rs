@@ -285,6 +285,7 @@ impl Core {
             process: link.process,
             pid: link.pid,
             exe: facts.exe.clone(),
+            uid: facts.uid,
             user: facts.user.clone(),
             systemd_unit: facts.systemd_unit.clone(),
             container_id: facts.container_id.clone(),
