@@ -97,6 +97,12 @@ impl Identities {
         })
     }
 
+    /// The kernel's number of a group, by its path.
+    pub(crate) fn group_number(&self, cgroup: &str) -> Option<u64> {
+        let root = self.groups.as_deref().filter(|_| !cgroup.contains(".."))?;
+        fs::metadata(root.join(cgroup.trim_start_matches('/'))).ok().map(|it| it.ino())
+    }
+
     /// Where a process runs, as far as its groups are the host's own.
     fn place(&self, process: &Process, cgroup: &str) -> Place {
         let Some(root) = self.groups.as_deref().filter(|_| !cgroup.contains("..")) else {

@@ -24,7 +24,7 @@ use aya::{
 };
 use genops_ebpf_common::{
     AddressKey, Conn, ConnKey, DeniedKey, Lineage, NAME_LEN, NameKey, NameRule, Settings, Sock,
-    loss, process_mode,
+    TieKey, loss, process_mode,
 };
 use genops_governance::ProcessKey;
 use genops_protocols::{API_PATH_SUFFIXES, HostPattern};
@@ -185,6 +185,7 @@ pub(crate) struct Maps {
     conns: HashMap<MapData, ConnKey, Conn>,
     socks: HashMap<MapData, u64, Sock>,
     addresses: HashMap<MapData, AddressKey, u32>,
+    ties: HashMap<MapData, TieKey, u32>,
     denied: HashMap<MapData, DeniedKey, u64>,
     names: HashMap<MapData, u64, NameKey>,
     others: HashMap<MapData, ConnKey, u32>,
@@ -211,6 +212,7 @@ impl Maps {
             conns: take(ebpf, "CONNS")?.try_into()?,
             socks: take(ebpf, "SOCKS")?.try_into()?,
             addresses: take(ebpf, "ADDRESSES")?.try_into()?,
+            ties: take(ebpf, "TIES")?.try_into()?,
             denied: take(ebpf, "DENIED")?.try_into()?,
             names: take(ebpf, "NAMES")?.try_into()?,
             others: take(ebpf, "OTHERS")?.try_into()?,
@@ -239,6 +241,20 @@ impl Maps {
     /// The addresses of providers that an agent before this one has learnt.
     pub(crate) fn addresses(&self) -> Vec<(AddressKey, u32)> {
         self.addresses.iter().flatten().collect()
+    }
+
+    /// An address is a provider's (its number) for one user in one group, or (0) no more.
+    pub(crate) fn set_tie(&mut self, key: &TieKey, provider: u32) {
+        // Where there is no room, the provider is recognised later.
+        let _full = match provider {
+            0 => self.ties.remove(key),
+            provider => self.ties.insert(key, provider, 0),
+        };
+    }
+
+    /// What users call providers' addresses, as an agent before this one was told.
+    pub(crate) fn ties(&self) -> Vec<(TieKey, u32)> {
+        self.ties.iter().flatten().collect()
     }
 
     /// Until when a process may not call a provider at all, in nanoseconds of `CLOCK_MONOTONIC`.

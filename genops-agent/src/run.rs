@@ -14,6 +14,7 @@ mod lineage;
 mod questions;
 mod rewrites;
 mod standing;
+mod ties;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

@@ -566,6 +566,23 @@ pub struct AddressKey {
     pub reserved: u16,
 }
 
+/// An address that programs of one user in one group call a provider's. The value is the provider's number.
+/// Written by the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TieKey {
+    /// As in [`AddressKey`].
+    pub address: [u8; 16],
+    /// As in [`AddressKey`].
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// Real user id, as the initial user namespace has it.
+    pub uid: u32,
+    /// Number of the cgroup (v2).
+    pub group: u64,
+}
+
 /// A process that may not call a provider at all. The value is when the reason for that ends, in nanoseconds
 /// of `CLOCK_MONOTONIC`. Written by the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -852,6 +869,7 @@ layout! {
     Usage = 24,
     Unexplained = 48,
     AddressKey = 20,
+    TieKey = 32,
     DeniedKey = 8,
     Contact = 80,
     Released = 48,

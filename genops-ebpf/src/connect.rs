@@ -8,21 +8,22 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::bpf_sock_addr,
     helpers::{
-        bpf_get_current_pid_tgid,
+        bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         generated::{
-            bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skb_load_bytes,
+            bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_socket_cookie,
+            bpf_ktime_get_ns, bpf_skb_load_bytes,
         },
     },
     macros::{cgroup_skb, cgroup_sock, cgroup_sock_addr},
     programs::{SkBuffContext, SockAddrContext, SockContext},
 };
 use genops_ebpf_common::{
-    AddressKey, Contact, DNS_LEN, DeniedKey, Dns, Released, Sock, contact, kind, loss,
+    AddressKey, Contact, DNS_LEN, DeniedKey, Dns, Released, Sock, TieKey, contact, kind, loss,
 };
 
 use crate::{
     hold::{is_closed, is_undecided},
-    maps::{ADDRESSES, ASKERS, DATAGRAMS, EVENTS, OWNERS, SOCKS, count_loss, new_sock, wake},
+    maps::{ADDRESSES, ASKERS, DATAGRAMS, EVENTS, OWNERS, SOCKS, TIES, count_loss, new_sock, wake},
     packet::{IPPROTO_UDP, Packet, bounded},
     quota,
 };
@@ -153,14 +154,28 @@ fn connect(ctx: &SockAddrContext, to: AddressKey, ip_version: u32) -> i32 {
     reach(ctx, to, ip_version, datagram)
 }
 
+/// Which provider's an address is: by name servers' answers, else by what the caller's own user says in its group.
+#[inline(always)]
+fn whose(to: AddressKey) -> Option<u32> {
+    // SAFETY: copied at once, here and below; helpers without arguments.
+    unsafe {
+        if let Some(provider) = ADDRESSES.get(to) {
+            return Some(*provider);
+        }
+        let AddressKey { address, port, reserved } = to;
+        let uid = bpf_get_current_uid_gid() as u32;
+        let key = TieKey { address, port, reserved, uid, group: bpf_get_current_cgroup_id() };
+        TIES.get(key).copied()
+    }
+}
+
 /// Whether this process may address this place.
 #[inline(always)]
 fn reach(ctx: &SockAddrContext, to: AddressKey, ip_version: u32, datagram: bool) -> i32 {
     if datagram && to.port == DNS_PORT {
         will_ask(ctx);
     }
-    // SAFETY: copied at once.
-    let Some(&provider) = (unsafe { ADDRESSES.get(to) }) else { return ALLOW };
+    let Some(provider) = whose(to) else { return ALLOW };
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the context that this program was entered with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use genops_ebpf_common::{
     AddressKey, CONNECTIONS, Conn, ConnKey, DeniedKey, Hold, Join, Lineage, NAP_NS, NameKey,
-    NameRule, Settings, Sock, Usage, Verdict, loss,
+    NameRule, Settings, Sock, TieKey, Usage, Verdict, loss,
 };
 
 /// Everything the agent reads. The agent sets the size before loading.
@@ -64,6 +64,10 @@ pub(crate) static ASKERS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(8_
 /// Addresses of providers, with their number. Written by the agent.
 #[map]
 pub(crate) static ADDRESSES: LruHashMap<AddressKey, u32> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Addresses that programs of one user in one group call a provider's. Written by the agent.
+#[map]
+pub(crate) static TIES: HashMap<TieKey, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
 /// Processes that may not call a provider at all. Written by the agent.
 #[map]

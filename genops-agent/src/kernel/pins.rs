@@ -21,7 +21,7 @@ use super::place::{self, Touch};
 use crate::{clock, config::PinDirectory};
 
 /// The maps that agents hand on.
-const MAPS: [&str; 22] = [
+const MAPS: [&str; 23] = [
     "EVENTS",
     "SETTINGS",
     "CONNS",
@@ -29,6 +29,7 @@ const MAPS: [&str; 22] = [
     "OWNERS",
     "ASKERS",
     "ADDRESSES",
+    "TIES",
     "DENIED",
     "HOLDS",
     "SOCKETS",

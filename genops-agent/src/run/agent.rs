@@ -306,6 +306,15 @@ impl Agent {
             let ip = address_of(ip_version, key.address, key.port).ip();
             let _told = self.contacts.learn(ip, number, key.port);
         }
+        for (key, number) in maps.ties() {
+            if self.providers.name(number).is_none() {
+                maps.set_tie(&key, 0);
+                continue;
+            }
+            for (tie, provider) in self.contacts.adopt_tie(&key, number) {
+                maps.set_tie(&tie, provider);
+            }
+        }
     }
 
     /// What an agent before this one has said of processes, and what the programs have handed down since.
@@ -349,6 +358,9 @@ impl Agent {
                 let news = self.contacts.name_server(&self.providers, &dns, payload.0);
                 for (address, provider) in news {
                     maps.set_address(&address, provider);
+                    for (tie, provider) in self.contacts.untie(address) {
+                        maps.set_tie(&tie, provider);
+                    }
                 }
             }
             Record::Close(close) => {
@@ -483,13 +495,13 @@ impl Agent {
 
     fn joined(&mut self, maps: &mut Maps, conn: u64, socket: Socket) {
         let Some(live) = self.conns.get(&conn) else { return };
-        let (provider, tls) = (live.provider, live.tls.is_some());
+        let (provider, tls, tgid) = (live.provider, live.tls.is_some(), live.tgid);
         if tls {
             self.metrics.joins_proved.increment();
             // What nobody read so far is read from here on.
             self.close(socket.cookie, clock::mono_ns());
         }
-        self.learn_address(maps, socket.remote, provider);
+        self.tie(maps, tgid, socket.remote, provider);
         self.enforcer.joined(conn, socket);
         let update = ConnectionUpdate {
             local: Some(socket.local),
@@ -499,12 +511,15 @@ impl Agent {
         self.engine.learn(clock::now(), ConnId(conn), update);
     }
 
-    fn learn_address(&mut self, maps: &mut Maps, remote: SocketAddr, provider: u32) {
-        if provider != 0
-            && let Some((address, number)) =
-                self.contacts.learn(remote.ip().to_canonical(), provider, remote.port())
-        {
-            maps.set_address(&address, number);
+    /// A process has named a provider to this address: for its own user in its group, it is that provider's.
+    fn tie(&mut self, maps: &mut Maps, tgid: u32, remote: SocketAddr, provider: u32) {
+        let facts = self.processes.get(&tgid).and_then(|it| self.engine.facts(it.key));
+        let Some((uid, cgroup)) = facts.and_then(|it| it.uid.zip(it.cgroup.as_deref())) else {
+            return;
+        };
+        let Some(group) = self.identities.group_number(cgroup) else { return };
+        for (tie, provider) in self.contacts.tie((uid, group), remote, provider) {
+            maps.set_tie(&tie, provider);
         }
     }
 
@@ -555,7 +570,7 @@ impl Agent {
             ..ConnectionUpdate::default()
         };
         self.engine.learn(now, ConnId(conn), update);
-        self.learn_address(maps, socket.remote, provider);
+        self.tie(maps, contact.tgid, socket.remote, provider);
         if contact.what != contact::HELLO {
             self.enforcer.joined(conn, socket);
         }

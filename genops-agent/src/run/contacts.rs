@@ -8,10 +8,13 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use genops_ebpf_common::{AddressKey, Contact, Dns, contact};
+use genops_ebpf_common::{AddressKey, Contact, Dns, TieKey, contact};
 use simple_dns::{Packet, rdata::RData};
 
-use super::questions::Questions;
+use super::{
+    questions::Questions,
+    ties::{Caller, Ties},
+};
 use crate::kernel::{Providers, holds::address_of};
 
 /// Most `ClientHello`s in pieces at a time.
@@ -49,6 +52,7 @@ pub(super) struct Contacts {
     parts: HashMap<u64, Vec<u8>>,
     addresses: HashMap<IpAddr, Address>,
     questions: Questions,
+    ties: Ties,
 }
 
 /// Whose names an address was the answer for.
@@ -128,6 +132,31 @@ impl Contacts {
             news.extend(self.learn(ip, provider, port.unwrap_or(HTTPS)));
         }
         news
+    }
+
+    /// A caller says that an address is a provider's, by the server name that it sends there. That is
+    /// its own word: it counts for nobody else, and not where name servers have said whose it is.
+    pub(super) fn tie(
+        &mut self,
+        caller: Caller,
+        address: SocketAddr,
+        provider: u32,
+    ) -> Vec<(TieKey, u32)> {
+        if provider == 0 || self.addresses.contains_key(&address.ip().to_canonical()) {
+            return Vec::new();
+        }
+        self.ties.tie(caller, address_key(address), provider)
+    }
+
+    /// Takes up what an agent before this one was told.
+    pub(super) fn adopt_tie(&mut self, key: &TieKey, provider: u32) -> Vec<(TieKey, u32)> {
+        let TieKey { address, port, reserved, uid, group } = *key;
+        self.ties.tie((uid, group), AddressKey { address, port, reserved }, provider)
+    }
+
+    /// What name servers say of an address counts from now on, instead of what callers say.
+    pub(super) fn untie(&mut self, address: AddressKey) -> Vec<(TieKey, u32)> {
+        self.ties.forget(address)
     }
 
     /// An address belongs to a provider; what that changes.
