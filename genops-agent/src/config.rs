@@ -16,7 +16,7 @@ use std::time::Duration;
 use genops_governance::{
     BudgetConfig, GrantConfig, Mode, OnTimeout, PolicyConfig, PolicyText, PricesConfig,
     PrincipalConfig, ProviderConfig, RateLimitConfig, Sections, Settings, SlaConfig, TierConfig,
-    Uninspectable, Unmapped,
+    Uninspectable, Unmapped, Unnamed,
 };
 use genops_protocols::Hosts;
 use serde::Deserialize;
@@ -296,6 +296,7 @@ impl File {
             pinned_for,
             unmapped,
             uninspectable,
+            unnamed,
             default_deny,
             telemetry,
             evidence,
@@ -316,6 +317,7 @@ impl File {
             mode,
             unmapped,
             uninspectable,
+            unnamed,
             default_deny,
             principals: values(principals),
             grants: values(grants),
@@ -353,6 +355,7 @@ struct File {
     pinned_for: Option<Spanned<String>>,
     unmapped: Unmapped,
     uninspectable: Uninspectable,
+    unnamed: Unnamed,
     default_deny: bool,
     #[serde(deserialize_with = "or_default")]
     telemetry: TelemetryFile,

@@ -11,6 +11,7 @@ mod contacts;
 mod coverage;
 mod enforcer;
 mod lineage;
+mod names;
 mod questions;
 mod rewrites;
 mod standing;
@@ -202,7 +203,7 @@ fn kernel_settings(config: &Config) -> Settings {
         closed: u32::from(config.on_timeout == OnTimeout::Closed),
         lineage: u32::from(config.settings().names_principals()),
         unread_stays: u32::from(config.settings().blocks_unread()),
-        unnamed: 0,
+        unnamed: u32::from(config.settings().asks_for_names()),
         reserved: 0,
         alive_at_mono_ns: clock::mono_ns(),
         absent_after_ns: ns(absent_after(config)),

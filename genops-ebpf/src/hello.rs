@@ -5,7 +5,7 @@
 //! the agent. One in pieces goes to the agent as it is.
 
 use aya_ebpf::{
-    helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes},
+    helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_skb_load_bytes},
     programs::SkBuffContext,
 };
 use genops_ebpf_common::{Contact, Cursor, HELLO_LEN, NAME_LEN, contact, kind, loss};
@@ -14,7 +14,7 @@ use crate::{
     classify, connect,
     egress::{CLIENT_HELLO, HANDSHAKE, carries, first_byte, report_join, walk},
     hold::{arm, is_held},
-    maps::{EVENTS, OWNERS, SOCKS, count_loss, settings, wake},
+    maps::{EVENTS, MARK_LIFETIME_NS, OWNERS, READ, SOCKS, count_loss, settings, wake},
     packet::{Ends, IPPROTO_TCP, Packet, bounded},
     task::Task,
 };
@@ -107,10 +107,22 @@ fn begin_in_part(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()
 #[inline(always)]
 fn begin_unnamed(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()> {
     let settings = settings()?;
-    if settings.unnamed == 0 || !is_held(owner(cookie), settings.holding) {
+    if settings.unnamed == 0 || !is_held(owner(cookie), settings.holding) || is_read() {
         return Some(());
     }
     begin(ctx, cookie, packet, 0)
+}
+
+/// Whether the task that sends is in a TLS library that probes read; it may say so once for each handshake.
+#[inline(always)]
+fn is_read() -> bool {
+    // SAFETY: helpers without arguments, and copied at once.
+    let (now, task, at) = unsafe {
+        let task = bpf_get_current_task();
+        (bpf_ktime_get_ns(), task, READ.get(task).copied())
+    };
+    let _none = READ.remove(task);
+    at.is_some_and(|at| now - at <= MARK_LIFETIME_NS)
 }
 
 /// Another packet of a socket whose `ClientHello` is not whole yet.

@@ -121,6 +121,11 @@ pub(crate) static CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(16
 #[map]
 pub(crate) static MARKS: LruHashMap<u64, Mark> = LruHashMap::with_max_entries(16_384, 0);
 
+/// When a task last called a TLS library that probes read, for an object that is no provider's. Only where
+/// [`Settings::unnamed`] asks for it.
+#[map]
+pub(crate) static READ: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16_384, 0);
+
 /// Room to work in, by thread or (smaller numbers) by socket cookie: the stack is 512 bytes, and nothing
 /// per CPU is safe here.
 #[map]

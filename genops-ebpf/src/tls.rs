@@ -31,7 +31,7 @@ use crate::{
     lineage,
     maps::{
         CALLS, CONNS, Call, EMPTY_SCRATCH, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, NAMES, OTHERS,
-        Scratch, VERDICTS, count_loss, settings, wake,
+        READ, Scratch, VERDICTS, count_loss, settings, wake,
     },
     quota,
 };
@@ -59,11 +59,22 @@ pub(crate) fn ssl_ctrl(ctx: ProbeContext) -> u32 {
 pub(crate) fn ssl_handshake(ctx: ProbeContext) -> u32 {
     if let Some(ssl) = ctx.arg::<u64>(0) {
         let key = conn_key(ssl);
-        if let Some(conn) = CONNS.get_ptr_mut(key) {
-            handshake_begins(key, conn);
+        match CONNS.get_ptr_mut(key) {
+            Some(conn) => handshake_begins(key, conn),
+            None => is_read(),
         }
     }
     0
+}
+
+/// What this thread says next, a probe would read: whom it says it to is nobody else's concern.
+#[inline(always)]
+fn is_read() {
+    if settings().is_some_and(|it| it.unnamed != 0) {
+        // SAFETY: helpers without arguments.
+        let (now, task) = unsafe { (bpf_ktime_get_ns(), bpf_get_current_task()) };
+        let _full = READ.insert(task, now, 0);
+    }
 }
 
 /// A connection that has carried nothing will send a `ClientHello` first, whichever call makes it:
@@ -290,7 +301,7 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
     let key = conn_key(ssl);
     if CONNS.get_ptr_mut(key).is_none() {
         match classify::is_ai_request(buffer, len) {
-            classify::OTHER => return,
+            classify::OTHER => return is_read(),
             classify::HTTP2_BEGINS => {
                 let _full = OTHERS.insert(key, 1, 0);
                 return;
@@ -339,7 +350,7 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
 #[inline(always)]
 fn read_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, count_at: u64) {
     let key = conn_key(ssl);
-    let Some(conn) = CONNS.get_ptr_mut(key) else { return };
+    let Some(conn) = CONNS.get_ptr_mut(key) else { return is_read() };
     handshake_begins(key, conn);
     call_begins(&begun(ctx, ssl, buffer, count_at));
 }

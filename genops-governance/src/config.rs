@@ -52,6 +52,20 @@ pub enum Uninspectable {
     Block,
 }
 
+/// What happens to a TLS handshake of a process in enforce mode that no probe reads, and whose server name is absent,
+/// hidden, or not what name servers or the hosts file call the address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unnamed {
+    /// It passes, and nobody is told.
+    #[default]
+    Allow,
+    /// It passes, with a warning.
+    Warn,
+    /// The connection is ended before it carries anything.
+    Block,
+}
+
 /// What a request is assumed to cost when no price is known for its model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -481,6 +495,8 @@ pub struct Sections {
     pub unmapped: Unmapped,
     /// What happens to connections whose plaintext is not read.
     pub uninspectable: Uninspectable,
+    /// What happens to TLS handshakes that no probe reads and whose server name nobody has confirmed.
+    pub unnamed: Unnamed,
     /// Whether a request that no Cedar `permit` covers is refused.
     pub default_deny: bool,
     /// Who is who.

@@ -313,6 +313,13 @@ impl Engine {
         self.core.open_opaque(now, link, server, provider, beforehand);
     }
 
+    /// A process that no probe reads began to speak TLS, and nobody has confirmed the name that it says, if any: one
+    /// unit. [`Self::close`] ends it.
+    pub fn unnamed(&mut self, now: Now, conn: ConnId, server: Option<&str>) {
+        let Some((_, link)) = self.conns.get_mut(&conn) else { return };
+        self.core.open_unnamed(now, link, server);
+    }
+
     /// A socket sent what no plaintext explains. `conn` was opened for it alone, held if the kernel has stopped it,
     /// and is closed behind it.
     pub fn unexplained(

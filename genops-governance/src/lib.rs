@@ -40,7 +40,7 @@ pub use config::{
     BudgetConfig, Enforcement, Estimate, GrantConfig, MatchConfig, Mode, OnTimeout, Per,
     PolicyConfig, PolicyText, PriceConfig, PricesConfig, PrincipalConfig, ProviderConfig,
     RateLimitConfig, ScopeConfig, Sections, Signal, SlaConfig, TierConfig, Uninspectable, Unit,
-    UnknownModel, Unmapped,
+    UnknownModel, Unmapped, Unnamed,
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};
 pub use engine::{

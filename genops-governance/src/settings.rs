@@ -6,7 +6,7 @@ use genops_protocols::Hosts;
 
 use crate::authority::Grants;
 use crate::budget::{self, Budget};
-use crate::config::{Estimate, Mode, ProviderConfig, Sections, Uninspectable, Unmapped};
+use crate::config::{Estimate, Mode, ProviderConfig, Sections, Uninspectable, Unmapped, Unnamed};
 use crate::policy::Policies;
 use crate::prices::Prices;
 use crate::principal::Roster;
@@ -27,6 +27,7 @@ pub(crate) struct Inner {
     pub(crate) mode: Mode,
     pub(crate) unmapped: Unmapped,
     pub(crate) uninspectable: Uninspectable,
+    pub(crate) unnamed: Unnamed,
     pub(crate) grants: Grants,
     pub(crate) roster: Roster,
     pub(crate) policies: Policies,
@@ -98,6 +99,7 @@ impl Settings {
             mode: sections.mode,
             unmapped: sections.unmapped,
             uninspectable: sections.uninspectable,
+            unnamed: sections.unnamed,
             roster: Roster::compile(sections, &grants, &mut faults),
             grants,
             policies: Policies::compile(sections, &mut faults),
@@ -136,6 +138,12 @@ impl Settings {
     #[must_use]
     pub fn blocks_unread(&self) -> bool {
         self.0.uninspectable == Uninspectable::Block
+    }
+
+    /// Whether handshakes concern somebody whose server name nobody has confirmed.
+    #[must_use]
+    pub fn asks_for_names(&self) -> bool {
+        self.0.unnamed != Unnamed::Allow
     }
 
     /// Whether it matters who started a process: somebody is configured to be inherited.

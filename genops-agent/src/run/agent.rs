@@ -201,6 +201,8 @@ impl Agent {
         let mut identities = Identities::new();
         identities.keep_in(&state);
         identities.name_by(matches(&config));
+        let mut contacts = Contacts::default();
+        contacts.keep_names(config.settings().asks_for_names());
         Ok(Self {
             enforcer: Enforcer::new(hold_deadline(&config), config.on_timeout),
             printer: Printer::start(output, Arc::clone(metrics))?,
@@ -211,7 +213,7 @@ impl Agent {
             mechanisms: capture.mechanisms.clone(),
             pins: capture.pins.clone(),
             providers: capture.providers.clone(),
-            contacts: Contacts::default(),
+            contacts,
             standing: Standing::default(),
             coverage: Coverage::default(),
             rewrites: Rewrites::default(),
@@ -533,12 +535,41 @@ impl Agent {
         };
         match reached {
             Hello::Provider(reached) => self.opaque(maps, contact, reached),
-            Hello::Other => maps.forget_socket(contact.cookie),
+            Hello::Other(name) if self.concerns(contact, name.as_deref()) => {
+                self.opaque(maps, contact, Reached { server_name: name, provider: 0 });
+            }
+            Hello::Other(_) => self.let_by(maps, contact),
             Hello::Part => {}
         }
     }
 
-    /// A connection of which no plaintext is read.
+    /// Whether a handshake without a provider's name is one that nobody has confirmed the name of, though that is
+    /// asked for.
+    fn concerns(&mut self, contact: &Contact, name: Option<&str>) -> bool {
+        if !self.engine.settings().asks_for_names() {
+            return false;
+        }
+        let remote = socket_of_contact(contact).remote.ip().to_canonical();
+        if name.is_some_and(|it| self.contacts.is_confirmed(it, remote)) {
+            return false;
+        }
+        // What the programs have stopped is of a process in enforce mode, as far as they know.
+        let process = self.identities.of(contact.tgid).map(|it| it.key);
+        process.map_or(contact.held != 0, |it| self.engine.principal_mode(it) == Mode::Enforce)
+    }
+
+    /// A handshake that concerns nobody goes on.
+    fn let_by(&mut self, maps: &mut Maps, contact: &Contact) {
+        if contact.held != 0 {
+            self.enforcer.joined(contact.cookie, socket_of_contact(contact));
+            self.enforcer.arrived(contact.cookie, 1, contact.at_mono_ns);
+            self.enforcer.release(maps, &self.metrics, contact.cookie, u64::MAX);
+            self.enforcer.ended(contact.at_mono_ns, contact.cookie);
+        }
+        maps.forget_socket(contact.cookie);
+    }
+
+    /// A connection of which no plaintext is read; without a provider, one that nobody has confirmed the name of.
     fn opaque(&mut self, maps: &mut Maps, contact: &Contact, reached: Reached) {
         let (conn, now) = (contact.cookie, clock::now());
         let Reached { server_name, provider } = reached;
@@ -577,8 +608,13 @@ impl Agent {
         if contact.held != 0 || contact.what == contact::HELLO_PART {
             self.enforcer.arrived(conn, 1, contact.at_mono_ns);
         }
-        let name = self.providers.name(provider).unwrap_or_default();
-        self.engine.opaque(now, ConnId(conn), server_name.as_deref(), name, beforehand);
+        match self.providers.name(provider) {
+            None if provider == 0 => self.engine.unnamed(now, ConnId(conn), server_name.as_deref()),
+            name => {
+                let (name, server) = (name.unwrap_or_default(), server_name.as_deref());
+                self.engine.opaque(now, ConnId(conn), server, name, beforehand);
+            }
+        }
         if contact.held != 0 && !self.conns.get(&conn).is_some_and(|it| it.holds) {
             // The kernel held before it knew that this process is only observed.
             self.enforcer.release(maps, &self.metrics, conn, u64::MAX);
@@ -1154,6 +1190,7 @@ impl Agent {
         self.engine.keep_texts(config.evidence.content != Content::None);
         self.engine.reload(clock::now(), config.settings());
         self.identities.name_by(matches(config));
+        self.contacts.keep_names(config.settings().asks_for_names());
         let had_any = self.lineages.matter();
         self.lineages = Lineages::new(self.engine.settings());
         self.enforcer.set(hold_deadline(config), config.on_timeout);

@@ -12,6 +12,7 @@ use genops_ebpf_common::{AddressKey, Contact, Dns, TieKey, contact};
 use simple_dns::{Packet, rdata::RData};
 
 use super::{
+    names::Names,
     questions::Questions,
     ties::{Caller, Ties},
 };
@@ -40,7 +41,7 @@ pub(super) enum Hello {
     /// It names a provider.
     Provider(Reached),
     /// It names somebody else, or nobody, or is none.
-    Other,
+    Other(Option<String>),
     /// More of it has to come.
     Part,
 }
@@ -53,6 +54,7 @@ pub(super) struct Contacts {
     addresses: HashMap<IpAddr, Address>,
     questions: Questions,
     ties: Ties,
+    names: Names,
 }
 
 /// Whose names an address was the answer for.
@@ -92,7 +94,7 @@ impl Contacts {
         let by_name = server_name.as_deref().map_or(0, |name| providers.of_host(name).0);
         // The kernel program has compared the name already.
         match if whole { contact.provider } else { by_name } {
-            0 => Hello::Other,
+            0 => Hello::Other(server_name),
             provider => Hello::Provider(Reached { server_name, provider }),
         }
     }
@@ -111,7 +113,7 @@ impl Contacts {
             return Vec::new();
         };
         let (provider, port) = providers.of_host(&asked);
-        if provider == 0 {
+        if provider == 0 && !self.names.are_kept() {
             return Vec::new();
         }
         let server = address_of(dns.ip_version, dns.server, 0).ip();
@@ -129,9 +131,20 @@ impl Contacts {
                 RData::AAAA(it) => std::net::Ipv6Addr::from(it.address).into(),
                 _ => continue,
             };
+            self.names.confirm(ip, &asked);
             news.extend(self.learn(ip, provider, port.unwrap_or(HTTPS)));
         }
         news
+    }
+
+    /// Whether names that are asked for are remembered, for [`Self::is_confirmed`].
+    pub(super) fn keep_names(&mut self, keep: bool) {
+        self.names.keep(keep);
+    }
+
+    /// Whether a name server, or the hosts file, has said that this server is at this address.
+    pub(super) fn is_confirmed(&mut self, name: &str, ip: IpAddr) -> bool {
+        self.names.is_confirmed(name, ip)
     }
 
     /// A caller says that an address is a provider's, by the server name that it sends there. That is
@@ -302,9 +315,10 @@ mod tests {
         let mut contacts = Contacts::default();
         let contact = part(0, contact::HELLO_PART);
         let other = client_hello("files.example.test");
-        assert_eq!(contacts.hello(&providers, &contact, &other), Hello::Other);
+        let name = Some("files.example.test".to_owned());
+        assert_eq!(contacts.hello(&providers, &contact, &other), Hello::Other(name));
         for junk in [&[22, 3, 1, 0, 5, 9, 9, 9, 9, 9][..], b"GET / HTTP/1.1\r\n\r\n", &[0; 64]] {
-            assert_eq!(contacts.hello(&providers, &contact, junk), Hello::Other, "{junk:?}");
+            assert_eq!(contacts.hello(&providers, &contact, junk), Hello::Other(None), "{junk:?}");
         }
     }
 

@@ -11,7 +11,7 @@ use genops_protocols::Call;
 use super::core::{Core, Subject, failure_key, provider_key, target_key};
 use super::decide::{Done, Objection};
 use super::estimate::{Ask, Guess};
-use super::opaque::Judged;
+use super::opaque::{Judged, UNNAMED};
 use crate::awu::{Attribution, AwuId, CaptureLevel};
 use crate::config::Mode;
 use crate::decision::{Decision, Permission, PolicyResult, ReasonCode};
@@ -162,7 +162,13 @@ impl Core {
         }
         if !ask.inspectable {
             let nothing = Opinion::default();
-            return match self.judge_host(now, subject, ask, seen.preventable) {
+            let unnamed = ask.call.operation.as_deref() == Some(UNNAMED);
+            let judged = if unnamed {
+                self.judge_unnamed(subject, ask.call.server_address.as_deref(), seen.preventable)
+            } else {
+                self.judge_host(now, subject, ask, seen.preventable)
+            };
+            return match judged {
                 Judged::Refused(objection) => told(Some(&objection), true, &nothing),
                 Judged::Passes(None) => {
                     let demands = self.demands(now, subject, ask);

@@ -7,7 +7,7 @@ use super::decide::Objection;
 use super::estimate::{Ask, Guess};
 use super::link::Link;
 use super::{Beforehand, ConnId, Unread};
-use crate::config::{Mode, Uninspectable};
+use crate::config::{Mode, Uninspectable, Unnamed};
 use crate::decision::ReasonCode;
 use crate::ledger::{Account, Demand};
 use crate::process::ProcessKey;
@@ -16,6 +16,9 @@ use crate::time::Now;
 
 /// `gen_ai.operation.name` of what was sent and nothing explains.
 const UNEXPLAINED: &str = "x_unexplained";
+
+/// `gen_ai.operation.name` of a handshake whose server name nobody has confirmed.
+pub(super) const UNNAMED: &str = "x_unnamed";
 
 /// What a socket sent, and no plaintext explains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +66,46 @@ impl Core {
         link.unread = Some(unread.reason);
         let beforehand = if unread.stopped { Beforehand::Refused } else { Beforehand::Nothing };
         self.decide_opaque(now, link, &call, beforehand);
+    }
+
+    /// See [`super::Engine::unnamed`].
+    pub(super) fn open_unnamed(&mut self, now: Now, link: &mut Link, server: Option<&str>) {
+        self.start(now);
+        let subject = self.subject(link);
+        let operation = Some(UNNAMED.to_owned());
+        let call = Call { operation, provider: None, ..call_of("", server, now.mono_ns) };
+        link.opaque = Some(call.clone());
+        let ask = self.ask_of(&call);
+        match self.judge_unnamed(&subject, server, link.can_prevent(u64::MAX)) {
+            Judged::Refused(objection) => {
+                self.refuse_opaque(now, link, &subject, &ask, &objection);
+                self.deny(now, link);
+            }
+            Judged::Passes(warning) => {
+                self.permit_opaque(now, link, &subject, &ask, warning);
+                self.let_go(link);
+            }
+        }
+    }
+
+    /// What becomes of a handshake whose server name nobody has confirmed.
+    pub(super) fn judge_unnamed(
+        &self,
+        subject: &Subject,
+        server: Option<&str>,
+        preventable: bool,
+    ) -> Judged {
+        let why = match server {
+            Some(_) => "no name server or hosts file has said that this server is at this address",
+            None => "it says no server name",
+        };
+        let objection = Objection::block(ReasonCode::UNINSPECTABLE, None, why);
+        let ends = self.settings.0.unnamed == Unnamed::Block;
+        if ends && preventable && subject.identity.mode == Mode::Enforce {
+            Judged::Refused(objection)
+        } else {
+            Judged::Passes(Some(objection))
+        }
     }
 
     fn decide_opaque(&mut self, now: Now, link: &mut Link, call: &Call, beforehand: Beforehand) {
