@@ -18,6 +18,7 @@ mod hostile;
 mod kinds;
 mod lineage;
 mod load;
+mod naming;
 mod privilege;
 mod send_hook;
 mod signal;
