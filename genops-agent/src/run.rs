@@ -17,7 +17,11 @@ mod rewrites;
 mod standing;
 mod ties;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use genops_ebpf_common::{EGRESS, Record, Settings, holding};
@@ -35,6 +39,11 @@ use crate::{
 };
 use agent::Agent;
 use capture::{Capture, Purpose, Woken, signals};
+
+/// How long records are taken before it is looked at the time.
+const AT_A_STRETCH: Duration = Duration::from_millis(20);
+/// How long records are taken that came before the end.
+const AT_THE_END: Duration = Duration::from_secs(2);
 
 /// How `run` was asked for, beside the configuration.
 #[derive(Clone, Debug)]
@@ -80,16 +89,24 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
             Woken::Reload => agent.reload(&mut capture.maps),
             Woken::Stop => break,
         }
-        while capture.drain(|maps, record| agent.handle(maps, record)) > 0 {
-            agent.settle(&mut capture.maps);
-        }
+        work_off(&mut agent, &mut capture, AT_A_STRETCH);
         agent.tick(&mut capture);
     }
-    while capture.drain(|maps, record| agent.handle(maps, record)) > 0 {
-        agent.settle(&mut capture.maps);
-    }
+    work_off(&mut agent, &mut capture, AT_THE_END);
     agent.finish(&mut capture);
     Ok(())
+}
+
+/// Takes what the kernel has reported, for so long at most: who writes faster than that is read keeps nobody
+/// from deadlines, the heartbeat and the end.
+fn work_off(agent: &mut Agent, capture: &mut Capture, patience: Duration) {
+    let end = Instant::now() + patience;
+    while capture.drain(|maps, record| agent.handle(maps, record)) > 0 {
+        agent.settle(&mut capture.maps);
+        if Instant::now() >= end {
+            return;
+        }
+    }
 }
 
 /// Records until a signal, the time or the size ends it; how many lines were written.
@@ -103,15 +120,15 @@ pub(crate) fn record(
     let mut capture = Capture::start(config, settings, Purpose::Record, &metrics)?;
     let _deaf = signals(&[signal_hook::consts::SIGHUP])?;
     let identities = Identities::new();
-    let end = duration.map(|it| std::time::Instant::now() + it);
+    let end = duration.map(|it| Instant::now() + it);
     let mut outcome: std::io::Result<Room> = Ok(Room::Left);
     let mut ending = false;
     while !ending && matches!(outcome, Ok(Room::Left)) {
         let patience = end.map_or(Duration::from_secs(1), |end| {
-            end.saturating_duration_since(std::time::Instant::now()).min(Duration::from_secs(1))
+            end.saturating_duration_since(Instant::now()).min(Duration::from_secs(1))
         });
-        ending = capture.wait(patience)? == Woken::Stop
-            || end.is_some_and(|end| std::time::Instant::now() >= end);
+        ending =
+            capture.wait(patience)? == Woken::Stop || end.is_some_and(|end| Instant::now() >= end);
         // What was captured by then is written, also at the end.
         while matches!(outcome, Ok(Room::Left))
             && capture.drain(|_, record| {
