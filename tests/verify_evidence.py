@@ -125,9 +125,9 @@ def torn(raw, first, at, size, used):
         before, start = part, stop
     if not holes: raise ValueError("damaged at byte %d" % at)
 # --- What the records say ----------------------------------------------------------------------------
-PHASES = ("decision", "reservation", "reconciliation", "release")
+PHASES = ("intent", "decision", "reservation", "reconciliation", "release")
 class Records:
-    def __init__(self): self.principals, self.units, self.problems, self.policies, self.first, self.blobs = {}, {}, [], set(), None, []; self.last, self.crash = None, False
+    def __init__(self): self.principals, self.units, self.problems, self.policies, self.first, self.blobs = {}, {}, [], set(), None, []; self.last, self.crash, self.breaches = None, False, []; self.left, self.found = {}, {}
     def bad(self, index, what): self.problems.append((self.file, "record %d: %s" % (index, what)))
     def add(self, index, raw, file):
         try: self.file = file; self.check(index, json.loads(raw))
@@ -144,13 +144,38 @@ class Records:
             self.principals[who["prin"]] = (who["pseq"], index)
         if kind in ("policy_loaded", "heads") and "config" in entry.get("det", {}): self.blobs.append((index, entry["det"]["config"]))
         if kind == "policy_loaded": self.policies.add("sha256:" + entry.get("det", {}).get("hash", "").replace("sha256:", ""))
+        if kind == "breach": self.breach(index, entry)
+        if kind == "balances": self.balances(index, entry)
         if "awu" in entry and kind in PHASES: self.unit(index, kind, entry, self.units.setdefault(entry["awu"], {}))
+    def balances(self, index, entry):
+        """What a stop leaves of each budget is what the next start finds, where nothing lies between the two."""
+        part, at, lost = entry["bal"], entry["det"]["at"], "lost" in entry["det"]
+        said = self.left if at == "stop" else self.found
+        if part["part"] == 0: said.clear()
+        said.update({tuple(item[:3]): item[4] + item[5] for item in part["list"]})
+        if at == "start" and part["part"] + 1 == part["parts"]:
+            if self.left and not self.crash and not lost and self.found != self.left: self.bad(index, "balances differ from those of the stop before")
+            self.left.clear()
+    def breach(self, index, entry):
+        """Bytes left of a unit that was said to be stopped: it counts as refused no more."""
+        unit = self.units.get(entry["awu"], {}); self.breaches.append((index, entry["awu"]))
+        if unit.get("result") in ("BLOCKED", "RATE_LIMITED"): unit["result"] = "BREACHED"
+        elif unit.get("result") != "BREACHED" and not self.first: self.bad(index, "breach of what was not stopped")
+    def results(self): return [unit.get("result") for unit in self.units.values()]
+    def undecided(self): return sum("intent" in unit and "decision" not in unit for unit in self.units.values())
+    def effect(self, index, entry, unit):
+        """What was about to be refused is refused only where nothing of it left."""
+        dec, stopped = entry["dec"], entry["dec"]["result"] in ("BLOCKED", "RATE_LIMITED")
+        if "intent" not in unit: return
+        if stopped and entry.get("det", {}).get("above_bytes") != "0": self.bad(index, "refused, and something may have left")
+        if not stopped and dec.get("code") != "x_not_prevented": self.bad(index, "about to be refused, and permitted")
     def unit(self, index, kind, entry, unit):
         if kind in unit: self.bad(index, "second %s of the unit" % kind)
         unit[kind] = sorted((a.get("name") or "", a["res"]) for a in entry.get("bud", []))
         if kind == "decision":
             dec = entry["dec"]; unit["result"] = dec["result"]
             if (dec["result"] == "ALLOWED") == ("code" in dec): self.bad(index, "reason and result")
+            self.effect(index, entry, unit)
             if not self.first and dec["bundle"] not in self.policies: self.bad(index, "policies never loaded")
         elif kind in ("reconciliation", "release") and not self.first and not self.crash:
             if "decision" not in unit or "reservation" not in unit or unit[kind] not in ([], unit["reservation"]): self.bad(index, "phases")
@@ -298,5 +323,7 @@ def main():
     except OSError as error: print(error, file=sys.stderr); return 2
     problems = log.problems + log.records.problems
     for name, what in problems: print("%s: %s" % (name, what))
+    for index, awu in log.records.breaches: print("BREACH record %d: unit %s left after it was said to be stopped" % (index, awu))
+    if log.records.undecided(): print("admitted %d refusals without an outcome (gaps)" % log.records.undecided())
     print("NOT VERIFIED" if problems else "verified"); return 1 if problems else 0
 if __name__ == "__main__": sys.exit(main())

@@ -16,9 +16,10 @@ use genops_evidence::{
     AppendError, Checkpoint, CommitError, Directory, Log, OpenError, Options, PublishError,
     ReadError, Recovery,
 };
-use genops_governance::{Now, Record, RecordKind, Texts, Unit};
+use genops_governance::{Account, AccountKey, Ledger, Now, Record, RecordKind, Texts, Unit};
 
 pub(crate) mod again;
+mod carried;
 pub(crate) mod check;
 pub(crate) mod digest;
 pub(crate) mod entry;
@@ -34,7 +35,8 @@ use crate::metrics::Metrics;
 use self::digest::Digester;
 pub(crate) use self::digest::hex;
 use self::entry::{
-    Accounted, Decided, Entry, Had, Head, Heads, Inputs, Kind, Metered, Text, VERSION, What, Who,
+    Accounted, Balances, Decided, Entry, Had, Head, Heads, Inputs, Kind, Metered, Standing, Text,
+    VERSION, What, Who,
 };
 use self::principals::Principals;
 use self::retention::Keeper;
@@ -57,6 +59,27 @@ const HEADS_EVERY: u64 = 16_384;
 
 /// Bytes of principals in one record.
 const HEADS_BYTES: usize = 32 << 10;
+
+/// Most budgets in one record.
+const BALANCES_LIMIT: usize = 128;
+
+/// When balances are written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// As the accounts' file says.
+    Start,
+    /// As they are left.
+    Stop,
+}
+
+impl Moment {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+        }
+    }
+}
 
 /// The journal could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -262,6 +285,45 @@ impl Journal {
         self.append(entry)
     }
 
+    /// Writes down what every budget has: at a start as the accounts' file says, at a stop as it is left. `lost`:
+    /// why the file could not be read.
+    pub(crate) fn balances(
+        &mut self,
+        now: Now,
+        at: Moment,
+        ledger: &Ledger,
+        lost: Option<&str>,
+    ) -> Result<(), AppendError> {
+        let standing = |(key, account): (&AccountKey, &Account)| {
+            let unit = unit_text(account.unit);
+            let (given, used) = (account.allocated(), account.consumed());
+            Standing(
+                key.budget.clone().into(),
+                account.period.clone().into(),
+                unit.into(),
+                given,
+                account.reserved,
+                used,
+            )
+        };
+        let all: Vec<_> = ledger.accounts().map(standing).collect();
+        let mut parts: Vec<_> = all.chunks(BALANCES_LIMIT).map(<[_]>::to_vec).collect();
+        if parts.is_empty() {
+            parts.push(Vec::new());
+        }
+        let of = parts.len() as u64;
+        for (part, list) in (0..).zip(parts) {
+            let mut entry = self.blank(now, Kind::Balances);
+            entry.bal = Some(Balances { part, parts: of, led: ledger.sequence(), list });
+            entry.det.insert("at".into(), at.as_str().into());
+            if let Some(why) = lost {
+                entry.det.insert("lost".into(), Cut(false).text(why));
+            }
+            self.append(entry)?;
+        }
+        Ok(())
+    }
+
     /// Makes everything durable that was taken; how many records that were.
     pub(crate) fn commit(&mut self) -> Result<u64, CommitError> {
         if let Some(why) = &self.rolled_back {
@@ -405,6 +467,7 @@ impl Journal {
             dig: None,
             seal: None,
             heads: None,
+            bal: None,
             det: BTreeMap::new(),
             cut: false,
         }
@@ -558,6 +621,8 @@ impl Cut {
 impl From<RecordKind> for Kind {
     fn from(kind: RecordKind) -> Self {
         match kind {
+            RecordKind::Intent => Self::Intent,
+            RecordKind::Breach => Self::Breach,
             RecordKind::Decision => Self::Decision,
             RecordKind::Reservation => Self::Reservation,
             RecordKind::Reconciliation => Self::Reconciliation,
@@ -747,17 +812,21 @@ fn convert_account<'a>(account: &'a genops_governance::Accounted, cut: &mut Cut)
     Accounted {
         name: cut.maybe(budget.as_ref()),
         period: cut.maybe(period.as_ref()),
-        unit: match unit {
-            Unit::Usd => "nUSD",
-            Unit::Tokens => "tokens",
-        }
-        .into(),
+        unit: unit_text(*unit).into(),
         res: *reserved,
         act: *actual,
         rem: *remaining,
         inc: *incomplete,
         price: sha256_text(price_hash).into(),
         led: *ledger_sequence,
+    }
+}
+
+/// A unit as records spell it.
+fn unit_text(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Usd => "nUSD",
+        Unit::Tokens => "tokens",
     }
 }
 

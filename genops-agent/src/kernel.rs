@@ -30,7 +30,7 @@ use genops_governance::ProcessKey;
 use genops_protocols::{API_PATH_SUFFIXES, HostPattern};
 
 pub(crate) use attach::Probes;
-pub(crate) use holds::Holds;
+pub(crate) use holds::{Holds, Left};
 pub(crate) use mechanisms::Mechanisms;
 pub(crate) use pins::{Kept, Pins};
 pub(crate) use providers::Providers;
@@ -270,6 +270,13 @@ impl Maps {
     pub(crate) fn set_socket(&mut self, cookie: u64, tgid: u32) {
         let sock = Sock { conn: cookie, tgid, ..Sock::default() };
         let _full = self.socks.insert(cookie, sock, 0);
+    }
+
+    /// What left of a connection whose bytes up to `released_to` might, as its socket says.
+    pub(crate) fn what_left(&self, conn: u64, cookie: u64, released_to: u64) -> Left {
+        let sock = self.socks.get(&cookie, 0).ok();
+        let hold = self.holds.hold(conn);
+        holds::left_of(conn, cookie, sock.as_ref(), hold.as_ref(), released_to)
     }
 
     /// A socket goes to no provider.

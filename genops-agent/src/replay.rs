@@ -57,6 +57,7 @@ impl Replay {
                 Output::Awu(awu) => renderer.write(awu, out),
                 Output::Release { .. }
                 | Output::Deny { .. }
+                | Output::Check { .. }
                 | Output::Ledger(_)
                 | Output::Record(_) => Ok(()),
             });

@@ -15,7 +15,7 @@ pub use cursor::{Bounds, Bytes, Cursor, Fate, Step, follow, overhead_of_record, 
 
 /// Number of the layout of maps and records. One more with each change of any of them, so that an agent never
 /// takes over the maps of another layout.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// Length of `task_struct.comm` (`include/linux/sched.h`, `TASK_COMM_LEN`), with its final NUL.
 pub const COMM_LEN: usize = 16;
@@ -273,6 +273,8 @@ pub struct Close {
     pub conn: u64,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub at_mono_ns: u64,
+    /// [`Conn::egress_offset`].
+    pub taken_to: u64,
 }
 
 /// No verdict came before the deadline, so the kernel applied `on_timeout`.
@@ -856,7 +858,7 @@ layout! {
     Data = 40,
     Open = 208,
     Join = 64,
-    Close = 24,
+    Close = 32,
     TimedOut = 24,
     Process = 48,
     Fork = 32,

@@ -185,11 +185,11 @@ pub(crate) fn ssl_free(ctx: ProbeContext) -> u32 {
         let key = conn_key(ssl);
         if let Some(conn) = CONNS.get_ptr_mut(key) {
             // SAFETY: an element of the map, alive while this program runs.
-            let (id, uid) = unsafe { ((*conn).id, (*conn).uid) };
+            let conn = unsafe { *conn };
             // Already gone is as good.
             let _gone = CONNS.remove(key);
-            quota::object_ends(key.tgid, uid);
-            report_close(id);
+            quota::object_ends(key.tgid, conn.uid);
+            report_close(&conn);
         }
     }
     0
@@ -437,10 +437,10 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
             // It is followed by its socket alone from here on.
             let _gone = CONNS.remove(key);
             quota::object_ends(key.tgid, before.uid);
-            return report_close(before.id);
+            return report_close(&before);
         }
         // A TLS object that is used again, or one at the address of another that nobody freed.
-        report_close(before.id);
+        report_close(&before);
     } else if !quota::object(key.tgid, uid, true) {
         return;
     }
@@ -518,13 +518,19 @@ fn is_same(before: &Conn, name: Option<(*mut Scratch, u32)>) -> bool {
 }
 
 #[inline(always)]
-fn report_close(id: u64) {
+fn report_close(conn: &Conn) {
     let Some(mut entry) = EVENTS.reserve::<Close>(0) else {
         count_loss(loss::RING_FULL_RECORDS, 1);
         return;
     };
     // SAFETY: a helper without arguments.
     let at_mono_ns = unsafe { bpf_ktime_get_ns() };
-    entry.write(Close { kind: kind::CLOSE, tgid: tgid(), conn: id, at_mono_ns });
+    entry.write(Close {
+        kind: kind::CLOSE,
+        tgid: tgid(),
+        conn: conn.id,
+        at_mono_ns,
+        taken_to: conn.egress_offset,
+    });
     entry.submit(wake(false));
 }

@@ -67,6 +67,8 @@ extensions! {
     UNINSPECTABLE = "x_uninspectable";
     /// The names that a request gives belong to two providers.
     PROVIDERS_DIFFER = "x_providers_differ";
+    /// It was refused, and nothing shows that this kept it back.
+    NOT_PREVENTED = "x_not_prevented";
     /// Another request on the same connection was refused, and nothing more of it may leave.
     CONNECTION_DENIED = "x_connection_denied";
 }

@@ -2,13 +2,14 @@
 //!
 //! No I/O: the caller applies what comes out, in its order. The same inputs give the same outputs.
 //! Here is the public face; [`core`] has the state, [`decide`] the order of a decision, [`estimate`]
-//! what a request may need, [`account`] how a unit ends, [`again`] how
+//! what a request may need, [`account`] how a unit ends, [`effect`] what a refusal came to, [`again`] how
 //! a recorded decision is made again, and [`link`] what is known of a connection.
 
 mod account;
 mod again;
 mod core;
 mod decide;
+mod effect;
 mod estimate;
 mod link;
 mod opaque;
@@ -33,6 +34,7 @@ use crate::settings::Settings;
 use crate::time::Now;
 
 pub use self::again::Again;
+pub use self::effect::Effect;
 pub use self::opaque::Unexplainable;
 
 /// A connection, as the caller numbers them. Never reused.
@@ -120,6 +122,12 @@ pub enum Output {
         /// How many other exchanges were in flight on it.
         collateral: u64,
     },
+    /// Units of this connection were refused: see what left of it, and say so by [`Engine::left`] within a
+    /// second. Only after [`Engine::await_effects`].
+    Check {
+        /// Which connection.
+        conn: ConnId,
+    },
     /// A change of the ledger: make it durable before any later `Release` takes effect.
     Ledger(Entry),
     /// Evidence: make it durable before any later `Release` or `Deny` takes effect.
@@ -172,6 +180,32 @@ impl Engine {
     /// Has records of decisions carry what was sent to the model, or not.
     pub fn keep_texts(&mut self, keep: bool) {
         self.core.keeps_texts = keep;
+    }
+
+    /// Refusals on held connections are decided when their effect is known: the caller answers each
+    /// [`Output::Check`].
+    pub fn await_effects(&mut self) {
+        self.core.awaits_effects = true;
+    }
+
+    /// What left of a connection on which units were refused.
+    pub fn left(&mut self, now: Now, conn: ConnId, effect: Effect) {
+        if let Some(mut link) = self.core.departed.remove(&conn) {
+            self.core.settle_refused(now, &mut link, effect, true);
+        }
+        if let Some((_, link)) = self.conns.get_mut(&conn) {
+            self.core.settle_refused(now, link, effect, false);
+        }
+    }
+
+    /// More left of a connection than was said by [`Self::left`].
+    pub fn breach(&mut self, now: Now, conn: ConnId, effect: Effect) {
+        self.core.breach(now, conn, effect);
+    }
+
+    /// Nothing more can leave of a connection.
+    pub fn forget(&mut self, conn: ConnId) {
+        self.core.stopped.remove(&conn);
     }
 
     /// Has it write down first what the ledger has closed and evidence does not say: an agent that was
@@ -297,6 +331,11 @@ impl Engine {
         let mut turn = Turn { core: &mut self.core, link: &mut link, now };
         connection.close(at_ns, &mut turn);
         self.core.abandon(now, &mut link);
+        let mut awaiting = std::mem::take(&mut link.awaiting);
+        if !awaiting.is_empty() {
+            // A socket that is refused again and again is always the same connection.
+            self.core.departed.entry(conn).or_insert(link).awaiting.append(&mut awaiting);
+        }
     }
 
     /// No plaintext of this connection will be read, and it goes to this provider: it is one unit, decided

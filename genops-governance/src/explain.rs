@@ -235,6 +235,7 @@ fn extension_remedy(code: &ReasonCode, by: &str, request: Option<&str>) -> Strin
         (ReasonCode::BUDGET_THRESHOLD, "Nothing was refused: most of the budget is used."),
         (ReasonCode::DECISION_TIMEOUT, "Try again; the decision came too late."),
         (ReasonCode::CONNECTION_DENIED, "Try again on a new connection."),
+        (ReasonCode::NOT_PREVENTED, "Expect the next one to be refused."),
     ];
     if *code == ReasonCode::APPROVAL_REQUIRED {
         let request = request.unwrap_or("the unit");

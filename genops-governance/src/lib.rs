@@ -44,8 +44,8 @@ pub use config::{
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};
 pub use engine::{
-    Again, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Engine, Output, Unexplainable,
-    Unread,
+    Again, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Effect, Engine, Output,
+    Unexplainable, Unread,
 };
 pub use explain::Explanation;
 pub use ledger::{

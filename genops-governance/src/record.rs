@@ -9,6 +9,10 @@ use crate::time::Now;
 /// What sort of record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RecordKind {
+    /// A unit is about to be refused; its decision follows when the effect is known.
+    Intent,
+    /// Bytes left of a unit that was said to be stopped.
+    Breach,
     /// A unit was decided.
     Decision,
     /// Amounts were set aside before it ran.
@@ -42,6 +46,8 @@ impl RecordKind {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Intent => "intent",
+            Self::Breach => "breach",
             Self::Decision => "decision",
             Self::Reservation => "reservation",
             Self::Reconciliation => "reconciliation",

@@ -134,8 +134,9 @@ impl Awu {
     /// `full` where decision and reservation came before execution, else `partial` (spec §9).
     #[must_use]
     pub fn compliance(&self) -> &'static str {
-        let Attribution { team, project, environment, .. } = &*self.attribution;
-        let attributed = team.is_some() && project.is_some() && environment.is_some();
+        let Attribution { mapped, team, project, environment, .. } = &*self.attribution;
+        // What is derived from a program's name is a guess at whose it is.
+        let attributed = *mapped && team.is_some() && project.is_some() && environment.is_some();
         let before = self.enforcement.before_execution();
         // Nothing was set aside for what nobody could read.
         let blind = self.capture == CaptureLevel::Metadata && self.outcome.reservation().is_some();

@@ -294,7 +294,7 @@ fn unmapped_and_nameless_processes_can_be_refused() {
           policy.result: BLOCKED
           policy.reason_code: x_unmapped_principal
           policy.reason: no configured principal matches the process
-          compliance: full
+          compliance: partial
           capture.level: full
           enforcement.mechanism: egress_hold
         record decision
@@ -1382,7 +1382,7 @@ fn a_request_whose_evidence_is_not_durable_is_refused_after_all() {
     host.text.clear();
     host.engine.withhold(host.now, conn);
     host.close(conn).check(&expect![[r#"
-        record release
+        record release [daily 93450 Some(0) left Some(999991000)]
         awu error=Str("ACCOUNTING_INVARIANT_VIOLATION")
           policy.result: BLOCKED
           policy.reason_code: ACCOUNTING_INVARIANT_VIOLATION

@@ -166,6 +166,7 @@ impl Watch {
                 prop_assert!(self.denied.insert(conn), "denied twice");
                 prop_assert!(self.decided.contains(&awu));
             }
+            Output::Check { .. } => prop_assert!(false, "nobody reads counters here"),
             Output::Ledger(entry) => self.file.extend(entry.encode()),
             Output::Record(record) => match record.kind {
                 RecordKind::Decision => {

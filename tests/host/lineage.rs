@@ -193,6 +193,6 @@ fn an_orphan_is_known_to_the_next_agent() -> anyhow::Result<()> {
     assert_says(&awu, &[(PRINCIPAL, "supervisor".into()), (RESULT, "BLOCKED".into())]);
     let awu = unit(&agent, "stranger-pro")?;
     ensure!(text(&awu, PRINCIPAL) != Some("supervisor"), "{awu:#}");
-    ensure!(Path::new(&directory).join("v5/maps/LINEAGES").exists(), "nothing was pinned");
+    ensure!(Path::new(&directory).join("v6/maps/LINEAGES").exists(), "nothing was pinned");
     Ok(())
 }

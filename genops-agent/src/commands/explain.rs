@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
 use genops_evidence::Directory;
-use genops_governance::Explanation;
+use genops_governance::{Explanation, ReasonCode};
 
 use super::money;
 use crate::cli::{self, Failure};
@@ -94,9 +94,10 @@ fn each(directory: &std::path::Path, mut each: impl FnMut(&[u8])) -> anyhow::Res
     Ok(())
 }
 
-/// The paragraph; `None` without a decision.
+/// The paragraph; `None` without a decision, or the intent to refuse.
 fn story(entries: &[Entry<'_>]) -> Option<String> {
-    let decision = entries.iter().find(|entry| entry.kind == Kind::Decision)?;
+    let of = |kind: Kind| entries.iter().find(|entry| entry.kind == kind);
+    let Some(decision) = of(Kind::Decision) else { return of(Kind::Intent).map(undecided) };
     let dec = decision.dec.as_ref()?;
     let mut told = Explanation {
         awu: decision.awu.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -116,10 +117,34 @@ fn story(entries: &[Entry<'_>]) -> Option<String> {
     let accounts: Vec<&Accounted<'_>> = reserved.flat_map(|entry| &entry.bud).collect();
     told.reserved = accounts.first().map(|account| amount(account, account.res));
     told.budgets = accounts.iter().filter_map(|account| budget(account)).collect();
-    let when = timing(dec, decision.what.as_ref());
+    let when =
+        of(Kind::Breach).map_or_else(|| timing(dec, decision.what.as_ref()).into(), breached);
     let after = entries.iter().filter_map(|entry| settled(entry));
-    let sentences = [told.paragraph(), when.to_owned()].into_iter().chain(after);
+    let sentences = [told.paragraph(), when].into_iter().chain(after);
     Some(sentences.collect::<Vec<_>>().join(" "))
+}
+
+/// What is known of a unit that was about to be refused when its agent ended.
+fn undecided(intent: &Entry<'_>) -> String {
+    let who = intent
+        .who
+        .as_ref()
+        .map_or("an unidentified process".to_owned(), |it| format!("`{}`", it.prin));
+    let code = detail(intent, "code").unwrap_or_default();
+    let why = detail(intent, "reason").map(|it| format!(": {it}")).unwrap_or_default();
+    format!(
+        "At {} a request of {who} was about to be refused with {code}{why}. The agent ended before it could \
+         say whether that kept it back.",
+        moment(intent.t)
+    )
+}
+
+/// More left than the decision says.
+fn breached(breach: &Entry<'_>) -> String {
+    let bytes = detail(breach, "above_bytes").unwrap_or_default();
+    format!(
+        "But {bytes} bytes of it left this host after that was written down, so it may have run."
+    )
 }
 
 fn moment(unix_ns: u64) -> String {
@@ -162,6 +187,9 @@ fn asked(what: &What<'_>, told: &mut Explanation) {
 /// Whether the decision was in time.
 fn timing(dec: &Decided<'_>, what: Option<&What<'_>>) -> &'static str {
     let held = what.is_some_and(|what| what.mechanism.as_str() != "none");
+    if dec.code.as_ref().is_some_and(|it| it.as_str() == ReasonCode::NOT_PREVENTED.as_str()) {
+        return "Nothing shows that the refusal kept it back, so it counts as run.";
+    }
     match (dec.prevented, held) {
         (true, _) => "Not a byte of the request left this host.",
         (false, true) => "The request was held until that was decided.",
@@ -216,6 +244,16 @@ mod tests {
     /// Replays a chat with `model` into an evidence directory and explains its last remarkable unit.
     #[track_caller]
     fn check(yaml: &str, model: &str, expected: &Expect) {
+        expected.assert_eq(&told(&replayed(yaml, model)));
+    }
+
+    fn told(records: &[Vec<u8>]) -> String {
+        let entries: Vec<Entry<'_>> =
+            records.iter().map(|record| serde_json::from_slice(record).unwrap()).collect();
+        story(&entries).unwrap_or_default()
+    }
+
+    fn replayed(yaml: &str, model: &str) -> Vec<Vec<u8>> {
         let folder = tempfile::tempdir().unwrap();
         let config = Config::parse(std::path::Path::new("agent.yaml"), yaml).unwrap();
         let opening = Opening { origin: Some("example.org/test".to_owned()), ..Opening::default() };
@@ -230,10 +268,31 @@ mod tests {
         drop(replayer);
         journal.commit().unwrap();
         journal.close(Now::default()).unwrap();
-        let records = records(folder.path(), None).unwrap();
-        let entries: Vec<Entry<'_>> =
-            records.iter().map(|record| serde_json::from_slice(record).unwrap()).collect();
-        expected.assert_eq(&story(&entries).unwrap_or_default());
+        records(folder.path(), None).unwrap()
+    }
+
+    /// The decision's record as one of another kind, with other details.
+    fn instead(decision: &[u8], kind: &str, det: serde_json::Value) -> Vec<u8> {
+        let mut record: serde_json::Value = serde_json::from_slice(decision).unwrap();
+        let fields = record.as_object_mut().unwrap();
+        fields.remove("dec");
+        fields.insert("type".to_owned(), kind.into());
+        fields.insert("det".to_owned(), det);
+        serde_json::to_vec(&record).unwrap()
+    }
+
+    #[test]
+    fn a_refusal_is_explained_by_what_came_of_it() {
+        let decided = replayed(ENFORCED, "gpt-4o-pro");
+        let decision = decided.first().unwrap();
+        let why = serde_json::json!({"code": "POLICY_DENY_MODEL", "reason": "it is denied"});
+        expect!["At 2026-11-22T10:00:00Z a request of `bot` was about to be refused with POLICY_DENY_MODEL: it is denied. The agent ended before it could say whether that kept it back."].assert_eq(&told(&[instead(decision, "intent", why)]));
+        let bytes = serde_json::json!({"above_bytes": "73", "acted": "egress_hold"});
+        let breached = told(&[decision.clone(), instead(decision, "breach", bytes)]);
+        expect![
+            "But 73 bytes of it left this host after that was written down, so it may have run."
+        ]
+        .assert_eq(breached.split_once("changed. ").unwrap().1);
     }
 
     #[test]

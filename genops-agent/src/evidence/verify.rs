@@ -13,7 +13,7 @@ use genops_evidence::{Directory, Report};
 use serde_json::json;
 
 use super::{At, Output, Progress, line, read_key};
-use crate::journal::check::{Checker, Counts};
+use crate::journal::check::{Checker, Counts, Finding};
 
 /// How often a log that is being written is read again before it is called broken.
 const TRIES: u32 = 10;
@@ -46,6 +46,8 @@ struct Found {
     report: Report,
     counts: Counts,
     findings: usize,
+    /// Units that left after their refusal was written down, each with the record that says so.
+    breaches: Vec<Finding>,
 }
 
 impl Verify {
@@ -117,7 +119,8 @@ impl Verify {
                 report.problem(&file, format!("record {}: {what}", witnessed.seq));
             }
         }
-        Found { report, counts: checker.counts, findings: checker.finding_count }
+        let Checker { counts, finding_count: findings, breaches, .. } = checker;
+        Found { report, counts, findings, breaches }
     }
 
     fn tell(&self, found: &Found) -> anyhow::Result<()> {
@@ -130,7 +133,9 @@ impl Verify {
     }
 
     fn json(&self, found: &Found) -> String {
-        let Found { report, counts, findings } = found;
+        let Found { report, counts, findings, breaches } = found;
+        let breaches: Vec<_> =
+            breaches.iter().map(|it| json!({"record": it.seq, "what": it.what})).collect();
         let problems: Vec<_> = report
             .problems
             .iter()
@@ -153,6 +158,10 @@ impl Verify {
             "units": counts.units,
             "decisions": counts.decisions,
             "blocked": counts.blocked,
+            "not_prevented": counts.not_prevented,
+            "breached": counts.breaches,
+            "breaches": breaches,
+            "undecided": counts.undecided,
             "principals": counts.principals,
             "starts": counts.starts,
             "unclean_stops": counts.unclean,
@@ -168,7 +177,7 @@ impl Verify {
     }
 
     fn text(&self, found: &Found) -> String {
-        let Found { report, counts, .. } = found;
+        let Found { report, counts, breaches, .. } = found;
         let mut text = String::new();
         let mut add = |line: String| {
             text.push_str(&line);
@@ -200,6 +209,15 @@ impl Verify {
                 "admitted   {} unclean stops, {} units interrupted by one, {} gaps, {} kernel events lost",
                 counts.unclean, counts.interrupted, counts.gaps, counts.dropped
             ));
+        }
+        if counts.undecided + counts.not_prevented > 0 {
+            add(format!(
+                "admitted   {} refusals without an outcome (gaps), {} that kept nothing back",
+                counts.undecided, counts.not_prevented
+            ));
+        }
+        for breach in breaches {
+            add(format!("BREACH     record {}: {}", breach.seq, breach.what));
         }
         if let Some(key) = report.keys.last() {
             let pinned =

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use genops_governance::ReasonCode;
 
+use super::carried::Carried;
 use super::entry::{self, Accounted, Entry, Kind, VERSION};
 
 /// Something that does not hold.
@@ -25,6 +26,8 @@ pub(crate) struct Finding {
 struct Unit {
     result: Option<String>,
     prevented: bool,
+    /// It was about to be refused.
+    intended: bool,
     /// Budget, unit, amount.
     reserved: Option<Vec<(Option<String>, i64)>>,
     /// More may have been set aside than a budget had: what could not be stopped.
@@ -60,11 +63,20 @@ pub(crate) struct Counts {
     pub(crate) gaps: u64,
     /// Units that an unclean stop left open.
     pub(crate) interrupted: u64,
+    /// Units that were about to be refused, and of which nobody has written what came of it. Gaps, too.
+    pub(crate) undecided: u64,
+    /// Units that were said to be stopped, and left after all. They are not among the refused.
+    pub(crate) breaches: u64,
+    /// Units that were refused, and not kept back.
+    pub(crate) not_prevented: u64,
     pub(crate) principals: u64,
     pub(crate) unnumbered: u64,
     /// Kernel events lost, as the kernel counted them.
     pub(crate) dropped: u64,
 }
+
+/// The reason of what was refused and not kept back.
+const NOT_PREVENTED: &str = "x_not_prevented";
 
 /// Most findings that are described; further ones are only counted.
 const FINDING_LIMIT: usize = 1_000;
@@ -77,13 +89,18 @@ pub(crate) struct Checker {
     /// Index of the first record; what lies before it cannot be looked up.
     first: Option<u64>,
     last: Option<(u64, Kind)>,
+    /// Index of the last start.
+    started: Option<u64>,
     /// Records were lost, as the log itself says: what a unit went through may be among them.
     holes: bool,
     principals: HashMap<String, (u64, u64)>,
     open: HashMap<String, Unit>,
     /// Units that are done, by a digest of their identity.
     done: HashSet<u64>,
+    /// Those that were stopped; false: a breach was found since.
+    stopped: HashMap<u64, bool>,
     balances: HashMap<(String, String, String), Balance>,
+    carried: Carried,
     policies: HashSet<String>,
     prices: HashSet<String>,
     kernel: HashMap<String, (u64, u64)>,
@@ -91,6 +108,8 @@ pub(crate) struct Checker {
     /// Attachments that records name, by their SHA-256.
     pub(crate) recipes: Vec<(u64, [u8; 32])>,
     pub(crate) witnessed: Vec<Witnessed>,
+    /// Units that left after their refusal was written down: the record that says so, and what it says.
+    pub(crate) breaches: Vec<Finding>,
     pub(crate) findings: Vec<Finding>,
     pub(crate) finding_count: usize,
 }
@@ -113,8 +132,11 @@ impl Checker {
         self.principal(&entry);
         self.kernel(&entry);
         self.content(&entry);
-        if entry.awu.is_some() && entry.kind != Kind::Content {
-            self.unit(&entry);
+        match entry.kind {
+            Kind::Breach => self.breach(&entry),
+            Kind::Content => {}
+            _ if entry.awu.is_some() => self.unit(&entry),
+            _ => {}
         }
         self.last = Some((index, entry.kind));
     }
@@ -125,7 +147,11 @@ impl Checker {
         self.counts.dropped += self.kernel.values().map(|(_, lost)| lost).sum::<u64>();
         if self.last.is_some_and(|(_, kind)| kind == Kind::AgentStop) && !self.holes {
             self.unfinished("though the agent stopped in good order");
+            self.undecided();
         }
+        let undecided = self.open.values().filter(|unit| unit.intended && unit.result.is_none());
+        self.counts.undecided = undecided.count() as u64;
+        self.counts.gaps += self.counts.undecided;
     }
 
     fn find(&mut self, seq: u64, what: String) {
@@ -135,12 +161,19 @@ impl Checker {
         }
     }
 
+    fn find_all(&mut self, found: Vec<(u64, String)>) {
+        for (seq, what) in found {
+            self.find(seq, what);
+        }
+    }
+
     /// Starts and stops.
     fn order(&mut self, entry: &Entry<'_>) {
         let stopped = self.last.is_none_or(|(_, kind)| kind == Kind::AgentStop);
         let pruned = self.last.is_none() && entry.seq > 0;
         if entry.kind == Kind::AgentStart {
             self.counts.starts += 1;
+            self.started = Some(entry.seq);
             let said = entry.det.iter().find(|(key, _)| key.as_str() == "end");
             let clean = said.is_some_and(|(_, end)| end.as_str() == "clean");
             if clean && !stopped {
@@ -153,8 +186,11 @@ impl Checker {
             self.interrupted();
             // The kernel programs of the next agent count from zero.
             self.counts.dropped += self.kernel.drain().map(|(_, (_, lost))| lost).sum::<u64>();
-            // What is left of a budget is read from the ledger at a start.
+            // What is left of a budget is read from the ledger at a start, and compared there.
             self.balances.clear();
+            let open = self.open.values().filter(|unit| unit.overdrawn);
+            let drawn = open.flat_map(|unit| unit.reserved.iter().flatten());
+            self.carried.start(drawn.filter_map(|(name, _)| name.clone()).collect());
         } else if stopped && !pruned {
             self.find(entry.seq, "follows a stop, but is not a start".into());
         }
@@ -175,6 +211,52 @@ impl Checker {
         open.sort();
         for (since, awu) in open {
             self.find(since, format!("unit {awu} was neither reconciled nor released, {why}"));
+        }
+    }
+
+    /// Refusals of the last run whose effect it should have written down before it ended.
+    fn undecided(&mut self) {
+        let since = self.started.unwrap_or(0);
+        let waits = |unit: &Unit| unit.intended && unit.result.is_none() && unit.since >= since;
+        let mut open: Vec<(u64, String)> = self
+            .open
+            .iter()
+            .filter(|(_, unit)| waits(unit))
+            .map(|(awu, unit)| (unit.since, awu.clone()))
+            .collect();
+        open.sort();
+        for (since, awu) in open {
+            let what = format!(
+                "unit {awu} was to be refused, and was not decided, though the agent stopped in good order"
+            );
+            self.find(since, what);
+        }
+    }
+
+    /// Bytes of a stopped unit left: it counts as refused no more.
+    fn breach(&mut self, entry: &Entry<'_>) {
+        let Some(awu) = &entry.awu else {
+            return self.find(entry.seq, "a breach that names no unit".into());
+        };
+        match self.stopped.get_mut(&digest(awu.as_str())) {
+            Some(held) => {
+                if std::mem::replace(held, false) {
+                    self.counts.blocked = self.counts.blocked.saturating_sub(1);
+                    self.counts.breaches += 1;
+                }
+                let said = entry.det.iter().find(|(key, _)| key.as_str() == "above_bytes");
+                let bytes = said.map_or("some", |(_, bytes)| bytes.as_str());
+                let what =
+                    format!("{bytes} bytes of unit {awu} left after it was said to be stopped");
+                if self.breaches.len() < FINDING_LIMIT {
+                    self.breaches.push(Finding { seq: entry.seq, what });
+                }
+            }
+            None if self.first == Some(0) && !self.holes => {
+                let what = format!("a breach of unit {awu}, which was never said to be stopped");
+                self.find(entry.seq, what);
+            }
+            None => {}
         }
     }
 
@@ -236,6 +318,10 @@ impl Checker {
                 self.balances.clear();
             }
             Kind::Heads => self.recipe(entry),
+            Kind::Balances => {
+                let wrong = self.carried.list(entry);
+                self.find_all(wrong);
+            }
             Kind::PriceLoaded => self.prices.extend(hash),
             Kind::Override | Kind::ModeChange => self.balances.clear(),
             Kind::Gap => {
@@ -243,6 +329,7 @@ impl Checker {
                 if entry.det.iter().any(|(key, _)| key.as_str() == "records") {
                     self.holes = true;
                     self.balances.clear();
+                    self.carried.forget();
                 }
             }
             Kind::Witnessed => {
@@ -279,7 +366,19 @@ impl Checker {
         let done = match entry.kind {
             Kind::Decision => {
                 self.after_a_crash = false;
+                let wrong = self.carried.settled();
+                self.find_all(wrong);
                 self.decision(entry, &mut unit)
+            }
+            Kind::Intent => {
+                if unit.intended || unit.result.is_some() {
+                    self.find(
+                        entry.seq,
+                        "the unit was about to be refused, or decided, before".into(),
+                    );
+                }
+                unit.intended = true;
+                false
             }
             Kind::Reservation => self.reservation(entry, &mut unit),
             Kind::Reconciliation => self.reconciliation(entry, &mut unit),
@@ -330,10 +429,32 @@ impl Checker {
             self.find(entry.seq, what);
         }
         self.counts.blocked += u64::from(stopped);
+        self.effect(entry, unit, stopped);
         unit.result = Some(result.to_owned());
         unit.prevented = stopped;
         // Stopped before anything was reserved: nothing more is to come.
         stopped && unit.reserved.is_none()
+    }
+
+    /// A refusal that was announced says what left; that nothing did is what makes it one.
+    fn effect(&mut self, entry: &Entry<'_>, unit: &Unit, stopped: bool) {
+        let said = entry.det.iter().find(|(key, _)| key.as_str() == "above_bytes");
+        let code = entry.dec.as_ref().and_then(|dec| dec.code.as_ref());
+        let not_prevented = code.is_some_and(|code| code.as_str() == NOT_PREVENTED);
+        self.counts.not_prevented += u64::from(not_prevented);
+        if unit.intended && stopped && said.is_none_or(|(_, bytes)| bytes.as_str() != "0") {
+            let what = "refused, but it does not say that nothing left".to_owned();
+            self.find(entry.seq, what);
+        }
+        if unit.intended && !stopped && !not_prevented {
+            self.find(entry.seq, "about to be refused, and then permitted".into());
+        }
+        if not_prevented && !unit.intended && self.first == Some(0) && !self.holes {
+            self.find(entry.seq, "not prevented, and nothing was about to be".into());
+        }
+        if stopped && let Some(awu) = &entry.awu {
+            self.stopped.insert(digest(awu.as_str()), true);
+        }
     }
 
     fn reservation(&mut self, entry: &Entry<'_>, unit: &mut Unit) -> bool {
@@ -350,6 +471,7 @@ impl Checker {
                 self.find(entry.seq, format!("the prices {price} were never loaded"));
             }
             unit.overdrawn |= account.rem == Some(0);
+            self.carried.draw(&account, account.res);
             let left = |before: i64| (before.saturating_sub(account.res).max(0), false);
             self.balance(entry.seq, &account, left);
         }
@@ -365,6 +487,8 @@ impl Checker {
             if account.act.is_none() && !account.inc {
                 self.find(entry.seq, "neither an actual amount nor marked as incomplete".into());
             }
+            let before = if unit.reserved.is_some() { account.res } else { 0 };
+            self.carried.draw(&account, account.act.unwrap_or(account.res) - before);
             if self.after_a_crash && is_late(entry) {
                 self.state(&account);
                 continue;
@@ -379,6 +503,9 @@ impl Checker {
     fn release(&mut self, entry: &Entry<'_>, unit: &mut Unit) -> bool {
         self.closing(entry, unit);
         for account in by_budget(&entry.bud) {
+            if unit.reserved.is_some() {
+                self.carried.draw(&account, -account.res);
+            }
             if self.after_a_crash && is_late(entry) {
                 self.state(&account);
                 continue;
@@ -403,6 +530,9 @@ impl Checker {
                 let touched =
                     |name: &str| reserved.iter().any(|(budget, _)| budget.as_deref() == Some(name));
                 self.balances.retain(|(name, _, _), _| !touched(name));
+                if reserved.iter().any(|(name, _)| name.is_some()) {
+                    self.carried.forget();
+                }
             }
             Some(reserved) if *reserved != amounts(&entry.bud) => {
                 let what = "other amounts than were reserved".to_owned();
@@ -456,7 +586,7 @@ fn is_late(entry: &Entry<'_>) -> bool {
 }
 
 /// Budget, period and unit of an account.
-fn key_of(account: &Accounted<'_>) -> Option<(String, String, String)> {
+pub(super) fn key_of(account: &Accounted<'_>) -> Option<(String, String, String)> {
     let name = account.name.as_ref()?.as_str().to_owned();
     let period = account.period.as_ref().map_or("", |period| period.as_str()).to_owned();
     Some((name, period, account.unit.as_str().to_owned()))

@@ -16,6 +16,10 @@ pub(crate) const VERSION: u8 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
+    /// A unit is about to be refused, up to a position; its decision follows when the effect is known.
+    Intent,
+    /// Bytes left of a unit after its decision had said that it was stopped.
+    Breach,
     /// A unit was decided.
     Decision,
     /// Amounts were set aside before it ran.
@@ -64,12 +68,16 @@ pub(crate) enum Kind {
     Shipping,
     /// The newest record of each principal: where a reader may begin.
     Heads,
+    /// What each budget had at a start or a stop.
+    Balances,
 }
 
 impl Kind {
     /// The kind as records spell it.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
+            Self::Intent => "intent",
+            Self::Breach => "breach",
             Self::Decision => "decision",
             Self::Reservation => "reservation",
             Self::Reconciliation => "reconciliation",
@@ -94,6 +102,7 @@ impl Kind {
             Self::Forgotten => "forgotten",
             Self::Shipping => "shipping",
             Self::Heads => "heads",
+            Self::Balances => "balances",
         }
     }
 }
@@ -193,6 +202,9 @@ pub(crate) struct Entry<'a> {
     /// Heads of the principals; see [`Kind::Heads`].
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) heads: Option<Heads<'a>>,
+    /// What budgets had; see [`Kind::Balances`].
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) bal: Option<Balances<'a>>,
     /// Anything else.
     #[serde(default, borrow, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) det: BTreeMap<Text<'a>, Text<'a>>,
@@ -421,6 +433,30 @@ pub(crate) struct Accounted<'a> {
     /// Number of the ledger's change.
     pub(crate) led: u64,
 }
+
+/// A part of the list of balances.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Balances<'a> {
+    /// Which part, from 0, of how many.
+    pub(crate) part: u64,
+    pub(crate) parts: u64,
+    /// Number of the ledger's last change.
+    pub(crate) led: u64,
+    #[serde(borrow)]
+    pub(crate) list: Vec<Standing<'a>>,
+}
+
+/// A budget at a start or a stop: its name, its period, the unit, what it was given, what is set aside,
+/// what was used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Standing<'a>(
+    #[serde(borrow)] pub(crate) Text<'a>,
+    #[serde(borrow)] pub(crate) Text<'a>,
+    #[serde(borrow)] pub(crate) Text<'a>,
+    pub(crate) i64,
+    pub(crate) i64,
+    pub(crate) i64,
+);
 
 /// A part of the list of principals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -115,9 +115,14 @@ impl Story {
     }
 
     fn decide(&mut self, principal: &str, reason: Option<ReasonCode>) -> AwuId {
+        self.decide_with(principal, reason, 0)
+    }
+
+    fn decide_with(&mut self, principal: &str, reason: Option<ReasonCode>, above: u64) -> AwuId {
         self.units += 1;
         let id = awu(self.units);
-        let result = if reason.is_some() { PolicyResult::Blocked } else { PolicyResult::Allowed };
+        let blocked = reason.is_some();
+        let result = if blocked { PolicyResult::Blocked } else { PolicyResult::Allowed };
         let decision = governance::Decided {
             result,
             reason,
@@ -144,6 +149,7 @@ impl Story {
             what: Some(what),
             inputs: Some(governance::Inputs { input_tokens: 1820, ..Default::default() }),
             decision: Some(decision),
+            detail: if blocked { vec![("above_bytes", above.to_string())] } else { vec![] },
             ..blank(self.ms, RecordKind::Decision)
         };
         self.put(record);
@@ -314,6 +320,160 @@ fn what_a_killed_agent_had_settled_and_not_written_down_is_written_by_the_next()
         let checker = check(folder.path());
         // What the failing run had: the units stay open, and nothing says why.
         assert_eq!(checker.findings.len(), if said { 0 } else { 2 }, "{:?}", checker.findings);
+    }
+}
+
+impl Story {
+    /// A refusal: announced, and what came of it. None: the agent did not come to say.
+    fn refused(&mut self, above_bytes: Option<u64>) -> AwuId {
+        let id = awu(self.units + 1);
+        let intent = Record { awu: Some(id), ..blank(self.ms, RecordKind::Intent) };
+        self.put(intent);
+        let Some(above) = above_bytes else {
+            self.units += 1;
+            return id;
+        };
+        let at = self.journal.log.next_index();
+        self.decide_with("chat", Some(ReasonCode::PolicyDenyModel), above);
+        assert!(self.journal.log.next_index() > at);
+        id
+    }
+
+    fn breach(&mut self, id: AwuId) {
+        let detail = vec![("above_bytes", "61".to_owned())];
+        self.put(Record { awu: Some(id), detail, ..blank(self.ms, RecordKind::Breach) });
+    }
+}
+
+fn told(checker: &Checker) -> String {
+    let Checker { counts, findings, breaches, .. } = checker;
+    let found: String = findings.iter().map(|it| format!("{}: {}\n", it.seq, it.what)).collect();
+    let left: String = breaches.iter().map(|it| format!("{}: {}\n", it.seq, it.what)).collect();
+    format!(
+        "blocked {} breaches {} undecided {} gaps {}\n{left}{found}",
+        counts.blocked, counts.breaches, counts.undecided, counts.gaps
+    )
+}
+
+#[test]
+fn a_refusal_counts_where_nothing_left_and_a_breach_takes_it_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut story = Story::open(folder.path());
+    story.refused(Some(0));
+    let id = story.refused(Some(0));
+    story.refused(Some(740));
+    story.breach(id);
+    story.breach(id);
+    story.breach(awu(77));
+    story.journal.close(now(99)).unwrap();
+    expect![[r#"
+        blocked 2 breaches 1 undecided 0 gaps 0
+        9: 61 bytes of unit 010101010101010100000000000003ea-00000000000003ea left after it was said to be stopped
+        10: 61 bytes of unit 010101010101010100000000000003ea-00000000000003ea left after it was said to be stopped
+        8: refused, but it does not say that nothing left
+        11: a breach of unit 0101010101010101000000000000004d-000000000000004d, which was never said to be stopped
+    "#]].assert_eq(&told(&check(folder.path())));
+}
+
+#[test]
+fn a_refusal_without_an_outcome_is_a_gap_where_the_agent_died_and_a_fault_where_it_stopped() {
+    for dies in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut story = Story::open(folder.path());
+        story.refused(None);
+        story.journal.commit().unwrap();
+        if dies {
+            drop(story);
+            story = Story::open(folder.path());
+        }
+        story.blocked("chat");
+        story.journal.close(now(99)).unwrap();
+        let told = told(&check(folder.path()));
+        if dies {
+            expect![[r#"
+                blocked 1 breaches 0 undecided 1 gaps 1
+            "#]]
+            .assert_eq(&told);
+        } else {
+            expect![[r#"
+                blocked 1 breaches 0 undecided 1 gaps 1
+                3: unit 010101010101010100000000000003e9-00000000000003e9 was to be refused, and was not decided, though the agent stopped in good order
+            "#]].assert_eq(&told);
+        }
+    }
+}
+
+/// Accounts that say so much used of the story's budget.
+fn used(amount: i64) -> Ledger {
+    let (mut ledger, mut log) = (Ledger::new(), Vec::new());
+    let key = AccountKey { budget: "payments-daily".to_owned(), start_s: 0 };
+    let (period, unit, limit) = ("day".to_owned(), Unit::Usd, 50_000_000_000);
+    let demand = governance::Demand { key, end_s: 86_400, period, unit, limit, amount };
+    ledger.reserve(1, awu(1), &[demand], &mut log).unwrap();
+    ledger.settle(1, awu(1), Some(vec![amount]), &mut log);
+    ledger
+}
+
+/// Two runs, of which the second finds `found` used where the first has left `left`.
+fn carried(left: i64, found: i64, lost: Option<&str>) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let mut story = Story::open(folder.path());
+    story.journal.balances(now(1), Moment::Start, &used(0), None).unwrap();
+    story.run(5);
+    story.journal.balances(now(98), Moment::Stop, &used(left), None).unwrap();
+    story.journal.close(now(99)).unwrap();
+    let mut story = Story::open(folder.path());
+    story.journal.balances(now(1), Moment::Start, &used(found), lost).unwrap();
+    story.run(5);
+    story.journal.close(now(99)).unwrap();
+    told(&check(folder.path()))
+}
+
+#[test]
+fn what_a_start_finds_used_of_a_budget_is_what_the_stop_before_it_left() {
+    // Four of five units are allowed and use 3,000,000 each.
+    expect![[r#"
+        blocked 2 breaches 0 undecided 0 gaps 0
+    "#]]
+    .assert_eq(&carried(12_000_000, 12_000_000, None));
+    expect![[r#"
+        blocked 2 breaches 0 undecided 0 gaps 0
+        23: budget `payments-daily` (day): 0 used at the start, and 12000000 by the records before it
+    "#]].assert_eq(&carried(12_000_000, 0, None));
+    expect![[r#"
+        blocked 2 breaches 0 undecided 0 gaps 0
+        17: budget `payments-daily` (day): 11000000 used at the stop, and 12000000 by the records before it
+    "#]].assert_eq(&carried(11_000_000, 11_000_000, None));
+    // The agent says that the accounts were lost, and grants nothing from them.
+    expect![[r#"
+        blocked 2 breaches 0 undecided 0 gaps 0
+    "#]]
+    .assert_eq(&carried(12_000_000, 0, Some("damaged")));
+}
+
+#[test]
+fn what_a_start_finds_after_a_kill_is_what_was_written_down_before_and_after_it() {
+    for (found, honest) in [(17_000_000, true), (5_000_000, false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut story = Story::open(folder.path());
+        story.journal.balances(now(1), Moment::Start, &used(0), None).unwrap();
+        story.run(5);
+        let id = story.decide("refund-bot", None);
+        story.left -= 12_000_000;
+        let accounts = vec![story.account(12_000_000, None)];
+        story.put(Record { awu: Some(id), accounts, ..blank(50, RecordKind::Reservation) });
+        story.journal.commit().unwrap();
+        let left = story.left + 7_000_000;
+        drop(story);
+        let mut story = Story::open(folder.path());
+        story.journal.balances(now(1), Moment::Start, &used(found), None).unwrap();
+        story.left = left;
+        let account = story.account(12_000_000, Some(5_000_000));
+        story.put(late(id, account, RecordKind::Reconciliation));
+        story.run(5);
+        story.journal.close(now(99)).unwrap();
+        let checker = check(folder.path());
+        assert_eq!(checker.findings.is_empty(), honest, "{:?}", checker.findings);
     }
 }
 

@@ -10,11 +10,16 @@ use std::{
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use genops_ebpf_common::{Hold, Join, Settings, Verdict, holding, unexplained};
+use genops_ebpf_common::{Hold, Join, Settings, Sock, Verdict, holding, phase, unexplained};
+use genops_governance::Mechanism;
 
 use rustix::io::Errno;
 
 use super::sockets::{Socket, Sockets};
+
+/// Bytes that begin a connection and say nothing yet: a `ClientHello`, or QUIC's Initial packets with one
+/// (RFC 9001 §4.3).
+const BEGINNING_BYTES: u64 = 4_096;
 
 /// Maps that the agent and its guard share.
 pub(crate) const MAPS: usize = 4;
@@ -139,6 +144,11 @@ impl Holds {
         let _full = self.waiting.insert(conn, hold, 0);
     }
 
+    /// What waits of `conn`, or has waited.
+    pub(crate) fn hold(&self, conn: u64) -> Option<Hold> {
+        self.waiting.get(&conn, 0).ok()
+    }
+
     /// Position up to which the deadline has let bytes of `conn` pass.
     pub(crate) fn passed_to(&self, conn: u64) -> u64 {
         self.waiting.get(&conn, 0).map_or(0, |hold| hold.passed_to)
@@ -226,6 +236,61 @@ impl Holds {
     }
 }
 
+/// What left of a connection, and how it was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    /// Bytes that passed above the released position.
+    pub(crate) above: u64,
+    /// What keeps the rest; none where nothing did.
+    pub(crate) mechanism: Mechanism,
+    /// Somebody counted; otherwise more than `above` may have left.
+    pub(crate) counted: bool,
+}
+
+impl Left {
+    /// Nobody counted, and the deadline has let so much pass.
+    pub(crate) const fn unknown(above: u64) -> Self {
+        Self { above, mechanism: Mechanism::None, counted: false }
+    }
+
+    /// Nothing can have left; by what it was kept.
+    pub(crate) const fn nothing(mechanism: Mechanism) -> Self {
+        Self { above: 0, mechanism, counted: true }
+    }
+}
+
+/// What left of a connection whose plaintext up to `released_to` might, by the records that its socket has
+/// sent. `sock`: what the kernel says of that socket, where there is one; `hold`: of what waits on it.
+pub(crate) fn left_of(
+    conn: u64,
+    cookie: u64,
+    sock: Option<&Sock>,
+    hold: Option<&Hold>,
+    released_to: u64,
+) -> Left {
+    let passed_to = hold.map_or(0, |it| it.passed_to);
+    let unknown = Left::unknown(passed_to.saturating_sub(released_to));
+    // A connection that nobody read has its socket's number, also where it is read from some record on.
+    let carries = |it: &&Sock| it.conn == conn || it.conn == 0 || conn == cookie;
+    let Some(sock) = sock.filter(carries) else { return unknown };
+    let above = if sock.conn == cookie {
+        // Its records say nothing of plaintext; all of it is held, or what was sent was free to leave.
+        match hold {
+            Some(_) if passed_to == 0 => 0,
+            Some(_) => sock.sent.max(1),
+            None => sock.sent.saturating_sub(BEGINNING_BYTES),
+        }
+    } else {
+        match sock.cursor.phase {
+            phase::HANDSHAKE | phase::CHANGED => 0,
+            phase::OPEN => sock.cursor.explained.saturating_sub(sock.excess),
+            _ => return unknown,
+        }
+        .saturating_sub(released_to)
+    };
+    Left { above, mechanism: Mechanism::EgressHold, counted: true }
+}
+
 /// An address as the kernel programs write it: the first four bytes for IPv4.
 pub(crate) fn address_of(ip_version: u32, bytes: [u8; 16], port: u16) -> SocketAddr {
     let [a, b, c, d, ..] = bytes;
@@ -241,5 +306,61 @@ pub(crate) fn socket_of(join: &Join) -> Socket {
         tgid: join.tgid,
         local: address(join.local, join.local_port),
         remote: address(join.remote, join.remote_port),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use genops_ebpf_common::Cursor;
+
+    use super::*;
+
+    /// Bytes above position 2,100 by the cursor of a socket, and whether anybody counted.
+    fn above(sock: Sock, passed_to: u64) -> (u64, bool) {
+        let hold = Hold { passed_to, ..Hold::default() };
+        let Left { above, counted, mechanism } = left_of(7, 91, Some(&sock), Some(&hold), 2_100);
+        assert_eq!(counted, mechanism != Mechanism::None);
+        (above, counted)
+    }
+
+    fn at(phase: u8, explained: u64) -> Sock {
+        let cursor = Cursor { phase, explained, ..Cursor::default() };
+        Sock { conn: 7, sent: 900_000, cursor, ..Sock::default() }
+    }
+
+    #[test]
+    fn what_left_is_what_records_carried_above_the_released_position() {
+        assert_eq!(above(at(phase::OPEN, 2_100), 0), (0, true), "whatever is on the wire");
+        assert_eq!(above(at(phase::OPEN, 2_600), 0), (500, true));
+        assert_eq!(above(at(phase::OPEN, 2_100), 2_600), (0, true), "it may pass, and has not");
+        assert_eq!(above(at(phase::HANDSHAKE, 0), 0), (0, true));
+        let let_go = Sock { excess: 300, ..at(phase::OPEN, 2_600) };
+        assert_eq!(above(let_go, 0), (200, true), "what nothing explains is a unit of its own");
+    }
+
+    #[test]
+    fn what_left_is_unknown_without_a_socket_that_is_followed() {
+        assert_eq!(above(at(phase::LOST, 2_100), 2_600), (500, false));
+        let others = Sock { conn: 8, ..at(phase::OPEN, 2_100) };
+        assert_eq!(above(others, 0), (0, false), "the socket carries another connection");
+        assert_eq!(left_of(7, 91, None, None, 2_100), Left::unknown(0));
+    }
+
+    #[test]
+    fn a_connection_that_nobody_reads_is_held_as_a_whole() {
+        let of = |passed_to: Option<u64>, sent| {
+            let sock = Sock { conn: 91, sent, ..Sock::default() };
+            let hold = passed_to.map(|passed_to| Hold { passed_to, ..Hold::default() });
+            left_of(91, 91, Some(&sock), hold.as_ref(), 0).above
+        };
+        assert_eq!(of(Some(0), 5_000), 0);
+        assert_eq!(of(Some(1), 5_000), 5_000);
+        assert_eq!((of(None, 2_700), of(None, 9_096)), (0, 5_000), "it has begun, or gone on");
+        let read_since = |explained| {
+            let sock = Sock { conn: 7, ..at(phase::OPEN, explained) };
+            left_of(91, 91, Some(&sock), Some(&Hold::default()), 0)
+        };
+        assert_eq!((read_since(0).above, read_since(380).above), (0, 380));
+        assert!(read_since(0).counted);
     }
 }

@@ -8,7 +8,7 @@ use genops_ebpf_common::{
     Process, Record, Released, TimedOut, Unexplained, contact, origin, unexplained,
 };
 use genops_governance::{
-    Awu, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Engine, HoldLevel, Ledger,
+    Awu, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Effect, Engine, HoldLevel, Ledger,
     MatchConfig, Mechanism, Mode, Now, OnTimeout, Outcome, Output, PolicyResult, ProcessFacts,
     ProcessKey, Signal, Unexplainable,
 };
@@ -34,9 +34,9 @@ use crate::{
     export::Exporter,
     guard::{self, Guarded},
     identity::{self, Identities},
-    journal::{Journal, Opening, entry::Kind},
+    journal::{Journal, Moment, Opening, entry::Kind},
     kernel::{
-        Maps, Mechanisms, Pins, Providers,
+        Left, Maps, Mechanisms, Pins, Providers,
         holds::{Expired, address_of, socket_of},
         sockets::Socket,
     },
@@ -110,6 +110,8 @@ pub(super) struct Agent {
     coverage: Coverage,
     rewrites: Rewrites,
     unexplained_units: u64,
+    /// Units of what nothing explains whose effect is not told yet, with the connection that carried it.
+    unread_units: HashMap<u64, u64>,
     identities: Identities,
     journal: Journal,
     ledger: LedgerFile,
@@ -169,8 +171,17 @@ impl Agent {
         let (ledger, accounts, restored) = LedgerFile::open(&state, known, now.unix_ns)
             .with_context(|| format!("budget accounts in {}", state.display()))?;
         report(&restored);
+        let lost = match &restored {
+            Restored::Lost { why, .. } => Some(why.as_str()),
+            Restored::Whole | Restored::Torn { .. } => None,
+        };
+        // It becomes durable with what comes first after it, too.
+        journal
+            .balances(now, Moment::Start, &accounts.ledger, lost)
+            .context("the record of what budgets have")?;
         let mut engine = engine(&config, accounts.ledger)?;
         engine.make_up_for(accounts.closed);
+        engine.await_effects();
         engine.keep_texts(config.evidence.content != Content::None);
         if !recovery.clean {
             engine.note_absence(now);
@@ -218,6 +229,7 @@ impl Agent {
             coverage: Coverage::default(),
             rewrites: Rewrites::default(),
             unexplained_units: 0,
+            unread_units: HashMap::new(),
             identities,
             journal,
             ledger,
@@ -272,7 +284,8 @@ impl Agent {
             if let Some(socket) = maps.holds.socket(conn.id) {
                 self.joined(maps, conn.id, socket);
             }
-            self.enforcer.adopt(maps, conn.id, conn.egress_offset);
+            let cookie = (conn.cookie != 0).then_some(conn.cookie);
+            self.enforcer.adopt(maps, conn.id, conn.egress_offset, cookie);
         }
         eprintln!(
             "genops-agent: took over the programs of the agent before, and {adopted} connections"
@@ -345,6 +358,7 @@ impl Agent {
             until = until.min(now.saturating_add(u64::try_from(beat.as_nanos()).unwrap_or(0)));
         }
         until = until.min(self.enforcer.next_deadline().unwrap_or(u64::MAX));
+        until = until.min(self.enforcer.next_effect().unwrap_or(u64::MAX));
         Duration::from_nanos(until.saturating_sub(now))
     }
 
@@ -355,7 +369,7 @@ impl Agent {
             Record::Open(open) => self.open(maps, &open),
             Record::Join(join) => self.join(maps, &join),
             Record::Contact(contact, payload) => self.contact(maps, &contact, payload),
-            Record::Released(released) => self.released(&released),
+            Record::Released(released) => self.released(maps, &released),
             Record::Dns(dns, payload) => {
                 let news = self.contacts.name_server(&self.providers, &dns, payload.0);
                 for (address, provider) in news {
@@ -366,7 +380,7 @@ impl Agent {
                 }
             }
             Record::Close(close) => {
-                self.close(close.conn, close.at_mono_ns);
+                self.close(close.conn, close.at_mono_ns, Some(close.taken_to));
             }
             Record::TimedOut(TimedOut { conn, to, passed, .. }) => {
                 self.timed_out(maps, conn, to, passed != 0);
@@ -474,6 +488,7 @@ impl Agent {
             hold,
         };
         self.engine.open(now, ConnId(conn), opened);
+        self.enforcer.begins(conn);
         self.conns.insert(conn, live);
         true
     }
@@ -501,7 +516,7 @@ impl Agent {
         if tls {
             self.metrics.joins_proved.increment();
             // What nobody read so far is read from here on.
-            self.close(socket.cookie, clock::mono_ns());
+            self.close(socket.cookie, clock::mono_ns(), None);
         }
         self.tie(maps, tgid, socket.remote, provider);
         self.enforcer.joined(conn, socket);
@@ -511,6 +526,29 @@ impl Agent {
             ..ConnectionUpdate::default()
         };
         self.engine.learn(clock::now(), ConnId(conn), update);
+        if self.enforcer.was_unseen(conn) {
+            self.check(maps, conn);
+        }
+    }
+
+    /// Says what left of a connection on which something was refused, where that can be known yet.
+    fn check(&mut self, maps: &Maps, conn: u64) {
+        if let Some(left) = self.enforcer.effect(maps, conn) {
+            self.engine.left(clock::now(), ConnId(conn), effect_of(left));
+        }
+    }
+
+    /// Says what left of what nothing explains: what its connection has sent above the released position.
+    fn check_unread(&mut self, maps: &Maps, unit: ConnId, conn: u64) {
+        let left = self.enforcer.effect_at_last(maps, conn);
+        self.engine.left(clock::now(), unit, effect_of(left));
+    }
+
+    /// Says what left of a connection after it was written down that nothing more had.
+    fn look_for_breach(&mut self, maps: &Maps, conn: u64) {
+        if let Some(left) = self.enforcer.breach(maps, conn) {
+            self.engine.breach(clock::now(), ConnId(conn), effect_of(left));
+        }
     }
 
     /// A process has named a provider to this address: for its own user in its group, it is that provider's.
@@ -564,7 +602,7 @@ impl Agent {
             self.enforcer.joined(contact.cookie, socket_of_contact(contact));
             self.enforcer.arrived(contact.cookie, 1, contact.at_mono_ns);
             self.enforcer.release(maps, &self.metrics, contact.cookie, u64::MAX);
-            self.enforcer.ended(contact.at_mono_ns, contact.cookie);
+            self.enforcer.ended(contact.at_mono_ns, contact.cookie, None);
         }
         maps.forget_socket(contact.cookie);
     }
@@ -605,6 +643,9 @@ impl Agent {
         if contact.what != contact::HELLO {
             self.enforcer.joined(conn, socket);
         }
+        if refused {
+            self.enforcer.unconnected(conn);
+        }
         if contact.held != 0 || contact.what == contact::HELLO_PART {
             self.enforcer.arrived(conn, 1, contact.at_mono_ns);
         }
@@ -620,16 +661,17 @@ impl Agent {
             self.enforcer.release(maps, &self.metrics, conn, u64::MAX);
         }
         if refused {
-            self.close(conn, contact.at_mono_ns);
+            self.close(conn, contact.at_mono_ns, None);
         }
     }
 
     /// A socket to a provider was let go of: how much of what it carried was read.
-    fn released(&mut self, released: &Released) {
+    fn released(&mut self, maps: &Maps, released: &Released) {
         let Released { at_mono_ns, cookie, conn, sent, received, .. } = *released;
         self.enforcer.released(at_mono_ns, cookie);
         self.metrics.socket_egress_bytes.add(sent);
         self.metrics.socket_ingress_bytes.add(received);
+        self.look_for_breach(maps, conn);
         let now = clock::now();
         let opaque = self.conns.get(&conn).is_some_and(|it| it.tls.is_none());
         for unread in self.coverage.released(conn, opaque, sent, received) {
@@ -642,7 +684,7 @@ impl Agent {
         }
         if opaque {
             self.engine.carried(ConnId(conn), sent, received);
-            self.close(conn, at_mono_ns);
+            self.close(conn, at_mono_ns, None);
         }
     }
 
@@ -653,7 +695,7 @@ impl Agent {
             // What it writes is not read from here on, and need not be explained.
             maps.forget_socket(socket.cookie);
         }
-        if let Some(key) = self.close(conn, at_mono_ns) {
+        if let Some(key) = self.close(conn, at_mono_ns, None) {
             maps.set_other(&key);
         }
     }
@@ -882,6 +924,9 @@ impl Agent {
             from_start: false,
             hold: if stopped { hold } else { HoldLevel::None },
         };
+        if stopped {
+            self.unread_units.insert(unit.0, conn);
+        }
         self.engine.open(now, unit, opened);
         let unread = Unexplainable { reason: reason_name(reason), stopped };
         let provider = self.providers.name(provider).unwrap_or_default();
@@ -892,7 +937,9 @@ impl Agent {
         }
     }
 
-    fn close(&mut self, conn: u64, at_mono_ns: u64) -> Option<ConnKey> {
+    /// A connection has ended. `taken_to`: where its TLS object was freed, position after the last byte that the
+    /// library took.
+    fn close(&mut self, conn: u64, at_mono_ns: u64, taken_to: Option<u64>) -> Option<ConnKey> {
         let live = self.conns.remove(&conn)?;
         if let Some(known) = self.processes.get_mut(&live.tgid) {
             known.conns.retain(|&other| other != conn);
@@ -902,7 +949,7 @@ impl Agent {
         if live.tls.is_some() && self.enforcer.socket(conn).is_none() {
             self.metrics.joins_unknown.increment();
         }
-        self.enforcer.ended(at_mono_ns, conn);
+        self.enforcer.ended(at_mono_ns, conn, taken_to);
         self.rewrites.ended(conn);
         live.tls
     }
@@ -920,7 +967,7 @@ impl Agent {
         };
         for conn in known.conns {
             // It did not free its TLS objects, so the kernel programs still know them.
-            if let Some(key) = self.close(conn, at_mono_ns) {
+            if let Some(key) = self.close(conn, at_mono_ns, None) {
                 maps.forget_tls_object(&key);
             }
         }
@@ -929,7 +976,7 @@ impl Agent {
     }
 
     fn timed_out(&mut self, maps: &mut Maps, conn: u64, to: u64, passed: bool) {
-        self.enforcer.timed_out(maps, &self.metrics, conn, passed);
+        self.enforcer.timed_out(maps, &self.metrics, conn, to, passed);
         self.engine.timed_out(clock::now(), ConnId(conn), to, passed);
     }
 
@@ -945,7 +992,10 @@ impl Agent {
             match output {
                 Output::Record(record) => taken &= self.write_down(record),
                 Output::Ledger(entry) => self.ledger.append(entry),
-                Output::Awu(_) | Output::Release { .. } | Output::Deny { .. } => continue,
+                Output::Awu(_)
+                | Output::Release { .. }
+                | Output::Deny { .. }
+                | Output::Check { .. } => continue,
             }
             self.uncommitted_since.get_or_insert_with(clock::mono_ns);
         }
@@ -960,6 +1010,8 @@ impl Agent {
         for output in outputs {
             self.carry_out(maps, output, durable);
         }
+        // What came of a refusal is written down at once; nobody waits for it.
+        self.settle(maps);
     }
 
     /// False where it could not be written; it is counted.
@@ -999,6 +1051,10 @@ impl Agent {
                 self.metrics.collateral_exchanges.add(collateral);
                 self.enforcer.deny(maps, &self.metrics, conn.0);
             }
+            Output::Check { conn } => match self.unread_units.remove(&conn.0) {
+                Some(carrier) => self.check_unread(maps, conn, carrier),
+                None => self.check(maps, conn.0),
+            },
             Output::Awu(awu) => {
                 let refused = matches!(awu.outcome, Outcome::Refused(_));
                 let conn = awu.conn.strip_prefix('c').and_then(|it| it.parse().ok());
@@ -1101,7 +1157,16 @@ impl Agent {
         self.settle(maps);
         self.answer(maps);
         self.standing.tell(maps, &self.engine, &self.providers, now);
-        self.enforcer.forget(maps, now.mono_ns);
+        for conn in self.enforcer.overdue(now.mono_ns) {
+            self.give_up_waiting(maps, conn);
+        }
+        for (conn, more) in self.enforcer.forget(maps, now.mono_ns) {
+            if let Some(left) = more {
+                self.engine.breach(now, ConnId(conn), effect_of(left));
+            }
+            self.engine.forget(ConnId(conn));
+        }
+        self.settle(maps);
         self.beat(maps, now);
         if self.guard.as_mut().is_some_and(|guard| !guard.beat()) {
             eprintln!("genops-agent: the guard process has ended; it is started again");
@@ -1121,6 +1186,12 @@ impl Agent {
             self.count_at_mono_ns = now.mono_ns.saturating_add(COUNT_EVERY_NS);
             capture.maps.count_anew();
         }
+    }
+
+    /// The socket of a refused connection did not become known in time.
+    fn give_up_waiting(&mut self, maps: &Maps, conn: u64) {
+        let left = self.enforcer.effect_at_last(maps, conn);
+        self.engine.left(clock::now(), ConnId(conn), effect_of(left));
     }
 
     /// Tells the kernel programs that somebody decides.
@@ -1266,8 +1337,15 @@ impl Agent {
         }
         self.engine.finish(now);
         self.settle(&mut capture.maps);
+        for conn in self.enforcer.overdue(u64::MAX - 1) {
+            self.give_up_waiting(&capture.maps, conn);
+        }
+        self.settle(&mut capture.maps);
         self.commit();
         self.account(capture, now);
+        if let Err(error) = self.journal.balances(now, Moment::Stop, self.engine.ledger(), None) {
+            eprintln!("genops-agent: evidence: {error}");
+        }
         let farewell = absence::farewell(&self.config, self.pins.as_deref());
         let Self { journal, printer, exporter, guard, metrics, .. } = self;
         if let Err(error) = journal.close(now) {
@@ -1315,6 +1393,11 @@ fn reason_name(reason: u32) -> &'static str {
         REWRITTEN => "rewritten",
         _ => "no_plaintext",
     }
+}
+
+fn effect_of(left: Left) -> Effect {
+    let Left { above, mechanism, counted } = left;
+    Effect { mechanism, counted, above_bytes: above }
 }
 
 /// The socket that a contact names.

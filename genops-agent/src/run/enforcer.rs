@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use genops_governance::OnTimeout;
+use genops_governance::{Mechanism, OnTimeout};
 
 use crate::{
     clock,
     kernel::{
-        Maps,
+        Left, Maps,
         holds::Expired,
         sockets::{Socket, Sockets},
     },
@@ -21,6 +21,8 @@ use crate::{
 const KEEP_RELEASED_NS: u64 = 2_000_000_000;
 /// The same for one that was denied: TCP gives up on a dead peer after minutes.
 const KEEP_DENIED_NS: u64 = 300_000_000_000;
+/// How long after a denial it is written down at the latest what left.
+const EFFECT_WITHIN_NS: u64 = 900_000_000;
 
 /// How long the kernel follows a socket that its program has let go of: TCP may try for minutes to send what it
 /// has queued.
@@ -30,6 +32,8 @@ const KEEP_CLOSED_NS: u64 = 300_000_000_000;
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
     socket: Option<Socket>,
+    /// Cookie of the socket of a connection that was taken over, also where no more is known of it.
+    cookie: Option<u64>,
     /// Position up to which bytes may leave.
     released_to: u64,
     denied: bool,
@@ -45,6 +49,10 @@ struct Held {
     compared_to: u64,
     /// The socket was destroyed.
     destroyed: bool,
+    /// Position after the last byte that the TLS library took, where its object was freed.
+    taken_to: Option<u64>,
+    /// What was read back of it after its denial, last; or that its socket never reached the other end.
+    left: Option<Left>,
 }
 
 impl Held {
@@ -81,6 +89,10 @@ pub(super) struct Enforcer {
     /// Sockets that their programs have let go of, by the time when the kernel may forget them. One that is open is
     /// never forgotten: what nobody knows of passes.
     closed_sockets: BTreeSet<(u64, u64)>,
+    /// Connections of `ended`, with what became of them since.
+    past: HashMap<u64, Held>,
+    /// Denied connections whose socket is not known yet, by when that is waited for no longer.
+    unseen: BTreeSet<(u64, u64)>,
 }
 
 impl Enforcer {
@@ -94,6 +106,8 @@ impl Enforcer {
             waiting: BTreeSet::new(),
             ended: BTreeMap::new(),
             closed_sockets: BTreeSet::new(),
+            past: HashMap::new(),
+            unseen: BTreeSet::new(),
         };
         new.set(deadline, on_timeout);
         new
@@ -102,6 +116,11 @@ impl Enforcer {
     pub(super) fn set(&mut self, deadline: Duration, on_timeout: OnTimeout) {
         self.deadline_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
         self.closed = on_timeout == OnTimeout::Closed;
+    }
+
+    /// A connection is taken up: what is remembered of an earlier one of this number is not meant.
+    pub(super) fn begins(&mut self, conn: u64) {
+        self.past.remove(&conn);
     }
 
     /// The kernel holds bytes of `conn` up to `to`, written at `at_mono_ns`.
@@ -215,9 +234,10 @@ impl Enforcer {
 
     /// A connection that another agent followed so far: what left before is no matter of ours, and what was
     /// denied stays so.
-    pub(super) fn adopt(&mut self, maps: &Maps, conn: u64, sent: u64) {
+    pub(super) fn adopt(&mut self, maps: &Maps, conn: u64, sent: u64, cookie: Option<u64>) {
         let held = self.held.entry(conn).or_default();
         held.denied = maps.holds.is_denied(conn);
+        held.cookie = cookie;
         held.released_to = sent;
         held.received = sent;
     }
@@ -255,7 +275,8 @@ impl Enforcer {
         if maps.holds.deny(conn).is_err() {
             metrics.lost_map_full.increment();
         }
-        let held = self.held.entry(conn).or_default();
+        let held = self.past.get_mut(&conn);
+        let held = held.unwrap_or_else(|| self.held.entry(conn).or_default());
         held.denied = true;
         if let Some(socket) = held.socket {
             held.destroyed = self.sockets.destroy(socket).is_ok();
@@ -288,10 +309,16 @@ impl Enforcer {
         maps: &mut Maps,
         metrics: &Metrics,
         conn: u64,
+        to: u64,
         passed: bool,
     ) {
         self.waits_no_more(conn);
         if passed {
+            let held = self.held.entry(conn).or_default();
+            // What it was decided for before that is known by what was read back then.
+            if !held.denied {
+                held.released_to = held.released_to.max(to);
+            }
             metrics.holds_timed_out_open.increment();
         } else {
             metrics.holds_timed_out_closed.increment();
@@ -304,6 +331,11 @@ impl Enforcer {
         self.waiting.first().map(|&(since, _)| since.saturating_add(self.deadline_ns))
     }
 
+    /// When [`Self::overdue`] has something to say.
+    pub(super) fn next_effect(&self) -> Option<u64> {
+        self.unseen.first().map(|&(until, _)| until)
+    }
+
     /// Since when it has waited, if it has.
     fn waits_no_more(&mut self, conn: u64) -> Option<u64> {
         let since = self.held.get_mut(&conn)?.waiting_since.take()?;
@@ -311,10 +343,13 @@ impl Enforcer {
         Some(since)
     }
 
-    /// The connection has ended; the kernel forgets it a while later.
-    pub(super) fn ended(&mut self, now_mono_ns: u64, conn: u64) {
+    /// The connection has ended; the kernel forgets it a while later. `taken_to`: position after the last byte
+    /// that the TLS library took, where its object was freed.
+    pub(super) fn ended(&mut self, now_mono_ns: u64, conn: u64, taken_to: Option<u64>) {
         self.waits_no_more(conn);
-        let held = self.held.remove(&conn).unwrap_or_default();
+        let held = Held { taken_to, ..self.held.remove(&conn).unwrap_or_default() };
+        // A verdict may still be on its way.
+        self.past.insert(conn, held);
         // Of a socket that is destroyed nothing leaves any more, whoever's place its verdict takes.
         let long = held.denied && !held.destroyed;
         let keep = if long { KEEP_DENIED_NS } else { KEEP_RELEASED_NS + self.deadline_ns };
@@ -328,15 +363,20 @@ impl Enforcer {
         self.closed_sockets.insert((at, cookie));
     }
 
-    /// Forgets connections whose time has come.
-    pub(super) fn forget(&mut self, maps: &mut Maps, now_mono_ns: u64) {
+    /// Forgets connections whose time has come; which of them were denied, and what more left of them at last.
+    pub(super) fn forget(&mut self, maps: &mut Maps, now_mono_ns: u64) -> Vec<(u64, Option<Left>)> {
+        let mut denied = Vec::new();
         while let Some(entry) = self.ended.first_entry()
             && entry.key().0 <= now_mono_ns
         {
             let ((_, conn), cookie) = entry.remove_entry();
+            let more = self.breach(maps, conn);
             maps.holds.forget(conn);
             if let Some(cookie) = cookie {
                 self.sockets.forget(cookie);
+            }
+            if self.past.remove(&conn).is_some_and(|it| it.denied) {
+                denied.push((conn, more));
             }
         }
         while let Some(&(at, cookie)) = self.closed_sockets.first()
@@ -345,5 +385,75 @@ impl Enforcer {
             self.closed_sockets.pop_first();
             maps.forget_socket(cookie);
         }
+        denied
+    }
+
+    /// The kernel refused its socket to connect, so that nothing of it can have left.
+    pub(super) fn unconnected(&mut self, conn: u64) {
+        self.held.entry(conn).or_default().left = Some(Left::nothing(Mechanism::Connect));
+    }
+
+    /// What left of a denied connection. `None`: its socket is not known yet, and is waited for, for
+    /// [`EFFECT_WITHIN_NS`] at most.
+    pub(super) fn effect(&mut self, maps: &Maps, conn: u64) -> Option<Left> {
+        let left = self.read_back(maps, conn);
+        if left.is_none() && self.unseen.iter().all(|(_, other)| *other != conn) {
+            let until = clock::mono_ns().saturating_add(EFFECT_WITHIN_NS);
+            self.unseen.insert((until, conn));
+        }
+        left
+    }
+
+    /// The same, where its socket is waited for no longer.
+    pub(super) fn effect_at_last(&mut self, maps: &Maps, conn: u64) -> Left {
+        self.was_unseen(conn);
+        let left = self.read_back(maps, conn);
+        left.unwrap_or_else(|| Left::unknown(maps.holds.passed_to(conn)))
+    }
+
+    /// What its socket says of a denied connection. `None`: it has none, or none is known.
+    fn read_back(&mut self, maps: &Maps, conn: u64) -> Option<Left> {
+        let held = self.past.get_mut(&conn);
+        let held = held.unwrap_or_else(|| self.held.entry(conn).or_default());
+        let socket = held.socket.or_else(|| maps.holds.socket(conn));
+        let cookie = socket.map(|it| it.cookie).or(held.cookie);
+        let left =
+            if let Some(unconnected) = held.left.filter(|it| it.mechanism == Mechanism::Connect) {
+                unconnected
+            } else if let Some(cookie) = cookie {
+                maps.what_left(conn, cookie, held.released_to)
+            } else if held.taken_to.is_some_and(|to| to <= held.released_to) {
+                // The program gave up on a socket that was dead already: what waits in no socket leaves by none.
+                Left::nothing(Mechanism::None)
+            } else {
+                return None;
+            };
+        held.left = Some(left);
+        Some(left)
+    }
+
+    /// What left of a denied connection beyond what was read back of it before; each byte is told once.
+    pub(super) fn breach(&mut self, maps: &Maps, conn: u64) -> Option<Left> {
+        let held = self.past.get_mut(&conn).or_else(|| self.held.get_mut(&conn))?;
+        let (before, socket) = (held.left?, held.socket?);
+        let now = maps.what_left(conn, socket.cookie, held.released_to);
+        if now.above <= before.above {
+            return None;
+        }
+        held.left = Some(now);
+        Some(now)
+    }
+
+    /// Denied connections whose socket was waited for long enough.
+    pub(super) fn overdue(&mut self, now_mono_ns: u64) -> Vec<u64> {
+        let later = self.unseen.split_off(&(now_mono_ns.saturating_add(1), 0));
+        std::mem::replace(&mut self.unseen, later).into_iter().map(|(_, conn)| conn).collect()
+    }
+
+    /// Whether the socket of a denied connection is waited for, no longer from here on.
+    pub(super) fn was_unseen(&mut self, conn: u64) -> bool {
+        let before = self.unseen.len();
+        self.unseen.retain(|(_, other)| *other != conn);
+        self.unseen.len() < before
     }
 }

@@ -8,7 +8,7 @@ use genops_protocols::Call;
 use super::Output;
 use super::core::{Core, failure_key, provider_key, target_key};
 use super::link::{Link, Opened, Running};
-use crate::awu::{Actual, Awu, AwuId, Basis, CaptureLevel, Outcome, Reservation, Sla};
+use crate::awu::{Actual, Awu, AwuId, Basis, CaptureLevel, Mechanism, Outcome, Reservation, Sla};
 use crate::config::{Estimate, Unit};
 use crate::decision::{Decision, ReasonCode, Refusal};
 use crate::ledger::{Account, Share};
@@ -228,7 +228,7 @@ impl Core {
     }
 
     /// The shares that a unit holds.
-    fn accounts_of(&self, awu: AwuId) -> Vec<Share> {
+    pub(super) fn accounts_of(&self, awu: AwuId) -> Vec<Share> {
         let own = self.ledger.open().find(|(it, _)| *it == awu);
         own.map(|(_, shares)| shares.to_vec()).unwrap_or_default()
     }
@@ -302,8 +302,14 @@ impl Core {
             server: call.server_address.clone(),
             api: call.api,
             capture: capture_of(link, call, opened.complete, true),
-            mechanism: opened.enforcement.mechanism,
+            mechanism: self.shown(link, opened.enforcement.mechanism),
         });
+    }
+
+    /// The mechanism that is told: none where the socket was to be known, and is not.
+    fn shown(&self, link: &Link, mechanism: Mechanism) -> Mechanism {
+        let unknown = self.awaits_effects && link.network.remote.is_none();
+        if unknown { Mechanism::None } else { mechanism }
     }
 
     /// Why a decision is as it is, in words, for its record.
@@ -337,7 +343,8 @@ impl Core {
         call: Call,
         response_complete: bool,
     ) -> Awu {
-        let Opened { id, attribution, grounds, enforcement, region, complete, .. } = opened;
+        let Opened { id, attribution, grounds, mut enforcement, region, complete, .. } = opened;
+        enforcement.mechanism = self.shown(link, enforcement.mechanism);
         let refused = matches!(outcome, Outcome::Refused(_));
         let start_unix_ns = now.unix_of(call.request_at_ns);
         let end_unix_ns = call.end_at_ns.map_or(now.unix_ns, |at| now.unix_of(at));

@@ -36,6 +36,20 @@ pub struct Again {
     pub matched: Vec<String>,
 }
 
+impl Again {
+    /// The same where it is a refusal of what the kernel then did not keep back.
+    fn not_prevented(self) -> Self {
+        match self.result {
+            PolicyResult::Blocked | PolicyResult::RateLimited => Self {
+                result: PolicyResult::Warning,
+                reason: Some(ReasonCode::NOT_PREVENTED),
+                ..self
+            },
+            PolicyResult::Allowed | PolicyResult::Warning => self,
+        }
+    }
+}
+
 impl Settings {
     /// Makes the decision of a record again. `None`: it is not the record of a decision.
     #[must_use]
@@ -59,7 +73,9 @@ impl Settings {
         let call = call(what, inputs);
         let ask = core.asked(&call, what, inputs);
         core.recall(record.at, &subject, &ask, &inputs.seen, otherwise);
-        Some(core.again(record.at, &subject, &ask, inputs))
+        let again = core.again(record.at, &subject, &ask, inputs);
+        let reason = record.decision.as_ref().and_then(|it| it.reason.as_ref());
+        Some(if reason == Some(&ReasonCode::NOT_PREVENTED) { again.not_prevented() } else { again })
     }
 
     /// What the settings make of a configured principal; `None`: there is none of that name. Without

@@ -2,19 +2,19 @@
 //!
 //! What happens to a unit, from its request to its end. How it is decided is in [`super::decide`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use genops_protocols::{Call, Direction, Egress, Exchange, Hosts, Kind, Request};
 use sha2::{Digest as _, Sha256};
 
-use super::link::{Link, Opened, Refused};
+use super::link::Link;
 use super::{ConnId, Output};
 use crate::approval::{Approval, LONGEST_NS};
 use crate::authority::Grants;
-use crate::awu::{AwuId, Mechanism, Outcome};
+use crate::awu::{AwuId, Mechanism};
 use crate::config::{GrantConfig, Mode};
-use crate::decision::{Decision, ReasonCode, Refusal};
+use crate::decision::ReasonCode;
 use crate::ledger::{Closed, Demand, Entry, Ledger};
 use crate::policy::Slice;
 use crate::principal::Identity;
@@ -76,6 +76,12 @@ pub(super) struct Core {
     pub(super) keeps_texts: bool,
     /// What the ledger has closed and evidence does not say.
     pub(super) unsaid: Vec<Closed>,
+    /// What left of a refused connection is read back and told.
+    pub(super) awaits_effects: bool,
+    /// Connections that have ended, and of which that is not told yet.
+    pub(super) departed: BTreeMap<ConnId, Link>,
+    /// Units of which is written down that nothing of them left.
+    pub(super) stopped: BTreeMap<ConnId, Vec<AwuId>>,
 }
 
 impl Core {
@@ -96,6 +102,9 @@ impl Core {
             outputs: VecDeque::new(),
             keeps_texts: false,
             unsaid: Vec::new(),
+            awaits_effects: false,
+            departed: BTreeMap::new(),
+            stopped: BTreeMap::new(),
         }
     }
 
@@ -467,14 +476,6 @@ impl Core {
         true
     }
 
-    fn tell_refused(&mut self, now: Now, link: &mut Link, collateral: u64) {
-        for Refused { mut opened, refusal, call } in std::mem::take(&mut link.refused) {
-            opened.enforcement.collateral = collateral;
-            let awu = self.awu(now, link, opened, Outcome::Refused(refusal), call, false);
-            self.outputs.push_back(Output::Awu(Box::new(awu)));
-        }
-    }
-
     pub(super) fn timed_out(
         &mut self,
         now: Now,
@@ -511,10 +512,12 @@ impl Core {
             let why = "its evidence could not be made durable, so it was kept back";
             running.opened.grounds.reason = Some(why.to_owned());
             running.opened.grounds.policy = None;
+            let accounts = self.accounts_of(running.opened.id);
             let mut log = Vec::new();
             self.ledger.release(now.unix_ns, running.opened.id, &mut log);
             let mut record = Record::new(now, RecordKind::Release);
             record.awu = Some(running.opened.id);
+            record.accounts = self.accounted(&accounts, &running.reservation, |_, _| Some(0));
             record.detail = vec![("reason", why.to_owned())];
             self.put(log, [record]);
         }
@@ -586,27 +589,6 @@ impl Core {
         ];
         self.put(log, [record]);
         Ok(())
-    }
-
-    /// Refuses a unit: written down now, told at the end of the turn.
-    pub(super) fn refuse(
-        &mut self,
-        now: Now,
-        link: &mut Link,
-        opened: Opened,
-        refusal: Refusal,
-        call: &Call,
-        inputs: crate::record::Inputs,
-    ) {
-        let decision = Decision::Refuse(refusal.clone());
-        let mut record = Record::new(now, RecordKind::Decision);
-        self.fill(&mut record, link, &opened, call);
-        record.inputs = Some(inputs);
-        record.decision = Some(self.decided(&opened, &decision));
-        Self::explain(&mut record, &opened);
-        self.put(Vec::new(), [record]);
-        link.over.insert(call.exchange);
-        link.refused.push(Refused { opened, refusal, call: call.clone() });
     }
 }
 

@@ -144,7 +144,7 @@ impl Core {
             let objection = Objection::block(code, None, why);
             let opened = self.opened(now, id, link, subject, ask, &objection, complete);
             let inputs = inputs(ask, 0, None, seen);
-            self.refuse(now, link, opened, objection.refusal(), ask.call, inputs);
+            self.refuse(now, link, subject, ask, opened, objection.refusal(), inputs);
             return;
         }
         let approval = self.approval_for(now, subject, ask);
@@ -168,7 +168,7 @@ impl Core {
                 }
                 let left = opened.enforcement.bytes_before_decision;
                 let inputs = inputs(ask, left, None, seen);
-                self.refuse(now, link, opened, objection.refusal(), ask.call, inputs);
+                self.refuse(now, link, subject, ask, opened, objection.refusal(), inputs);
             }
             objection => {
                 let running = self.permit(
@@ -374,7 +374,7 @@ impl Core {
 
     /// Ledger, decision, reservation: in the order in which they must be durable.
     #[expect(clippy::too_many_arguments, reason = "each is another thing")]
-    fn write_permit(
+    pub(super) fn write_permit(
         &mut self,
         now: Now,
         link: &Link,
@@ -499,7 +499,8 @@ impl Core {
         let mut opened = self.opened(now, id, link, &subject, &ask, &objection, false);
         opened.grounds.matched = opinion.matched();
         let left = opened.enforcement.bytes_before_decision;
-        self.refuse(now, link, opened, objection.refusal(), call, inputs(&ask, left, None, seen));
+        let inputs = inputs(&ask, left, None, seen);
+        self.refuse(now, link, &subject, &ask, opened, objection.refusal(), inputs);
         true
     }
 
@@ -589,7 +590,8 @@ impl Core {
         let id = self.issue();
         let seen = self.seen(now, subject, ask, true);
         let opened = self.opened(now, id, link, subject, ask, objection, false);
-        self.refuse(now, link, opened, objection.refusal(), ask.call, inputs(ask, 0, None, seen));
+        let inputs = inputs(ask, 0, None, seen);
+        self.refuse(now, link, subject, ask, opened, objection.refusal(), inputs);
     }
 
     /// Lets such a connection pass; nothing is counted or set aside for it.
@@ -640,7 +642,8 @@ impl Core {
         let objection = Objection::block(ReasonCode::DECISION_TIMEOUT, None, why);
         let id = self.issue();
         let opened = self.opened(now, id, link, &subject, &ask, &objection, false);
-        self.refuse(now, link, opened, objection.refusal(), call, inputs(&ask, 0, None, seen));
+        let inputs = inputs(&ask, 0, None, seen);
+        self.refuse(now, link, &subject, &ask, opened, objection.refusal(), inputs);
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is another thing")]

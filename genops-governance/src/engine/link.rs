@@ -10,8 +10,10 @@ use super::{ConnId, ConnectionOpen};
 use crate::awu::{Attribution, AwuId, Grounds, Held, HoldLevel, Mechanism, Network, Reservation};
 use crate::config::Unit;
 use crate::decision::{Permission, Refusal};
+use crate::ledger::Demand;
 use crate::prices::ModelPrice;
 use crate::process::ProcessKey;
+use crate::record::Inputs;
 use crate::sla::Target;
 
 /// One connection.
@@ -45,6 +47,8 @@ pub(super) struct Link {
     pub(super) units: BTreeMap<u64, Running>,
     /// Units that were refused, until the end of the turn says what else ends with them.
     pub(super) refused: Vec<Refused>,
+    /// Units that were refused, and of which is not known yet whether that kept them back.
+    pub(super) awaiting: Vec<Refused>,
     /// Exchanges that were refused: what their decoder says later changes nothing.
     pub(super) over: BTreeSet<u64>,
     /// How far the text of the open request was compared with content rules: its exchange, bytes.
@@ -91,6 +95,18 @@ pub(super) struct Refused {
     pub(super) opened: Opened,
     pub(super) refusal: Refusal,
     pub(super) call: Call,
+    /// What it was decided from, and what it may cost, until its effect is known.
+    pub(super) stake: Option<Box<(Inputs, Stake)>>,
+}
+
+/// What is set aside for a refused unit that ran all the same.
+#[derive(Debug)]
+pub(super) struct Stake {
+    pub(super) demands: Vec<Demand>,
+    pub(super) reservation: Reservation,
+    pub(super) price: Option<Arc<ModelPrice>>,
+    /// Bytes and characters of the text that it asks with.
+    pub(super) asked: (u64, u64),
 }
 
 impl Link {
@@ -115,6 +131,7 @@ impl Link {
             closing: false,
             units: BTreeMap::new(),
             refused: Vec::new(),
+            awaiting: Vec::new(),
             over: BTreeSet::new(),
             matched_to: (0, 0),
         }

@@ -72,9 +72,17 @@ impl Host {
 
     pub fn open_for(&mut self, process: Option<ProcessKey>, hold: HoldLevel) -> ConnId {
         self.next += 1;
-        let conn = ConnId(self.next);
+        self.open_as(ConnId(self.next), process, hold)
+    }
+
+    pub fn open_as(
+        &mut self,
+        conn: ConnId,
+        process: Option<ProcessKey>,
+        hold: HoldLevel,
+    ) -> ConnId {
         let open = ConnectionOpen {
-            name: format!("c{}", self.next),
+            name: format!("c{}", conn.0),
             process,
             pid: None,
             comm: None,
@@ -121,6 +129,7 @@ impl Host {
                 Output::Deny { conn, collateral, .. } => {
                     writeln!(out, "deny c{} collateral {collateral}", conn.0)
                 }
+                Output::Check { conn } => writeln!(out, "check c{}", conn.0),
                 Output::Ledger(entry) => {
                     self.ledger.push(entry);
                     Ok(())
