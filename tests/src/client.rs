@@ -141,14 +141,17 @@ impl Client {
             let ending = if index % every == 0 { "-pro" } else { "" };
             let model = format!("{}-{}-{index}{ending}", self.model, std::process::id());
             let request = self.asking(&model, false);
-            let mut stream = match connection.take() {
-                Some(stream) => stream,
-                None => self.connect()?,
-            };
+            let stream = connection.take().map_or_else(|| self.connect(), Ok);
             let begun = Instant::now();
-            let answered = exchange(&mut stream, &request, &mut response).is_ok();
+            // While no agent decides, also the connection may be refused.
+            connection = stream
+                .and_then(|mut stream| {
+                    exchange(&mut stream, &request, &mut response)?;
+                    Ok(stream)
+                })
+                .ok();
+            let answered = connection.is_some();
             attempts.push(Attempt { model, answered, seconds: begun.elapsed().as_secs_f64() });
-            connection = answered.then_some(stream);
         }
         Ok(attempts)
     }
