@@ -167,26 +167,34 @@ impl Holds {
         let _absent = self.verdicts.remove(&conn);
     }
 
-    /// Whether anything waits for a verdict.
+    /// Whether anything that was read waits for a verdict. What nothing explains waits for none.
     pub(crate) fn any_waiting(&self) -> bool {
-        self.waiting.iter().flatten().any(|(conn, hold)| self.waits(conn, &hold))
+        self.waiting.iter().flatten().any(|(conn, hold)| self.is_undecided(conn, &hold))
     }
 
     /// Whether `conn` was denied, by whomever.
     pub(crate) fn is_denied(&self, conn: u64) -> bool {
-        self.verdicts.get(&conn, 0).is_ok_and(|verdict| verdict.denied != 0)
+        self.verdict(conn).denied != 0
+    }
+
+    fn verdict(&self, conn: u64) -> Verdict {
+        self.verdicts.get(&conn, 0).unwrap_or_default()
+    }
+
+    /// Whether bytes that were read wait for a verdict.
+    fn is_undecided(&self, conn: u64, hold: &Hold) -> bool {
+        let verdict = self.verdict(conn);
+        verdict.denied == 0 && hold.is_waiting(hold.released_to(&verdict))
     }
 
     fn waits(&self, conn: u64, hold: &Hold) -> bool {
-        let verdict = self.verdicts.get(&conn, 0).unwrap_or_default();
-        verdict.denied == 0
-            && (hold.unexplained_at_mono_ns != 0 || hold.is_waiting(hold.released_to(&verdict)))
+        self.is_undecided(conn, hold) || hold.unexplained_at_mono_ns != 0 && !self.is_denied(conn)
     }
 
     /// Since when `conn` waits, and why if that is because nothing explains it. What was read and is not decided comes first:
     /// the rule for it is never the laxer one.
     fn oldest(&self, conn: u64, hold: &Hold) -> (u64, Option<u32>) {
-        let verdict = self.verdicts.get(&conn, 0).unwrap_or_default();
+        let verdict = self.verdict(conn);
         let is_read = hold.unread == 0 && hold.is_waiting(hold.released_to(&verdict));
         match (hold.unread, hold.unexplained_at_mono_ns) {
             (0, since) if !is_read && since != 0 => (since, Some(unexplained::NO_PLAINTEXT)),
