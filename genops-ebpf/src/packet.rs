@@ -1,6 +1,6 @@
 //! Borders and addresses of a packet that leaves or reaches a socket.
 
-use aya_ebpf::programs::SkBuffContext;
+use aya_ebpf::{bindings::__sk_buff, programs::SkBuffContext};
 
 pub(crate) const IPPROTO_TCP: u8 = 6;
 pub(crate) const IPPROTO_UDP: u8 = 17;
@@ -66,28 +66,55 @@ fn behind_extensions(ctx: &SkBuffContext) -> Option<(u8, u32)> {
     None
 }
 
+/// Where the headers of a packet are, in bytes from the lowest: 1, its protocol, its version of IP, nothing, the place of
+/// its TCP or UDP header and of what follows that, two bytes each. 0 where it is neither TCP nor UDP, or not whole.
+///
+/// A function of its own, so that the verifier goes through the ways that lead through the headers once, and not each time
+/// with all that follows.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn borders(skb: *mut __sk_buff) -> u64 {
+    headers(&SkBuffContext::new(skb)).unwrap_or(0)
+}
+
+#[inline(always)]
+fn headers(ctx: &SkBuffContext) -> Option<u64> {
+    let first = ctx.load::<u8>(0).ok()?;
+    let (ip_version, protocol, header_at) = match first >> 4 {
+        4 => (4, ctx.load::<u8>(9).ok()?, u32::from(first & 0xf) * 4),
+        6 => {
+            let (protocol, header_at) = behind_extensions(ctx)?;
+            (6, protocol, header_at)
+        }
+        _ => return None,
+    };
+    let header_len = match protocol {
+        IPPROTO_TCP => u32::from(ctx.load::<u8>(header_at as usize + 12).ok()? >> 4) * 4,
+        IPPROTO_UDP => 8,
+        _ => return None,
+    };
+    let places = u64::from(header_at) << 32 | u64::from(header_at + header_len) << 48;
+    Some(1 | u64::from(protocol) << 8 | ip_version << 16 | places)
+}
+
 impl Packet {
     /// `None` where it is neither TCP nor UDP, or not whole.
     #[inline(always)]
     pub(crate) fn of(ctx: &SkBuffContext) -> Option<Self> {
-        let first = ctx.load::<u8>(0).ok()?;
-        let (ip_version, protocol, header_at) = match first >> 4 {
-            4 => (4, ctx.load::<u8>(9).ok()?, u32::from(first & 0xf) * 4),
-            6 => {
-                let (protocol, header_at) = behind_extensions(ctx)?;
-                (6, protocol, header_at)
-            }
-            _ => return None,
-        };
-        let header_len = match protocol {
-            IPPROTO_TCP => u32::from(ctx.load::<u8>(header_at as usize + 12).ok()? >> 4) * 4,
-            IPPROTO_UDP => 8,
-            _ => return None,
-        };
-        let payload_at = header_at + header_len;
-        let len = ctx.len();
-        let payload_len = len.saturating_sub(payload_at);
-        Some(Self { protocol, ip_version, header_at, payload_at, payload_len })
+        let [valid, protocol, ip_version, _, a, b, c, d] = borders(ctx.skb.skb).to_le_bytes();
+        if valid == 0 {
+            return None;
+        }
+        let header_at = u32::from(u16::from_le_bytes([a, b]));
+        let payload_at = u32::from(u16::from_le_bytes([c, d]));
+        let payload_len = ctx.len().saturating_sub(payload_at);
+        Some(Self {
+            protocol,
+            ip_version: u32::from(ip_version),
+            header_at,
+            payload_at,
+            payload_len,
+        })
     }
 
     /// Of a packet that leaves: the source is the local end.
