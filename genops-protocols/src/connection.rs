@@ -53,6 +53,8 @@ enum Protocol {
 pub struct Connection {
     context: Context,
     from_start: bool,
+    /// It was not from its first byte that this connection was seen.
+    joined_midway: bool,
     egress: Position,
     ingress: Position,
     protocol: Protocol,
@@ -89,6 +91,7 @@ impl Connection {
                 memory: Arc::default(),
             },
             from_start,
+            joined_midway: !from_start,
             egress: Position::default(),
             ingress: Position::default(),
             protocol: Protocol::Undecided { egress: Vec::new(), ingress: Vec::new() },
@@ -141,6 +144,10 @@ impl Connection {
         bytes: &[u8],
         sink: &mut dyn Sink,
     ) {
+        if self.joined_midway && self.position(direction).next() == 0 {
+            // What was sent before nobody has missed.
+            self.position(direction).skip(offset);
+        }
         let piece = self.position(direction).take(offset, bytes);
         if piece.gap > 0 {
             self.lost(at_ns, direction, piece.start, Some(piece.gap), sink);

@@ -181,3 +181,22 @@ fn a_client_that_does_not_go_on_as_agreed_makes_one_request_of_all_that_follows(
         told(&[sent(asked), received(answered), sent("PRI * HTTP/2.0\r\n\r\nno more of it")]);
     assert_eq!(told.requests, [(0, true, 0, start), (1, false, start, u64::MAX)]);
 }
+
+#[test]
+fn what_was_sent_before_a_connection_was_joined_is_no_hole() {
+    let facts = ConnectionFacts {
+        server_name: Some("api.openai.com".to_owned()),
+        from_start: false,
+        ..ConnectionFacts::default()
+    };
+    let mut connection = Connection::new(facts, Arc::new(Hosts::builtin()));
+    let mut told = Told::default();
+    // The answer to a request that another has read comes first.
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+    connection.data_at(1, Direction::Ingress, 0, answer, &mut told);
+    let request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\n\
+        Content-Length: 18\r\n\r\n{\"model\":\"gpt-4o\"}";
+    connection.data_at(2, Direction::Egress, 700, request, &mut told);
+    let end = 700 + request.len() as u64;
+    assert_eq!(told.requests, [(0, true, 700, end)]);
+}
