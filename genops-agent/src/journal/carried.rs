@@ -27,6 +27,11 @@ pub(super) struct Carried {
 }
 
 impl Carried {
+    /// The log begins, and nothing has been drawn on anything.
+    pub(super) fn begin(&mut self) {
+        self.now = Some(Drawn::new());
+    }
+
     /// Records are missing: nothing is known until the next list.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
@@ -51,7 +56,11 @@ impl Carried {
             return Vec::new();
         }
         let mut wrong = self.settled();
-        let now = self.now.get_or_insert_default();
+        let Some(now) = &mut self.now else {
+            // What was before is not in this log any more.
+            self.now = Some(listed.collect());
+            return wrong;
+        };
         for (key, drawn) in listed {
             let before = now.insert(key.clone(), drawn).unwrap_or(0);
             if before != drawn {

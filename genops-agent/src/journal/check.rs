@@ -171,6 +171,9 @@ impl Checker {
     fn order(&mut self, entry: &Entry<'_>) {
         let stopped = self.last.is_none_or(|(_, kind)| kind == Kind::AgentStop);
         let pruned = self.last.is_none() && entry.seq > 0;
+        if self.last.is_none() && !pruned {
+            self.carried.begin();
+        }
         if entry.kind == Kind::AgentStart {
             self.counts.starts += 1;
             self.started = Some(entry.seq);

@@ -859,6 +859,8 @@ impl Agent {
                 // The kernel held before it knew that this process is only observed.
                 self.enforcer.release(maps, &self.metrics, data.conn, end);
             }
+        } else if data.direction == EGRESS && data.flags & DATA_DENIED == 0 {
+            self.enforcer.unheld(data.conn, end);
         }
         let conn = ConnId(data.conn);
         if data.flags & DATA_DENIED != 0 {

@@ -36,6 +36,8 @@ struct Held {
     cookie: Option<u64>,
     /// Position up to which bytes may leave.
     released_to: u64,
+    /// Position up to which bytes left that nobody held, before anything was denied.
+    free_to: u64,
     denied: bool,
     /// When the oldest bytes that wait were written.
     waiting_since: Option<u64>,
@@ -56,6 +58,11 @@ struct Held {
 }
 
 impl Held {
+    /// From which position on a refusal keeps what is written.
+    fn kept_from(&self) -> u64 {
+        self.released_to.max(self.free_to)
+    }
+
     /// How far a verdict may go now.
     fn release_to(&self) -> u64 {
         if self.round == 0 { self.released_to } else { self.released_to.min(self.compared_to) }
@@ -121,6 +128,14 @@ impl Enforcer {
     /// A connection is taken up: what is remembered of an earlier one of this number is not meant.
     pub(super) fn begins(&mut self, conn: u64) {
         self.past.remove(&conn);
+    }
+
+    /// Bytes of `conn` up to `to` were written while its process was not held: they are no matter of a later refusal.
+    pub(super) fn unheld(&mut self, conn: u64, to: u64) {
+        let held = self.held.entry(conn).or_default();
+        if !held.denied {
+            held.free_to = held.free_to.max(to);
+        }
     }
 
     /// The kernel holds bytes of `conn` up to `to`, written at `at_mono_ns`.
@@ -421,8 +436,8 @@ impl Enforcer {
             if let Some(unconnected) = held.left.filter(|it| it.mechanism == Mechanism::Connect) {
                 unconnected
             } else if let Some(cookie) = cookie {
-                maps.what_left(conn, cookie, held.released_to)
-            } else if held.taken_to.is_some_and(|to| to <= held.released_to) {
+                maps.what_left(conn, cookie, held.kept_from())
+            } else if held.taken_to.is_some_and(|to| to <= held.kept_from()) {
                 // The program gave up on a socket that was dead already: what waits in no socket leaves by none.
                 Left::nothing(Mechanism::None)
             } else {
@@ -436,7 +451,7 @@ impl Enforcer {
     pub(super) fn breach(&mut self, maps: &Maps, conn: u64) -> Option<Left> {
         let held = self.past.get_mut(&conn).or_else(|| self.held.get_mut(&conn))?;
         let (before, socket) = (held.left?, held.socket?);
-        let now = maps.what_left(conn, socket.cookie, held.released_to);
+        let now = maps.what_left(conn, socket.cookie, held.kept_from());
         if now.above <= before.above {
             return None;
         }
