@@ -242,12 +242,12 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
     let conn = CONNS.get_ptr_mut(mark.conn)?;
     let _gone = MARKS.remove(task);
     // SAFETY: an element of the map, alive while this program runs.
-    let (id, explained) = unsafe {
+    let id = unsafe {
         if (*conn).cookie != 0 {
             return None;
         }
         (*conn).cookie = cookie;
-        ((*conn).id, (*conn).egress_offset)
+        (*conn).id
     };
     // Where there is no room, the socket is judged by its server name, as one that nobody reads.
     let sock = carries(ctx, cookie, &packet, id, mark.conn.tgid)?;
@@ -258,8 +258,9 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
         (*sock).cursor = if mark.content_type == HANDSHAKE {
             Cursor::at_handshake(next)
         } else {
+            // A library that writes into memory has returned before its record is sent: where its write began counts.
             let overhead = overhead_of_record(record_len, mark.record_len).unwrap_or(0);
-            Cursor::at_data(next, explained, overhead)
+            Cursor::at_data(next, mark.offset, overhead)
         };
     }
     let ends = packet.ends(ctx)?;

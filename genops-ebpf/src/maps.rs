@@ -170,6 +170,8 @@ pub(crate) struct Mark {
     pub(crate) reserved: [u8; 2],
     /// Bytes of plaintext that the first record carries.
     pub(crate) record_len: u32,
+    /// Position in the plaintext at which that record begins.
+    pub(crate) offset: u64,
 }
 
 /// How long after the TLS call its packet may come.

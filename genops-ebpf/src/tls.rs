@@ -84,7 +84,7 @@ fn handshake_begins(key: ConnKey, conn: *mut Conn) {
     // SAFETY: an element of the map, alive while this program runs.
     let Conn { cookie, egress_offset, ingress_offset, .. } = unsafe { *conn };
     if cookie == 0 && egress_offset == 0 && ingress_offset == 0 {
-        mark(key, HANDSHAKE, 0);
+        mark(key, HANDSHAKE, 0, 0);
     }
 }
 
@@ -333,7 +333,7 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
         kind |= u64::from(DATA_DENIED) << 8;
     }
     if cookie == 0 {
-        mark(key, APPLICATION_DATA, if len < RECORD_LEN { len } else { RECORD_LEN });
+        mark(key, APPLICATION_DATA, offset, if len < RECORD_LEN { len } else { RECORD_LEN });
     }
     let lost = emit_call(id, kind, buffer, offset, len);
     let mut call = begun(ctx, ssl, buffer, count_at);
@@ -397,7 +397,7 @@ fn call_returns(ctx: &ProbeContext) -> Option<(Call, u64)> {
 
 /// Announces that this thread is about to send a record for `conn`.
 #[inline(always)]
-fn mark(conn: ConnKey, content_type: u8, record_len: u64) {
+fn mark(conn: ConnKey, content_type: u8, offset: u64, record_len: u64) {
     // SAFETY: helpers without arguments.
     let (now, task) = unsafe { (bpf_ktime_get_ns(), bpf_get_current_task()) };
     let mut ambiguous = 0;
@@ -415,6 +415,7 @@ fn mark(conn: ConnKey, content_type: u8, record_len: u64) {
         ambiguous,
         reserved: [0; 2],
         record_len: record_len as u32,
+        offset,
     };
     // Without a mark the socket stays unknown, and the agent says so.
     let _full = MARKS.insert(task, mark, 0);
