@@ -76,16 +76,8 @@ impl Core {
         let call = Call { operation, provider: None, ..call_of("", server, now.mono_ns) };
         link.opaque = Some(call.clone());
         let ask = self.ask_of(&call);
-        match self.judge_unnamed(&subject, server, link.can_prevent(u64::MAX)) {
-            Judged::Refused(objection) => {
-                self.refuse_opaque(now, link, &subject, &ask, &objection);
-                self.deny(now, link);
-            }
-            Judged::Passes(warning) => {
-                self.permit_opaque(now, link, &subject, &ask, warning);
-                self.let_go(link);
-            }
-        }
+        let judged = self.judge_unnamed(&subject, server, link.can_prevent(u64::MAX));
+        self.apply_to_all(now, link, &subject, &ask, judged);
     }
 
     /// What becomes of a handshake whose server name nobody has confirmed.
@@ -127,13 +119,25 @@ impl Core {
             }
             judged => judged,
         };
+        self.apply_to_all(now, link, &subject, &ask, judged);
+    }
+
+    /// Ends a connection, or lets all of it go.
+    fn apply_to_all(
+        &mut self,
+        now: Now,
+        link: &mut Link,
+        subject: &Subject,
+        ask: &Ask<'_>,
+        judged: Judged,
+    ) {
         match judged {
             Judged::Refused(objection) => {
-                self.refuse_opaque(now, link, &subject, &ask, &objection);
+                self.refuse_opaque(now, link, subject, ask, &objection);
                 self.deny(now, link);
             }
             Judged::Passes(warning) => {
-                self.permit_opaque(now, link, &subject, &ask, warning);
+                self.permit_opaque(now, link, subject, ask, warning);
                 self.let_go(link);
             }
         }
