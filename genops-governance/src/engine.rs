@@ -14,9 +14,9 @@ mod estimate;
 mod link;
 mod opaque;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use genops_protocols::{
     Connection, ConnectionFacts, Direction, Egress, Exchange, Memory, Request, Sink,
@@ -28,7 +28,7 @@ use crate::approval::Approval;
 use crate::awu::{Awu, AwuId, HoldLevel};
 use crate::config::Mode;
 use crate::ledger::{Closed, Entry, Ledger};
-use crate::process::{ProcessFacts, ProcessKey};
+use crate::process::{ProcessFacts, ProcessKey, User};
 use crate::record::Record;
 use crate::settings::Settings;
 use crate::time::Now;
@@ -143,6 +143,8 @@ pub struct Engine {
     core: Core,
     /// What all decoders together may hold.
     memory: Arc<Memory>,
+    /// What those of each user hold of it, as long as somebody has a connection.
+    memories: HashMap<User, Weak<Memory>>,
 }
 
 /// One call into a decoder: what it decodes goes to the core.
@@ -174,6 +176,7 @@ impl Engine {
             conns: BTreeMap::new(),
             core: Core::new(settings, ledger, entropy),
             memory: Arc::default(),
+            memories: HashMap::new(),
         }
     }
 
@@ -274,9 +277,21 @@ impl Engine {
             remote: open.remote,
             from_start: open.from_start,
         };
-        let connection = Connection::new(facts, self.core.hosts());
-        let connection = connection.with_memory(Arc::clone(&self.memory));
-        self.conns.insert(conn, (connection, Link::new(conn, open)));
+        let link = Link::new(conn, open);
+        let memory = self.memory_of(self.core.subject(&link).facts.owner());
+        let connection = Connection::new(facts, self.core.hosts()).with_memory(memory);
+        self.conns.insert(conn, (connection, link));
+    }
+
+    /// What the decoders of a user's connections hold.
+    fn memory_of(&mut self, user: User) -> Arc<Memory> {
+        if let Some(known) = self.memories.get(&user).and_then(Weak::upgrade) {
+            return known;
+        }
+        let new = Arc::new(Memory::of_user(&self.memory));
+        self.memories.retain(|_, it| it.strong_count() > 0);
+        self.memories.insert(user, Arc::downgrade(&new));
+        new
     }
 
     /// More is known of a connection.

@@ -1,4 +1,7 @@
 //! What all decoders of an engine may hold together, whoever makes them work.
+//!
+//! One user may hold as much as all of them leave free: alone, half of it all. So whatever some hold, there is room
+//! for one more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,16 +10,47 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Debug, Default)]
 pub struct Memory {
     used: AtomicUsize,
+    /// What it is a user's part of.
+    of: Option<Arc<Memory>>,
 }
 
 impl Memory {
     /// Most bytes of all together. What would need more is not read.
     pub const LIMIT: usize = 32 << 20;
 
+    /// What the connections of one user hold of it.
+    #[must_use]
+    pub fn of_user(all: &Arc<Self>) -> Self {
+        Self { used: AtomicUsize::new(0), of: Some(Arc::clone(all)) }
+    }
+
     /// Bytes held at the moment.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// Takes so many bytes. False: there is no room for them, and none were taken.
+    fn take(&self, bytes: usize) -> bool {
+        let own = self.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        let fits = match &self.of {
+            None => own <= Self::LIMIT,
+            Some(all) => {
+                let free = Self::LIMIT.saturating_sub(all.used().saturating_add(bytes));
+                own <= free && all.take(bytes)
+            }
+        };
+        if !fits {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(all) = &self.of {
+            all.give_back(bytes);
+        }
     }
 }
 
@@ -35,18 +69,13 @@ impl Share {
     /// It holds so many bytes now. False: there is no room for them, and it must let go.
     pub(crate) fn set(&mut self, bytes: usize) -> bool {
         let Some(memory) = &self.of else { return true };
-        let before = std::mem::replace(&mut self.bytes, bytes);
-        if bytes <= before {
-            memory.used.fetch_sub(before - bytes, Ordering::Relaxed);
-            return true;
+        if bytes <= self.bytes {
+            memory.give_back(self.bytes - bytes);
+        } else if !memory.take(bytes - self.bytes) {
+            return false;
         }
-        let more = bytes - before;
-        let fits = memory.used.fetch_add(more, Ordering::Relaxed) + more <= Memory::LIMIT;
-        if !fits {
-            memory.used.fetch_sub(more, Ordering::Relaxed);
-            self.bytes = before;
-        }
-        fits
+        self.bytes = bytes;
+        true
     }
 }
 
@@ -73,5 +102,21 @@ mod tests {
         assert_eq!(memory.used(), 3);
         drop(two);
         assert_eq!(memory.used(), 0);
+    }
+
+    #[test]
+    fn whatever_some_users_hold_there_is_room_for_one_more() {
+        let all = Arc::new(Memory::default());
+        let user = || Share::of(&Arc::new(Memory::of_user(&all)));
+        let (mut greedy, mut second) = (user(), user());
+        assert!(!greedy.set(Memory::LIMIT / 2 + 1));
+        assert!(greedy.set(Memory::LIMIT / 2));
+        assert!(!second.set(Memory::LIMIT / 4 + 1));
+        assert!(second.set(Memory::LIMIT / 4));
+        assert!(user().set(Memory::LIMIT / 8));
+        drop(greedy);
+        assert!(second.set(3 * Memory::LIMIT / 8));
+        drop(second);
+        assert_eq!(all.used(), 0);
     }
 }
