@@ -197,7 +197,7 @@ fn reach(ctx: &SockAddrContext, to: AddressKey, ip_version: u32, datagram: bool)
 /// A socket without a TLS object is a connection of its own.
 #[inline(always)]
 fn follow(cookie: u64, tgid: u32) -> Option<()> {
-    if !quota::socket(tgid) {
+    if !quota::socket(tgid, quota::Share::New) {
         return None;
     }
     let sock = new_sock(cookie)?;

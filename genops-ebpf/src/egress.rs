@@ -28,7 +28,7 @@ use crate::{
         settings, wake,
     },
     packet::{Ends, IPPROTO_TCP, Packet},
-    quota,
+    quota::{self, Share},
 };
 
 pub(crate) const DROP: i32 = 0;
@@ -246,11 +246,14 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
         if (*conn).cookie != 0 {
             return None;
         }
-        (*conn).cookie = cookie;
         (*conn).id
     };
-    // Where there is no room, the socket is judged by its server name, as one that nobody reads.
-    let sock = carries(ctx, cookie, &packet, id, mark.conn.tgid)?;
+    // A connection that begins now, and for which there is no room, is judged by its server name, as one that
+    // nobody reads. An older one has no name to be judged by: it has a share of its own.
+    let share = if mark.content_type == HANDSHAKE { Share::New } else { Share::Older };
+    let sock = carries(ctx, cookie, &packet, id, mark.conn.tgid, share)?;
+    // SAFETY: as above. Once there is room: until then each write announces itself again.
+    unsafe { (*conn).cookie = cookie };
     let next = first_byte(ctx, &packet).wrapping_add(at - packet.payload_at);
     // SAFETY: an element of the map, alive while this program runs.
     unsafe {
@@ -311,11 +314,12 @@ pub(crate) fn carries(
     packet: &Packet,
     conn: u64,
     tgid: u32,
+    share: Share,
 ) -> Option<*mut Sock> {
     let sock = if let Some(known) = SOCKS.get_ptr_mut(cookie) {
         known
     } else {
-        if !quota::socket(tgid) {
+        if !quota::socket(tgid, share) {
             return None;
         }
         let new = new_sock(cookie)?;

@@ -17,6 +17,7 @@ use crate::{
     hold::{arm, is_held},
     maps::{EVENTS, MARK_LIFETIME_NS, OWNERS, READ, SOCKS, count_loss, settings, wake},
     packet::{Ends, IPPROTO_TCP, Packet, bounded},
+    quota::Share,
     task::Task,
 };
 
@@ -91,7 +92,7 @@ fn may_begin(ctx: &SkBuffContext, packet: &Packet) -> bool {
 #[inline(always)]
 fn begin_in_part(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()> {
     let tgid = owner(cookie);
-    let sock = carries(ctx, cookie, packet, 0, tgid)?;
+    let sock = carries(ctx, cookie, packet, 0, tgid, Share::New)?;
     let next = first_byte(ctx, packet);
     // SAFETY: an element of the map, alive while this program runs.
     unsafe {
@@ -151,7 +152,7 @@ pub(crate) fn go_on(
 #[inline(always)]
 fn begin(ctx: &SkBuffContext, cookie: u64, packet: &Packet, provider: u32) -> Option<()> {
     let tgid = owner(cookie);
-    carries(ctx, cookie, packet, cookie, tgid)?;
+    carries(ctx, cookie, packet, cookie, tgid, Share::New)?;
     let held = is_held(tgid, settings()?.holding) && arm(cookie, tgid, 0, 1).is_some();
     let ends = packet.ends(ctx)?;
     report(ctx, cookie, packet, &ends, contact::HELLO, provider, u32::from(held));

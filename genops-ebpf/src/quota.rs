@@ -66,16 +66,30 @@ pub(crate) fn object_ends(tgid: u32, uid: u32) {
     }
 }
 
+/// What a socket counts as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// Its connection begins now.
+    New,
+    /// Its connection is older than the programs. Sockets that begin now take none of these places: otherwise a
+    /// process could use them up, and nothing would follow what it goes on with.
+    Older,
+}
+
 /// A socket of a process is followed from now on. False: it has had its share.
 #[inline(always)]
-pub(crate) fn socket(tgid: u32) -> bool {
+pub(crate) fn socket(tgid: u32, share: Share) -> bool {
+    let most = match share {
+        Share::New => CONNECTIONS_OF_PROCESS,
+        Share::Older => 2 * CONNECTIONS_OF_PROCESS,
+    };
     let Some(usage) = usage_of(tgid) else {
         count_loss(loss::QUOTA, 1);
         return false;
     };
     // SAFETY: an element of the map, alive while this program runs.
     unsafe {
-        if (*usage).sockets >= CONNECTIONS_OF_PROCESS {
+        if (*usage).sockets >= most {
             count_loss(loss::QUOTA, 1);
             return false;
         }
