@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use genops_governance::{AccountKey, Approval, Awu, Engine, Now};
+use genops_governance::{AccountKey, Approval, Awu, Engine, Now, Scope};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metrics;
@@ -59,7 +59,7 @@ pub(crate) enum Request {
         /// Why.
         why: String,
     },
-    /// A human's approval of one request.
+    /// A human's approval of one request, or of one of its kind.
     Approve {
         /// `genops.approval.request` of the blocked AWU.
         approval_request: String,
@@ -69,6 +69,9 @@ pub(crate) enum Request {
         ceiling_nano_usd: i64,
         /// How long the approval holds.
         valid_seconds: u64,
+        /// One of its kind will do, whatever it says.
+        #[serde(default)]
+        kind: bool,
     },
 }
 
@@ -109,7 +112,7 @@ pub(crate) struct Account {
 ///
 /// What the engine puts out meanwhile (evidence, changes of the ledger) must be made durable
 /// before the answer is given.
-pub(crate) fn perform(request: Request, engine: &mut Engine, now: Now) -> Answer {
+pub(crate) fn perform(request: Request, peer: Peer, engine: &mut Engine, now: Now) -> Answer {
     let done = match request {
         Request::Watch {} => Err("not a request for the engine".to_owned()),
         Request::Budgets {} => {
@@ -119,19 +122,20 @@ pub(crate) fn perform(request: Request, engine: &mut Engine, now: Now) -> Answer
         Request::AdjustBudget { budget, delta, by, why } => engine
             .adjust(now, &budget, delta, &by, &why)
             .map(|()| serde_json::json!({"budget": budget, "delta": delta})),
-        Request::Approve { approval_request, by, ceiling_nano_usd, valid_seconds } => {
+        Request::Approve { approval_request, by, ceiling_nano_usd, valid_seconds, kind } => {
             let valid_ns = valid_seconds.saturating_mul(1_000_000_000);
             // Unique enough for a name: no two approvals are given in the same nanosecond.
             let id = format!("approval-{:x}", now.unix_ns);
             let approval = Approval {
                 id: id.clone(),
                 request: approval_request,
+                scope: if kind { Scope::Kind } else { Scope::Request },
                 approver: by,
                 ceiling_nano_usd,
                 given_unix_ns: now.unix_ns,
                 expires_unix_ns: now.unix_ns.saturating_add(valid_ns),
             };
-            engine.approve(now, approval).map(|()| serde_json::json!({"id": id}))
+            engine.approve(now, approval, &peer.detail()).map(|()| serde_json::json!({"id": id}))
         }
     };
     done.map_or_else(Answer::Refused, Answer::Done)
@@ -151,11 +155,41 @@ fn account((key, account): (&AccountKey, &genops_governance::Account)) -> Accoun
     }
 }
 
+/// Who is at the other end of the socket, as the kernel says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Peer {
+    uid: Option<u32>,
+    /// As whom the session was begun (`proc_pid_loginuid(5)`): it stays when somebody becomes root.
+    login_uid: Option<u32>,
+}
+
+impl Peer {
+    fn of(stream: &UnixStream) -> Self {
+        let Ok(peer) = rustix::net::sockopt::socket_peercred(stream) else {
+            return Self::default();
+        };
+        let path = format!("/proc/{}/loginuid", peer.pid.as_raw_nonzero());
+        let login_uid = std::fs::read_to_string(path).ok().and_then(|it| it.trim().parse().ok());
+        // What the kernel says where nobody has logged in.
+        let login_uid = login_uid.filter(|it| *it != u32::MAX);
+        Self { uid: Some(peer.uid.as_raw()), login_uid }
+    }
+
+    /// As a record says it, beside the name that was given.
+    fn detail(self) -> Vec<(&'static str, String)> {
+        let Self { uid, login_uid } = self;
+        let all = [("approver_uid", uid), ("approver_login_uid", login_uid)];
+        all.into_iter().filter_map(|(name, it)| Some((name, it?.to_string()))).collect()
+    }
+}
+
 /// A request that waits for the events thread.
 #[derive(Debug)]
 pub(crate) struct Pending {
     /// What is asked for; never [`Request::Watch`].
     pub(crate) request: Request,
+    /// By whom.
+    pub(crate) peer: Peer,
     answer: SyncSender<Answer>,
 }
 
@@ -297,7 +331,8 @@ fn serve(
         return watch(stream, watchers);
     }
     let (answer, answered) = sync_channel(1);
-    let refusal = match pending.try_send(Pending { request, answer }) {
+    let peer = Peer::of(stream);
+    let refusal = match pending.try_send(Pending { request, peer, answer }) {
         Ok(()) => match answered.recv_timeout(PATIENCE) {
             Ok(answer) => return send(stream, &answer),
             Err(_) => "the agent did not answer in time",

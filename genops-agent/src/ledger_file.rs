@@ -209,6 +209,7 @@ mod tests {
             let approval = genops_governance::Approval {
                 id: id.clone(),
                 request: String::new(),
+                scope: genops_governance::Scope::Request,
                 approver: String::new(),
                 ceiling_nano_usd: 0,
                 given_unix_ns: 1,

@@ -185,6 +185,12 @@ impl Engine {
         self.core.keeps_texts = keep;
     }
 
+    /// Has requests known again by this key; without one, no approval outlives the engine. It keeps what an approved
+    /// request said from being guessed by its digest.
+    pub fn know_requests_by(&mut self, key: [u8; 32]) {
+        self.core.approvals_key = key;
+    }
+
     /// Refusals on held connections are decided when their effect is known: the caller answers each
     /// [`Output::Check`].
     pub fn await_effects(&mut self) {
@@ -445,13 +451,20 @@ impl Engine {
         }
     }
 
-    /// Takes a human's approval of one request.
+    /// Takes a human's approval of one request, or of one of its kind. `by`: what else the record is to say of who
+    /// gave it, as name and value.
     ///
     /// # Errors
     ///
-    /// A sentence, where it is expired, too long, or not from a human outside the chain.
-    pub fn approve(&mut self, now: Now, approval: Approval) -> Result<(), String> {
-        self.core.approve(now, approval)
+    /// A sentence: where nothing waits for it, where it is expired, too long, does not cover what the request may
+    /// cost, is not from a human outside the chain, or where there is another that was not used yet.
+    pub fn approve(
+        &mut self,
+        now: Now,
+        approval: Approval,
+        by: &[(&'static str, String)],
+    ) -> Result<(), String> {
+        self.core.approve(now, approval, by)
     }
 
     /// Changes what a budget allocates in its present period by `delta` nano-USD or tokens.
@@ -508,6 +521,7 @@ impl Engine {
     ) {
         let Some((connection, link)) = self.conns.get_mut(&conn) else { return };
         connection.keep_texts(self.core.wants_texts());
+        connection.keep_digests(self.core.wants_digests());
         decode(connection, &mut Turn { core: &mut self.core, link, now });
         let egress: Egress<'_> = connection.egress();
         self.core.settle_egress(now, link, &egress);

@@ -240,8 +240,8 @@ fn extension_remedy(code: &ReasonCode, by: &str, request: Option<&str>) -> Strin
     if *code == ReasonCode::APPROVAL_REQUIRED {
         let request = request.unwrap_or("the unit");
         return format!(
-            "To run, somebody outside of its chain must approve `{request}` and it must be sent \
-             again within the approval's time."
+            "To run, somebody outside of its chain must approve `{request}` and the same request \
+             must be sent again within the approval's time."
         );
     }
     let found = known.into_iter().find(|(it, _)| it == code);

@@ -31,7 +31,7 @@ mod sla;
 pub mod telemetry;
 pub mod time;
 
-pub use approval::{Approval, LONGEST_NS as APPROVAL_LONGEST_NS};
+pub use approval::{Approval, LONGEST_NS as APPROVAL_LONGEST_NS, Scope};
 pub use awu::{
     Actual, Attribution, Awu, AwuId, BudgetView, CaptureLevel, Grounds, Held, HoldLevel, Mechanism,
     Network, NotAnId, Outcome, Reservation, Sla,

@@ -132,6 +132,8 @@ pub(crate) struct Policies {
     content: Vec<(PolicyConfig, RegexSet)>,
     tiers: Vec<TierConfig>,
     texts: Vec<(String, String)>,
+    /// One of them asks for an approval.
+    approvals: bool,
     default_deny: bool,
     hash: [u8; 32],
     types: Types,
@@ -234,9 +236,11 @@ impl Policies {
         for policy in &sections.policies {
             hash.update(format!("{:?}", policy.denied_content));
         }
+        let approvals = metas.values().any(|it| it.code == ReasonCode::APPROVAL_REQUIRED);
         Self {
             all: policies,
             metas,
+            approvals,
             content: content_rules(sections, faults),
             tiers: sections.model_tiers.clone(),
             texts,
@@ -326,6 +330,11 @@ impl Policies {
     /// The slice has rules about text.
     pub(crate) fn looks_at_content(slice: &Slice) -> bool {
         !slice.content.is_empty()
+    }
+
+    /// A human may have to approve something.
+    pub(crate) fn has_approvals(&self) -> bool {
+        self.approvals
     }
 
     /// There are rules about text.

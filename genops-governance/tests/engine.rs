@@ -12,8 +12,8 @@ use genops_governance::{
     ANCESTRY_LIMIT, Approval, Awu, BudgetConfig, ConnId, ConnectionUpdate, Enforcement, Entry,
     Explanation, GrantConfig, HoldLevel, Ledger, MatchConfig, Mode, Output, PolicyText,
     PriceConfig, PricesConfig, PrincipalConfig, ProcessFacts, ProcessKey, RateLimitConfig,
-    RecordKind, ScopeConfig, Sections, Settings, Signal, SlaConfig, Unit, UnknownModel, Unmapped,
-    Value,
+    RecordKind, Scope, ScopeConfig, Sections, Settings, Signal, SlaConfig, Unit, UnknownModel,
+    Unmapped, Value,
 };
 use genops_protocols::Direction;
 use support::{BOT, HELD, Host, START, answer, bot, budget, chat, enforcing, ok, policy};
@@ -852,30 +852,76 @@ fn grants_that_come_change_and_go_are_written_down() {
     assert_eq!(told(vec![grant("a", false, None)]), [r#"grant [("grant", "a")]"#]);
 }
 
-#[test]
-fn an_approval_is_used_once_and_not_by_the_one_who_asks() {
+fn asks_a_human() -> Host {
     let mut sections = policy(|it| it.approval_above = Some(0.0));
     let by = Some("alice@example.com".to_owned());
     sections.principals = vec![PrincipalConfig { delegated_by: by, ..bot() }];
-    let mut host = Host::new(&sections);
-    let ask = |host: &mut Host| {
-        let conn = host.open(HELD);
-        host.egress(conn, &chat("gpt-4o-mini", "hello")).ingress(conn, &ok());
-        host.awus.pop().unwrap()
+    Host::new(&sections)
+}
+
+fn asks(host: &mut Host, text: &str) -> Awu {
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", text)).ingress(conn, &ok());
+    host.awus.pop().unwrap()
+}
+
+#[test]
+fn an_approval_of_a_request_is_for_no_other_one() {
+    let mut host = asks_a_human();
+    let request = asks(&mut host, "delete the draft").grounds.approval_request.unwrap();
+    let approval = Approval {
+        id: "a-1".to_owned(),
+        request: request.clone(),
+        scope: Scope::Request,
+        approver: "bob@example.com".to_owned(),
+        ceiling_nano_usd: 1_000_000_000,
+        given_unix_ns: START,
+        expires_unix_ns: START + 60_000_000_000,
     };
+    let approve = |host: &mut Host, change: &dyn Fn(&mut Approval)| {
+        let mut approval = approval.clone();
+        change(&mut approval);
+        host.engine.approve(host.now, approval, &[])
+    };
+    // What it may cost must be covered, and one is enough.
+    let said = approve(&mut host, &|it| it.ceiling_nano_usd = 1).unwrap_err();
+    assert!(
+        said.ends_with("may cost up to 0.0000954 USD, more than the approval covers"),
+        "{said}"
+    );
+    approve(&mut host, &|_| {}).unwrap();
+    let said = approve(&mut host, &|it| it.id = "a-2".to_owned()).unwrap_err();
+    assert_eq!(said, "`a-1` approves it already, and was not used yet");
+
+    let other = asks(&mut host, "delete the report");
+    assert_ne!(other.grounds.approval_request.as_ref(), Some(&request));
+    assert_eq!(asks(&mut host, "delete the draft").grounds.approval.as_deref(), Some("a-1"));
+    assert_eq!(asks(&mut host, "delete the draft").grounds.approval_request, Some(request));
+
+    // One of its kind, whatever it says, where somebody has said just that.
+    approve(&mut host, &|it| it.scope = Scope::Kind).unwrap();
+    assert_eq!(asks(&mut host, "delete the report").grounds.approval.as_deref(), Some("a-1"));
+    assert!(asks(&mut host, "delete the report").grounds.approval_request.is_some());
+}
+
+#[test]
+fn an_approval_is_used_once_and_not_by_the_one_who_asks() {
+    let mut host = asks_a_human();
+    let ask = |host: &mut Host| asks(host, "hello");
     let request = ask(&mut host).grounds.approval_request.unwrap();
     let approval = |approver: &str, minutes: u64| Approval {
         id: "a-1".to_owned(),
         request: request.clone(),
+        scope: Scope::Request,
         approver: approver.to_owned(),
         ceiling_nano_usd: 1_000_000_000,
         given_unix_ns: START,
         expires_unix_ns: START + minutes * 60_000_000_000,
     };
-    for wrong in [approval("alice@example.com", 5), approval("bob@example.com", 16)] {
-        writeln!(host.text, "{}", host.engine.approve(host.now, wrong).unwrap_err()).unwrap();
+    for wrong in [approval("Alice@Example.com ", 5), approval("bob@example.com", 16)] {
+        writeln!(host.text, "{}", host.engine.approve(host.now, wrong, &[]).unwrap_err()).unwrap();
     }
-    host.engine.approve(host.now, approval("bob@example.com", 5)).unwrap();
+    host.engine.approve(host.now, approval("bob@example.com", 5), &[]).unwrap();
     let used = ask(&mut host).grounds.approval;
     assert_eq!(used.as_deref(), Some("a-1"));
     assert!(ask(&mut host).grounds.approval_request.is_some());
@@ -890,7 +936,7 @@ fn an_approval_is_used_once_and_not_by_the_one_who_asks() {
           compliance: full
           capture.level: full
           enforcement.mechanism: egress_hold
-        `alice@example.com` is part of the chain that asked; somebody else must approve
+        `Alice@Example.com ` is part of the chain that asked; somebody else must approve
         the approval `a-1` is valid for longer than 15 minutes
         record approval
         record decision

@@ -3,6 +3,8 @@
 //! What a body is, its first bytes say more surely than its `Content-Type`: recorders and proxies
 //! lose the field, and errors come as JSON whatever was announced.
 
+use sha2::{Digest as _, Sha256};
+
 use crate::call::{Texts, Unreadable};
 use crate::coding::{Coding, Decoder};
 use crate::facts::{Facts, Field, Gather, Nested};
@@ -60,6 +62,8 @@ pub(crate) struct Body {
     strict: bool,
     /// Messages, each a text of its own.
     messages: bool,
+    /// Over its decoded bytes, where that is wanted.
+    digest: Option<Box<Sha256>>,
 }
 
 impl Body {
@@ -81,6 +85,7 @@ impl Body {
             messages: false,
             parser: Parser::new(schema, texts),
             unreadable: None,
+            digest: None,
         };
         if body.strict {
             body.parser.scanner = Scanner::strict(schema, body.hints.is_ndjson());
@@ -102,6 +107,18 @@ impl Body {
             body.parser.scanner = Scanner::strict(schema, true);
         }
         body
+    }
+
+    /// Has it hash what it decodes from here on.
+    pub(crate) fn with_digest(mut self) -> Self {
+        self.digest = Some(Box::default());
+        self
+    }
+
+    /// SHA-256 over its decoded bytes; none where that was not wanted, or not all of them could be read.
+    pub(crate) fn digest(&self) -> Option<[u8; 32]> {
+        let digest = self.digest.as_ref().filter(|_| self.unreadable.is_none())?;
+        Some(Sha256::clone(digest).finalize().into())
     }
 
     /// A message ended: what it left open does not go on in the next. Returns whether it could be
@@ -186,7 +203,8 @@ impl Body {
             Form::Grpc(decoder) => decoder.memory_bytes(),
             Form::Json | Form::JsonLost | Form::Sse(_) | Form::Opaque => 0,
         };
-        size_of::<Self>() + stage + form + self.parser.memory_bytes()
+        let digest = self.digest.as_ref().map_or(0, |_| size_of::<Sha256>());
+        size_of::<Self>() + stage + form + digest + self.parser.memory_bytes()
     }
 
     /// Bytes that grow with what a peer sends: the window of a decompressor, and prose.
@@ -216,7 +234,7 @@ impl Body {
     /// Takes the next bytes as they were transferred.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         match &mut self.stage {
-            Stage::Plain => self.decoded(bytes),
+            Stage::Plain => self.undone(bytes),
             Stage::Failed => {}
             Stage::Coded(_) => self.coded(bytes),
             Stage::Undecided(held) => {
@@ -258,10 +276,18 @@ impl Body {
         let Stage::Coded(mut decoder) = std::mem::replace(&mut self.stage, Stage::Failed) else {
             return;
         };
-        self.stage = match decoder.feed(bytes, |piece| self.decoded(piece)) {
+        self.stage = match decoder.feed(bytes, |piece| self.undone(piece)) {
             Ok(()) => Stage::Coded(decoder),
             Err(reason) => self.fail(reason),
         };
+    }
+
+    /// Takes bytes of which the coding is undone.
+    fn undone(&mut self, bytes: &[u8]) {
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
+        }
+        self.decoded(bytes);
     }
 
     /// Takes decoded bytes.

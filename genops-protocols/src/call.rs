@@ -418,6 +418,9 @@ pub struct Request<'a> {
     /// Stream position after the request's last byte. `u64::MAX`: nothing that the client sends
     /// from its start on can be read, however much will come; no other request follows.
     pub end: u64,
+    /// SHA-256 over its body, transfer and content coding undone. None unless it was asked for
+    /// ([`crate::Connection::keep_digests`]) and all of the body was read, and for a message of a WebSocket.
+    pub digest: Option<[u8; 32]>,
     pub(crate) texts: &'a Texts,
 }
 
@@ -442,12 +445,13 @@ impl<'a> Request<'a> {
 
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { call, complete, start, end, texts } = self;
+        let Self { call, complete, start, end, digest, texts } = self;
         f.debug_struct("Request")
             .field("call", call)
             .field("complete", complete)
             .field("start", start)
             .field("end", end)
+            .field("digest", digest)
             .field("texts", texts)
             .finish()
     }

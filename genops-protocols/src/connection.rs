@@ -88,6 +88,7 @@ impl Connection {
                 server_name,
                 remote,
                 text_limit: Self::TEXT_LIMIT,
+                digests: false,
                 memory: Arc::default(),
             },
             from_start,
@@ -123,6 +124,11 @@ impl Connection {
     /// Whether the texts of requests that begin from here on are kept; otherwise they are counted.
     pub fn keep_texts(&mut self, keep: bool) {
         self.context.text_limit = if keep { Self::TEXT_LIMIT } else { 0 };
+    }
+
+    /// Whether the bodies of requests that begin from here on are hashed.
+    pub fn keep_digests(&mut self, keep: bool) {
+        self.context.digests = keep;
     }
 
     /// Takes a server name or address that became known later.

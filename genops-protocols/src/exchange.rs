@@ -23,6 +23,8 @@ pub(crate) struct Context {
     pub(crate) server_name: Option<String>,
     pub(crate) remote: Option<SocketAddr>,
     pub(crate) text_limit: usize,
+    /// Requests' bodies are hashed.
+    pub(crate) digests: bool,
     pub(crate) memory: Arc<Memory>,
 }
 
@@ -403,7 +405,8 @@ impl Transaction {
         let texts = Texts::new(context.text_limit);
         let grpc = self.endpoint.as_ref().and_then(|endpoint| endpoint.grpc).map(|it| it.request);
         let hints = Hints { grpc, ..head.hints() };
-        self.request = Some(Body::new(&dialect::REQUESTS, hints, Some(texts)));
+        let body = Body::new(&dialect::REQUESTS, hints, Some(texts));
+        self.request = Some(if context.digests { body.with_digest() } else { body });
         self.refresh();
     }
 
@@ -654,7 +657,9 @@ impl Transaction {
         self.refresh();
         let none = Texts::default();
         let texts = self.request.as_ref().and_then(Body::texts).unwrap_or(&none);
-        sink.request(&Request { call: &self.call, complete, start: self.start, end, texts });
+        let digest = self.request.as_ref().filter(|_| complete).and_then(Body::digest);
+        let (call, start) = (&self.call, self.start);
+        sink.request(&Request { call, complete, start, end, digest, texts });
         if let Some(body) = &mut self.request {
             body.drop_texts();
         }
@@ -701,7 +706,8 @@ impl Transaction {
     /// Hands out an exchange whose request was not seen.
     pub(crate) fn report_unasked(mut self, end: u64, sink: &mut dyn Sink) {
         let none = Texts::default();
-        sink.request(&Request { call: &self.call, complete: false, start: end, end, texts: &none });
+        let (call, digest) = (&self.call, None);
+        sink.request(&Request { call, complete: false, start: end, end, digest, texts: &none });
         self.response_ended = true;
         let Self { call, response_complete, .. } = self;
         sink.exchange(Exchange { call, response_complete });

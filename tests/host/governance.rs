@@ -113,7 +113,7 @@ policies:
     let approve = |by: &str, seconds: &str| {
         genops(&["approve", &request, "--by", by, "--max-usd", "1.00", "--seconds", seconds])
     };
-    let own = approve("alice@example.com", "60")?;
+    let own = approve(" Alice@EXAMPLE.com", "60")?;
     ensure!(own.status.code() == Some(1), "who answers for it approved it: {}", said(&own));
     // One that has ended is none.
     ensure!(approve("bob@example.com", "1")?.status.success(), "no approval");
@@ -121,6 +121,8 @@ policies:
     blocked(&ask()?)?;
     let given = approve("bob@example.com", "60")?;
     ensure!(given.status.success(), "{}", said(&given));
+    // Another one of the same model is not what was approved.
+    blocked(&run(&mut chat(&stage, "gpt-4o", "Goodbye"))?)?;
     let second = ask()?.succeeded()?;
     let awu = agent.only_awu_of(second.pid)?;
     let id = text(&awu, "genops.approval.id").context("the approval's name")?;
@@ -518,12 +520,14 @@ fn recorder(config: &Path, to: &Path) -> anyhow::Result<Child> {
     Ok(child)
 }
 
-/// What must be the same in a run and in its replay: all but names, times, and what follows from how long things took.
+/// What must be the same in a run and in its replay: all but names, times, what follows from how long things took, and
+/// what a request is known by, which takes the host's own key.
 fn comparable(awu: &Value) -> Map<String, Value> {
-    const OTHER: [&str; 9] = [
+    const OTHER: [&str; 10] = [
         "conn",
         "time_ns",
         "genops.awu.id",
+        "genops.approval.request",
         "trace_id",
         "span_id",
         "genops.policy.timestamp",

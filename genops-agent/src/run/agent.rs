@@ -68,6 +68,8 @@ const SURVEY_BATCH: usize = 16;
 const CONNECTIONS_LIMIT: usize = 2 * genops_ebpf_common::CONNECTIONS as usize;
 /// Most of one process: twice what the kernel programs let it have of each.
 const PROCESS_LIMIT: usize = 2 * genops_ebpf_common::CONNECTIONS_OF_PROCESS as usize;
+/// In the state directory: what approved requests are known again by.
+const APPROVALS_KEY: &str = "approvals.key";
 /// Bit of the numbers of units of what nothing explains: they are no connections.
 const UNEXPLAINED_UNITS: u64 = 1 << 63;
 /// A reason beside those of [`unexplained`]: a write was repeated with other bytes.
@@ -1110,7 +1112,8 @@ impl Agent {
     /// Does what was asked for at the agent's socket. An answer says that it is durable.
     fn answer(&mut self, maps: &mut Maps) {
         while let Some(pending) = self.control.as_ref().and_then(Control::next) {
-            let answer = control::perform(pending.request.clone(), &mut self.engine, clock::now());
+            let (request, peer) = (pending.request.clone(), pending.peer);
+            let answer = control::perform(request, peer, &mut self.engine, clock::now());
             self.settle(maps);
             self.commit();
             pending.answer(answer);
@@ -1424,7 +1427,17 @@ fn engine(config: &Config, accounts: Ledger) -> Result<Engine> {
     let mut entropy = [0; 32];
     let filled = rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())?;
     anyhow::ensure!(filled == entropy.len(), "the kernel gave {filled} random bytes of 32");
-    Ok(Engine::new(config.settings(), accounts, entropy))
+    let mut engine = Engine::new(config.settings(), accounts, entropy);
+    // Approvals outlive the agent, as the accounts do.
+    let path = kept::state_of(config).join(APPROVALS_KEY);
+    match genops_evidence::secret::load_or_make(&path) {
+        Ok(key) => engine.know_requests_by(*key),
+        Err(error) => eprintln!(
+            "genops-agent: {}: {error}; what is approved from now on must run before this agent ends",
+            path.display()
+        ),
+    }
+    Ok(engine)
 }
 
 fn start_guard(config: &Config, maps: &Maps, pins: Option<&Pins>) -> Option<Guarded> {

@@ -138,6 +138,7 @@ impl Core {
             region: what.region.clone(),
             asked: (0, 0),
             texts: Texts::default(),
+            digest: None,
         }
     }
 

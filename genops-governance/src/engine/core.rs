@@ -10,12 +10,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::link::Link;
 use super::{ConnId, Output};
-use crate::approval::{Approval, LONGEST_NS};
+use crate::approval::{Approval, LONGEST_NS, Scope, Waiting};
 use crate::authority::Grants;
 use crate::awu::{AwuId, Mechanism};
 use crate::config::{GrantConfig, Mode};
 use crate::decision::ReasonCode;
 use crate::ledger::{Closed, Demand, Entry, Ledger};
+use crate::money;
 use crate::policy::Slice;
 use crate::principal::Identity;
 use crate::process::{ProcessFacts, ProcessKey, User};
@@ -69,8 +70,10 @@ pub(super) struct Core {
     pub(super) latencies: Latencies,
     /// When a provider last failed a principal, by both names; monotonic.
     pub(super) failures: Shared<u64>,
-    /// Who may not approve a blocked request: the people of its chain, and itself.
-    pub(super) pending: Shared<Vec<String>>,
+    /// Blocked requests that a human may approve.
+    pub(super) pending: Shared<Waiting>,
+    /// What requests are known again by.
+    pub(super) approvals_key: [u8; 32],
     pub(super) outputs: VecDeque<Output>,
     /// Records of decisions carry what was sent to the model.
     pub(super) keeps_texts: bool,
@@ -99,6 +102,7 @@ impl Core {
             latencies: Latencies::default(),
             failures: Shared::new(FAILURES_LIMIT),
             pending: Shared::new(PENDING_LIMIT),
+            approvals_key: entropy,
             outputs: VecDeque::new(),
             keeps_texts: false,
             unsaid: Vec::new(),
@@ -389,6 +393,11 @@ impl Core {
         }
     }
 
+    /// Whether requests must be known again.
+    pub(super) fn wants_digests(&self) -> bool {
+        self.settings.0.policies.has_approvals()
+    }
+
     /// Whether anybody looks at what requests say.
     pub(super) fn wants_texts(&self) -> bool {
         self.keeps_texts || self.settings.0.policies.has_content_rules()
@@ -523,8 +532,27 @@ impl Core {
         }
     }
 
-    pub(super) fn approve(&mut self, now: Now, approval: Approval) -> Result<(), String> {
+    pub(super) fn approve(
+        &mut self,
+        now: Now,
+        mut approval: Approval,
+        by: &[(&'static str, String)],
+    ) -> Result<(), String> {
         self.start(now);
+        let asked = approval.request.clone();
+        let waiting = self
+            .pending
+            .get(&asked)
+            .ok_or_else(|| format!("no blocked request waits for an approval of `{asked}`"))?;
+        let kind = approval.scope == Scope::Kind;
+        if !kind && !waiting.is_known {
+            return Err(format!(
+                "`{asked}` was not read whole, so it could not be known again; only `--kind` approves it"
+            ));
+        }
+        if kind {
+            approval.request.clone_from(&waiting.kind);
+        }
         let Approval { id, request, approver, given_unix_ns, expires_unix_ns, .. } = &approval;
         if *expires_unix_ns <= now.unix_ns {
             return Err(format!("the approval `{id}` has expired"));
@@ -532,35 +560,40 @@ impl Core {
         if expires_unix_ns.saturating_sub(*given_unix_ns) > LONGEST_NS {
             return Err(format!("the approval `{id}` is valid for longer than 15 minutes"));
         }
-        let involved = self
-            .pending
-            .get(request)
-            .ok_or_else(|| format!("no blocked request waits for an approval of `{request}`"))?;
-        if approver.trim().is_empty() || involved.contains(approver) {
+        if approver.trim().is_empty() || waiting.involves(approver) {
             return Err(format!(
                 "`{approver}` is part of the chain that asked; somebody else must approve"
             ));
         }
-        if self.ledger.approvals().any(|it| it.id == *id) {
-            return Err(format!("there is an approval `{id}` already"));
+        if let Some(worst) = waiting.worst_nano_usd.filter(|it| *it > approval.ceiling_nano_usd) {
+            return Err(format!(
+                "`{asked}` may cost up to {} USD, more than the approval covers",
+                money::format_usd(worst)
+            ));
+        }
+        let live = |it: &&Approval| it.request == *request && it.expires_unix_ns > now.unix_ns;
+        if let Some(other) = self.ledger.approvals().find(live) {
+            return Err(format!("`{}` approves it already, and was not used yet", other.id));
         }
         let mut record = Record::new(now, RecordKind::Approval);
         record.detail = vec![
             ("approval", id.clone()),
             ("request", request.clone()),
+            ("scope", approval.scope.as_str().to_owned()),
             ("approver", approver.clone()),
             ("ceiling_nano_usd", approval.ceiling_nano_usd.to_string()),
             ("expires_unix_ns", expires_unix_ns.to_string()),
         ];
+        record.detail.extend_from_slice(by);
         let mut log = Vec::new();
         self.ledger.approve(now.unix_ns, approval, &mut log);
         self.put(log, [record]);
         Ok(())
     }
 
-    /// Notes a request that a human may approve, and who may not be that human.
-    pub(super) fn await_approval(&mut self, user: &User, request: &str, involved: Vec<String>) {
-        *self.pending.entry(user, request) = involved;
+    /// Notes a request that a human may approve.
+    pub(super) fn await_approval(&mut self, user: &User, request: &str, waiting: Waiting) {
+        *self.pending.entry(user, request) = waiting;
     }
 
     pub(super) fn adjust(

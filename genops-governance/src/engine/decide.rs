@@ -5,11 +5,13 @@
 //! left already) it is a warning with the same code, and what the call may use is still noted.
 
 use genops_protocols::{Call, OpenRequest, Request};
+use hmac::{Hmac, Mac as _};
 use sha2::{Digest as _, Sha256};
 
 use super::core::{Core, Subject, aftermath, as_unit, failure_key, provider_key, target_key};
 use super::estimate::Ask;
 use super::link::{Link, Opened, Running};
+use crate::approval::{Approval, Scope, Waiting};
 use crate::awu::{AwuId, Grounds, Held, Mechanism, Reservation};
 use crate::config::{Mode, Signal, Unit, UnknownModel, Unmapped};
 use crate::decision::{Decision, Permission, ReasonCode, Refusal};
@@ -94,6 +96,7 @@ impl Core {
             region: self.region(call),
             asked: (text_bytes, chars),
             texts: if self.keeps_texts { Texts::of(&texts) } else { Texts::default() },
+            digest: request.digest,
         };
         self.decide(now, link, &subject, &ask, request.complete);
     }
@@ -117,6 +120,7 @@ impl Core {
             region,
             asked: (0, 0),
             texts,
+            digest: None,
         };
         let id = self.issue();
         let seen = self.seen(now, &subject, &ask, false);
@@ -161,9 +165,7 @@ impl Core {
                 let mut opened = self.opened(now, id, link, subject, ask, &objection, complete);
                 opened.grounds.matched = opinion.matched();
                 if objection.code == ReasonCode::APPROVAL_REQUIRED {
-                    let request = binding(subject, ask.call);
-                    let involved = involved(subject, &self.settings);
-                    self.await_approval(&subject.facts.owner(), &request, involved);
+                    let request = self.await_human(subject, ask);
                     opened.grounds.approval_request = Some(request);
                 }
                 let left = opened.enforcement.bytes_before_decision;
@@ -486,6 +488,7 @@ impl Core {
             region: self.region(call),
             asked: (0, 0),
             texts: Texts::default(),
+            digest: None,
         };
         let opinion = self.opinion(now, &subject, &ask, Some(""));
         let mut seen = Seen { early: true, ..self.seen(now, &subject, &ask, true) };
@@ -574,6 +577,7 @@ impl Core {
             region: self.region(call),
             asked: (0, 0),
             texts: Texts::default(),
+            digest: None,
         };
         !self.opinion(now, subject, &ask, None).refusals.is_empty()
     }
@@ -635,6 +639,7 @@ impl Core {
             region: self.region(call),
             asked: (0, 0),
             texts: Texts::default(),
+            digest: None,
         };
         let settled = Some(ReasonCode::DECISION_TIMEOUT);
         let seen = Seen { settled, ..self.seen(now, &subject, &ask, false) };
@@ -770,16 +775,51 @@ impl Core {
         Some(Objection::block(code, Some(&in_usd.key.budget), why))
     }
 
-    /// An approval of exactly this request that is still good.
+    /// An approval of this request, or of its kind, that is still good.
     fn approval_for(&self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Option<String> {
         let mut approvals = self.ledger.approvals().peekable();
         approvals.peek()?;
-        let request = binding(subject, ask.call);
+        let (request, kind) = (self.request_digest(subject, ask), kind_digest(subject, ask.call));
         let cost = ask.estimate.worst_nano_usd?;
-        let good = |it: &&crate::approval::Approval| {
-            it.request == request && it.expires_unix_ns > now.unix_ns && it.ceiling_nano_usd >= cost
+        let good = |it: &&Approval| {
+            let meant = match it.scope {
+                Scope::Request => request.as_ref(),
+                Scope::Kind => Some(&kind),
+            };
+            meant == Some(&it.request)
+                && it.expires_unix_ns > now.unix_ns
+                && it.ceiling_nano_usd >= cost
         };
         approvals.find(good).map(|it| it.id.clone())
+    }
+
+    /// Notes a request that a human may approve: under what name.
+    fn await_human(&mut self, subject: &Subject, ask: &Ask<'_>) -> String {
+        let (request, kind) = (self.request_digest(subject, ask), kind_digest(subject, ask.call));
+        let waiting = Waiting {
+            involved: involved(subject, &self.settings),
+            kind: kind.clone(),
+            is_known: request.is_some(),
+            worst_nano_usd: ask.estimate.worst_nano_usd,
+        };
+        let request = request.unwrap_or(kind);
+        self.await_approval(&subject.facts.owner(), &request, waiting);
+        request
+    }
+
+    /// What a request is known again by: who asks whom, and all that it says. None where not all of it was read.
+    fn request_digest(&self, subject: &Subject, ask: &Ask<'_>) -> Option<String> {
+        let body = ask.digest.filter(|_| ask.readable)?;
+        // Any length of key will do.
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.approvals_key).ok()?;
+        let Call { method, path, server_address, .. } = ask.call;
+        let kind = kind_digest(subject, ask.call);
+        for text in [Some(&kind), method.as_ref(), server_address.as_ref(), path.as_ref()] {
+            let text = text.map_or("", String::as_str);
+            mac.update(&(text.len() as u64).to_be_bytes());
+            mac.update(text.as_bytes());
+        }
+        Some(hex(&mac.chain_update(body).finalize().into_bytes()))
     }
 }
 
@@ -815,8 +855,8 @@ fn unread_objection(ask: &Ask<'_>, demands: &[Demand]) -> Option<Objection> {
     Some(Objection::block(code, Some(&first.key.budget), why))
 }
 
-/// What an approval of a request is bound to.
-fn binding(subject: &Subject, call: &Call) -> String {
+/// What an approval of a kind of request is bound to: who asks whom, and for which model.
+fn kind_digest(subject: &Subject, call: &Call) -> String {
     let who = &subject.identity.attribution;
     let mut hash = Sha256::new();
     let chain = who.chain.join("\n");

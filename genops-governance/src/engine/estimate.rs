@@ -32,6 +32,8 @@ pub(super) struct Ask<'a> {
     pub(super) asked: (u64, u64),
     /// What it says, where that is to be kept.
     pub(super) texts: Texts,
+    /// SHA-256 over its body, where an approval may ask for it.
+    pub(super) digest: Option<[u8; 32]>,
 }
 
 /// Most that a request can use.

@@ -234,6 +234,7 @@ impl Core {
             region: self.region(call),
             asked: (0, 0),
             texts: Texts::default(),
+            digest: None,
         }
     }
 
