@@ -13,6 +13,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::commands::{approve, budget, check, conformance, doctor, explain, policy, run, unpin};
 use crate::config::LoadError;
+use crate::discovery::Inspect;
+use crate::run::ReadMemory;
 use crate::{evidence, guard, record, replay, top};
 
 /// Governs the AI calls of a host's unmodified programs.
@@ -51,6 +53,12 @@ enum Command {
     /// Apply the hold's deadline when the agent cannot; started by the agent
     #[command(hide = true)]
     Guard(guard::Guard),
+    /// Look into files for places of probes; started by the agent
+    #[command(hide = true)]
+    Inspect(Inspect),
+    /// Write memory of another process to the standard output; started by the agent
+    #[command(hide = true)]
+    ReadMemory(ReadMemory),
 }
 
 /// How a result is printed where a script may read it.
@@ -96,6 +104,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Approve(it) => it.run(),
         Command::Explain(it) => it.run(),
         Command::Guard(it) => it.run().map_err(Failure::run),
+        Command::Inspect(it) => it.run().map_err(Failure::run),
+        Command::ReadMemory(it) => it.run().map_err(Failure::run),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,8 @@
 //! attached at start; each program that starts is looked at a few times, as its libraries are mapped
 //! a moment after it starts; and everything is looked at again from time to time (`dlopen`).
 
+mod inspect;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
@@ -15,9 +17,15 @@ use std::{
 };
 
 use crate::{
-    kernel::{Probes, attach::FileId},
-    runtimes::{Role, Runtime, runtime_of},
+    kernel::{
+        Probes,
+        attach::{AttachError, FileId},
+    },
+    runtimes::{Role, runtime_of},
 };
+use inspect::{Found, Inspector};
+
+pub(crate) use inspect::Inspect;
 
 /// When a program that has started is looked at, counted from its start.
 const LOOKS: [Duration; 5] = [
@@ -83,6 +91,7 @@ pub(crate) struct Mapped {
 /// Finds files and attaches probes in them, on a thread of its own.
 pub(crate) struct Discovery {
     probes: Probes,
+    inspector: Inspector,
     /// Files that were found to be something else, or that could not be attached.
     refused: HashSet<FileId>,
     /// Files with probes, and when a process was last seen to map them. Those of the standard
@@ -98,6 +107,7 @@ impl Discovery {
     pub(crate) fn new(probes: Probes) -> Self {
         Self {
             probes,
+            inspector: Inspector::default(),
             refused: HashSet::new(),
             used: HashMap::new(),
             kernel_refused: None,
@@ -163,9 +173,7 @@ impl Discovery {
 
     fn process(&mut self, pid: u32, tell: &mut impl FnMut(Finding)) {
         for mapped in mapped_runtimes(pid) {
-            if let Some(reached) = reach(pid, &mapped) {
-                self.file(mapped, &reached, Some(Instant::now()), tell);
-            }
+            self.file(mapped, Some(pid), tell);
         }
     }
 
@@ -179,63 +187,55 @@ impl Discovery {
             if runtime_of(role, &path).is_some()
                 && let Some(file) = file_id(&path)
             {
-                self.file(Mapped { role, file, path: path.clone() }, &path, None, tell);
+                self.file(Mapped { role, file, path }, None, tell);
             }
         }
     }
 
-    /// Attaches the probes of one file, once. `path` is how we reach it.
-    fn file(
-        &mut self,
-        mapped: Mapped,
-        path: &Path,
-        seen: Option<Instant>,
-        tell: &mut impl FnMut(Finding),
-    ) {
-        let Mapped { role, file, path: shown } = mapped;
-        if let Some(used) = self.used.get_mut(&file) {
+    /// Attaches the probes of one file, once. `pid`: the process that maps it; none for one of the host's own.
+    fn file(&mut self, mapped: Mapped, pid: Option<u32>, tell: &mut impl FnMut(Finding)) {
+        let seen = pid.map(|_| Instant::now());
+        if let Some(used) = self.used.get_mut(&mapped.file) {
             if used.is_some() {
                 *used = seen;
             }
             return;
         }
-        if self.refused.contains(&file) {
+        if self.refused.contains(&mapped.file) {
             return;
         }
-        let Some(runtime) = runtime_of(role, &shown) else { return };
-        let attached = self.attach(runtime, file, path);
+        let attached = match self.inspector.look(pid, &mapped) {
+            Found::Points(_, points) if points.is_empty() => Ok(false),
+            Found::Points(path, points) => {
+                let attached = self.probes.attach(mapped.file, &path, &points);
+                if attached.is_err() && !path.exists() {
+                    return;
+                }
+                attached.map(|()| true).map_err(|error| self.refuses(&error))
+            }
+            Found::Unusable(why) => Err(why),
+            Found::Endless(error) => return tell(Finding::Failed { path: mapped.path, error }),
+            // Its process ended meanwhile; the next one, or the next look, will tell.
+            Found::Gone | Found::Later => return,
+        };
         if matches!(attached, Ok(true)) {
-            self.used.insert(file, seen);
+            self.used.insert(mapped.file, seen);
             return tell(Finding::Attached);
-        }
-        if attached.is_err() && !path.exists() {
-            return; // its process ended meanwhile; the next one is looked at again
         }
         if self.refused.len() >= REFUSED_LIMIT {
             self.refused.clear();
         }
-        self.refused.insert(file);
+        self.refused.insert(mapped.file);
         if let Err(error) = attached {
-            tell(Finding::Failed { path: shown, error });
+            tell(Finding::Failed { path: mapped.path, error });
         }
     }
 
-    /// Whether the file has places for probes.
-    ///
-    /// # Errors
-    ///
-    /// What the file is not, or what the kernel refused.
-    fn attach(&mut self, runtime: &Runtime, file: FileId, path: &Path) -> Result<bool, String> {
-        let points = (runtime.probe_points)(path).map_err(|error| error.to_string())?;
-        if points.is_empty() {
-            return Ok(false);
-        }
-        let attached = self.probes.attach(file, path, &points);
-        attached.map(|()| true).map_err(|error| {
-            let error = error.to_string();
-            self.kernel_refused.get_or_insert_with(|| error.clone());
-            error
-        })
+    /// The kernel refused a probe.
+    fn refuses(&mut self, error: &AttachError) -> String {
+        let error = error.to_string();
+        self.kernel_refused.get_or_insert_with(|| error.clone());
+        error
     }
 
     fn detach_unused(&mut self, tell: &mut impl FnMut(Finding)) {
@@ -285,7 +285,8 @@ pub(crate) fn pids() -> impl Iterator<Item = u32> {
         .filter(move |&pid| pid != own)
 }
 
-/// The files that a process maps and that may be, or hold, TLS libraries.
+/// The files that a process maps and that may be, or hold, TLS libraries. Touches none of them: their file system may
+/// never answer.
 pub(crate) fn mapped_runtimes(pid: u32) -> BTreeSet<Mapped> {
     let path = format!("/proc/{pid}/maps");
     let Ok(file) = fs::File::open(path) else { return BTreeSet::new() };
@@ -293,15 +294,32 @@ pub(crate) fn mapped_runtimes(pid: u32) -> BTreeSet<Mapped> {
     // A map that is not text, or ends while it is read, gives what was read so far.
     let _partial =
         std::io::Read::read_to_string(&mut std::io::Read::take(file, MAPS_LIMIT), &mut text);
-    text.lines().filter_map(mapped_library).chain(executable(pid)).collect()
+    let executable = fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let executable = executable.and_then(|it| executable_in(&text, it));
+    text.lines().filter_map(mapped_library).chain(executable).collect()
 }
 
-/// The program that a process runs.
-fn executable(pid: u32) -> Option<Mapped> {
-    let link = PathBuf::from(format!("/proc/{pid}/exe"));
-    let path = fs::read_link(&link).ok()?;
+/// The program that a process runs, of this path, as its map has it.
+fn executable_in(maps: &str, path: PathBuf) -> Option<Mapped> {
     runtime_of(Role::Executable, &path)?;
-    Some(Mapped { role: Role::Executable, file: file_id(&link)?, path })
+    let shown = path.to_str()?;
+    let file = maps.lines().find_map(|line| {
+        let at = line.find('/')?;
+        let (fields, name) = line.split_at_checked(at)?;
+        file_of(fields).filter(|_| name == shown)
+    })?;
+    Some(Mapped { role: Role::Executable, file, path })
+}
+
+/// Device and inode, of the fields before the path.
+fn file_of(fields: &str) -> Option<FileId> {
+    let mut fields = fields.split_ascii_whitespace();
+    let (major, minor) = fields.nth(3)?.split_once(':')?;
+    let number = |text| u32::from_str_radix(text, 16).ok();
+    Some(FileId {
+        device: rustix::fs::makedev(number(major)?, number(minor)?),
+        inode: fields.next()?.parse().ok()?,
+    })
 }
 
 /// One line of `/proc/PID/maps` (`proc_pid_maps(5)`):
@@ -312,13 +330,7 @@ fn mapped_library(line: &str) -> Option<Mapped> {
     let (fields, path) = line.split_at_checked(at)?;
     let path = Path::new(path.strip_suffix(" (deleted)").unwrap_or(path));
     runtime_of(Role::Library, path)?;
-    let mut fields = fields.split_ascii_whitespace();
-    let (major, minor) = fields.nth(3)?.split_once(':')?;
-    let number = |text| u32::from_str_radix(text, 16).ok();
-    let file = FileId {
-        device: rustix::fs::makedev(number(major)?, number(minor)?),
-        inode: fields.next()?.parse().ok()?,
-    };
+    let file = file_of(fields)?;
     Some(Mapped { role: Role::Library, file, path: path.to_owned() })
 }
 

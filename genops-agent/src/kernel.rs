@@ -322,6 +322,11 @@ impl Maps {
         self.conns.iter().flatten().collect()
     }
 
+    /// Position after the last byte that a TLS object's library has taken; none where the object is gone.
+    pub(crate) fn taken_to(&self, key: &ConnKey) -> Option<u64> {
+        self.conns.get(key, 0).ok().map(|it| it.egress_offset)
+    }
+
     /// The server name of a connection, where the program gave one.
     pub(crate) fn server_name(&self, conn: u64) -> Option<String> {
         let name = self.names.get(&conn, 0).ok()?;

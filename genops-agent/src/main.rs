@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod aside;
 mod cli;
 mod clock;
 mod commands;

@@ -12,6 +12,7 @@ mod coverage;
 mod enforcer;
 mod lineage;
 mod names;
+mod pages;
 mod questions;
 mod rewrites;
 mod standing;
@@ -37,6 +38,8 @@ use crate::{
     recording::Direction,
     render::Output,
 };
+pub(crate) use pages::ReadMemory;
+
 use agent::Agent;
 use capture::{Capture, Purpose, Woken, signals};
 
@@ -90,6 +93,7 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
             Woken::Stop => break,
         }
         work_off(&mut agent, &mut capture, AT_A_STRETCH);
+        agent.take_pages(&mut capture.maps);
         agent.tick(&mut capture);
     }
     work_off(&mut agent, &mut capture, AT_THE_END);

@@ -329,6 +329,14 @@ pub struct Unexplained {
     pub reason: u32,
     /// Thread-group id in the initial pid namespace.
     pub tgid: u32,
+    /// Where in the program's memory a write begins that could not be read; otherwise 0.
+    pub address: u64,
+    /// Position of the first byte of that write, which ends at `seen_to`.
+    pub from: u64,
+    /// [`Hold::round`] of that write.
+    pub round: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// A process began to run a program, or ended.
@@ -869,7 +877,7 @@ layout! {
     Cursor = 32,
     Sock = 128,
     Usage = 24,
-    Unexplained = 48,
+    Unexplained = 72,
     AddressKey = 20,
     TieKey = 32,
     DeniedKey = 8,
@@ -895,6 +903,43 @@ pub fn close_inherited() {
     // SAFETY: the arguments are those of close_range(2), and no descriptor from 3 on has an owner here.
     let _closed =
         unsafe { syscall(CLOSE_RANGE, 3 as core::ffi::c_uint, core::ffi::c_uint::MAX, 0) };
+}
+
+/// Reads memory of another process into all of `into`; false where it can't be read. `process_vm_readv(2)`: unlike
+/// `/proc/PID/mem`, it does not keep the lock of that memory while it waits for a page, which probes need to be detached.
+#[cfg(feature = "user")]
+#[allow(unsafe_code, reason = "a system call that writes into a slice which it is given whole")]
+pub fn read_memory(pid: u32, address: u64, into: &mut [u8]) -> bool {
+    unsafe extern "C" {
+        fn syscall(number: core::ffi::c_long, ...) -> core::ffi::c_long;
+    }
+    /// `struct iovec` (`include/uapi/linux/uio.h`).
+    #[repr(C)]
+    struct Part {
+        address: u64,
+        len: usize,
+    }
+    /// `process_vm_readv` (`arch/x86/entry/syscalls/syscall_64.tbl`, `include/uapi/asm-generic/unistd.h`).
+    #[cfg(target_arch = "x86_64")]
+    const PROCESS_VM_READV: core::ffi::c_long = 310;
+    #[cfg(not(target_arch = "x86_64"))]
+    const PROCESS_VM_READV: core::ffi::c_long = 270;
+    let local = Part { address: into.as_mut_ptr() as u64, len: into.len() };
+    let remote = Part { address, len: into.len() };
+    // SAFETY: the kernel writes at most `len` bytes from `as_mut_ptr` on, which are the slice's own, and reads the two
+    // parts, which live until it returns. The other address is another process's: the kernel checks it.
+    let count = unsafe {
+        syscall(
+            PROCESS_VM_READV,
+            core::ffi::c_long::from(pid.cast_signed()),
+            &raw const local,
+            1 as core::ffi::c_ulong,
+            &raw const remote,
+            1 as core::ffi::c_ulong,
+            0 as core::ffi::c_ulong,
+        )
+    };
+    usize::try_from(count).is_ok_and(|it| it == into.len())
 }
 
 #[cfg(test)]

@@ -109,17 +109,39 @@ fn verdict_of(id: u64) -> Verdict {
     unsafe { VERDICTS.get(id).map_or(Verdict { released_to: 0, denied: 0, round: 0 }, |it| *it) }
 }
 
-/// Plaintext of the write that was armed last could not be read, or (0) is read by now.
+/// Plaintext of the write that was armed last could not be read: at `address` in the program's memory, from position
+/// `from` on.
 #[inline(always)]
-pub(crate) fn set_unread(id: u64, tgid: u32, reason: u32) {
+pub(crate) fn set_unread(id: u64, tgid: u32, reason: u32, address: u64, from: u64) {
     let Some(hold) = HOLDS.get_ptr_mut(id) else { return };
     // SAFETY: an element of the map, alive while this program runs.
-    let seen_to = unsafe {
+    let (seen_to, round) = unsafe {
         (*hold).unread = reason;
-        (*hold).armed_to
+        ((*hold).armed_to, (*hold).round)
     };
-    if reason != 0 {
-        report_unexplained(id, tgid, unexplained::WAITS, reason, seen_to, 0);
+    report_unread(&Unexplained {
+        kind: kind::UNEXPLAINED,
+        state: unexplained::WAITS,
+        conn: id,
+        // SAFETY: a helper without arguments.
+        at_mono_ns: unsafe { bpf_ktime_get_ns() },
+        seen_to,
+        bytes: 0,
+        reason,
+        tgid,
+        address,
+        from,
+        round,
+        reserved: 0,
+    });
+}
+
+/// Plaintext that could not be read is read by now.
+#[inline(always)]
+pub(crate) fn set_read(id: u64) {
+    if let Some(hold) = HOLDS.get_ptr_mut(id) {
+        // SAFETY: an element of the map, alive while this program runs.
+        unsafe { (*hold).unread = 0 };
     }
 }
 
@@ -260,11 +282,7 @@ pub(crate) fn unexplained_may_leave(sock: *mut Sock, id: u64, settings: &Setting
 
 #[inline(always)]
 fn report_unexplained(conn: u64, tgid: u32, state: u32, reason: u32, seen_to: u64, bytes: u32) {
-    let Some(mut entry) = EVENTS.reserve::<Unexplained>(0) else {
-        count_loss(loss::RING_FULL_RECORDS, 1);
-        return;
-    };
-    entry.write(Unexplained {
+    report_unread(&Unexplained {
         kind: kind::UNEXPLAINED,
         state,
         conn,
@@ -274,7 +292,20 @@ fn report_unexplained(conn: u64, tgid: u32, state: u32, reason: u32, seen_to: u6
         bytes: u64::from(bytes),
         reason,
         tgid,
+        address: 0,
+        from: 0,
+        round: 0,
+        reserved: 0,
     });
+}
+
+#[inline(always)]
+fn report_unread(found: &Unexplained) {
+    let Some(mut entry) = EVENTS.reserve::<Unexplained>(0) else {
+        count_loss(loss::RING_FULL_RECORDS, 1);
+        return;
+    };
+    entry.write(*found);
     entry.submit(wake(true));
 }
 

@@ -27,7 +27,7 @@ use crate::{
     classify,
     egress::{APPLICATION_DATA, HANDSHAKE},
     emit::emit_call,
-    hold::{arm, is_closed, is_held, set_unread},
+    hold::{arm, is_closed, is_held, set_read, set_unread},
     lineage,
     maps::{
         CALLS, CONNS, Call, EMPTY_SCRATCH, EVENTS, MARK_LIFETIME_NS, MARKS, Mark, NAMES, OTHERS,
@@ -125,7 +125,7 @@ pub(crate) fn ssl_write_ret(ctx: ProbeContext) -> u32 {
                 (*conn).id
             };
             if call.unread != 0 {
-                read_again(id, key.tgid, &call, count);
+                read_again(id, &call, count);
             }
         }
     }
@@ -134,9 +134,9 @@ pub(crate) fn ssl_write_ret(ctx: ProbeContext) -> u32 {
 
 /// What could not be read when it was written: the library has touched it since.
 #[inline(always)]
-fn read_again(id: u64, tgid: u32, call: &Call, count: u64) {
+fn read_again(id: u64, call: &Call, count: u64) {
     if count > 0 && emit_call(id, call.unread >> 1, call.buffer, call.offset, count) == 0 {
-        set_unread(id, tgid, 0);
+        set_read(id);
     }
 }
 
@@ -341,7 +341,7 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
         call.offset = offset;
         call.unread = kind << 1 | 1;
         if held {
-            set_unread(id, key.tgid, lost as u32);
+            set_unread(id, key.tgid, lost as u32, buffer, offset);
         }
     }
     call_begins(&call);

@@ -4,6 +4,7 @@
     early    a write of another model before the handshake is over, which OpenSSL does not take
     rewrite  the same, and the same bytes again once it is
     mapped   from the pages of a file that the process has not touched
+    long     the same, longer than the socket takes at once
     bio      OpenSSL's BIO interface: no call of SSL_write
     child    a forked child goes on with its parent's TLS object, ten bytes first
 """
@@ -20,15 +21,17 @@ import tempfile
 HOST = "api.openai.com"
 
 
-def request(model):
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]}).encode()
+def request(model, text="Hello"):
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": text}]}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def connect():
-    context = ssl.create_default_context()
-    return context.wrap_socket(socket.create_connection((HOST, 443), timeout=20), server_hostname=HOST)
+def connect(room=None):
+    plain = socket.create_connection((HOST, 443), timeout=20)
+    if room:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+    return ssl.create_default_context().wrap_socket(plain, server_hostname=HOST)
 
 
 class Memory:
@@ -86,14 +89,18 @@ def early(model, first=None):
     return memory.call(real)
 
 
-def mapped(model):
-    data = request(model)
+def long(model):
+    return mapped(model, "Hello" * 100_000, 16 << 10)
+
+
+def mapped(model, text="Hello", room=None):
+    data = request(model, text)
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
-        connection = connect()
+        connection = connect(room)
         pages = mmap.mmap(file.fileno(), len(data), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-        connection.send(memoryview(pages))
+        connection.sendall(pages)
         return connection.recv(65536)
 
 
@@ -134,6 +141,7 @@ WAYS = {
     "early": early,
     "rewrite": lambda model: early(model, first=model),
     "mapped": mapped,
+    "long": long,
     "bio": bio,
     "child": child,
 }

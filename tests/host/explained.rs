@@ -1,8 +1,11 @@
 //! A socket sends what released plaintext explains, whichever way a program sends it.
 
-use std::time::Duration;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use genops_tests::agent::Agent;
 use genops_tests::clients::{Finished, Stage, python, run, script};
 use genops_tests::patience::scaled;
@@ -48,7 +51,7 @@ fn what_is_read_is_decided_however_it_is_sent() -> anyhow::Result<()> {
     }
     let agent = Agent::start(&configuration("block"))?;
     let stage = Stage::new()?;
-    for way in ["pieces", "mapped", "rewrite"] {
+    for way in ["pieces", "mapped", "long", "rewrite"] {
         let allowed = send(&stage, way, ALLOWED)?;
         let units = said(&agent, allowed.pid, 1)?;
         let results: Vec<_> = units.iter().map(|it| text(it, "genops.policy.result")).collect();
@@ -61,6 +64,48 @@ fn what_is_read_is_decided_however_it_is_sent() -> anyhow::Result<()> {
         ensure!(codes == [Some("POLICY_DENY_MODEL")], "{way}: {units:#?}");
         ensure!(arrived(&stage) == before, "{way}: {:?}", arrived(&stage));
     }
+    Ok(())
+}
+
+/// A request whose memory lies in a file of which no page ever comes keeps nobody from anything: not others' requests, and
+/// not the agent's end.
+#[test]
+#[expect(clippy::print_stdout, reason = "a test says why it was skipped")]
+fn a_page_that_never_comes_delays_nobody() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    if !Path::new("/dev/fuse").exists() {
+        println!("skipped: there is no /dev/fuse");
+        return Ok(());
+    }
+    let mut agent = Agent::start(&configuration("block"))?;
+    let stage = Stage::new()?;
+    let mut client = stage.command(python()?);
+    client.arg(script("pages.py")).arg(stage.hosts().with_file_name("pages"));
+    let mut waiting = client.stdin(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    let out = waiting.stdout.take().context("its output")?;
+    BufReader::new(out).read_line(&mut line)?;
+    ensure!(line.trim() == "writes", "the client could not begin: {line:?}");
+    let deadline = scaled(Duration::from_millis(500));
+    // Before, at and after its deadline.
+    for _ in 0..6 {
+        let begun = Instant::now();
+        let other = send(&stage, "pieces", ALLOWED)?;
+        let took = begun.elapsed();
+        let units = said(&agent, other.pid, 1)?;
+        let results: Vec<_> = units.iter().map(|it| text(it, "genops.policy.result")).collect();
+        ensure!(results == [Some("ALLOWED")], "beside a page that never comes: {units:#?}");
+        ensure!(took < deadline * 4, "it took {took:?} beside a page that never comes");
+    }
+    let begun = Instant::now();
+    agent.stop()?;
+    let took = begun.elapsed();
+    drop(waiting.stdin.take());
+    waiting.kill()?;
+    waiting.wait()?;
+    ensure!(took < scaled(Duration::from_secs(5)), "the agent took {took:?} to end");
     Ok(())
 }
 

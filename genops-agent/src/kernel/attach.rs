@@ -32,6 +32,11 @@ pub(super) const UPROBES: [&str; 10] = [
     "empty",
 ];
 
+/// The program of that name.
+pub(crate) fn program_named(name: &str) -> Option<&'static str> {
+    UPROBES.into_iter().find(|it| *it == name)
+}
+
 /// Device and inode: a uprobe belongs to a file, whatever paths lead to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct FileId {

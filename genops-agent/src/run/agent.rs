@@ -4,8 +4,9 @@ use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Du
 
 use anyhow::{Context as _, Result};
 use genops_ebpf_common::{
-    ConnKey, Contact, DATA_DENIED, DATA_FIRST, DATA_HELD, Data, EGRESS, Fork, Join, Open, Payload,
-    Process, Record, Released, TimedOut, Unexplained, contact, origin, unexplained,
+    ConnKey, Contact, DATA_DENIED, DATA_FIRST, DATA_HELD, Data, EGRESS, Fork, Join, Open,
+    PIECE_LEN, Payload, Process, Record, Released, TimedOut, Unexplained, contact, kind, origin,
+    unexplained,
 };
 use genops_governance::{
     Awu, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Effect, Engine, HoldLevel, Ledger,
@@ -23,6 +24,7 @@ use super::{
     hold_deadline, kernel_settings,
     lineage::Lineages,
     ns,
+    pages::{self, Pages, Want},
     rewrites::{Compared, Rewrites},
     standing::Standing,
 };
@@ -111,6 +113,7 @@ pub(super) struct Agent {
     standing: Standing,
     coverage: Coverage,
     rewrites: Rewrites,
+    pages: Pages,
     unexplained_units: u64,
     /// Units of what nothing explains whose effect is not told yet, with the connection that carried it.
     unread_units: HashMap<u64, u64>,
@@ -230,6 +233,7 @@ impl Agent {
             standing: Standing::default(),
             coverage: Coverage::default(),
             rewrites: Rewrites::default(),
+            pages: Pages::default(),
             unexplained_units: 0,
             unread_units: HashMap::new(),
             identities,
@@ -361,6 +365,9 @@ impl Agent {
         }
         until = until.min(self.enforcer.next_deadline().unwrap_or(u64::MAX));
         until = until.min(self.enforcer.next_effect().unwrap_or(u64::MAX));
+        if !self.pages.is_empty() {
+            until = until.min(now.saturating_add(ns(pages::LOOK_EVERY)));
+        }
         Duration::from_nanos(until.saturating_sub(now))
     }
 
@@ -888,6 +895,9 @@ impl Agent {
             return self.note_unexplained(maps, conn, tgid, reason, state == unexplained::STOPPED);
         }
         self.enforcer.waits_unexplained(conn, at_mono_ns);
+        if found.address != 0 {
+            self.read_pages(found);
+        }
         let Some(live) = self.conns.get(&conn) else { return };
         let known = self.processes.get(&live.tgid).map(|it| it.key);
         let provider = self.providers.name(live.provider).unwrap_or_default();
@@ -895,6 +905,52 @@ impl Agent {
             // Whatever it says, it may not go there.
             self.note_unexplained(maps, conn, tgid, reason, true);
         }
+    }
+
+    /// Has a write read that the probe could not read, until its deadline.
+    fn read_pages(&mut self, found: &Unexplained) {
+        let Unexplained { conn, tgid, at_mono_ns, seen_to, address, from, round, .. } = *found;
+        let Some(facts) = self.processes.get(&tgid).and_then(|it| self.engine.facts(it.key)) else {
+            return;
+        };
+        let user = facts.owner();
+        let want = Want { conn, tgid, address, from, to: seen_to, round, at_mono_ns };
+        let until = at_mono_ns.saturating_add(ns(hold_deadline(&self.config)));
+        let limit = self.config.capture.message_limit_bytes;
+        self.pages.want(want, user, limit, until);
+    }
+
+    /// Takes what was read of writes that are still going on: of another one, the probe at its end has reported what the
+    /// library took, or could not.
+    pub(super) fn take_pages(&mut self, maps: &mut Maps) {
+        let done = self.pages.done(clock::mono_ns());
+        if done.is_empty() {
+            return;
+        }
+        for (want, bytes) in done {
+            let tls = self.conns.get(&want.conn).and_then(|it| it.tls);
+            if tls.and_then(|it| maps.taken_to(&it)) != Some(want.from) {
+                continue;
+            }
+            let mut at = want.from;
+            for piece in bytes.chunks(PIECE_LEN) {
+                let first = if at == want.from { DATA_FIRST } else { 0 };
+                let data = Data {
+                    kind: kind::DATA,
+                    direction: EGRESS,
+                    flags: DATA_HELD | first,
+                    round: u16::try_from(want.round & 0xffff).unwrap_or_default(),
+                    at_mono_ns: want.at_mono_ns,
+                    conn: want.conn,
+                    offset: at,
+                    tgid: want.tgid,
+                    captured_len: u32::try_from(piece.len()).unwrap_or_default(),
+                };
+                self.data(maps, &data, Payload(piece));
+                at = at.saturating_add(piece.len() as u64);
+            }
+        }
+        self.settle(maps);
     }
 
     /// What no plaintext explains was stopped for good, or let go, and is a unit of its own.
