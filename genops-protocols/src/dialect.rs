@@ -238,6 +238,7 @@ pub(crate) fn percent_decode(segment: &str) -> String {
         let hex = (byte == b'%')
             .then(|| segment.get(at + 1..at + 3))
             .flatten()
+            .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
             .and_then(|digits| u8::from_str_radix(digits, 16).ok());
         out.push(hex.unwrap_or(byte));
         at += if hex.is_some() { 3 } else { 1 };

@@ -49,6 +49,8 @@ pub(crate) struct Head {
     pub(crate) coding: Option<Coding>,
     pub(crate) upgrade: Option<String>,
     pub(crate) websocket_deflate: bool,
+    /// Bytes of body that a field announces.
+    pub(crate) content_length: Option<u64>,
     pub(crate) session: Option<String>,
     pub(crate) protocol_version: Option<String>,
     pub(crate) rpc_method: Option<String>,
@@ -75,15 +77,24 @@ impl Head {
 
     /// Takes one field; `name` in any case.
     pub(crate) fn field(&mut self, name: &[u8], value: &[u8]) {
-        let mut lower = [0_u8; 40];
+        let mut lower = [0_u8; 48];
         let Some(lower) = lower.get_mut(..name.len()) else { return };
         lower.copy_from_slice(name);
         lower.make_ascii_lowercase();
+        if lower.contains(&b'_') {
+            // Gateways that hand fields on as variables do not tell the two characters apart.
+            lower.iter_mut().filter(|byte| **byte == b'_').for_each(|byte| *byte = b'-');
+            self.malformed |= matters(lower);
+            return;
+        }
+        let long = value.len() > Self::VALUE_LIMIT && lower != b":path";
+        self.malformed |= long && matters(lower);
         let Ok(value) = std::str::from_utf8(value) else {
             self.malformed |= matters(lower);
             return;
         };
-        let value = value.trim();
+        // No other white space is any (RFC 9110 §5.6.3).
+        let value = value.trim_matches([' ', '\t']);
         let text = || (value.len() <= Self::VALUE_LIMIT).then(|| value.to_owned());
         match &*lower {
             b"host" | b":authority" => self.name(value),
@@ -112,7 +123,23 @@ impl Head {
             b"x-http-method-override" | b"x-http-method" | b"x-method-override" => {
                 self.malformed = true;
             }
-            b"upgrade" => self.upgrade = text(),
+            b"upgrade" => {
+                self.malformed |= self.upgrade.is_some();
+                self.upgrade = text();
+            }
+            b"content-length" => {
+                let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+                let length = value.parse().ok().filter(|_| digits);
+                self.malformed |= length.is_none() || self.content_length.is_some();
+                self.content_length = length;
+            }
+            // Whoever passes a message on drops what is named here (RFC 9110 §7.6.1).
+            b"connection" => {
+                let names = value.split(',').map(|name| name.trim().to_ascii_lowercase());
+                let of_hop = |name: &String| name != "upgrade";
+                self.malformed |= names.filter(of_hop).any(|name| matters(name.as_bytes()));
+            }
+            b"expect" => self.malformed |= !value.eq_ignore_ascii_case("100-continue"),
             b"sec-websocket-extensions" => {
                 self.websocket_deflate = value.contains("permessage-deflate");
             }
@@ -141,6 +168,7 @@ impl Head {
     fn name(&mut self, name: &str) {
         /// Names kept; more are a fault all the same.
         const LIMIT: usize = 8;
+        self.malformed |= !name.is_empty() && !is_authority(name);
         match &self.authority {
             None if name.len() <= Self::VALUE_LIMIT => self.authority = Some(name.to_owned()),
             Some(known) if known.eq_ignore_ascii_case(name) => {}
@@ -176,7 +204,60 @@ fn matters(name: &[u8]) -> bool {
             | b"content-length"
             | b"transfer-encoding"
             | b"upgrade"
+            | b"expect"
+            | b"x-http-method-override"
+            | b"x-http-method"
+            | b"x-method-override"
     )
+}
+
+/// A host and perhaps a port, and nothing else (RFC 9110 §7.2): no user, no list, no blank.
+fn is_authority(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (text, ""),
+    };
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let of_address = |byte: u8| byte.is_ascii_hexdigit() || b":.".contains(&byte);
+    let host_fits = match address {
+        Some(address) => !address.is_empty() && address.bytes().all(of_address),
+        None => !host.is_empty() && host.bytes().all(of_name),
+    };
+    host_fits && port.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// A target that not every server reads in the same way: in none of the forms of [RFC 9112 §3.2][rfc],
+/// or with characters that no path has. A query may hold what it likes but the start of a fragment.
+///
+/// [rfc]: https://www.rfc-editor.org/rfc/rfc9112#section-3.2
+fn is_odd_target(method: &str, target: &str) -> bool {
+    match (method, target) {
+        ("CONNECT", _) if !target.starts_with('/') => return !is_authority(target),
+        ("OPTIONS", "*") => return false,
+        _ => {}
+    }
+    let (authority, rest) = match absolute_form(target) {
+        Some((authority, rest)) => (Some(authority), rest),
+        None => (None, target),
+    };
+    let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let of_path =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/%[]|".contains(&byte);
+    let rooted = path.starts_with('/') || path.is_empty() && authority.is_some();
+    !rooted
+        || authority.is_some_and(|authority| !is_authority(authority))
+        || !path.bytes().all(of_path)
+        || query.bytes().any(|byte| byte == b'#' || byte.is_ascii_control() || byte == b' ')
+        || query.split('&').any(turns_method)
+}
+
+/// A parameter from which some servers take another method, or fields, than those that were sent.
+fn turns_method(parameter: &str) -> bool {
+    let name = parameter.split('=').next().unwrap_or_default();
+    let name = dialect::percent_decode(name).to_ascii_lowercase();
+    let names = ["$httpmethod", "$httpheaders", "$req", "_method", "x-http-method-override"];
+    names.contains(&name.as_str())
 }
 
 /// What the list of harmless endpoints says of a request, and how it was made.
@@ -191,6 +272,8 @@ struct Manner {
     has_body: bool,
     /// A tunnel through a proxy that is no provider: what goes through it is judged by itself.
     tunnel: bool,
+    /// What it asks for, and where it ends, can be read in two ways.
+    doubtful: bool,
 }
 
 /// One exchange in the making.
@@ -211,6 +294,8 @@ pub(crate) struct Transaction {
     response: Option<Body>,
     start: u64,
     request_body_bytes: u64,
+    /// How many they have to be, as the head says.
+    announced: Option<u64>,
     /// What both bodies hold of the memory that all share.
     memory: Share,
     manner: Manner,
@@ -241,6 +326,7 @@ impl Transaction {
             response: None,
             start,
             request_body_bytes: 0,
+            announced: None,
             memory: Share::default(),
             manner: Manner::default(),
             query_model: None,
@@ -387,9 +473,14 @@ impl Transaction {
         self.call.method.clone_from(&head.method);
         self.locate(head, context);
         self.route(head, context);
-        if head.malformed && self.host_provider.is_some() {
-            self.unreadable(Unreadable::Head);
+        let odd = head.target.as_deref().is_some_and(|target| {
+            is_odd_target(head.method.as_deref().unwrap_or_default(), target)
+        });
+        let known = self.host_provider.is_some() || self.endpoint.is_some();
+        if (head.malformed || odd) && known {
+            self.doubt();
         }
+        self.announced = head.content_length;
         let mcp = head.session.is_some() || head.rpc_method.is_some();
         if self.endpoint.is_none() && mcp {
             self.endpoint = Some(jsonrpc::JsonRpc::named(Kind::Mcp));
@@ -486,7 +577,7 @@ impl Transaction {
         }
         self.certain = host_provider.is_some();
         if path.is_odd() && host_provider.is_some() {
-            self.unreadable(Unreadable::Head);
+            self.doubt();
         }
         let server = self.call.server_address.as_deref();
         let own = |name: Option<&str>| {
@@ -500,13 +591,16 @@ impl Transaction {
                 });
         }
         let query = after_authority.split_once('?').map(|(_, query)| query);
-        let model = query.and_then(query_model);
+        let (model, clear) = query.map_or((None, true), query_model);
         // Only the handshakes take the model from there; elsewhere it would hide the body's.
         if let Some(endpoint) = &mut self.endpoint
             && endpoint.kind != Kind::Inference
             && let Some(model) = &model
         {
             endpoint.model.get_or_insert_with(|| model.clone());
+            if !clear && host_provider.is_some() {
+                self.doubt();
+            }
         }
         let of_path = || {
             let mut named = path.segments().skip_while(|it| !matches!(*it, "models" | "model"));
@@ -516,17 +610,17 @@ impl Transaction {
         self.query_model = model.or_else(of_path);
         let handshake = self.endpoint.as_ref().is_some_and(|it| it.kind == Kind::Management);
         if self.manner.upgrade && !handshake && !self.manner.tunnel && host_provider.is_some() {
-            self.unreadable(Unreadable::Head);
+            self.doubt();
         }
     }
 
     /// Nothing that a model works on, and nothing that could become one: by the list, or as a plain
     /// question.
     fn is_harmless(&self) -> bool {
-        let Manner { listed, safe, upgrade, has_body, tunnel } = self.manner;
+        let Manner { listed, safe, upgrade, has_body, tunnel, doubtful } = self.manner;
         let handshake = self.endpoint.as_ref().is_some_and(|it| it.kind == Kind::Management);
         let plain = safe && !upgrade && !has_body && self.request_body_bytes == 0;
-        let head = self.call.unreadable == Some(Unreadable::Head);
+        let head = doubtful || self.call.unreadable == Some(Unreadable::Head);
         let read = plain || handshake && !has_body || listed == Some(Listed::Harmless);
         tunnel || read && !head && self.call.method.is_some()
     }
@@ -635,6 +729,12 @@ impl Transaction {
         self.unreadable(Unreadable::Gap);
     }
 
+    /// Its head, or where it ends, can be read in two ways: nothing about it is harmless.
+    pub(crate) fn doubt(&mut self) {
+        self.manner.doubtful = true;
+        self.unreadable(Unreadable::Head);
+    }
+
     pub(crate) fn unreadable(&mut self, reason: Unreadable) {
         self.call.unreadable.get_or_insert(reason);
     }
@@ -646,6 +746,11 @@ impl Transaction {
         }
         self.request_ended = true;
         self.request_complete = complete;
+        let bytes = self.request_body_bytes;
+        let whole = complete && self.call.unreadable != Some(Unreadable::Gap);
+        if whole && self.announced.is_some_and(|announced| announced != bytes) {
+            self.doubt();
+        }
         if let Some(body) = &mut self.request {
             body.end(complete);
             let media = body.is_media()
@@ -866,9 +971,17 @@ fn trim_brackets(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-/// The model that a query names.
-fn query_model(query: &str) -> Option<String> {
-    let named = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name));
-    let value = named("model=").or_else(|| named("deployment="))?;
-    Some(dialect::percent_decode(value)).filter(|model| model.len() <= Facts::TEXT_LIMIT)
+/// The model that a query names, and whether every server reads the same one.
+fn query_model(query: &str) -> (Option<String>, bool) {
+    let mut named = query.split('&').filter_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        let name = dialect::percent_decode(name);
+        let wanted = ["model", "deployment"].iter().any(|it| it.eq_ignore_ascii_case(&name));
+        wanted.then_some(value)
+    });
+    let first = named.next();
+    let model = first.map(dialect::percent_decode).filter(|it| it.len() <= Facts::TEXT_LIMIT);
+    let clear = named.next().is_none() && first.is_some() == model.is_some();
+    let clear = clear && !model.as_deref().is_some_and(|it| it.contains([';', '\u{fffd}', '\0']));
+    (model, clear)
 }

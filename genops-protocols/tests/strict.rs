@@ -1,0 +1,162 @@
+//! What a client sends is read in the one way in which it can be read, or said to be unreadable.
+
+use std::sync::Arc;
+
+use genops_protocols::{Connection, ConnectionFacts, Direction, Exchange, Hosts, Request, Sink};
+
+/// Whether each request told can be read, and the model it asks for.
+#[derive(Default)]
+struct Told(Vec<(bool, Option<String>)>);
+
+impl Sink for Told {
+    fn request(&mut self, request: &Request<'_>) {
+        let call = request.call;
+        let read = call.unreadable.is_none() && request.complete;
+        self.0.push((read, call.request_model.clone()));
+    }
+
+    fn exchange(&mut self, _exchange: Exchange) {}
+}
+
+fn connection() -> Connection {
+    let server_name = Some("api.openai.com".to_owned());
+    let facts = ConnectionFacts { server_name, remote: None, from_start: true };
+    Connection::new(facts, Arc::new(Hosts::builtin()))
+}
+
+/// Reads what a client sends, whole and byte by byte: how it was cut must not matter.
+fn told(sent: &[u8]) -> Vec<(bool, Option<String>)> {
+    let read = |size: usize| {
+        let (mut connection, mut told) = (connection(), Told::default());
+        sent.chunks(size).for_each(|piece| {
+            connection.data(1, Direction::Egress, piece, &mut told);
+        });
+        connection.close(2, &mut told);
+        told.0
+    };
+    let whole = read(sent.len());
+    assert_eq!(read(1), whole, "cut into bytes: {}", String::from_utf8_lossy(sent));
+    whole
+}
+
+#[track_caller]
+fn reads(sent: &[u8]) {
+    let told = told(sent);
+    let shown = String::from_utf8_lossy(sent);
+    assert!(!told.is_empty() && told.iter().all(|(read, _)| *read), "{told:?}: {shown}");
+}
+
+#[track_caller]
+fn refuses(sent: &[u8]) {
+    let told = told(sent);
+    let shown = String::from_utf8_lossy(sent);
+    assert!(told.iter().any(|(read, _)| !*read), "{told:?}: {shown}");
+}
+
+const BODY: &str = r#"{"model":"o4-mini","messages":[{"role":"user","content":"tea"}]}"#;
+
+fn head(line: &str, fields: &str, body: &str) -> Vec<u8> {
+    format!("{line}\r\n{fields}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+fn with(fields: &str) -> Vec<u8> {
+    let fields = format!("Host: api.openai.com\r\n{fields}");
+    head("POST /v1/chat/completions HTTP/1.1", &fields, BODY)
+}
+
+fn target(target: &str) -> Vec<u8> {
+    head(&format!("POST {target} HTTP/1.1"), "Host: api.openai.com\r\n", BODY)
+}
+
+fn chunked(body: &str) -> Vec<u8> {
+    let fields = "Host: api.openai.com\r\nTransfer-Encoding: chunked";
+    format!("POST /v1/chat/completions HTTP/1.1\r\n{fields}\r\n\r\n{body}").into_bytes()
+}
+
+#[test]
+fn fields_that_only_some_servers_heed_or_read_otherwise_are_refused() {
+    reads(&with(""));
+    reads(&with("Connection: keep-alive, Upgrade, HTTP2-Settings\r\nTE: trailers\r\n"));
+    reads(&with("Expect: 100-continue\r\nX_Own: 1\r\n"));
+    for odd in [
+        "Connection: close, Content-Length\r\n",
+        "Connection: content-type\r\nContent-Type: application/json\r\n",
+        "Expect: 100-continue, more\r\n",
+        "Expect: 417\r\n",
+        "Content_Length: 3\r\n",
+        "Transfer_Encoding: chunked\r\n",
+        "X_HTTP_Method_Override: DELETE\r\n",
+        "Content-Type:\u{a0}application/json\r\nContent-Type: text/plain\r\n",
+        "Host: api.openai.com\r\n",
+        "Upgrade: h2c\r\nUpgrade: websocket\r\n",
+    ] {
+        refuses(&with(odd));
+    }
+    let padded = format!("Content-Type: text/plain; a={}\r\n", "b".repeat(520));
+    refuses(&with(&padded));
+    let length = BODY.len();
+    for spelt in [
+        format!("{length}\u{a0}"),
+        format!("+{length}"),
+        format!("{length}, {length}"),
+        "0x1".into(),
+    ] {
+        let line = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com";
+        refuses(format!("{line}\r\nContent-Length: {spelt}\r\n\r\n{BODY}").as_bytes());
+    }
+}
+
+#[test]
+fn a_name_of_the_host_is_a_name_and_perhaps_a_port() {
+    let named = |host: &str| head("POST /v1/chat/completions HTTP/1.1", host, BODY);
+    reads(&named("Host: api.openai.com:443\r\n"));
+    reads(&named("Host: API.openai.com.\r\n"));
+    reads(&named("Host: [2001:db8::1]:443\r\n"));
+    for odd in ["me@api.openai.com", "api.openai.com, b", "api.openai.com/x", "a b", "a:b", "[::1"]
+    {
+        refuses(&named(&format!("Host: {odd}\r\n")));
+    }
+}
+
+#[test]
+fn a_target_is_in_one_of_the_forms_that_there_are() {
+    reads(&target("/v1/chat/completions?api-version=1&tag=a|b"));
+    reads(&target("https://api.openai.com/v1/chat/completions"));
+    reads(&target("/v1/%63hat/completions"));
+    for odd in [
+        "/v1/chat/completions#part",
+        "/v1/files#/../chat/completions",
+        "/v1/chat/completions?a#b",
+        "v1/chat/completions",
+        "gopher://api.openai.com/v1/chat/completions",
+        "https:/v1/chat/completions",
+        "http://me@api.openai.com/v1/chat/completions",
+        "/v1/chat/completions\u{e9}",
+        "/v1/chat/completions\"",
+        "/v1/%+5chat/completions",
+        "/v1/chat/completions?%24httpMethod=GET",
+        "/v1/chat/completions?_method=DELETE",
+    ] {
+        refuses(&target(odd));
+    }
+}
+
+#[test]
+fn chunks_end_where_the_grammar_ends_them() {
+    let whole = |size: &str, after: &str| chunked(&format!("{size}\r\n{BODY}\r\n{after}"));
+    let size = format!("{:x}", BODY.len());
+    reads(&whole(&size, "0\r\n\r\n"));
+    reads(&whole(&format!("{size} ; a=b;c"), "00\r\nX-Sum: a b\r\n\r\n"));
+    for odd in [format!("{size} 0"), format!("{size};a=\"b\""), format!("{size}\tx"), "0x40".into()]
+    {
+        refuses(&whole(&odd, "0\r\n\r\n"));
+    }
+    for odd in [
+        "0\r\nno field\r\n\r\n",
+        "0\r\nX: a\r\n b\r\n\r\n",
+        "0\r\n: a\r\n\r\n",
+        "0\r\nX: \0\r\n\r\n",
+    ] {
+        refuses(&whole(&size, odd));
+    }
+}
