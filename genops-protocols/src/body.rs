@@ -104,6 +104,7 @@ impl Body {
         body.parser.facts = Facts::default();
         body.parser.facts.keep_last_type();
         if strict {
+            body.parser.facts.expect_readable_models();
             body.parser.scanner = Scanner::strict(schema, true);
         }
         body
@@ -129,11 +130,13 @@ impl Body {
             if held.is_empty() {
                 return false;
             }
-            self.form = sniff(&self.hints, &held, true).unwrap_or(Form::Opaque);
+            self.form = sniff(&self.hints, &held, true, self.strict).unwrap_or(Form::Opaque);
             self.decoded(without_mark(&self.form, &held));
         }
         self.parser.finish_scan();
-        let sound = matches!(self.form, Form::Json) && self.parser.scanner.is_sound();
+        let sound = matches!(self.form, Form::Json)
+            && self.parser.scanner.is_sound()
+            && !self.parser.facts.is_ambiguous();
         self.parser.scanner.reset();
         self.form = Form::Undecided(Vec::new());
         sound
@@ -323,7 +326,8 @@ impl Body {
                 let room = Self::SNIFF_BYTES.saturating_sub(held.len());
                 let (taken, rest) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
                 held.extend_from_slice(taken);
-                let Some(form) = sniff(&self.hints, held, held.len() >= Self::SNIFF_BYTES) else {
+                let enough = held.len() >= Self::SNIFF_BYTES;
+                let Some(form) = sniff(&self.hints, held, enough, self.strict) else {
                     return;
                 };
                 let held = std::mem::replace(&mut self.form, form);
@@ -389,7 +393,7 @@ impl Body {
         if let Form::Undecided(held) = &self.form {
             let held = held.clone();
             if !held.is_empty() {
-                self.form = sniff(&self.hints, &held, true).unwrap_or(Form::Opaque);
+                self.form = sniff(&self.hints, &held, true, self.strict).unwrap_or(Form::Opaque);
                 self.decoded(without_mark(&self.form, &held));
             }
         }
@@ -487,13 +491,16 @@ fn without_mark<'b>(form: &Form, start: &'b [u8]) -> &'b [u8] {
 
 /// The form a body has. `None`: more bytes are needed. What few bytes say, more must not gainsay:
 /// it would depend on how they were cut.
-fn sniff(hints: &Hints, start: &[u8], enough: bool) -> Option<Form> {
+fn sniff(hints: &Hints, start: &[u8], enough: bool, strict: bool) -> Option<Form> {
     let content_type = || hints.content_type.as_deref().unwrap_or_default();
     if hints.is("application/grpc") {
         let form = hints.grpc.map(|table| Form::Grpc(Box::new(grpc::Decoder::new(table))));
         return Some(form.unwrap_or(Form::Opaque));
     }
     if hints.is("multipart/") {
+        if strict && !hints.is("multipart/form-data") {
+            return Some(Form::Opaque); // no other sort names its parts
+        }
         let decoder = multipart::Decoder::from_content_type(content_type());
         return Some(decoder.map_or(Form::Opaque, |it| Form::Multipart(Box::new(it))));
     }

@@ -210,7 +210,7 @@ pub(crate) struct Item {
 
 /// The facts of one body.
 #[derive(Default)]
-#[expect(clippy::struct_excessive_bools, reason = "three marks for three readers, and a choice")]
+#[expect(clippy::struct_excessive_bools, reason = "marks for several readers, and choices")]
 pub(crate) struct Facts {
     values: Vec<(Field, Value)>,
     lists: Vec<(List, String)>,
@@ -236,6 +236,8 @@ pub(crate) struct Facts {
     written: u64,
     /// Naming two models is a fault, see [`Self::is_ambiguous`].
     one_model: bool,
+    /// The model must be a text, and one that can be read in one way only.
+    strict_model: bool,
     ambiguous: bool,
 }
 
@@ -381,6 +383,12 @@ impl Facts {
     /// Whoever reads it takes one model from it.
     pub(crate) fn expect_one_model(&mut self) {
         self.one_model = true;
+        self.strict_model = true;
+    }
+
+    /// Several may be named one after the other, each as a text.
+    pub(crate) fn expect_readable_models(&mut self) {
+        self.strict_model = true;
     }
 
     /// It names two models in one place or in several, and readers differ in which of them counts.
@@ -545,6 +553,13 @@ impl Facts {
         }
     }
 
+    /// A client says which model in a way that this reader has no text for: too long, cut by a zero
+    /// byte for some, or no string at all.
+    fn doubt_model(&mut self, want: Want) {
+        let of_model = matches!(want, Want::Keep(Field::Model | Field::ModelId));
+        self.ambiguous |= self.strict_model && of_model;
+    }
+
     fn end_string(&mut self) -> Option<String> {
         let text = std::mem::take(&mut self.text);
         (text.len() <= Self::TEXT_LIMIT).then(|| String::from_utf8_lossy(&text).into_owned())
@@ -686,8 +701,12 @@ impl Reader for Gather<'_> {
             | Want::Split(_) => {}
             Want::Keep(field) => {
                 if let Some(text) = self.facts.end_string() {
+                    if text.contains(['\0', '\u{fffd}']) {
+                        self.facts.doubt_model(want);
+                    }
                     self.facts.keep(field, Value::Text(text));
                 } else {
+                    self.facts.doubt_model(want);
                     self.facts.keep(field, Value::Present);
                 }
             }
@@ -705,6 +724,9 @@ impl Reader for Gather<'_> {
     }
 
     fn scalar(&mut self, want: Want, scalar: Scalar<'_>) {
+        if scalar != Scalar::Null {
+            self.facts.doubt_model(want);
+        }
         match (want, scalar) {
             (Want::Keep(field) | Want::ProseAnd(field), Scalar::Number(text)) => {
                 if let Some(value) = parse_number(text) {
@@ -729,6 +751,7 @@ impl Reader for Gather<'_> {
     }
 
     fn enter(&mut self, want: Want) {
+        self.facts.doubt_model(want);
         match want {
             Want::Keep(field) | Want::ProseAnd(field) => {
                 self.facts.keep(field, Value::Present);

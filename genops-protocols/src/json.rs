@@ -81,6 +81,40 @@ enum Escape {
     },
 }
 
+/// Follows UTF-8 through pieces of any size.
+#[derive(Debug, Default)]
+struct Utf8 {
+    /// A character that has begun.
+    held: [u8; 4],
+    len: usize,
+}
+
+impl Utf8 {
+    /// Returns false where the bytes are none.
+    fn feed(&mut self, mut bytes: &[u8]) -> bool {
+        while self.len > 0 {
+            let Some((&byte, rest)) = bytes.split_first() else { return true };
+            let Some(slot) = self.held.get_mut(self.len) else { return false };
+            *slot = byte;
+            self.len += 1;
+            bytes = rest;
+            match std::str::from_utf8(self.held.get(..self.len).unwrap_or_default()) {
+                Ok(_) => self.len = 0,
+                Err(error) if error.error_len().is_none() => {}
+                Err(_) => return false,
+            }
+        }
+        let Err(error) = std::str::from_utf8(bytes) else { return true };
+        let begun = bytes.get(error.valid_up_to()..).filter(|_| error.error_len().is_none());
+        let Some(slots) = begun.and_then(|begun| self.held.get_mut(..begun.len())) else {
+            return false;
+        };
+        slots.copy_from_slice(begun.unwrap_or_default());
+        self.len = slots.len();
+        true
+    }
+}
+
 /// Follows one JSON text after another through pieces of any size.
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Debug)]
@@ -110,6 +144,7 @@ pub(crate) struct Scanner {
     many: bool,
     /// Two parsers can read it differently.
     ambiguous: bool,
+    utf8: Utf8,
     /// Wanted keys of the objects that are open, with their depth.
     keys: Vec<(usize, NodeId)>,
 }
@@ -143,20 +178,22 @@ impl Scanner {
             strict: false,
             many: false,
             ambiguous: false,
+            utf8: Utf8::default(),
             keys: Vec::new(),
         }
     }
 
     /// A scanner for what a client sends: it follows the whole text, and marks what two parsers can
-    /// read in two ways (RFC 8259 §4 and §9 leave it open): a wanted key that comes twice, or is
-    /// spelt in other case, a second text (unless `many`), what is no JSON.
+    /// read in two ways (RFC 8259 §4, §8 and §9 leave it open): a wanted key that comes twice, or is
+    /// spelt in other case, a second text (unless `many`), half a surrogate pair or a zero character
+    /// where a name is, what is no UTF-8 or no JSON.
     pub(crate) fn strict(schema: &'static Schema, many: bool) -> Self {
         Self { strict: true, many, ..Self::new(schema) }
     }
 
     /// The text was read to its end, in the one way in which it can be read.
     pub(crate) fn is_sound(&self) -> bool {
-        !self.ambiguous && self.state == State::Start
+        !self.ambiguous && self.state == State::Start && self.utf8.len == 0
     }
 
     /// Forgets the text that is being read.
@@ -168,6 +205,7 @@ impl Scanner {
         self.small_len = 0;
         self.record_holes = false;
         self.ambiguous = false;
+        self.utf8 = Utf8::default();
         self.keys.clear();
     }
 
@@ -219,6 +257,7 @@ impl Scanner {
     /// Takes the next piece.
     pub(crate) fn feed(&mut self, bytes: &[u8], reader: &mut impl Reader) {
         let mut at = 0;
+        self.ambiguous |= self.strict && !self.utf8.feed(bytes);
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             at += match self.state {
                 State::Text => self.text(rest, at, reader),
@@ -249,6 +288,7 @@ impl Scanner {
             State::ObjectFirst | State::ObjectKey if byte == b'"' => {
                 self.small_len = 0;
                 self.escape = Escape::None;
+                self.high_surrogate = None;
                 self.state = State::Key;
             }
             State::Colon if byte == b':' => self.state = State::Value,
@@ -448,6 +488,7 @@ impl Scanner {
         if self.small_len == 0 && matches!(self.escape, Escape::None) {
             let end = string_stop(rest);
             if let (Some(key), Some(b'"')) = (rest.get(..end), rest.get(end)) {
+                self.ambiguous |= self.strict && has_control(key);
                 self.end_key_of(Some(key).filter(|key| key.len() <= Self::KEY_LIMIT));
                 return end + 1;
             }
@@ -457,11 +498,16 @@ impl Scanner {
             used += 1;
             match self.escape {
                 Escape::None if byte == b'"' => {
+                    self.drop_surrogate();
                     self.end_key();
                     break;
                 }
                 Escape::None if byte == b'\\' => self.escape = Escape::Backslash,
-                Escape::None => self.keep_small(byte),
+                Escape::None => {
+                    self.drop_surrogate();
+                    self.ambiguous |= self.strict && byte < b' ';
+                    self.keep_small(byte);
+                }
                 _ => {
                     if let Some(character) = self.unescape(byte) {
                         let mut utf8 = [0; 4];
@@ -524,7 +570,7 @@ impl Scanner {
             }
             Escape::Backslash => {
                 self.escape = Escape::None;
-                self.high_surrogate = None;
+                self.drop_surrogate();
                 self.ambiguous |= self.strict && !b"\"\\/bfnrt".contains(&byte);
                 Some(match byte {
                     b'n' => '\n',
@@ -557,11 +603,25 @@ impl Scanner {
         {
             return Some(character);
         }
+        self.ambiguous |= self.strict && unit == 0 && self.state == State::Key;
+        self.lone_surrogate(pair.is_some() || (0xdc00..0xe000).contains(&unit));
         if (0xd800..0xdc00).contains(&unit) {
             self.high_surrogate = Some(unit);
             return None;
         }
         Some(char::from_u32(u32::from(unit)).unwrap_or(char::REPLACEMENT_CHARACTER))
+    }
+
+    /// Half a surrogate pair stays alone: readers make different characters of it, or none (RFC 8259
+    /// §8.2). That matters in names; prose may be cut anywhere.
+    fn lone_surrogate(&mut self, lone: bool) {
+        let name = self.state == State::Key || matches!(self.want(), Want::Keep(_));
+        self.ambiguous |= self.strict && lone && name;
+    }
+
+    fn drop_surrogate(&mut self) {
+        let lone = self.high_surrogate.take().is_some();
+        self.lone_surrogate(lone);
     }
 
     fn text(&mut self, rest: &[u8], at: usize, reader: &mut impl Reader) -> usize {
@@ -578,12 +638,14 @@ impl Scanner {
         }
         let end = string_stop(rest);
         let (plain, stop) = rest.split_at_checked(end).unwrap_or((rest, &[]));
+        self.ambiguous |= self.strict && has_control(plain);
         if want != Want::Nothing && !plain.is_empty() {
-            self.high_surrogate = None;
+            self.drop_surrogate();
             reader.text(want, plain);
         }
         match stop.first() {
             Some(b'"') => {
+                self.drop_surrogate();
                 self.close_hole(at + end);
                 if want != Want::Nothing {
                     reader.text_end(want);
@@ -670,6 +732,13 @@ pub(crate) fn string_stop(bytes: &[u8]) -> usize {
         memchr::memchr2(b'"', b'\\', far).map(|at| at + SHORT)
     })
     .unwrap_or(bytes.len())
+}
+
+/// Characters that a string has only as escapes ([RFC 8259 §7][rfc]).
+///
+/// [rfc]: https://www.rfc-editor.org/rfc/rfc8259#section-7
+fn has_control(bytes: &[u8]) -> bool {
+    bytes.iter().any(|byte| *byte < b' ')
 }
 
 /// A number as [RFC 8259 §6](https://www.rfc-editor.org/rfc/rfc8259#section-6) has it.

@@ -14,8 +14,8 @@ use crate::json::{Reader, Schema};
 enum State {
     /// Before the first delimiter, or within a part; `None` skips it.
     Part(Option<Want>),
-    /// After a delimiter: `--` ends the body, a line end begins the part's headers.
-    AfterDelimiter,
+    /// After a delimiter: `--` ends the body, a line end begins the part's headers. The byte before.
+    AfterDelimiter(u8),
     Headers,
     End,
 }
@@ -30,6 +30,8 @@ pub(crate) struct Decoder {
     held: Vec<u8>,
     /// It breaks the grammar, or says something in a way that readers differ about.
     odd: bool,
+    /// A delimiter came.
+    parts: bool,
 }
 
 impl Decoder {
@@ -57,6 +59,7 @@ impl Decoder {
             // The first delimiter needs no line end before it.
             held: b"\r\n".to_vec(),
             odd: false,
+            parts: false,
         })
     }
 
@@ -81,9 +84,13 @@ impl Decoder {
         while !bytes.is_empty() {
             let used = match self.state {
                 State::Part(want) => self.part(bytes, want, reader),
-                State::AfterDelimiter => self.after_delimiter(bytes),
+                State::AfterDelimiter(before) => self.after_delimiter(before, bytes),
                 State::Headers => self.headers(bytes, schema, reader),
-                State::End => return,
+                State::End => {
+                    // Some readers look for parts there.
+                    self.odd |= !bytes.trim_ascii().is_empty();
+                    return;
+                }
             };
             bytes = bytes.get(used..).unwrap_or_default();
         }
@@ -95,13 +102,13 @@ impl Decoder {
             return self.part_across(bytes, want, reader);
         }
         if let Some(at) = memmem::find(bytes, &self.delimiter) {
-            emit(bytes.get(..at).unwrap_or_default(), want, reader);
+            self.emit(bytes.get(..at).unwrap_or_default(), want, reader);
             self.end_part(want, reader);
             return at + self.delimiter.len();
         }
         let keep = longest_start(bytes, &self.delimiter);
         let (plain, held) = bytes.split_at_checked(bytes.len() - keep).unwrap_or((bytes, &[]));
-        emit(plain, want, reader);
+        self.emit(plain, want, reader);
         self.held.extend_from_slice(held);
         bytes.len()
     }
@@ -115,8 +122,8 @@ impl Decoder {
         } else {
             let keep = longest_start(&self.held, &self.delimiter);
             let plain = self.held.len() - keep;
-            emit(self.held.get(..plain).unwrap_or_default(), want, reader);
-            self.held.drain(..plain);
+            let plain: Vec<u8> = self.held.drain(..plain).collect();
+            self.emit(&plain, want, reader);
         }
         1
     }
@@ -125,17 +132,30 @@ impl Decoder {
         if let Some(want) = want {
             reader.text_end(want);
         }
-        self.state = State::AfterDelimiter;
+        self.parts = true;
+        self.state = State::AfterDelimiter(0);
     }
 
-    fn after_delimiter(&mut self, bytes: &[u8]) -> usize {
-        match bytes.first() {
-            Some(b'-') => self.state = State::End,
-            Some(b'\n') => self.state = State::Headers,
-            Some(b'\r' | b' ' | b'\t') => {}
-            _ => self.odd = true,
-        }
+    fn after_delimiter(&mut self, before: u8, bytes: &[u8]) -> usize {
+        let byte = bytes.first().copied().unwrap_or_default();
+        self.state = match (before, byte) {
+            (b'-', b'-') => State::End,
+            (_, b'\n') => State::Headers,
+            _ => State::AfterDelimiter(byte),
+        };
+        self.odd |= !matches!(
+            (before, byte),
+            (b'-' | 0, b'-') | (b'\r', b'\n') | (0 | b' ' | b'\t', b'\r' | b' ' | b'\t')
+        );
         1
+    }
+
+    /// Hands on bytes of a part. Before the first delimiter there are none that every reader skips.
+    fn emit(&mut self, bytes: &[u8], want: Option<Want>, reader: &mut impl Reader) {
+        self.odd |= !self.parts && !bytes.trim_ascii().is_empty();
+        if let Some(want) = want.filter(|_| !bytes.is_empty()) {
+            reader.text(want, bytes);
+        }
     }
 
     fn headers(&mut self, bytes: &[u8], schema: &Schema, reader: &mut impl Reader) -> usize {
@@ -156,12 +176,6 @@ impl Decoder {
     }
 }
 
-fn emit(bytes: &[u8], want: Option<Want>, reader: &mut impl Reader) {
-    if let Some(want) = want.filter(|_| !bytes.is_empty()) {
-        reader.text(want, bytes);
-    }
-}
-
 /// Length of the longest end of `bytes` that begins `delimiter` and is not all of it.
 fn longest_start(bytes: &[u8], delimiter: &[u8]) -> usize {
     let most = bytes.len().min(delimiter.len() - 1);
@@ -178,16 +192,18 @@ fn wanted(
     reader: &mut impl Reader,
     odd: &mut bool,
 ) -> Option<Want> {
+    *odd |= !are_fields(headers);
     let headers = String::from_utf8_lossy(headers).to_ascii_lowercase();
     let of = |name: &'static str| headers.lines().filter(move |line| line.starts_with(name));
     *odd |= of("content-transfer-encoding:").any(|line| !line.contains("binary"))
         || of("content-disposition:").count() > 1
-        || headers.lines().any(|line| line.starts_with([' ', '\t']));
+        || of("content-type:").any(is_other_text);
     let disposition = of("content-disposition:").next()?;
     let mut parameters = disposition.split(';').skip(1).filter_map(|it| it.split_once('='));
     let mut names = parameters.clone().filter(|(name, _)| name.trim() == "name");
     let name = names.next().map(|(_, value)| value.trim().trim_matches('"'));
     let name = name.unwrap_or_default();
+    *odd |= parameters.clone().any(|(name, _)| name.trim().starts_with("name*"));
     *odd |= names.next().is_some() || disposition.contains(['\\', '%']) && name == "model";
     let want = schema.want(schema.child(ROOT, name.as_bytes()));
     if parameters.any(|(name, _)| matches!(name.trim(), "filename" | "filename*")) {
@@ -197,4 +213,25 @@ fn wanted(
         return None;
     }
     matches!(want, Want::Keep(_) | Want::Prose | Want::ProseAnd(_)).then_some(want)
+}
+
+/// Every line is a name, a colon and a value, and ends as it must.
+fn are_fields(headers: &[u8]) -> bool {
+    let mut lines = headers.split_inclusive(|byte| *byte == b'\n');
+    lines.all(|line| {
+        let Some(line) = line.strip_suffix(b"\r\n") else { return false };
+        let name = line
+            .iter()
+            .take_while(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte));
+        let len = name.count();
+        let named = len > 0 && line.get(len) == Some(&b':');
+        (line.is_empty() || named) && !line.contains(&b'\r') && !line.contains(&0)
+    })
+}
+
+/// A type of a part, in lower case, that says that its text is no UTF-8.
+fn is_other_text(line: &str) -> bool {
+    let known = ["utf-8", "\"utf-8\"", "us-ascii"];
+    let charset = line.split_once("charset=").map(|(_, rest)| rest.split(';').next());
+    charset.is_some_and(|named| named.is_none_or(|named| !known.contains(&named.trim())))
 }

@@ -160,3 +160,68 @@ fn chunks_end_where_the_grammar_ends_them() {
         refuses(&whole(&size, odd));
     }
 }
+
+fn body(body: &str) -> Vec<u8> {
+    head("POST /v1/chat/completions HTTP/1.1", "Host: api.openai.com\r\n", body)
+}
+
+#[test]
+fn a_text_has_one_reading_or_is_refused() {
+    reads(&body(BODY));
+    reads(&body(r#"{"model":"o4-mini","messages":[{"content":"\ud83c\udf75 \ud83c half"}]}"#));
+    for odd in [
+        r#"{"model":"o4-mini","mod\u0065l\u0000":"o3"}"#,
+        r#"{"model":"o4-mini","mo\udc00del":"o3"}"#,
+        r#"{"model":"o4-mini","mo\ud800":"o3"}"#,
+        r#"{"model":"o4\ud800-mini"}"#,
+        r#"{"model":"o4-mini\u0000"}"#,
+        r#"{"model":["o3"]}"#,
+        r#"{"model":{"id":"o3"}}"#,
+        r#"{"model":3}"#,
+        "{\"model\":\"o4-mini\",\"user\":\"a\nb\"}",
+        "{\"model\":\"o4-mini\",\"us\ner\":1}",
+    ] {
+        refuses(&body(odd));
+    }
+    refuses(&body(&format!(r#"{{"model":"{}"}}"#, "m".repeat(600))));
+    for odd in [&b"\xff"[..], b"\xc1\xad", b"\xed\xa0\x80", b"\xe2\x84"] {
+        let text = [br#"{"model":"o4-mini","user":""#, odd, br#""}"#].concat();
+        let line = "POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com";
+        let head = format!("{line}\r\nContent-Length: {}\r\n\r\n", text.len());
+        refuses(&[head.as_bytes(), &text].concat());
+    }
+}
+
+fn form(parts: &str) -> Vec<u8> {
+    let fields = "Host: api.openai.com\r\nContent-Type: multipart/form-data; boundary=line\r\n";
+    head("POST /v1/audio/transcriptions HTTP/1.1", fields, parts)
+}
+
+#[test]
+fn a_form_has_the_parts_that_everybody_finds_in_it() {
+    let part = |fields: &str| {
+        let file =
+            "--line\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nx";
+        format!("{file}\r\n--line\r\n{fields}\r\n\r\nwhisper-1\r\n--line")
+    };
+    let name = "Content-Disposition: form-data; name=\"model\"";
+    reads(&form(&format!("{}--\r\n", part(name))));
+    reads(&form(&format!(
+        "{}--",
+        part(&format!("{name}\r\nContent-Type: text/plain; charset=utf-8"))
+    )));
+    for odd in [
+        format!("{}-\r\n", part(name)),
+        format!("{}--\r\n--line\r\nmore", part(name)),
+        format!("before\r\n{}--\r\n", part(name)),
+        format!("{}--\r\n", part("Content-Disposition : form-data; name=\"model\"")),
+        format!("{}--\r\n", part(&format!("X: y\n{name}"))),
+        format!("{}--\r\n", part("Content-Disposition: form-data; name*=utf-8''model")),
+        format!("{}--\r\n", part(&format!("{name}\r\nContent-Type: text/plain; charset=utf-7"))),
+    ] {
+        refuses(&form(&odd));
+    }
+    let related = "Host: api.openai.com\r\nContent-Type: multipart/related; boundary=line\r\n";
+    let parts = format!("{}--\r\n", part(name));
+    refuses(&head("POST /v1/audio/transcriptions HTTP/1.1", related, &parts));
+}
