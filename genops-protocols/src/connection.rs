@@ -187,7 +187,13 @@ impl Connection {
         let at = self.egress.next();
         match std::mem::replace(&mut self.protocol, Protocol::Opaque) {
             Protocol::Http1(mut http1) => http1.close(at_ns, at, sink),
-            Protocol::Http2(mut http2) => http2.close(at_ns, at, sink),
+            Protocol::Http2(mut http2) => {
+                let partial = http2.partial_block().filter(|_| self.from_start);
+                http2.close(at_ns, at, sink);
+                if let Some(start) = partial {
+                    self.tell_unread(http2.next_exchange(), at_ns, start, sink);
+                }
+            }
             Protocol::WebSocket(mut websocket) => websocket.close(at_ns, at, sink),
             Protocol::Undecided { .. } | Protocol::Opaque => {}
         }

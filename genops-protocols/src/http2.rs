@@ -177,6 +177,8 @@ pub(crate) struct Http2 {
     complete: bool,
     /// The client's preface was seen: this host is the client, whatever a block says.
     settled: bool,
+    /// A block of egress asked for something: this host is the client.
+    asks: bool,
     unasked: Vec<Transaction>,
     role: Role,
     /// Where egress began that is no client's.
@@ -199,6 +201,7 @@ impl Http2 {
             next_exchange: 0,
             complete: from_start,
             settled: false,
+            asks: false,
             unasked: Vec::new(),
             role: Role::Client,
             misread_from: 0,
@@ -257,6 +260,11 @@ impl Http2 {
                 matches!(frame.kind, HEADERS | CONTINUATION).then_some(side.frame_start)
             }
         }
+    }
+
+    /// Position of a header block of egress that has begun and not ended.
+    pub(crate) fn partial_block(&self) -> Option<u64> {
+        self.egress.block.as_ref().map(|block| block.start)
     }
 
     /// Takes the next bytes of a direction.
@@ -520,6 +528,7 @@ impl Http2 {
             Err(hpack::Malformed)
         } else {
             let mut grammar = Grammar::default();
+            let request = input.direction == Direction::Egress;
             let decoded = side.hpack.decode(&fragments, |name, value| match (name, value) {
                 (Some(name), Some(value)) => {
                     grammar.field(name, value);
@@ -528,6 +537,7 @@ impl Http2 {
                 _ => head.partial = true,
             });
             head.malformed |= grammar.broken;
+            head.malformed |= request && head.method.is_some() && !grammar.is_whole(&head);
             decoded
         };
         side.fragments = fragments;
@@ -559,13 +569,19 @@ impl Http2 {
         input: &mut Input<'_>,
     ) {
         let answers = head.status.is_some();
-        if answers && head.method.is_none() && !self.settled {
+        self.asks |= head.method.is_some() && !answers;
+        if answers && head.method.is_none() && !self.settled && !self.asks {
             self.role = Role::Server;
             self.misread_from = block.start;
             return;
         }
-        if self.streams.contains_key(&block.stream) {
-            return; // trailers
+        if let Some(transaction) = self.streams.get_mut(&block.stream) {
+            let names = head.method.is_some() || head.target.is_some() || answers;
+            let trailers = block.end_stream && !names && !head.malformed;
+            if !trailers && !transaction.request_ended() && self.settled {
+                transaction.doubt();
+            }
+            return;
         }
         self.make_room(end, input);
         let mut transaction = Transaction::new(self.next_exchange, block.at_ns, block.start);
@@ -574,8 +590,10 @@ impl Http2 {
         if !readable {
             transaction.unreadable(Unreadable::Head);
         }
-        if answers || self.settled && !head.partial && head.method.is_none() {
-            transaction.unreadable(Unreadable::Head);
+        // Where nothing is missing, a field that is not known is one that does not exist.
+        let unknown = head.partial && self.complete;
+        if answers || self.settled && (unknown || !head.partial && head.method.is_none()) {
+            transaction.doubt();
         }
         transaction.request_head(head, input.context);
         if head.method.as_deref() == Some("CONNECT") && transaction.call().provider.is_some() {
@@ -595,10 +613,7 @@ impl Http2 {
         input: &mut Input<'_>,
     ) {
         if head.method.is_some() && head.status.is_none() {
-            if !self.settled {
-                self.role = Role::Server;
-            }
-            return;
+            return; // of a client; which end this host is, only what it sends itself says
         }
         if !self.streams.contains_key(&block.stream) {
             if self.complete {
@@ -757,27 +772,51 @@ impl Http2 {
 struct Grammar {
     fields_began: bool,
     broken: bool,
+    /// Pseudo-header fields that came, as bits.
+    seen: u8,
 }
 
 impl Grammar {
     fn field(&mut self, name: &[u8], value: &[u8]) {
-        const PSEUDO: [&[u8]; 6] =
-            [b":method", b":scheme", b":authority", b":path", b":status", b":protocol"];
         const OF_CONNECTION: [&[u8]; 5] =
             [b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"];
+        let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
         if name.first() == Some(&b':') {
-            self.broken |= self.fields_began || !PSEUDO.contains(&name);
+            let bit = PSEUDO.iter().position(|known| *known == name).map_or(0, |at| 1_u8 << at);
+            self.broken |= self.fields_began || bit == 0 || self.seen & bit != 0;
+            self.broken |= name == b":path" && value.first() != Some(&b'/') && value != b"*";
+            self.seen |= bit;
         } else {
             self.fields_began = true;
         }
         let plain = |byte: &u8| matches!(byte, 0x21..=0x7e) && !byte.is_ascii_uppercase();
+        self.broken |= name.iter().skip(1).any(|byte| *byte == b':');
         let no_control = |byte: &u8| !matches!(byte, b'\0' | b'\r' | b'\n');
         self.broken |= name.is_empty()
             || !name.iter().all(plain)
             || !value.iter().all(no_control)
+            || blank(value.first())
+            || blank(value.last())
+            || name == b"te" && value != b"trailers"
             || OF_CONNECTION.contains(&name);
     }
+
+    /// All that a request needs came ([RFC 9113 §8.3.1][rfc]), or part of the block is not known.
+    ///
+    /// [rfc]: https://www.rfc-editor.org/rfc/rfc9113#section-8.3.1
+    fn is_whole(&self, head: &Head) -> bool {
+        let tunnel = head.method.as_deref() == Some("CONNECT") && head.protocol.is_none();
+        let needed = if tunnel { METHOD } else { METHOD | SCHEME | PATH };
+        head.partial || self.seen & needed == needed
+    }
 }
+
+/// The pseudo-header fields there are, each at its bit of [`Grammar::seen`].
+const PSEUDO: [&[u8]; 6] =
+    [b":method", b":scheme", b":path", b":authority", b":status", b":protocol"];
+const METHOD: u8 = 1;
+const SCHEME: u8 = 1 << 1;
+const PATH: u8 = 1 << 2;
 
 /// What one piece of bytes came with.
 struct Input<'a> {

@@ -225,3 +225,113 @@ fn a_form_has_the_parts_that_everybody_finds_in_it() {
     let parts = format!("{}--\r\n", part(name));
     refuses(&head("POST /v1/audio/transcriptions HTTP/1.1", related, &parts));
 }
+
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).expect("small").to_be_bytes();
+    [&len[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// A header block without index and without Huffman.
+fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
+    let field = |(name, value): &(&str, &str)| [vec![0], text(name), text(value)].concat();
+    fields.iter().flat_map(field).collect()
+}
+
+const ASKED: [(&str, &str); 4] = [
+    (":method", "POST"),
+    (":scheme", "https"),
+    (":path", "/v1/chat/completions"),
+    (":authority", "api.openai.com"),
+];
+
+fn http2(frames: &[Vec<u8>]) -> Vec<u8> {
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    [preface, frame(4, 0, 0, &[]), frames.concat()].concat()
+}
+
+/// A request with these fields behind those that it needs.
+fn asked_with(more: &[(&str, &str)]) -> Vec<u8> {
+    asked(&[&ASKED, more].concat())
+}
+
+fn asked(fields: &[(&str, &str)]) -> Vec<u8> {
+    http2(&[frame(1, 4, 1, &block(fields)), frame(0, 1, 1, BODY.as_bytes())])
+}
+
+#[test]
+fn a_header_block_of_http2_has_what_it_needs_once_and_nothing_else() {
+    let length = BODY.len().to_string();
+    reads(&asked(&ASKED));
+    reads(&asked_with(&[("te", "trailers"), ("content-length", &length), ("x", "")]));
+    for odd in [
+        ("te", "gzip"),
+        ("x", " a"),
+        ("x", "a\t"),
+        ("x:y", "a"),
+        ("X-Y", "a"),
+        (":scheme", "https"),
+        ("content-length", "0"),
+        ("content-length", "99"),
+        ("content-length", "+1"),
+        ("host", "elsewhere.example"),
+        ("expect", "a"),
+    ] {
+        refuses(&asked_with(&[odd]));
+    }
+    for missing in 0..3 {
+        let mut fields = ASKED.to_vec();
+        fields.remove(missing);
+        refuses(&asked(&fields));
+    }
+    let twice = [&ASKED[..2], &[(":path", "/v1/models")], &ASKED[2..]].concat();
+    refuses(&asked(&twice));
+    let twice = [&ASKED[..], &ASKED[3..]].concat();
+    refuses(&asked(&twice));
+    for path in ["", "v1/chat/completions", "https://api.openai.com/v1/chat/completions", "*"] {
+        let mut fields = ASKED;
+        fields[2].1 = path;
+        refuses(&asked(&fields));
+    }
+}
+
+#[test]
+fn what_follows_a_request_on_its_stream_of_http2_is_trailers_or_a_fault() {
+    let (begin, data) = (frame(1, 4, 1, &block(&ASKED)), frame(0, 0, 1, BODY.as_bytes()));
+    let more = |flags: u8, fields: &[(&str, &str)]| {
+        http2(&[begin.clone(), data.clone(), frame(1, flags, 1, &block(fields))])
+    };
+    reads(&more(5, &[("x-sum", "1")]));
+    refuses(&more(5, &ASKED));
+    refuses(&more(4, &[("x-sum", "1")]));
+    refuses(&more(5, &[("transfer-encoding", "chunked")]));
+    // A body that is longer than announced, where it is no matter what it says.
+    let mut fields = ASKED.to_vec();
+    fields[0].1 = "DELETE";
+    fields.push(("content-length", "0"));
+    refuses(&asked(&fields));
+}
+
+#[test]
+fn a_block_that_never_ended_is_told_when_the_connection_closes() {
+    let begun = http2(&[frame(1, 0, 1, &block(&ASKED))]);
+    assert_eq!(told(&begun), [(false, None)]);
+}
+
+#[test]
+fn what_a_peer_sends_does_not_say_which_end_this_host_is() {
+    let facts = ConnectionFacts {
+        server_name: Some("api.openai.com".to_owned()),
+        from_start: false,
+        ..ConnectionFacts::default()
+    };
+    let mut connection = Connection::new(facts, Arc::new(Hosts::builtin()));
+    let mut told = Told::default();
+    let ping = frame(6, 0, 0, &[0; 8]);
+    connection.data(1, Direction::Ingress, &ping, &mut told);
+    connection.data(1, Direction::Ingress, &frame(1, 5, 1, &block(&ASKED)), &mut told);
+    connection.data(2, Direction::Egress, &ping, &mut told);
+    connection.data(2, Direction::Egress, &frame(1, 4, 3, &block(&ASKED)), &mut told);
+    connection.data(2, Direction::Egress, &frame(0, 1, 3, BODY.as_bytes()), &mut told);
+    assert_eq!(told.0, [(true, Some("o4-mini".to_owned()))]);
+}
