@@ -43,7 +43,18 @@ enum State {
     Lost,
 }
 
+/// Where the compressed data of a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deflated {
+    Open,
+    /// It said itself that it is over: the next message begins anew.
+    Ended,
+    /// The one zero byte came that may stand behind its end (RFC 7692 §7.2.3.4).
+    Padded,
+}
+
 /// Frames of one direction.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 struct Side {
     state: State,
     /// The head of a frame that has begun: at most [`HEAD_LIMIT`].
@@ -54,6 +65,11 @@ struct Side {
     inflate: Option<Box<Decompress>>,
     /// The message being read is compressed, and can't be decompressed.
     spoiled: bool,
+    deflated: Deflated,
+    /// Its head breaks the grammar: whoever goes on reads what it likes.
+    broken: bool,
+    /// What a client sends.
+    client: bool,
     /// Position and time of the first byte of the message.
     start: u64,
     at_ns: u64,
@@ -67,12 +83,15 @@ impl std::fmt::Debug for Side {
 }
 
 impl Side {
-    fn new(deflate: bool) -> Self {
+    fn new(deflate: bool, client: bool) -> Self {
         Self {
             state: State::Head,
             held: Vec::with_capacity(HEAD_LIMIT),
             compressed: false,
             spoiled: false,
+            deflated: Deflated::Open,
+            broken: false,
+            client,
             inflate: deflate.then(|| Box::new(Decompress::new(false))),
             start: 0,
             at_ns: 0,
@@ -131,6 +150,7 @@ impl Side {
         let mask = rest.get(extended..).and_then(|rest| rest.first_chunk::<4>()).copied();
         let opcode = first & 0x0f;
         let data = matches!(opcode, CONTINUATION | TEXT | BINARY);
+        self.broken |= self.client && !self.is_sound_head(first, masked, left, extended);
         if matches!(opcode, TEXT | BINARY) {
             self.compressed = first & COMPRESSED != 0;
             self.within_message = true;
@@ -147,6 +167,26 @@ impl Side {
             self.unmasked(&[], None, 0, out);
         }
         data && last
+    }
+
+    /// The head of a frame is as [RFC 6455 §5.2][rfc] and the extension have it.
+    ///
+    /// [rfc]: https://www.rfc-editor.org/rfc/rfc6455#section-5.2
+    fn is_sound_head(&self, first: u8, masked: bool, left: u64, extended: usize) -> bool {
+        let opcode = first & 0x0f;
+        let (last, compressed) = (first & FIN != 0, first & COMPRESSED != 0);
+        let fits = match opcode {
+            CONTINUATION => self.within_message && !compressed,
+            TEXT | BINARY => !self.within_message,
+            8..=10 => last && !compressed && left <= 125,
+            _ => false,
+        };
+        let shortest = match extended {
+            0 => true,
+            2 => left > 125,
+            _ => left > 0xffff && left >> 63 == 0,
+        };
+        fits && masked && shortest && first & 0x30 == 0
     }
 
     fn unmasked(
@@ -178,6 +218,9 @@ impl Side {
     }
 
     fn inflate(&mut self, mut bytes: &[u8], out: &mut impl FnMut(&[u8])) {
+        if self.deflated != Deflated::Open {
+            return self.behind_end(bytes);
+        }
         let Some(inflate) = self.inflate.as_mut().filter(|_| !self.spoiled) else {
             self.spoiled = true;
             return;
@@ -197,16 +240,31 @@ impl Side {
             };
             bytes = bytes.get(used..).unwrap_or_default();
             let stuck = used == 0 && made == 0;
-            if status == Status::StreamEnd || stuck || bytes.is_empty() && made < room.len() {
+            if status == Status::StreamEnd {
+                self.deflated = Deflated::Ended;
+                return self.behind_end(bytes);
+            }
+            if stuck || bytes.is_empty() && made < room.len() {
                 return;
             }
         }
     }
 
+    /// Bytes behind the end of compressed data: but for padding, not every reader reads them.
+    fn behind_end(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.spoiled |= byte != 0 || self.deflated == Deflated::Padded;
+            self.deflated = Deflated::Padded;
+        }
+    }
+
     /// Returns whether all of the message was handed on.
     fn end_message(&mut self, out: &mut impl FnMut(&[u8])) -> bool {
-        if std::mem::take(&mut self.compressed) {
+        if std::mem::take(&mut self.compressed) && self.deflated == Deflated::Open {
             self.inflate(DEFLATE_TAIL, out);
+        }
+        if std::mem::replace(&mut self.deflated, Deflated::Open) != Deflated::Open {
+            self.inflate = self.inflate.take().map(|_| Box::new(Decompress::new(false)));
         }
         !std::mem::take(&mut self.spoiled)
     }
@@ -242,8 +300,8 @@ impl WebSocket {
         let deflate = session.websocket_deflate;
         let asking = session.turn(next_exchange, context);
         Self {
-            egress: Side::new(deflate),
-            ingress: Side::new(deflate),
+            egress: Side::new(deflate, true),
+            ingress: Side::new(deflate, false),
             realtime: session.is_realtime(),
             session,
             handshake_over: false,
@@ -321,6 +379,12 @@ impl WebSocket {
         let (used, ended) = egress.step(at_ns, at, bytes, |piece| asking.request_data(piece));
         asking.call_mut().request_bytes += used as u64;
         self.sent_to = at + used as u64;
+        if egress.broken {
+            egress.state = State::Lost;
+            egress.within_message = false;
+            self.lose_questions(at_ns, at, Some(0), Unreadable::Head, sink);
+            return bytes.len();
+        }
         if !ended {
             return used;
         }
@@ -418,7 +482,7 @@ impl WebSocket {
         match direction {
             Direction::Egress => {
                 if self.realtime && known {
-                    self.lose_questions(at_ns, at, bytes, sink);
+                    self.lose_questions(at_ns, at, bytes, Unreadable::Gap, sink);
                 }
             }
             Direction::Ingress => {
@@ -432,26 +496,43 @@ impl WebSocket {
     }
 
     /// Whatever the client asks from here on, nobody can read: one request, to the end of the connection.
-    fn lose_questions(&mut self, at_ns: u64, at: u64, bytes: Option<u64>, sink: &mut dyn Sink) {
+    fn lose_questions(
+        &mut self,
+        at_ns: u64,
+        at: u64,
+        bytes: Option<u64>,
+        reason: Unreadable,
+        sink: &mut dyn Sink,
+    ) {
         let asking = &mut self.asking;
         if !std::mem::replace(&mut self.asking_began, true) {
             asking.begin_at(at_ns, at.saturating_sub(bytes.unwrap_or(0)));
         }
         asking.number(self.next_exchange);
         self.next_exchange += 1;
-        asking.missing(bytes);
-        asking.unreadable(Unreadable::Gap);
+        asking.unreadable(reason);
+        if reason == Unreadable::Gap {
+            asking.missing(bytes);
+        }
         asking.end_request(u64::MAX, false, sink);
         asking.end_response(at_ns, false, sink);
     }
 
-    pub(crate) fn close(&mut self, at_ns: u64, _at: u64, sink: &mut dyn Sink) {
+    pub(crate) fn close(&mut self, at_ns: u64, at: u64, sink: &mut dyn Sink) {
         if !std::mem::replace(&mut self.handshake_over, true) {
             self.session.end_response(at_ns, true, sink);
         }
         if let Some(mut answering) = self.answering.take() {
             answering.answer(std::mem::replace(&mut self.answer, new_answer()));
             answering.end_response(at_ns, false, sink);
+        }
+        let half = self.egress.within_message || !self.egress.held.is_empty();
+        if self.realtime && half && !matches!(self.egress.state, State::Lost) {
+            self.asking.number(self.next_exchange);
+            self.next_exchange += 1;
+            self.asking.unreadable(Unreadable::Body);
+            self.asking.end_request(at, false, sink);
+            self.asking.end_response(at_ns, false, sink);
         }
     }
 }

@@ -335,3 +335,68 @@ fn what_a_peer_sends_does_not_say_which_end_this_host_is() {
     connection.data(2, Direction::Egress, &frame(0, 1, 3, BODY.as_bytes()), &mut told);
     assert_eq!(told.0, [(true, Some("o4-mini".to_owned()))]);
 }
+
+/// A frame of a client, its mask all zeros.
+fn message(first: u8, text: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(text.len()).expect("short");
+    assert!(len < 126, "one byte of length");
+    [&[first, 0x80 | len, 0, 0, 0, 0], text].concat()
+}
+
+/// What is told of messages on a realtime connection.
+fn session(messages: &[Vec<u8>]) -> Vec<(bool, Option<String>)> {
+    let (mut connection, mut told) = (connection(), Told::default());
+    let ask = "GET /v1/realtime?model=gpt-realtime HTTP/1.1\r\nHost: api.openai.com\r\n\
+               Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    connection.data(1, Direction::Egress, ask.as_bytes(), &mut told);
+    let answer = "HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                  Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+    connection.data(2, Direction::Ingress, answer.as_bytes(), &mut told);
+    told.0.clear();
+    for message in messages {
+        connection.data(3, Direction::Egress, message, &mut told);
+    }
+    connection.close(4, &mut told);
+    told.0
+}
+
+const ASK: &[u8] = br#"{"type":"response.create"}"#;
+
+#[test]
+fn a_message_of_a_session_is_whole_and_sound_or_told_to_be_unreadable() {
+    let model = || Some("gpt-realtime".to_owned());
+    assert_eq!(session(&[message(0x81, ASK)]), [(true, model())]);
+    assert_eq!(session(&[message(0x01, &ASK[..9]), message(0x80, &ASK[9..])]), [(true, model())]);
+    // It never ends, or the connection does first.
+    assert_eq!(session(&[message(0x01, ASK)]), [(false, model())]);
+    assert_eq!(session(&[message(0x81, ASK)[..12].to_vec()]), [(false, model())]);
+    for odd in [
+        message(0x80, ASK),
+        message(0xa1, ASK),
+        message(0x83, ASK),
+        message(0x09, ASK),
+        [&[0x81, 26][..], ASK].concat(),
+        [&[0x81, 0xfe, 0, 26, 0, 0, 0, 0][..], ASK].concat(),
+    ] {
+        assert_eq!(session(&[odd]), [(false, model())]);
+    }
+    assert_eq!(session(&[message(0x01, b"{"), message(0x81, ASK)]), [(false, model())]);
+}
+
+#[test]
+fn compressed_data_that_ends_itself_is_read_and_nothing_behind_it() {
+    let deflated = |bytes: &[u8]| {
+        let mut encoder =
+            flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, bytes).expect("memory");
+        encoder.finish().expect("memory")
+    };
+    let ended = deflated(ASK);
+    let padded = [ended.as_slice(), &[0]].concat();
+    let again = [message(0xc1, &ended), message(0xc1, &padded)];
+    assert!(session(&again).iter().all(|(read, _)| *read));
+    assert_eq!(session(&again).len(), 2);
+    let harmless = deflated(br#"{"type":"session.update"}"#);
+    let behind = [harmless.as_slice(), &ended].concat();
+    assert_eq!(session(&[message(0xc1, &behind)]).first().map(|(read, _)| *read), Some(false));
+}
