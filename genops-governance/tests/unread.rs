@@ -10,7 +10,13 @@ use support::{HELD, Host, budget, chat, enforcing, policy, request_to};
 
 /// Result and reason of the first unit; empty: there is none, and everything may leave.
 fn outcome(sections: &Sections, request: &[u8]) -> String {
+    outcome_at("api.openai.com", sections, request)
+}
+
+/// The same on a connection to another server.
+fn outcome_at(server_name: &'static str, sections: &Sections, request: &[u8]) -> String {
     let mut host = Host::new(sections);
+    host.server_name = server_name;
     let conn = host.open(HELD);
     host.egress(conn, request);
     host.close(conn);
@@ -84,6 +90,9 @@ fn a_body_that_two_parsers_read_in_two_ways_is_refused() {
     ));
     refused_body("{\0\"\0m\0\"\0:\0\"\0o\0\"\0}\0");
     refused_body("model=gpt-4o-mini&messages=hello");
+    refused_body(r#"{"model":["o1"],"messages":[]}"#);
+    refused_body(&format!(r#"{{"model":"{}","messages":[]}}"#, "o1".repeat(300)));
+    refused_body(r#"{"model":"gpt-4o-mini","model\u0000":"o1","messages":[]}"#);
 }
 
 #[test]
@@ -131,6 +140,26 @@ fn an_endpoint_that_is_not_known_to_be_harmless_is_refused_and_the_others_pass()
     let with_body = bare("GET", "/v1/models", "Content-Length: 2\r\n");
     refused(&[with_body.as_slice(), b"{}"].concat());
     refused(&bare("POST", "/v1/responses/..%2fr_1/cancel", "Content-Length: 0\r\n"));
+    // Whatever is harmless ends where everybody sees it end.
+    refused(&bare("DELETE", "/v1/files/f_1", "Content_Length: 9\r\n"));
+    refused(&bare("DELETE", "/v1/files/f_1", "Connection: content-length\r\n"));
+    refused(&bare("DELETE", "/v1/files/f_1#/../../chat/completions", ""));
+    refused(&bare("DELETE", "gopher://api.openai.com/v1/files/f_1", ""));
+    refused(&bare("GET", "/v1/models?%24httpmethod=POST", ""));
+}
+
+#[test]
+fn what_names_a_model_anew_or_has_one_run_is_not_harmless() {
+    let refuses = |host: &'static str, path: &str| {
+        let request =
+            format!("POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n\r\n{{}}");
+        rules().iter().all(|it| outcome_at(host, it, request.as_bytes()) == "BLOCKED")
+    };
+    assert!(!refuses("huggingface.co", "/api/models/org/name/paths-info/main"));
+    assert!(refuses("huggingface.co", "/api/jobs/org"));
+    assert!(refuses("huggingface.co", "/api/spaces/org/name/commit/main"));
+    assert!(refuses("ollama.com", "/api/copy"));
+    assert!(refuses("chatgpt.com", "/backend-api/conversation"));
 }
 
 #[test]

@@ -4,6 +4,10 @@
 //! Everything else that goes to a provider and that no dialect knows is decided as a request that
 //! can't be read. `GET`, `HEAD` and `OPTIONS` without body and without `Upgrade` are harmless
 //! without being listed. To add a line: what it does must be documented, and the line says where.
+//!
+//! Not on it, though it looks like housekeeping: copying a model under another name (a rule about
+//! names would no longer know it), calling tools by MCP at a provider (some of them start an agent
+//! or run a model there), committing files and starting jobs (programs run by them).
 
 use crate::path::Path;
 
@@ -31,7 +35,7 @@ const LIST: &[Line] = &[
         "POST",
         "responses/*/cancel",
         Harmless,
-        "platform.openai.com/docs/api-reference/responses/cancel",
+        "developers.openai.com/api/reference/resources/responses/methods/cancel",
     ),
     (
         "",
@@ -94,7 +98,7 @@ const LIST: &[Line] = &[
         "POST",
         "messages/batches/*/cancel",
         Harmless,
-        "docs.anthropic.com/en/api/canceling-message-batches",
+        "platform.claude.com/docs/en/api/canceling-message-batches",
     ),
     ("gcp.gemini", "POST", "models/*:countTokens", Counts, "ai.google.dev/api/tokens"),
     ("gcp.gemini", "POST", "batches/*:cancel", Harmless, "ai.google.dev/api/batch-api"),
@@ -110,7 +114,7 @@ const LIST: &[Line] = &[
         "POST",
         "models/*:computeTokens",
         Counts,
-        "cloud.google.com/vertex-ai/generative-ai/docs/model-reference/compute-tokens",
+        "cloud.google.com/vertex-ai/docs/reference/rest/v1beta1/projects.locations.publishers.models/computeTokens",
     ),
     (
         "gcp.vertex_ai",
@@ -131,7 +135,7 @@ const LIST: &[Line] = &[
         "POST",
         "model/*/count-tokens",
         Counts,
-        "docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_CountTokens.html",
+        "docs.aws.amazon.com/bedrock/latest/userguide/count-tokens.html",
     ),
     ("mistral_ai", "POST", "batch/jobs/*/cancel", Harmless, "docs.mistral.ai/api/#tag/batch"),
     ("cohere", "POST", "v1/tokenize", Counts, "docs.cohere.com/reference/tokenize"),
@@ -151,8 +155,20 @@ const LIST: &[Line] = &[
         Counts,
         "cloud.ibm.com/apidocs/watsonx-ai#text-tokenization",
     ),
-    ("aleph_alpha", "POST", "/tokenize", Counts, "docs.aleph-alpha.com/api/tokenize"),
-    ("aleph_alpha", "POST", "/detokenize", Counts, "docs.aleph-alpha.com/api/detokenize"),
+    (
+        "aleph_alpha",
+        "POST",
+        "/tokenize",
+        Counts,
+        "docs.rs/aleph-alpha-client, tokenization: the route, by its client",
+    ),
+    (
+        "aleph_alpha",
+        "POST",
+        "/detokenize",
+        Counts,
+        "docs.rs/aleph-alpha-client, detokenization: the route, by its client",
+    ),
     (
         "replicate",
         "POST",
@@ -182,18 +198,32 @@ const LIST: &[Line] = &[
         "github.com/ollama/ollama/blob/main/docs/api.md#pull-a-model",
     ),
     (
-        "ollama",
+        "huggingface",
         "POST",
-        "/api/copy",
+        "/api/repos/create",
         Harmless,
-        "github.com/ollama/ollama/blob/main/docs/api.md#copy-a-model",
+        "huggingface.co/docs/huggingface_hub/package_reference/hf_api, create_repo: names a repository",
     ),
     (
         "huggingface",
         "POST",
-        "/api/**",
+        "/api/models/*/*/paths-info/**",
         Harmless,
-        "huggingface.co/docs/hub/api: repositories and accounts of the Hub",
+        "huggingface.co/docs/huggingface_hub/package_reference/hf_api, get_paths_info: lists files",
+    ),
+    (
+        "huggingface",
+        "POST",
+        "/api/datasets/*/*/paths-info/**",
+        Harmless,
+        "huggingface.co/docs/huggingface_hub/package_reference/hf_api, get_paths_info: lists files",
+    ),
+    (
+        "huggingface",
+        "POST",
+        "/api/spaces/*/*/paths-info/**",
+        Harmless,
+        "huggingface.co/docs/huggingface_hub/package_reference/hf_api, get_paths_info: lists files",
     ),
     (
         "huggingface",
@@ -203,25 +233,11 @@ const LIST: &[Line] = &[
         "github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md",
     ),
     (
-        "huggingface",
-        "POST",
-        "/mcp",
-        Harmless,
-        "huggingface.co/docs/hub/hf-mcp-server: tools, each of which is a call of its own",
-    ),
-    (
-        "github_copilot",
-        "POST",
-        "/mcp/**",
-        Harmless,
-        "docs.github.com/en/copilot/how-tos/provide-context/use-mcp",
-    ),
-    (
         "openrouter",
         "POST",
         "/api/v1/auth/keys",
         Harmless,
-        "openrouter.ai/docs/use-cases/oauth-pkce",
+        "openrouter.ai/docs/api/api-reference/oauth/exchange-authorization-code-for-api-key",
     ),
 ];
 

@@ -238,6 +238,7 @@ type Builtin = (&'static str, &'static str, Option<u16>, &'static str);
 const BUILTIN: &[Builtin] = &[
     ("", "api.openai.com", None, "openai"),
     ("", ".api.openai.com", None, "openai"),
+    // As a whole: the product is chats, and what is no chat there is not documented.
     ("", "chatgpt.com", None, "openai"),
     ("", ".openai.azure.com", None, "azure.ai.openai"),
     ("", ".openai.azure.us", None, "azure.ai.openai"),
