@@ -7,6 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::call::{Texts, Unreadable};
 use crate::coding::{Coding, Decoder};
+use crate::dialect;
 use crate::facts::{Facts, Field, Gather, Nested};
 use crate::grpc;
 use crate::json::tail;
@@ -62,6 +63,8 @@ pub(crate) struct Body {
     strict: bool,
     /// Messages, each a text of its own.
     messages: bool,
+    /// Said to be a form, and read as JSON: what a form would have in it.
+    pairs: Option<Pairs>,
     /// Over its decoded bytes, where that is wanted.
     digest: Option<Box<Sha256>>,
 }
@@ -83,11 +86,14 @@ impl Body {
             form: Form::Undecided(Vec::new()),
             strict: texts.is_some(),
             messages: false,
+            pairs: None,
             parser: Parser::new(schema, texts),
             unreadable: None,
             digest: None,
         };
         if body.strict {
+            let form = body.hints.is("application/x-www-form-urlencoded");
+            body.pairs = form.then(Pairs::default);
             body.parser.scanner = Scanner::strict(schema, body.hints.is_ndjson());
             body.parser.facts.expect_one_model();
         }
@@ -300,7 +306,12 @@ impl Body {
         }
         let parser = &mut self.parser;
         match &mut self.form {
-            Form::Json => parser.scan(bytes),
+            Form::Json => {
+                if self.pairs.as_mut().is_some_and(|pairs| pairs.name_model(bytes)) {
+                    self.unreadable.get_or_insert(Unreadable::Body);
+                }
+                parser.scan(bytes);
+            }
             Form::Sse(decoder) => decoder.feed(bytes, parser),
             Form::Opaque => {}
             Form::JsonTail(held) => tail::keep(held, bytes),
@@ -430,6 +441,41 @@ impl Body {
         if let Some(texts) = &mut parser.texts {
             texts.end();
         }
+    }
+}
+
+/// Follows the names of a form through pieces of any size.
+#[derive(Debug, Default)]
+struct Pairs {
+    name: String,
+    /// Within a value, or in a name that is longer than any that matters.
+    past: bool,
+}
+
+impl Pairs {
+    /// Most characters of a name, each of which may be encoded.
+    const NAME_LIMIT: usize = 3 * "model".len();
+
+    /// Whether a name that ends here is that of the model.
+    fn name_model(&mut self, bytes: &[u8]) -> bool {
+        let mut found = false;
+        for &byte in bytes {
+            match byte {
+                b'&' => {
+                    self.name.clear();
+                    self.past = false;
+                }
+                b'=' if !self.past => {
+                    found |= dialect::percent_decode(&self.name) == "model";
+                    self.past = true;
+                }
+                _ if !self.past && self.name.len() < Self::NAME_LIMIT => {
+                    self.name.push(char::from(byte));
+                }
+                _ => self.past = true,
+            }
+        }
+        found
     }
 }
 
@@ -833,7 +879,6 @@ fn string_len(bytes: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dialect;
 
     #[test]
     fn an_unknown_coding_is_found_however_the_body_is_cut() {

@@ -192,6 +192,18 @@ fn a_text_has_one_reading_or_is_refused() {
     }
 }
 
+#[test]
+fn json_that_is_said_to_be_a_form_names_no_model_as_one() {
+    let said = |text: &str| {
+        let kind = "Content-Type: application/x-www-form-urlencoded\r\n";
+        head("POST /v1/chat/completions HTTP/1.1", &format!("Host: api.openai.com\r\n{kind}"), text)
+    };
+    reads(&said(BODY));
+    reads(&said(r#"{"model":"o4-mini","user":"this & that = more & models=2"}"#));
+    refuses(&said(r#"{"model":"o4-mini","user":"&model=o3&"}"#));
+    refuses(&said(r#"{"model":"o4-mini","user":"a=b&%6d%6Fdel=o3&"}"#));
+}
+
 fn form(parts: &str) -> Vec<u8> {
     let fields = "Host: api.openai.com\r\nContent-Type: multipart/form-data; boundary=line\r\n";
     head("POST /v1/audio/transcriptions HTTP/1.1", fields, parts)
