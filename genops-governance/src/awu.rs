@@ -165,8 +165,10 @@ pub struct Reservation {
     pub unit: Unit,
     /// Nano-USD or tokens.
     pub amount: i64,
-    /// The budget with the least left of those it draws on.
+    /// Of the budgets of this unit that it draws on, the one with the least left.
     pub budget: Option<BudgetView>,
+    /// The other budgets that it draws on, each in a unit of its own.
+    pub others: Vec<BudgetView>,
     /// When.
     pub unix_ns: u64,
 }
@@ -184,6 +186,8 @@ pub struct BudgetView {
     pub allocated: i64,
     /// Used by calls that ended.
     pub consumed: i64,
+    /// Set aside for calls that have not ended.
+    pub reserved: i64,
     /// Neither used nor set aside.
     pub remaining: i64,
 }
@@ -286,6 +290,8 @@ pub struct Grounds {
     pub approval_request: Option<String>,
     /// The approval that was used.
     pub approval: Option<String>,
+    /// Budgets that had too little left for it, or that are used up to a threshold.
+    pub alerts: Vec<BudgetView>,
     /// No price is known for the model: the dearest of its provider's was taken.
     pub price_assumed: bool,
     /// SHA-256 of the price table.

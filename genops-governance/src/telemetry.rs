@@ -6,8 +6,7 @@
 
 use genops_protocols::{Call, RequestParams, Usage};
 
-use crate::awu::{Attribution, Awu, CaptureLevel, Mechanism, Network, Outcome};
-use crate::decision::{PolicyResult, ReasonCode};
+use crate::awu::{Attribution, Awu, BudgetView, CaptureLevel, Mechanism, Network, Outcome};
 
 /// The specification's version, on every unit.
 pub const SPEC_VERSION: &str = "0.1.0";
@@ -242,13 +241,9 @@ impl Awu {
         out.text("genops.accounting.price_hash", hex(&self.grounds.price_hash));
         out.flag("genops.accounting.price_assumed", self.grounds.price_assumed);
         if let Some(budget) = &reservation.budget {
-            let double = |amount| budget.unit.to_double(amount);
-            out.text("genops.budget.name", &budget.name);
-            out.text("genops.budget.period", &budget.period);
-            out.double("genops.budget.allocated", double(budget.allocated));
-            out.double("genops.budget.consumed", double(budget.consumed));
-            out.double("genops.budget.remaining", double(budget.remaining));
+            budget_attributes(budget, out);
         }
+        out.list("genops.budget.others", &names(&reservation.others));
     }
 
     fn usage_attributes(&self, out: &mut Attributes) {
@@ -314,10 +309,11 @@ impl Awu {
                 let remaining = budget.unit.to_double(budget.remaining);
                 out.double("genops.budget.remaining", remaining);
             }
+            out.list("genops.budget.others", &names(&reservation.others));
             let (name, unix_ns) = ("genops.budget.reservation", reservation.unix_ns);
             events.push(Event { name, unix_ns, attributes: out.0 });
         }
-        events.extend(self.alert());
+        events.extend(self.alerts());
         events.extend(self.reconciled());
         events.extend(self.cost_calculated());
         events
@@ -352,21 +348,13 @@ impl Awu {
         Some(Event { name, unix_ns, attributes: out.0 })
     }
 
-    fn alert(&self) -> Option<Event> {
-        let reservation = self.outcome.reservation()?;
-        let decision = self.outcome.decision();
-        let codes = [ReasonCode::BUDGET_THRESHOLD, ReasonCode::BudgetExceeded];
-        let warned = decision.result() == PolicyResult::Warning;
-        let budget = reservation
-            .budget
-            .as_ref()
-            .filter(|_| warned && decision.reason().is_some_and(|it| codes.contains(it)))?;
-        let mut out = Attributes::default();
-        out.text("genops.budget.name", &budget.name);
-        out.double("genops.budget.consumed", budget.unit.to_double(budget.consumed));
-        out.double("genops.budget.allocated", budget.unit.to_double(budget.allocated));
-        let (name, unix_ns) = ("genops.budget.alert", reservation.unix_ns);
-        Some(Event { name, unix_ns, attributes: out.0 })
+    fn alerts(&self) -> impl Iterator<Item = Event> {
+        self.grounds.alerts.iter().map(|budget| {
+            let mut out = Attributes::default();
+            budget_attributes(budget, &mut out);
+            let (name, unix_ns) = ("genops.budget.alert", self.grounds.unix_ns);
+            Event { name, unix_ns, attributes: out.0 }
+        })
     }
 
     fn cost_calculated(&self) -> Option<Event> {
@@ -377,6 +365,26 @@ impl Awu {
         let (name, unix_ns) = ("genops.cost.calculated", actual.unix_ns);
         Some(Event { name, unix_ns, attributes: out.0 })
     }
+}
+
+/// A budget, with its amounts in its own unit.
+fn budget_attributes(budget: &BudgetView, out: &mut Attributes) {
+    let BudgetView { name, period, unit, allocated, consumed, reserved, remaining } = budget;
+    out.text("genops.budget.name", name);
+    out.text("genops.budget.period", period);
+    out.text("genops.budget.unit", unit.as_str());
+    for (name, amount) in [
+        ("genops.budget.allocated", allocated),
+        ("genops.budget.consumed", consumed),
+        ("genops.budget.reserved", reserved),
+        ("genops.budget.remaining", remaining),
+    ] {
+        out.double(name, unit.to_double(*amount));
+    }
+}
+
+fn names(budgets: &[BudgetView]) -> Vec<String> {
+    budgets.iter().map(|it| it.name.clone()).collect()
 }
 
 /// `genops.operation.type` of a call.

@@ -415,6 +415,74 @@ fn each_mutated_export_breaks_the_rule_that_it_is_made_for() {
     broken(|it| set(it.span(RAN), "genops.compliance", text("mostly")), &expect!["§9.2 honest"]);
 }
 
+/// Unit, budget and attribution of a unit agree with each other.
+#[test]
+fn a_budget_of_another_unit_or_owner_is_found() {
+    broken(
+        |it| set(it.span(RAN), "genops.budget.unit", text("tokens")),
+        &expect![[r#"
+        §3 budget-one-unit
+        §3 budget-unit"#]],
+    );
+    broken(
+        |it| set(it.event(RAN, ALERT), "genops.budget.unit", text("tokens")),
+        &expect![[r#"
+        §3 budget-one-unit
+        §3 budget-unit"#]],
+    );
+    // The event that reserves is about another budget than the span.
+    broken(
+        |it| set(it.event(RAN, RESERVED), "genops.budget.name", text("flow")),
+        &expect!["§7.3 budget-agrees"],
+    );
+    broken(
+        |it| set(it.event(RAN, RECONCILED), "genops.budget.name", text("flow")),
+        &expect!["§7.3 budget-agrees"],
+    );
+    // An alert about a budget that the unit does not draw on.
+    broken(
+        |it| set(it.event(RAN, ALERT), "genops.budget.name", text("flow")),
+        &expect![[r#"
+        §7.3 budget-agrees
+        §8 alert-of-cause"#]],
+    );
+    // It draws on it, and it is not what crossed its threshold.
+    broken(
+        |it| {
+            let others = json!({"arrayValue": {"values": [{"stringValue": "flow"}]}});
+            set(it.span(RAN), "genops.budget.others", others);
+            set(it.event(RAN, ALERT), "genops.budget.name", text("flow"));
+            set(it.event(RAN, ALERT), "genops.budget.unit", text("tokens"));
+        },
+        &expect!["§8 alert-of-cause"],
+    );
+    broken(
+        |it| {
+            let others = json!({"arrayValue": {"values": [{"stringValue": "daily"}]}});
+            set(it.span(RAN), "genops.budget.others", others);
+        },
+        &expect!["§7.3 budget-agrees"],
+    );
+    // Tokens under a name of money.
+    broken(
+        |it| set(it.span(RAN), "genops.budget.remaining", double(7_155.0)),
+        &expect!["§7.3 budget-adds-up"],
+    );
+    // The same budget in tokens elsewhere.
+    broken(
+        |it| set(it.event(STOPPED, ALERT), "genops.budget.unit", text("tokens")),
+        &expect!["§3 budget-one-unit"],
+    );
+    broken(
+        |it| set(it.event(RAN, COST), "genops.team", text("research")),
+        &expect!["§2 attribution-agrees"],
+    );
+    broken(
+        |it| set(it.event(RAN, RESERVED), "genops.customer_id", text("c-77")),
+        &expect!["§2 attribution-agrees"],
+    );
+}
+
 const EVALUATED: &str = "genops.policy.evaluated";
 const RESERVED: &str = "genops.budget.reservation";
 const RECONCILED: &str = "genops.budget.reconciliation";

@@ -1259,8 +1259,8 @@ fn token_budgets_and_own_prices_count_too() {
         record reconciliation [daily 325 Some(30) left Some(970)]
         awu
           policy.result: ALLOWED
-          accounting.reserved: Double(0.000425)
-          accounting.actual: Double(4e-5)
+          accounting.reserved: Double(325.0)
+          accounting.actual: Double(30.0)
           compliance: full
           capture.level: full
           enforcement.mechanism: egress_hold

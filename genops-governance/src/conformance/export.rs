@@ -11,6 +11,8 @@ pub(super) enum Value {
     Int(i64),
     Double(f64),
     Bool(bool),
+    /// A list of strings.
+    List(Vec<String>),
     Other,
 }
 
@@ -21,7 +23,7 @@ impl Value {
             Self::Int(_) => "int",
             Self::Double(_) => "double",
             Self::Bool(_) => "bool",
-            Self::Other => "list or map",
+            Self::List(_) | Self::Other => "list or map",
         }
     }
 }
@@ -48,6 +50,14 @@ impl Attributes {
         match self.get(name)? {
             Value::Text(text) => Some(text),
             _ => None,
+        }
+    }
+
+    /// The texts of a list.
+    pub(super) fn list(&self, name: &str) -> &[String] {
+        match self.get(name) {
+            Some(Value::List(texts)) => texts,
+            _ => &[],
         }
     }
 
@@ -194,7 +204,14 @@ fn value(json: &Json) -> Value {
         ("intValue", Json::String(text)) => text.parse().ok().map(Value::Int),
         ("intValue", number) => number.as_i64().map(Value::Int),
         ("doubleValue", number) => number.as_f64().map(Value::Double),
+        ("arrayValue", list) => list.get("values").and_then(Json::as_array).map(|it| texts(it)),
         _ => None,
     };
     found.unwrap_or(Value::Other)
+}
+
+/// A list, as far as it is of strings.
+fn texts(list: &[Json]) -> Value {
+    let text = |it: &Json| Some(it.get("stringValue")?.as_str()?.to_owned());
+    Value::List(list.iter().filter_map(text).collect())
 }

@@ -10,6 +10,7 @@ use crate::telemetry::{SPEC_VERSION, says_something};
 const EVALUATED: &str = "genops.policy.evaluated";
 const RESERVED: &str = "genops.budget.reservation";
 const RECONCILED: &str = "genops.budget.reconciliation";
+const ALERT: &str = "genops.budget.alert";
 
 /// A rule over one unit: what it finds wrong, in words.
 pub(super) struct Rule {
@@ -55,6 +56,11 @@ rules! {
     "3" "reconciliation-event" reconciliation_event;
     "3" "reconciliation-agrees" reconciliation_agrees;
     "3" "delta" delta;
+    "3" "budget-unit" budget_unit;
+    "7.3" "budget-agrees" budget_agrees;
+    "7.3" "budget-adds-up" budget_adds_up;
+    "8" "alert-of-cause" alert_of_cause;
+    "2" "attribution-agrees" attribution_agrees;
     "8" "stopped-runs-not" stopped_runs_not;
     "6" "sla-complete" sla_complete;
     "6" "sla-met" sla_met;
@@ -64,17 +70,53 @@ rules! {
     "8" "reservation-attributes" |it| event_attributes(it, RESERVED, &["genops.accounting.reserved", "genops.accounting.unit"]);
     "8" "reconciliation-attributes" |it| event_attributes(it, RECONCILED, &["genops.accounting.actual", "genops.accounting.reserved", "genops.accounting.unit"]);
     "8" "cost-attributes" |it| event_attributes(it, "genops.cost.calculated", &["genops.cost.total", "genops.cost.currency"]);
-    "8" "alert-attributes" |it| event_attributes(it, "genops.budget.alert", &["genops.budget.name", "genops.budget.consumed", "genops.budget.allocated"]);
+    "8" "alert-attributes" |it| event_attributes(it, ALERT, &["genops.budget.name", "genops.budget.consumed", "genops.budget.allocated"]);
     "8" "evaluation-attributes" |it| event_attributes(it, "genops.evaluation.complete", &["genops.eval.metric", "genops.eval.score"]);
     "7.3" "currency" currency;
     "9.2" "honest" honest;
 }
 
 /// The rules over the export as a whole.
-pub(super) const ACROSS: [(&str, &str); 1] = [("2", "identity-unique")];
+pub(super) const ACROSS: [(&str, &str); 2] = [("2", "identity-unique"), ("3", "budget-one-unit")];
+
+/// What holds between units.
+pub(super) fn across(units: &[Unit]) -> Vec<Finding> {
+    let mut found = identity_unique(units);
+    found.extend(budget_one_unit(units));
+    found
+}
+
+/// A budget counts one thing, whichever unit draws on it.
+fn budget_one_unit(units: &[Unit]) -> Vec<Finding> {
+    let mut first: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut found = Vec::new();
+    for unit in units {
+        for (budget, said) in parts(unit).filter_map(budget_and_unit) {
+            let before = *first.entry(budget).or_insert(said);
+            if before != said {
+                let message = format!("`{budget}` is in {said}, and elsewhere in {before}");
+                let (section, rule, unit) = ("3", "budget-one-unit", unit.name.clone());
+                found.push(Finding { section, rule, unit, message });
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// The budget that something names, and what it counts.
+fn budget_and_unit(it: &Attributes) -> Option<(&str, &str)> {
+    let unit = it.text("genops.budget.unit").or_else(|| it.text("genops.accounting.unit"))?;
+    Some((it.text("genops.budget.name")?, unit))
+}
+
+/// The span's own attributes, and those of its events.
+fn parts(unit: &Unit) -> impl Iterator<Item = &Attributes> {
+    std::iter::once(&unit.attributes).chain(unit.events.iter().map(|it| &it.attributes))
+}
 
 /// Two units never share an identity.
-pub(super) fn across(units: &[Unit]) -> Vec<Finding> {
+fn identity_unique(units: &[Unit]) -> Vec<Finding> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for unit in units {
         *counts.entry(&unit.name).or_default() += 1;
@@ -264,6 +306,103 @@ fn delta(unit: &Unit) -> Vec<String> {
     all.filter_map(wrong).collect()
 }
 
+/// What a unit is accounted in is what its budget counts.
+fn budget_unit(unit: &Unit) -> Vec<String> {
+    let wrong = |it: &Attributes| {
+        let (budget, said) = (it.text("genops.budget.unit")?, it.text("genops.accounting.unit")?);
+        let name = it.text("genops.budget.name").unwrap_or_default();
+        (budget != said).then(|| format!("accounted in {said}, by the budget `{name}` in {budget}"))
+    };
+    let mut found: Vec<String> = parts(unit).filter_map(wrong).collect();
+    // The span and its events speak of the same budget in the same unit.
+    let own = budget_and_unit(&unit.attributes);
+    for event in &unit.events {
+        let there = budget_and_unit(&event.attributes);
+        if let Some(((name, here), (other, there))) = own.zip(there)
+            && name == other
+            && here != there
+        {
+            let event = &event.name;
+            found.push(format!("the budget `{name}` is in {here}, and in {there} in `{event}`"));
+        }
+    }
+    found
+}
+
+/// Events are about the budgets that the span names.
+fn budget_agrees(unit: &Unit) -> Vec<String> {
+    let Some(own) = unit.text("genops.budget.name") else { return Vec::new() };
+    let others = unit.attributes.list("genops.budget.others");
+    let mut found = Vec::new();
+    if others.iter().any(|it| it == own) {
+        found.push(format!("the budget `{own}` is among its own others"));
+    }
+    for event in &unit.events {
+        let Some(named) = event.attributes.text("genops.budget.name") else { continue };
+        let of_other = event.name == ALERT && others.iter().any(|it| it == named);
+        if named != own && !of_other {
+            found.push(format!("`{}` names the budget `{named}`, the span `{own}`", event.name));
+        }
+    }
+    found
+}
+
+/// No more of a budget is left, used or set aside than was allocated, unless it has run out.
+fn budget_adds_up(unit: &Unit) -> Vec<String> {
+    let wrong = |it: &Attributes| {
+        let name = it.text("genops.budget.name")?;
+        let allocated = it.double("genops.budget.allocated")?;
+        let amount = |name| it.double(name).unwrap_or(0.0);
+        let left = amount("genops.budget.remaining");
+        let held = amount("genops.accounting.reserved").max(amount("genops.budget.reserved"));
+        let used = amount("genops.budget.consumed").max(0.0) + left;
+        let beyond = |it: f64| it > allocated + 1e-9 + 1e-9 * allocated.abs();
+        let too_much = left > 0.0 && (beyond(used) || beyond(held)) || beyond(left);
+        too_much.then(|| {
+            format!("of the budget `{name}` there are {left} left beside what is used or held, of {allocated}")
+        })
+    };
+    parts(unit).filter_map(wrong).collect()
+}
+
+/// Where a budget decided, the alert is about that budget.
+fn alert_of_cause(unit: &Unit) -> Vec<String> {
+    let code = unit.text("genops.policy.reason_code").unwrap_or_default();
+    let Some(cause) = unit.text("genops.policy.name") else { return Vec::new() };
+    let named = unit.text("genops.budget.name") == Some(cause)
+        || unit.attributes.list("genops.budget.others").iter().any(|it| it == cause);
+    // Elsewhere, what decided may be a policy.
+    let by_budget = code == "x_budget_threshold"
+        || named && matches!(code, "BUDGET_EXCEEDED" | "BUDGET_RESERVATION_FAILED");
+    let alerts: Vec<&str> =
+        unit.events(ALERT).filter_map(|it| it.attributes.text("genops.budget.name")).collect();
+    fault(by_budget && !alerts.is_empty() && !alerts.contains(&cause), || {
+        format!("the budget `{cause}` decided, and the alert is about `{}`", alerts.join("`, `"))
+    })
+}
+
+/// Whom a unit is charged to (§2: never changes for that unit).
+const ATTRIBUTION: [&str; 7] = [
+    "genops.team",
+    "genops.project",
+    "genops.environment",
+    "genops.cost_center",
+    "genops.customer_id",
+    "genops.feature",
+    "genops.session_id",
+];
+
+fn attribution_agrees(unit: &Unit) -> Vec<String> {
+    let mut found = Vec::new();
+    for (event, name) in unit.events.iter().flat_map(|it| ATTRIBUTION.map(|name| (it, name))) {
+        let (there, here) = (event.attributes.get(name), unit.attributes.get(name));
+        if there.is_some() && there != here {
+            found.push(format!("`{name}` of the event `{}` is not the span's", event.name));
+        }
+    }
+    found
+}
+
 fn stopped_runs_not(unit: &Unit) -> Vec<String> {
     if executed(unit) || !stopped(unit) && result_of(unit).is_empty() {
         return Vec::new();
@@ -305,7 +444,7 @@ fn sla_met(unit: &Unit) -> Vec<String> {
 }
 
 /// Types of the attributes that have one (§7.1, §7.3, §6).
-const TYPES: [(&str, &str); 36] = [
+const TYPES: [(&str, &str); 41] = [
     ("genops.team", "string"),
     ("genops.project", "string"),
     ("genops.environment", "string"),
@@ -342,6 +481,11 @@ const TYPES: [(&str, &str); 36] = [
     ("genops.sla.actual_latency_ms", "int"),
     ("genops.sla.met", "bool"),
     ("genops.cost_center", "string"),
+    ("genops.customer_id", "string"),
+    ("genops.feature", "string"),
+    ("genops.session_id", "string"),
+    ("genops.budget.unit", "string"),
+    ("genops.budget.reserved", "double"),
 ];
 
 fn types(unit: &Unit) -> Vec<String> {

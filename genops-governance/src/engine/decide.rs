@@ -12,7 +12,7 @@ use super::core::{Core, Subject, aftermath, as_unit, failure_key, provider_key, 
 use super::estimate::Ask;
 use super::link::{Link, Opened, Running};
 use crate::approval::{Approval, Scope, Waiting};
-use crate::awu::{AwuId, Grounds, Held, Mechanism, Reservation};
+use crate::awu::{AwuId, BudgetView, Grounds, Held, Mechanism, Reservation};
 use crate::config::{Mode, Signal, Unit, UnknownModel, Unmapped};
 use crate::decision::{Decision, Permission, ReasonCode, Refusal};
 use crate::ledger::{Demand, Shortfall};
@@ -36,18 +36,21 @@ pub(super) struct Objection {
     pub(super) policy: Option<String>,
     reason: String,
     signal: Option<Signal>,
+    /// Budgets that have not enough left.
+    short: Vec<BudgetView>,
 }
 
 impl Objection {
     pub(super) fn block(code: ReasonCode, policy: Option<&str>, reason: impl Into<String>) -> Self {
-        let policy = policy.map(str::to_owned);
-        Self { severity: Severity::Block, code, policy, reason: reason.into(), signal: None }
+        let (policy, reason) = (policy.map(str::to_owned), reason.into());
+        Self { severity: Severity::Block, code, policy, reason, signal: None, short: Vec::new() }
     }
 
     fn of(matched: &Matched) -> Self {
         let reason = matched.reason.clone().unwrap_or_else(|| "a policy forbids it".to_owned());
         let (severity, code, signal) = (matched.severity, matched.code.clone(), matched.signal);
-        Self { severity, code, policy: Some(matched.id.clone()), reason, signal }
+        let policy = Some(matched.id.clone());
+        Self { severity, code, policy, reason, signal, short: Vec::new() }
     }
 
     pub(super) fn refusal(&self) -> Refusal {
@@ -214,6 +217,7 @@ impl Core {
         done.reserved = reserved.is_ok();
         let objection = reserved.err().map(|short| shortfall_objection(&short, &demands));
         objection.map(|mut it| {
+            it.short = self.short_of(&demands);
             if is_unpriced(ask) {
                 it.reason = format!("{} (x_price_unknown: {})", it.reason, unpriced(ask));
             }
@@ -290,6 +294,7 @@ impl Core {
         let grounds = warning.as_ref().unwrap_or(&empty);
         let mut opened = self.opened(now, id, link, subject, ask, grounds, complete);
         opened.grounds.matched = opinion.matched();
+        opened.grounds.alerts = self.alerts(&demands, warning.as_ref());
         opened.grounds.approval.clone_from(&approval);
         let inputs = inputs(ask, opened.enforcement.bytes_before_decision, approval, seen);
         self.write_permit(now, link, &opened, &permission, &reservation, inputs, log, ask.call);
@@ -443,6 +448,27 @@ impl Core {
             let assumed = ask.inspectable && known.is_none_or(|it| it.assumed);
             assumed.then(|| Objection::block(ReasonCode::PRICE_UNKNOWN, None, unpriced(ask)))
         })
+    }
+
+    /// The budgets that have less left than is wanted of them.
+    fn short_of(&self, demands: &[Demand]) -> Vec<BudgetView> {
+        let views = self.views(demands);
+        let is_short = |it: &BudgetView| {
+            demands
+                .iter()
+                .any(|wanted| wanted.key.budget == it.name && wanted.amount > it.remaining)
+        };
+        views.into_iter().filter(is_short).collect()
+    }
+
+    /// The budgets of a request that may run which somebody should look at, as they stand now.
+    fn alerts(&self, demands: &[Demand], warning: Option<&Objection>) -> Vec<BudgetView> {
+        let is_due = |it: &&Demand| {
+            let short = warning.iter().flat_map(|it| &it.short);
+            self.threshold(it).is_some() || short.into_iter().any(|s| s.name == it.key.budget)
+        };
+        let due: Vec<Demand> = demands.iter().filter(is_due).cloned().collect();
+        self.views(&due)
     }
 
     fn threshold(&self, demand: &Demand) -> Option<Objection> {
@@ -675,6 +701,7 @@ impl Core {
                 unix_ns: now.unix_ns,
                 approval_request: None,
                 approval: None,
+                alerts: objection.short.clone(),
                 price_assumed: ask.estimate.price.as_ref().is_some_and(|it| it.assumed),
                 price_hash: settings.price_hash(),
                 policy_hash: settings.policy_hash(),
@@ -945,6 +972,7 @@ fn rate_objection(reached: &Reached) -> Objection {
         policy: Some(limit.clone()),
         reason: format!("the limit `{limit}` is reached{}", again.unwrap_or_default()),
         signal: None,
+        short: Vec::new(),
     }
 }
 

@@ -168,8 +168,21 @@ impl Core {
     }
 
     pub(super) fn reservation(&self, now: Now, ask: &Ask<'_>, demands: &[Demand]) -> Reservation {
-        let unit = if ask.estimate.nano_usd.is_some() { Unit::Usd } else { Unit::Tokens };
-        let views = demands.iter().filter_map(|it| {
+        let unit = unit_of(ask, demands);
+        let mut others = self.views(demands);
+        let tightness = |it: &BudgetView| {
+            i128::from(it.remaining) * 1_000_000 / i128::from(it.allocated.max(1))
+        };
+        let own = others.iter().enumerate().filter(|(_, it)| it.unit == unit);
+        let tightest = own.min_by_key(|(_, it)| tightness(it)).map(|(at, _)| at);
+        let budget = tightest.map(|at| others.remove(at));
+        let amount = ask.estimate.in_unit(unit);
+        Reservation { unit, amount, budget, others, unix_ns: now.unix_ns }
+    }
+
+    /// How the budgets demanded stand.
+    pub(super) fn views(&self, demands: &[Demand]) -> Vec<BudgetView> {
+        let view = |it: &Demand| {
             let account = self.ledger.account(&it.key)?;
             Some(BudgetView {
                 name: it.key.budget.clone(),
@@ -177,13 +190,22 @@ impl Core {
                 unit: account.unit,
                 allocated: account.allocated(),
                 consumed: account.consumed(),
+                reserved: account.reserved,
                 remaining: account.remaining(),
             })
-        });
-        let tightness = |it: &BudgetView| {
-            i128::from(it.remaining) * 1_000_000 / i128::from(it.allocated.max(1))
         };
-        let budget = views.min_by_key(tightness);
-        Reservation { unit, amount: ask.estimate.in_unit(unit), budget, unix_ns: now.unix_ns }
+        demands.iter().filter_map(view).collect()
     }
+}
+
+/// What a request is accounted in: money where there is a price, unless every budget that it draws
+/// on counts something else.
+fn unit_of(ask: &Ask<'_>, demands: &[Demand]) -> Unit {
+    let is_priced = ask.estimate.nano_usd.is_some();
+    let usual = if is_priced { Unit::Usd } else { Unit::Tokens };
+    let known = |it: &&Demand| it.unit != Unit::Usd || is_priced;
+    if demands.iter().any(|it| it.unit == usual) {
+        return usual;
+    }
+    demands.iter().find(known).map_or(usual, |it| it.unit)
 }
