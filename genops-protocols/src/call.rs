@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::claims::Claim;
+
 /// Which way bytes went. Egress is what the client sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -245,6 +247,8 @@ pub struct Call {
     pub unreadable: Option<Unreadable>,
     /// Details of an MCP or A2A exchange.
     pub mcp: Option<McpCall>,
+    /// Whom it is for, by the client's word: the fields that [`crate::Connection::want`] asked for.
+    pub claims: Vec<Claim>,
     /// Bytes of text that the model wrote, as far as read: what an estimate goes by.
     pub written_bytes: u64,
 }
@@ -291,6 +295,8 @@ impl Call {
         let listed = |list: &Vec<String>| {
             list.iter().map(|it| it.capacity() + size_of::<String>()).sum::<usize>()
         };
+        let claims = self.claims.iter().map(|it| it.value.capacity() + size_of::<Claim>());
+        let strings = strings + claims.sum::<usize>();
         strings + lists.into_iter().map(listed).sum::<usize>()
     }
 }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::call::{Call, Direction, Egress, OpenRequest, Sink};
+use crate::claims::Wanted;
 use crate::exchange::{Context, Transaction};
 use crate::hosts::Hosts;
 use crate::http1::{self, Http1, Upgrade};
@@ -89,6 +90,7 @@ impl Connection {
                 remote,
                 text_limit: Self::TEXT_LIMIT,
                 digests: false,
+                wanted: Arc::default(),
                 memory: Arc::default(),
             },
             from_start,
@@ -129,6 +131,13 @@ impl Connection {
     /// Whether the bodies of requests that begin from here on are hashed.
     pub fn keep_digests(&mut self, keep: bool) {
         self.context.digests = keep;
+    }
+
+    /// Has it read these fields of requests that begin from here on: [`Call::claims`].
+    pub fn want(&mut self, wanted: &Arc<Wanted>) {
+        if !Arc::ptr_eq(&self.context.wanted, wanted) {
+            self.context.wanted = Arc::clone(wanted);
+        }
     }
 
     /// Takes a server name or address that became known later.

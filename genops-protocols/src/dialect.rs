@@ -153,9 +153,47 @@ pub(crate) trait Dialect: Debug + Sync {
     fn read(&self, endpoint: &Endpoint, bodies: &Bodies<'_>, call: &mut Call);
 }
 
+/// [`crate::claims::BODY_PATHS`]; what else stands below them is text.
+const CLAIMS: [&str; 32] = [
+    "user.**",
+    "user_id.**",
+    "customer_id.**",
+    "session_id.**",
+    "safety_identifier.**",
+    "prompt_cache_key.**",
+    "metadata.user_id.**",
+    "metadata.user.**",
+    "metadata.customer_id.**",
+    "metadata.customer.**",
+    "metadata.tenant_id.**",
+    "metadata.tenant.**",
+    "metadata.account_id.**",
+    "metadata.feature.**",
+    "metadata.session_id.**",
+    "metadata.conversation_id.**",
+    "labels.user_id.**",
+    "labels.customer_id.**",
+    "labels.customer.**",
+    "labels.tenant_id.**",
+    "labels.tenant.**",
+    "labels.account_id.**",
+    "labels.feature.**",
+    "labels.session_id.**",
+    "requestMetadata.user_id.**",
+    "requestMetadata.customer_id.**",
+    "requestMetadata.customer.**",
+    "requestMetadata.tenant_id.**",
+    "requestMetadata.tenant.**",
+    "requestMetadata.account_id.**",
+    "requestMetadata.feature.**",
+    "requestMetadata.session_id.**",
+];
+
 /// Wanted values of request bodies, of all dialects.
 pub(crate) static REQUESTS: LazyLock<Schema> = LazyLock::new(|| {
-    Schema::new(DIALECTS.iter().flat_map(|dialect| dialect.request_paths().concat()))
+    let of_dialects = DIALECTS.iter().flat_map(|dialect| dialect.request_paths().concat());
+    let claims = CLAIMS.iter().zip(0..).map(|(path, index)| (*path, Want::Claim(index)));
+    Schema::new(of_dialects.chain(claims))
 });
 
 /// Wanted values of response bodies, of all dialects.

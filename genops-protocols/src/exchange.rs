@@ -8,6 +8,7 @@ use crate::call::{
     Call, Exchange, Kind, McpCall, OpenRequest, Request, RequestParams, Sink, Texts, Unreadable,
     Usage,
 };
+use crate::claims::{Claim, Wanted};
 use crate::coding::Coding;
 use crate::dialect::{self, Bodies, Endpoint, Target, jsonrpc};
 use crate::facts::{Facts, Field};
@@ -25,6 +26,7 @@ pub(crate) struct Context {
     pub(crate) text_limit: usize,
     /// Requests' bodies are hashed.
     pub(crate) digests: bool,
+    pub(crate) wanted: Arc<Wanted>,
     pub(crate) memory: Arc<Memory>,
 }
 
@@ -58,6 +60,9 @@ pub(crate) struct Head {
     pub(crate) measured: Measured,
     pub(crate) grpc_status: Option<String>,
     pub(crate) llama_cpp: bool,
+    /// What the fields say that were asked for.
+    pub(crate) claims: Vec<Claim>,
+    pub(crate) wanted: Option<Arc<Wanted>>,
     /// Part of the head is not known: fields may be missing.
     pub(crate) partial: bool,
 }
@@ -75,12 +80,20 @@ impl Head {
     /// Longest field value read.
     const VALUE_LIMIT: usize = 512;
 
+    /// A request's, of which these fields are asked for.
+    pub(crate) fn wanting(wanted: &Arc<Wanted>) -> Self {
+        Self { wanted: Some(Arc::clone(wanted)), ..Self::default() }
+    }
+
     /// Takes one field; `name` in any case.
     pub(crate) fn field(&mut self, name: &[u8], value: &[u8]) {
         let mut lower = [0_u8; 48];
         let Some(lower) = lower.get_mut(..name.len()) else { return };
         lower.copy_from_slice(name);
         lower.make_ascii_lowercase();
+        if let Some(wanted) = &self.wanted {
+            wanted.header(lower, value, &mut self.claims);
+        }
         if lower.contains(&b'_') {
             // Gateways that hand fields on as variables do not tell the two characters apart.
             lower.iter_mut().filter(|byte| **byte == b'_').for_each(|byte| *byte = b'-');
@@ -301,6 +314,9 @@ pub(crate) struct Transaction {
     manner: Manner,
     /// Model that the query names.
     query_model: Option<String>,
+    /// What the head says that was asked for, and what is asked for of the body.
+    claims: Vec<Claim>,
+    wanted: Arc<Wanted>,
     request_ended: bool,
     request_complete: bool,
     response_ended: bool,
@@ -330,6 +346,8 @@ impl Transaction {
             memory: Share::default(),
             manner: Manner::default(),
             query_model: None,
+            claims: Vec::new(),
+            wanted: Arc::default(),
             request_ended: false,
             request_complete: false,
             response_ended: false,
@@ -385,6 +403,8 @@ impl Transaction {
         turn.call.path.clone_from(path);
         turn.call.other_provider.clone_from(&self.call.other_provider);
         turn.call.status = self.call.status;
+        turn.claims.clone_from(&self.claims);
+        turn.wanted = Arc::clone(&context.wanted);
         turn.memory = Share::of(&context.memory);
         let texts = Texts::new(context.text_limit);
         turn.request = Some(Body::of_messages(&dialect::REQUESTS, Some(texts)));
@@ -471,6 +491,8 @@ impl Transaction {
     /// The request's head is known.
     pub(crate) fn request_head(&mut self, head: &Head, context: &Context) {
         self.call.method.clone_from(&head.method);
+        self.claims.clone_from(&head.claims);
+        self.wanted = Arc::clone(&context.wanted);
         self.locate(head, context);
         self.route(head, context);
         let odd = head.target.as_deref().is_some_and(|target| {
@@ -837,6 +859,10 @@ impl Transaction {
         self.call.provider = self.host_provider.map(str::to_owned);
         self.call.region.clone_from(&self.host_region);
         self.read_bodies();
+        self.call.claims.clone_from(&self.claims);
+        if let Some(body) = &self.request {
+            self.wanted.body(body.facts(), &mut self.call.claims);
+        }
         self.call.unlisted = self.host_provider.is_some()
             && self.call.request_seen
             && self.call.kind != Kind::Inference

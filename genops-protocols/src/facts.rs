@@ -5,6 +5,7 @@
 //! providers use.
 
 use crate::call::Texts;
+use crate::claims::BODY_PATHS;
 use crate::coding::base64::Base64;
 use crate::json::schema::{Slot, Split, Want};
 use crate::json::{Reader, Scalar, Scanner, Schema};
@@ -239,6 +240,8 @@ pub(crate) struct Facts {
     /// The model must be a text, and one that can be read in one way only.
     strict_model: bool,
     ambiguous: bool,
+    /// Whom the request is for, by index of its path.
+    claims: Vec<(u8, String)>,
 }
 
 impl std::fmt::Debug for Facts {
@@ -334,6 +337,22 @@ impl Facts {
         self.reasons.iter().map(|(_, reason)| reason.as_str())
     }
 
+    /// What the body says at one of [`crate::claims::BODY_PATHS`].
+    pub(crate) fn claim(&self, path: &str) -> Option<&str> {
+        let is_it = |index: u8| BODY_PATHS.get(usize::from(index)) == Some(&path);
+        let claim = self.claims.iter().find(|(it, _)| is_it(*it));
+        claim.map(|(_, value)| value.as_str())
+    }
+
+    /// The last value of a path counts.
+    fn keep_claim(&mut self, path: u8, value: &str) {
+        self.touch();
+        match self.claims.iter_mut().find(|(it, _)| *it == path) {
+            Some((_, old)) => value.clone_into(old),
+            None => self.claims.push((path, value.to_owned())),
+        }
+    }
+
     pub(crate) fn keep_text(&mut self, field: Field, text: &str) {
         self.keep(field, Value::Text(text.to_owned()));
     }
@@ -421,6 +440,8 @@ impl Facts {
             + self.lists.capacity() * size_of::<(List, String)>()
             + self.items.capacity() * size_of::<(List, Item)>()
             + self.reasons.capacity() * size_of::<(u64, String)>()
+            + self.claims.iter().map(|(_, text)| text.capacity()).sum::<usize>()
+            + self.claims.capacity() * size_of::<(u8, String)>()
             + self.text.capacity()
     }
 
@@ -641,10 +662,11 @@ impl Nested {
 impl Reader for Gather<'_> {
     fn text_begin(&mut self, want: Want) {
         match want {
-            Want::Prose | Want::ProseAnd(_) => {
+            Want::Prose | Want::ProseAnd(_) | Want::Claim(_) => {
                 if let Want::ProseAnd(field) = want {
                     self.facts.keep(field, Value::Present);
                 }
+                self.facts.text.clear();
                 if let Some(texts) = &mut self.texts {
                     texts.begin();
                 }
@@ -679,6 +701,9 @@ impl Reader for Gather<'_> {
             }
             Want::Written => self.facts.count_written(piece.len() as u64),
             _ => {
+                if let (Want::Claim(_), Some(texts)) = (want, &mut self.texts) {
+                    texts.push(piece);
+                }
                 let room = (Facts::TEXT_LIMIT + 1).saturating_sub(self.facts.text.len());
                 self.facts.text.extend_from_slice(piece.get(..room).unwrap_or(piece));
             }
@@ -690,6 +715,14 @@ impl Reader for Gather<'_> {
             Want::Prose | Want::ProseAnd(_) => {
                 if let Some(texts) = &mut self.texts {
                     texts.end();
+                }
+            }
+            Want::Claim(path) => {
+                if let Some(texts) = &mut self.texts {
+                    texts.end();
+                }
+                if let Some(text) = self.facts.end_string() {
+                    self.facts.keep_claim(path, &text);
                 }
             }
             Want::Base64
@@ -736,6 +769,7 @@ impl Reader for Gather<'_> {
             (Want::Keep(field) | Want::ProseAnd(field), Scalar::Bool(flag)) => {
                 self.facts.keep(field, Value::Flag(flag));
             }
+            (Want::Claim(path), Scalar::Number(text)) => self.facts.keep_claim(path, text),
             (Want::Append(list), Scalar::Number(text)) => self.facts.append(list, text),
             (Want::Add(field), Scalar::Number(text)) => {
                 if let Ok(count) = text.parse() {
@@ -764,6 +798,7 @@ impl Reader for Gather<'_> {
             Want::Item(_) | Want::Split(_) => self.facts.item = Item::default(),
             Want::Nothing
             | Want::Prose
+            | Want::Claim(_)
             | Want::Append(_)
             | Want::Slot(_)
             | Want::Written

@@ -8,10 +8,12 @@
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc9112
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use memchr::{memchr, memmem};
 
 use crate::call::{Direction, Kind, OpenRequest, Sink, Unreadable};
+use crate::claims::Wanted;
 use crate::exchange::{Context, Head, Transaction};
 
 /// Whether lines must end as the grammar has it: those of requests must, since what two parsers may
@@ -337,7 +339,7 @@ impl Http1 {
         let Some(head) = head else { return used };
         let mut names = Head::default();
         let parsed = head.and_then(|head| {
-            parse_request(head).ok_or_else(|| {
+            parse_request(head, &context.wanted).ok_or_else(|| {
                 names = salvage(head);
                 Unreadable::Head
             })
@@ -765,12 +767,12 @@ const FIELD_LIMIT: usize = 1_000;
 /// Fields of most heads: room for more is made only where they are more.
 const USUAL_FIELDS: usize = 64;
 
-fn parse_request(bytes: &[u8]) -> Option<(Head, Option<Framing>)> {
+fn parse_request(bytes: &[u8], wanted: &Arc<Wanted>) -> Option<(Head, Option<Framing>)> {
     let mut fields = [httparse::EMPTY_HEADER; USUAL_FIELDS];
-    match request_of(bytes, &mut fields) {
+    match request_of(bytes, &mut fields, wanted) {
         Err(httparse::Error::TooManyHeaders) => {
             let mut fields = vec![httparse::EMPTY_HEADER; FIELD_LIMIT];
-            request_of(bytes, &mut fields).ok()?
+            request_of(bytes, &mut fields, wanted).ok()?
         }
         read => read.ok()?,
     }
@@ -779,6 +781,7 @@ fn parse_request(bytes: &[u8]) -> Option<(Head, Option<Framing>)> {
 fn request_of<'b>(
     bytes: &'b [u8],
     fields: &mut [httparse::Header<'b>],
+    wanted: &Arc<Wanted>,
 ) -> Result<Option<(Head, Option<Framing>)>, httparse::Error> {
     let mut request = httparse::Request::new(fields);
     if !request.parse(bytes)?.is_complete() {
@@ -787,7 +790,7 @@ fn request_of<'b>(
     let mut head = Head {
         method: request.method.map(str::to_owned),
         target: request.path.map(str::to_owned),
-        ..Head::default()
+        ..Head::wanting(wanted)
     };
     let Some(framing) = read_fields(&mut head, request.headers, true) else { return Ok(None) };
     let chunked = matches!(framing, Some(Framing::Chunked(..)));

@@ -522,7 +522,10 @@ impl Http2 {
     fn end_block(&mut self, end: u64, input: &mut Input<'_>) {
         let side = self.side(input.direction);
         let Some(block) = side.block.take() else { return };
-        let mut head = Head::default();
+        let mut head = match input.direction {
+            Direction::Egress => Head::wanting(&input.context.wanted),
+            Direction::Ingress => Head::default(),
+        };
         let fragments = std::mem::take(&mut side.fragments);
         let decoded = if block.overlong {
             Err(hpack::Malformed)

@@ -8,6 +8,7 @@
 
 mod body;
 mod call;
+mod claims;
 mod coding;
 mod connection;
 mod dialect;
@@ -33,6 +34,7 @@ pub use call::{
     Call, Direction, Egress, Exchange, Kind, McpCall, OpenRequest, Request, RequestParams, Sink,
     Unreadable, Usage,
 };
+pub use claims::{BODY_PATHS, Claim, ClaimSource, UnknownSource, Wanted};
 pub use connection::{Connection, ConnectionFacts};
 pub use hosts::{API_PATH_SUFFIXES, HarmlessFault, HostPattern, Hosts, UnknownDialect};
 pub use memory::Memory;

@@ -212,7 +212,7 @@ fn wanted(
         reader.enter(Want::Keep(Field::HasFile));
         return None;
     }
-    matches!(want, Want::Keep(_) | Want::Prose | Want::ProseAnd(_)).then_some(want)
+    matches!(want, Want::Keep(_) | Want::Prose | Want::ProseAnd(_) | Want::Claim(_)).then_some(want)
 }
 
 /// Every line is a name, a colon and a value, and ends as it must.

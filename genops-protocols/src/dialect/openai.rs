@@ -398,7 +398,6 @@ const REQUEST: &[(&str, Want)] = &[
     ("additional_messages.**", Want::Prose),
     ("suffix", Want::Prose),
     ("metadata.**", Want::Prose),
-    ("user", Want::Prose),
     ("tools.**", Want::Prose),
     ("functions.**", Want::Prose),
     ("session.instructions", Want::Prose),

@@ -17,6 +17,9 @@ pub(crate) enum Want {
     Keep(Field),
     /// Text for content policy.
     Prose,
+    /// Text for content policy, and whom the request is for: by index in
+    /// [`crate::claims::BODY_PATHS`].
+    Claim(u8),
     /// Text for content policy, and a fact that it is there.
     ProseAnd(Field),
     /// Every string is appended to a list.
