@@ -143,7 +143,7 @@ pub(crate) fn perform(request: Request, peer: Peer, engine: &mut Engine, now: No
 
 fn account((key, account): (&AccountKey, &genops_governance::Account)) -> Account {
     Account {
-        budget: key.budget.clone(),
+        budget: key.name(),
         period: account.period.clone(),
         start_unix_s: key.start_s,
         end_unix_s: account.end_s,

@@ -298,7 +298,7 @@ impl Journal {
             let unit = unit_text(account.unit);
             let (given, used) = (account.allocated(), account.consumed());
             Standing(
-                key.budget.clone().into(),
+                key.name().into(),
                 account.period.clone().into(),
                 unit.into(),
                 given,
@@ -667,6 +667,8 @@ fn convert_who<'a>(
         cost_center,
         customer_id,
         feature,
+        session_id,
+        said,
         chain,
         accountable: _, // digested above
     } = attribution;
@@ -681,6 +683,8 @@ fn convert_who<'a>(
         cc: cut.maybe(cost_center.as_ref()),
         cust: cut.maybe(customer_id.as_ref()),
         feat: cut.maybe(feature.as_ref()),
+        sess: cut.maybe(session_id.as_ref()),
+        said: cut.texts(said),
         chain: cut.texts(chain),
         human: human.map(Text::from),
         pid: process.map(|process| process.pid).or(*pid),

@@ -168,7 +168,7 @@ fn decisions(name: &str, settings: &Settings, rounds: u64, goal: Goal) {
 
 fn reservations(rounds: u64) {
     let mut ledger = Ledger::new();
-    let key = genops_governance::AccountKey { budget: "all".to_owned(), start_s: 0 };
+    let key = genops_governance::AccountKey { budget: "all".to_owned(), part: None, start_s: 0 };
     let demand = Demand {
         key,
         end_s: i64::MAX,

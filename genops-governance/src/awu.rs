@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use genops_protocols::Call;
+use genops_protocols::{Call, ClaimSource};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::config::{Mode, Signal, Unit};
+use crate::config::{Dimension, Mode, Signal, Unit};
 use crate::decision::{Decision, Permission, Refusal};
 
 /// Identity of a unit: the trace and span it is exported as. Never reused.
@@ -152,11 +152,53 @@ pub struct Attribution {
     pub customer_id: Option<String>,
     /// `genops.feature`.
     pub feature: Option<String>,
+    /// `genops.session_id`.
+    pub session_id: Option<String>,
+    /// Which of these the request says itself, and where: `customer_id=header:x-customer`.
+    pub said: Vec<String>,
     /// The grants it acts under, from its own to the root.
     pub chain: Vec<String>,
     /// The human who answers for it.
     pub accountable: Option<String>,
 }
+
+impl Attribution {
+    /// The customer, feature or session.
+    #[must_use]
+    pub fn of(&self, dimension: Dimension) -> Option<&str> {
+        match dimension {
+            Dimension::CustomerId => self.customer_id.as_deref(),
+            Dimension::Feature => self.feature.as_deref(),
+            Dimension::SessionId => self.session_id.as_deref(),
+        }
+    }
+
+    fn of_mut(&mut self, dimension: Dimension) -> &mut Option<String> {
+        match dimension {
+            Dimension::CustomerId => &mut self.customer_id,
+            Dimension::Feature => &mut self.feature,
+            Dimension::SessionId => &mut self.session_id,
+        }
+    }
+
+    /// Takes the client's word for whom a request is for.
+    pub(crate) fn take(&mut self, dimension: Dimension, source: &ClaimSource, value: &str) {
+        self.said.push(format!("{}={source}", dimension.as_str()));
+        *self.of_mut(dimension) = Some(value.to_owned());
+    }
+
+    /// Whose part of a limit that holds for each by itself a request draws on.
+    pub(crate) fn part(&self, dimension: Dimension) -> &str {
+        self.of(dimension).unwrap_or(UNNAMED)
+    }
+}
+
+/// The part of what says nobody: one among the others.
+const UNNAMED: &str = "~unnamed";
+/// The part of everybody beyond [`PARTS_LIMIT`].
+pub(crate) const OTHERS: &str = "~others";
+/// Most customers, features or sessions that one limit tells apart.
+pub(crate) const PARTS_LIMIT: usize = 10_000;
 
 /// What was set aside for a unit before it ran (spec §3.1).
 #[derive(Clone, Debug, PartialEq, Eq)]

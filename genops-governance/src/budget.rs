@@ -2,8 +2,8 @@
 
 use jiff::tz::TimeZone;
 
-use crate::awu::Attribution;
-use crate::config::{BudgetConfig, Sections, Unit};
+use crate::awu::{Attribution, OTHERS, PARTS_LIMIT};
+use crate::config::{BudgetConfig, Dimension, Sections, Unit};
 use crate::glob;
 use crate::ledger::{AccountKey, Demand, Ledger};
 use crate::money::from_usd;
@@ -20,6 +20,9 @@ pub(crate) struct Budget {
     cost_center: Option<String>,
     provider: Option<String>,
     model: Option<String>,
+    customer_id: Option<String>,
+    feature: Option<String>,
+    pub(crate) per: Option<Dimension>,
     pub(crate) unit: Unit,
     /// In nano-USD or tokens.
     pub(crate) limit: i64,
@@ -45,6 +48,13 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Budget> {
         {
             faults.add(&place, "principal", &format!("names `{name}`, and there is none"));
         }
+        let part_of = |it: &&BudgetConfig| {
+            let rest = config.name.strip_prefix(&it.name);
+            it.per.is_some() && rest.is_some_and(|rest| rest.starts_with('['))
+        };
+        if let Some(other) = sections.budgets.iter().find(part_of) {
+            faults.add(&place, "name", &format!("is that of a part of `{}`", other.name));
+        }
         budgets.push(budget(config.clone(), &place, faults));
     }
     budgets
@@ -59,6 +69,9 @@ fn budget(config: BudgetConfig, place: &str, faults: &mut Faults) -> Budget {
         cost_center,
         provider,
         model,
+        customer_id,
+        feature,
+        per,
         unit,
         limit,
         period,
@@ -85,6 +98,9 @@ fn budget(config: BudgetConfig, place: &str, faults: &mut Faults) -> Budget {
         cost_center,
         provider,
         model,
+        customer_id,
+        feature,
+        per,
         unit,
         limit,
         period,
@@ -120,6 +136,8 @@ impl Budget {
         is(&self.team, who.team.as_deref())
             && is(&self.project, who.project.as_deref())
             && is(&self.cost_center, who.cost_center.as_deref())
+            && is(&self.customer_id, who.customer_id.as_deref())
+            && is(&self.feature, who.feature.as_deref())
             && is(&self.provider, provider)
             && self.principal.as_ref().is_none_or(|it| lineage.contains(it))
             && self.model.as_ref().is_none_or(|like| {
@@ -127,11 +145,41 @@ impl Budget {
             })
     }
 
-    /// A demand of this amount on the period that a time lies in.
-    pub(crate) fn demand(&self, ledger: &Ledger, unix_ns: u64, amount: i64) -> Demand {
+    /// Whose part of it a request draws on, where it holds for each by itself.
+    pub(crate) fn part<'a>(&self, who: &'a Attribution) -> Option<&'a str> {
+        self.per.map(|dimension| who.part(dimension))
+    }
+
+    /// The part that an account's name means; `None`: it is not an account of this budget.
+    #[expect(clippy::option_option, reason = "no part, and no account, are different things")]
+    pub(crate) fn part_named<'n>(&self, name: &'n str) -> Option<Option<&'n str>> {
+        let rest = name.strip_prefix(&self.name)?;
+        if self.per.is_none() {
+            return rest.is_empty().then_some(None);
+        }
+        rest.strip_prefix('[').and_then(|it| it.strip_suffix(']')).map(Some)
+    }
+
+    /// A demand of this amount on the period that a time lies in, and on this part of it. There are
+    /// [`PARTS_LIMIT`] of them; whoever comes later shares one.
+    pub(crate) fn demand(
+        &self,
+        ledger: &Ledger,
+        unix_ns: u64,
+        amount: i64,
+        part: Option<&str>,
+    ) -> Demand {
         let window = self.period.at(unix_ns, &self.zone);
-        let start_s = ledger.place(&self.name, window);
-        let key = AccountKey { budget: self.name.clone(), start_s };
+        let key_of = |part: Option<&str>| AccountKey {
+            budget: self.name.clone(),
+            start_s: ledger.place(&self.name, part, window),
+            part: part.map(str::to_owned),
+        };
+        let mut key = key_of(part);
+        let is_new = part.is_some() && ledger.account(&key).is_none();
+        if is_new && ledger.parts(&self.name, key.start_s) >= PARTS_LIMIT {
+            key = key_of(Some(OTHERS));
+        }
         let (end_s, period) = match ledger.account(&key) {
             Some(account) => (account.end_s, account.period.clone()),
             None => (window.end_s, window.label(&self.zone)),

@@ -114,6 +114,9 @@ pub struct PrincipalConfig {
     pub customer_id: Option<String>,
     /// `genops.feature`.
     pub feature: Option<String>,
+    /// Where its requests say whom they are for, each by itself.
+    #[serde(default)]
+    pub attribution: AttributionConfig,
     /// The human who answers for it.
     pub delegated_by: Option<String>,
     /// From when its authority holds.
@@ -127,6 +130,50 @@ pub struct PrincipalConfig {
     /// It is a sub-agent: only descendants of a process of this principal match, and everything
     /// that binds that principal binds them too.
     pub subagent_of: Option<String>,
+}
+
+/// Where requests say whom they are for: `header:NAME`, `baggage:KEY`, `body:PATH` or `conversation`; the
+/// first that says something counts. It is the client's word: it splits what the principal may use, and
+/// grants nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttributionConfig {
+    /// For `genops.customer_id`.
+    #[serde(default)]
+    pub customer_id: Vec<String>,
+    /// For `genops.feature`.
+    #[serde(default)]
+    pub feature: Vec<String>,
+    /// For `genops.session_id`.
+    #[serde(default)]
+    pub session_id: Vec<String>,
+}
+
+/// What a request can be for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dimension {
+    /// `genops.customer_id`.
+    CustomerId,
+    /// `genops.feature`.
+    Feature,
+    /// `genops.session_id`.
+    SessionId,
+}
+
+impl Dimension {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::CustomerId, Self::Feature, Self::SessionId];
+
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CustomerId => "customer_id",
+            Self::Feature => "feature",
+            Self::SessionId => "session_id",
+        }
+    }
 }
 
 /// What a process must be like. All that are given must hold; `*` stands for any text.
@@ -205,7 +252,7 @@ pub struct ScopeConfig {
 pub struct BudgetConfig {
     /// What it is called.
     pub name: String,
-    /// Whose: without any of the six, everyone's.
+    /// Whose: without any of these, everyone's.
     pub team: Option<String>,
     /// Whose.
     pub project: Option<String>,
@@ -217,6 +264,12 @@ pub struct BudgetConfig {
     pub provider: Option<String>,
     /// For calls to these models; `*` stands for any text.
     pub model: Option<String>,
+    /// For calls of this customer.
+    pub customer_id: Option<String>,
+    /// For calls of this feature.
+    pub feature: Option<String>,
+    /// The limit holds for each customer, feature or session by itself.
+    pub per: Option<Dimension>,
     /// `USD` or `tokens`.
     #[serde(default)]
     pub unit: Unit,
@@ -287,10 +340,16 @@ pub struct RateLimitConfig {
     pub team: Option<String>,
     /// For calls to this provider.
     pub provider: Option<String>,
+    /// For calls of this customer.
+    pub customer_id: Option<String>,
+    /// For calls of this feature.
+    pub feature: Option<String>,
     /// How many requests a `per`.
     pub requests: Option<u32>,
-    /// `second`, `minute`, `hour` or `day`.
-    pub per: Option<Per>,
+    /// `second`, `minute`, `hour` or `day`; `customer_id`, `feature` or `session_id`, if it holds for each by
+    /// itself; or one of both, as a list.
+    #[serde(default)]
+    pub per: PerConfig,
     /// How many may come at once after a pause; `requests` unless given.
     pub burst: Option<u32>,
     /// How many may run at the same time.
@@ -309,6 +368,74 @@ pub enum Per {
     Hour,
     /// 86,400 seconds.
     Day,
+}
+
+/// What a rate is counted by, and for each of what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerConfig {
+    /// The time; a minute unless given.
+    pub time: Option<Per>,
+    /// For each of these by itself.
+    pub each: Option<Dimension>,
+}
+
+impl From<Per> for PerConfig {
+    fn from(time: Per) -> Self {
+        Self { time: Some(time), each: None }
+    }
+}
+
+impl PerConfig {
+    fn take<E: serde::de::Error>(&mut self, word: &str) -> Result<(), E> {
+        let known = [
+            ("second", Per::Second),
+            ("minute", Per::Minute),
+            ("hour", Per::Hour),
+            ("day", Per::Day),
+        ];
+        let time = known.iter().find(|(name, _)| *name == word).map(|(_, per)| *per);
+        let each = Dimension::ALL.into_iter().find(|it| it.as_str() == word);
+        let twice = match (time, each) {
+            (Some(time), _) => self.time.replace(time).is_some(),
+            (None, Some(each)) => self.each.replace(each).is_some(),
+            (None, None) => {
+                let names = known.iter().map(|(name, _)| *name);
+                let all: Vec<&str> = names.chain(Dimension::ALL.map(Dimension::as_str)).collect();
+                return Err(E::custom(format!("`{word}` is none of {}", all.join(", "))));
+            }
+        };
+        if twice { Err(E::custom(format!("`{word}` is the second of its sort"))) } else { Ok(()) }
+    }
+}
+
+impl<'de> Deserialize<'de> for PerConfig {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Words;
+        impl<'de> serde::de::Visitor<'de> for Words {
+            type Value = PerConfig;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a word such as `minute` or `customer_id`, or a list of one of each")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<PerConfig, E> {
+                let mut per = PerConfig::default();
+                per.take(word).map(|()| per)
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut words: A,
+            ) -> Result<PerConfig, A::Error> {
+                let mut per = PerConfig::default();
+                while let Some(word) = words.next_element::<String>()? {
+                    per.take(&word)?;
+                }
+                Ok(per)
+            }
+        }
+        deserializer.deserialize_any(Words)
+    }
 }
 
 /// One entry of `policies`: the short form.

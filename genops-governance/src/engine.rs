@@ -522,6 +522,7 @@ impl Engine {
         let Some((connection, link)) = self.conns.get_mut(&conn) else { return };
         connection.keep_texts(self.core.wants_texts());
         connection.keep_digests(self.core.wants_digests());
+        connection.want(&self.core.settings.0.wanted);
         decode(connection, &mut Turn { core: &mut self.core, link, now });
         let egress: Egress<'_> = connection.egress();
         self.core.settle_egress(now, link, &egress);

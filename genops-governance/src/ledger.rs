@@ -20,9 +20,23 @@ pub struct AccountKey {
     /// The budget's name.
     #[serde(rename = "b")]
     pub budget: String,
+    /// Whose part of it, where it counts for each customer, feature or session.
+    #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
     /// First second of the period, since 1970 UTC.
     #[serde(rename = "s")]
     pub start_s: i64,
+}
+
+impl AccountKey {
+    /// The account by name: `BUDGET`, or `BUDGET[PART]`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.part {
+            Some(part) => format!("{}[{part}]", self.budget),
+            None => self.budget.clone(),
+        }
+    }
 }
 
 /// What happened to one period of one budget. Amounts are nano-USD or tokens.
@@ -298,6 +312,18 @@ impl Ledger {
         self.accounts.get(key)
     }
 
+    /// The accounts of a budget, of every part and period.
+    fn of_budget(&self, budget: &str) -> impl Iterator<Item = (&AccountKey, &Account)> {
+        let first = AccountKey { budget: budget.to_owned(), part: None, start_s: i64::MIN };
+        let budget = budget.to_owned();
+        self.accounts.range(first..).take_while(move |(it, _)| it.budget == budget)
+    }
+
+    /// How many parts a period of a budget has accounts for.
+    pub(crate) fn parts(&self, budget: &str, start_s: i64) -> usize {
+        self.of_budget(budget).filter(|(it, _)| it.part.is_some() && it.start_s == start_s).count()
+    }
+
     /// The calls that hold a reservation.
     pub fn open(&self) -> impl Iterator<Item = (AwuId, &[Share])> {
         self.open.iter().map(|(awu, shares)| (*awu, shares.as_slice()))
@@ -474,17 +500,21 @@ impl Ledger {
         }
     }
 
-    /// The period of a budget that a time belongs to. A clock that stepped back behind periods
-    /// that are settled and forgotten gets the oldest one kept: nothing is granted twice.
+    /// The period of a budget, or of a part of it, that a time belongs to. A clock that stepped
+    /// back behind periods that are settled and forgotten gets the oldest one kept: nothing is
+    /// granted twice.
     #[must_use]
-    pub fn place(&self, budget: &str, window: Window) -> i64 {
-        let key = |start_s| AccountKey { budget: budget.to_owned(), start_s };
-        if self.accounts.contains_key(&key(window.start_s)) {
+    pub fn place(&self, budget: &str, part: Option<&str>, window: Window) -> i64 {
+        let (budget_name, part) = (budget.to_owned(), part.map(str::to_owned));
+        let key = AccountKey { budget: budget_name, part, start_s: window.start_s };
+        if self.accounts.contains_key(&key) {
             return window.start_s;
         }
-        let mut of_budget = self.accounts.range(key(i64::MIN)..=key(i64::MAX));
-        let oldest = of_budget.next().map(|(key, _)| key.start_s);
-        oldest.filter(|start_s| window.start_s < *start_s).unwrap_or(window.start_s)
+        let starts = || self.of_budget(budget).map(|(it, _)| it.start_s);
+        if starts().any(|it| it == window.start_s) {
+            return window.start_s;
+        }
+        starts().min().filter(|oldest| window.start_s < *oldest).unwrap_or(window.start_s)
     }
 
     /// Opens the account, or notes its new limit.
@@ -507,7 +537,7 @@ impl Ledger {
             return Ok(());
         }
         Err(Shortfall {
-            budget: demand.key.budget.clone(),
+            budget: demand.key.name(),
             remaining: remaining.max(0),
             allocated: account.map_or(0, Account::allocated),
             wanted: demand.amount,
@@ -592,16 +622,13 @@ impl Ledger {
             account.unit = unit;
             return;
         }
-        let previous = self
-            .accounts
-            .range(AccountKey { start_s: i64::MIN, ..key.clone() }..key.clone())
-            .next_back()
-            .map(|(key, _)| key.start_s);
-        let open = &self.open;
-        let held = |it: &AccountKey| open.values().flatten().any(|share| share.key == *it);
-        self.accounts.retain(|it, _| {
-            it.budget != key.budget || it.start_s >= previous.unwrap_or(i64::MIN) || held(it)
-        });
+        let starts = self.of_budget(&key.budget).map(|(it, _)| it.start_s);
+        if let Some(previous) = starts.filter(|start_s| *start_s < key.start_s).max() {
+            let open = &self.open;
+            let held = |it: &AccountKey| open.values().flatten().any(|share| share.key == *it);
+            self.accounts
+                .retain(|it, _| it.budget != key.budget || it.start_s >= previous || held(it));
+        }
         let lost = |unix_ns: u64| i128::from(key.start_s) * 1_000_000_000 <= i128::from(unix_ns);
         let spent = if self.lost_unix_ns.is_some_and(lost) { limit } else { 0 };
         let period = period.to_owned();
@@ -662,7 +689,7 @@ mod tests {
     }
 
     fn demand(budget: &str, day: i64, amount: i64) -> Demand {
-        let key = AccountKey { budget: budget.to_owned(), start_s: day * 86_400 };
+        let key = AccountKey { budget: budget.to_owned(), part: None, start_s: day * 86_400 };
         let (end_s, period) = ((day + 1) * 86_400, format!("day {day}"));
         Demand { key, end_s, period, unit: Unit::Usd, limit: LIMIT, amount }
     }
@@ -795,7 +822,8 @@ mod tests {
             let unix_ns = u64::try_from(it * 86_400 + 60).unwrap() * 1_000_000_000;
             crate::time::Period::Day.at(unix_ns, &jiff::tz::TimeZone::UTC)
         };
-        let placed: Vec<i64> = (2..7).map(|it| ledger.place("team", day(it)) / 86_400).collect();
+        let placed: Vec<i64> =
+            (2..7).map(|it| ledger.place("team", None, day(it)) / 86_400).collect();
         assert_eq!(placed, [4, 4, 4, 5, 6]);
     }
 

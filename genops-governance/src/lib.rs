@@ -37,10 +37,10 @@ pub use awu::{
     Network, NotAnId, Outcome, Reservation, Sla,
 };
 pub use config::{
-    BudgetConfig, Enforcement, Estimate, GrantConfig, MatchConfig, Mode, OnTimeout, Per,
-    PolicyConfig, PolicyText, PriceConfig, PricesConfig, PrincipalConfig, ProviderConfig,
-    RateLimitConfig, ScopeConfig, Sections, Signal, SlaConfig, TierConfig, Uninspectable, Unit,
-    UnknownModel, Unmapped, Unnamed,
+    AttributionConfig, BudgetConfig, Dimension, Enforcement, Estimate, GrantConfig, MatchConfig,
+    Mode, OnTimeout, Per, PerConfig, PolicyConfig, PolicyText, PriceConfig, PricesConfig,
+    PrincipalConfig, ProviderConfig, RateLimitConfig, ScopeConfig, Sections, Signal, SlaConfig,
+    TierConfig, Uninspectable, Unit, UnknownModel, Unmapped, Unnamed,
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};
 pub use engine::{

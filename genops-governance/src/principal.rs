@@ -7,9 +7,11 @@
 
 use std::sync::Arc;
 
+use genops_protocols::{Call, ClaimSource, Wanted};
+
 use crate::authority::{Chain, Grants};
 use crate::awu::Attribution;
-use crate::config::{MatchConfig, Mode, PrincipalConfig, Sections};
+use crate::config::{AttributionConfig, Dimension, MatchConfig, Mode, PrincipalConfig, Sections};
 use crate::glob;
 use crate::process::ProcessFacts;
 use crate::settings::Faults;
@@ -39,6 +41,8 @@ pub(crate) struct Principal {
     pub(crate) chain: Chain,
     /// The principal that it is a sub-agent of.
     superior: Option<usize>,
+    /// Where its requests say whom they are for.
+    sources: Vec<(Dimension, Vec<ClaimSource>)>,
 }
 
 /// Every configured principal, and what holds for processes that none of them is.
@@ -76,7 +80,14 @@ impl Roster {
             if let Some(above) = superior.and_then(|it| roster.principals.get(it)) {
                 chain.extend(&above.chain);
             }
+            let mut sources = sources(config, &place, faults);
+            if let Some(above) = superior.and_then(|it| roster.principals.get(it))
+                && sources.is_empty()
+            {
+                sources.clone_from(&above.sources);
+            }
             let principal = roster.principal(sections, config, chain, superior);
+            let principal = Principal { sources, ..principal };
             if config.matches == MatchConfig::default() {
                 faults.add(&place, "match", "names nothing, so no process would match");
             }
@@ -129,11 +140,13 @@ impl Roster {
             cost_center,
             customer_id,
             feature,
+            session_id: None,
+            said: Vec::new(),
             chain: chain.names(),
             accountable: chain.accountable(),
         });
         let mode = mode.unwrap_or(self.mode);
-        Principal { name, matches, attribution, mode, chain, superior }
+        Principal { name, matches, attribution, mode, chain, superior, sources: Vec::new() }
     }
 
     pub(crate) fn get(&self, index: usize) -> Option<&Principal> {
@@ -166,6 +179,12 @@ impl Roster {
 
     pub(crate) fn names_any(&self) -> bool {
         !self.principals.is_empty()
+    }
+
+    /// Every place where somebody's requests may say whom they are for.
+    pub(crate) fn wanted(&self) -> Wanted {
+        let all = self.principals.iter().flat_map(|it| &it.sources).flat_map(|(_, it)| it);
+        all.cloned().collect()
     }
 
     /// Resolves a process that is `inherited` where it matches nothing itself.
@@ -207,7 +226,65 @@ impl Roster {
     }
 }
 
+/// Longest customer, feature or session, in bytes.
+const SAID_LIMIT: usize = 128;
+
+fn sources(
+    config: &PrincipalConfig,
+    place: &str,
+    faults: &mut Faults,
+) -> Vec<(Dimension, Vec<ClaimSource>)> {
+    let AttributionConfig { customer_id, feature, session_id } = &config.attribution;
+    let lists = [
+        (Dimension::CustomerId, customer_id, &config.customer_id),
+        (Dimension::Feature, feature, &config.feature),
+        (Dimension::SessionId, session_id, &None),
+    ];
+    let mut all = Vec::new();
+    for (dimension, texts, fixed) in lists {
+        let key = format!("attribution.{}", dimension.as_str());
+        if fixed.is_some() && !texts.is_empty() {
+            let why = "names where requests say it, and the principal has one that is fixed";
+            faults.add(place, &key, why);
+        }
+        let parsed = texts.iter().filter_map(|text| {
+            let parsed: Result<ClaimSource, _> = text.parse();
+            parsed.map_err(|error| faults.add(place, &key, &format!("holds {error}"))).ok()
+        });
+        let parsed: Vec<ClaimSource> = parsed.collect();
+        if !parsed.is_empty() {
+            all.push((dimension, parsed));
+        }
+    }
+    all
+}
+
+/// What a field says, unless it says nothing or could not be a name.
+fn name_in(value: &str) -> Option<&str> {
+    let value = value.trim();
+    let fits = value.len() <= SAID_LIMIT && !value.chars().any(char::is_control);
+    (fits && says_something(value)).then_some(value)
+}
+
 impl Principal {
+    /// Whom a request of it is charged to: what the configuration says, and of the rest what the
+    /// request says itself. `None`: it says nothing.
+    pub(crate) fn attribute(&self, call: &Call) -> Option<Attribution> {
+        let mut said: Option<Attribution> = None;
+        for (dimension, sources) in &self.sources {
+            let of = |source: &ClaimSource| match source {
+                ClaimSource::Conversation => call.conversation_id.as_deref(),
+                _ => call.claims.iter().find(|it| it.source == *source).map(|it| &*it.value),
+            };
+            let mut found = sources.iter().filter_map(|it| Some((it, name_in(of(it)?)?)));
+            if let Some((source, value)) = found.next() {
+                let own = said.get_or_insert_with(|| (*self.attribution).clone());
+                own.take(*dimension, source, value);
+            }
+        }
+        said
+    }
+
     pub(crate) fn mode(&self) -> Mode {
         self.mode
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use genops_protocols::Hosts;
+use genops_protocols::{Hosts, Wanted};
 
 use crate::authority::Grants;
 use crate::budget::{self, Budget};
@@ -30,6 +30,8 @@ pub(crate) struct Inner {
     pub(crate) unnamed: Unnamed,
     pub(crate) grants: Grants,
     pub(crate) roster: Roster,
+    /// Where requests may say whom they are for.
+    pub(crate) wanted: Arc<Wanted>,
     pub(crate) policies: Policies,
     pub(crate) budgets: Vec<Budget>,
     pub(crate) limits: Vec<Limit>,
@@ -93,6 +95,7 @@ impl Settings {
     pub fn compile(sections: &Sections) -> Result<Self, ConfigError> {
         let mut faults = Faults::default();
         let grants = Grants::compile(sections, &mut faults);
+        let roster = Roster::compile(sections, &grants, &mut faults);
         let inner = Inner {
             hosts: hosts(sections, &mut faults),
             regions: regions(sections),
@@ -100,7 +103,8 @@ impl Settings {
             unmapped: sections.unmapped,
             uninspectable: sections.uninspectable,
             unnamed: sections.unnamed,
-            roster: Roster::compile(sections, &grants, &mut faults),
+            wanted: Arc::new(roster.wanted()),
+            roster,
             grants,
             policies: Policies::compile(sections, &mut faults),
             budgets: budget::compile(sections, &mut faults),

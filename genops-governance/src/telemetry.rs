@@ -189,6 +189,8 @@ impl Awu {
             cost_center,
             customer_id,
             feature,
+            session_id,
+            said,
             chain,
             accountable,
         } = &*self.attribution;
@@ -200,6 +202,11 @@ impl Awu {
         out.text_if("genops.cost_center", cost_center.as_ref());
         out.text_if("genops.customer_id", customer_id.as_ref());
         out.text_if("genops.feature", feature.as_ref());
+        out.text_if("genops.session_id", session_id.as_ref());
+        if !said.is_empty() {
+            out.text("genops.attribution.source", "client");
+        }
+        out.list("genops.attribution.fields", said);
         out.text_if("genops.principal", Some(principal));
         out.list("genops.delegation.chain", chain);
         out.text_if("genops.delegation.accountable", accountable.as_ref());

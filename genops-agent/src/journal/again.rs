@@ -69,6 +69,8 @@ fn asker(who: &entry::Who<'_>) -> Who {
             cost_center: owned(who.cc.as_ref()),
             customer_id: owned(who.cust.as_ref()),
             feature: owned(who.feat.as_ref()),
+            session_id: owned(who.sess.as_ref()),
+            said: who.said.iter().map(ToString::to_string).collect(),
             chain: who.chain.iter().map(ToString::to_string).collect(),
             accountable: None,
         },

@@ -243,6 +243,12 @@ pub(crate) struct Who<'a> {
     pub(crate) cust: Option<Text<'a>>,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) feat: Option<Text<'a>>,
+    /// Session.
+    #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
+    pub(crate) sess: Option<Text<'a>>,
+    /// Which of the three are the client's word, and from where.
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) said: Vec<Text<'a>>,
     /// The grants it acted under, from its own to the root.
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub(crate) chain: Vec<Text<'a>>,

@@ -406,7 +406,7 @@ fn a_refusal_without_an_outcome_is_a_gap_where_the_agent_died_and_a_fault_where_
 /// Accounts that say so much used of the story's budget.
 fn used(amount: i64) -> Ledger {
     let (mut ledger, mut log) = (Ledger::new(), Vec::new());
-    let key = AccountKey { budget: "payments-daily".to_owned(), start_s: 0 };
+    let key = AccountKey { budget: "payments-daily".to_owned(), part: None, start_s: 0 };
     let (period, unit, limit) = ("day".to_owned(), Unit::Usd, 50_000_000_000);
     let demand = governance::Demand { key, end_s: 86_400, period, unit, limit, amount };
     ledger.reserve(1, awu(1), &[demand], &mut log).unwrap();

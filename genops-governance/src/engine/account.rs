@@ -261,7 +261,7 @@ impl Core {
             let unit = account.map(|it| it.unit).unwrap_or_default();
             let actual = actual(index, unit);
             Accounted {
-                budget: Some(share.key.budget.clone()),
+                budget: Some(share.key.name()),
                 period: account.map(|it| it.period.clone()),
                 unit,
                 reserved: share.covered.saturating_add(share.beyond),

@@ -12,12 +12,13 @@ use super::core::{Core, Subject, failure_key, provider_key, target_key};
 use super::decide::{Done, Objection};
 use super::estimate::{Ask, Guess};
 use super::opaque::{Judged, UNNAMED};
-use crate::awu::{Attribution, AwuId, CaptureLevel};
+use crate::awu::{Attribution, AwuId, CaptureLevel, OTHERS};
 use crate::config::Mode;
 use crate::decision::{Decision, Permission, PolicyResult, ReasonCode};
 use crate::ledger::Ledger;
 use crate::policy::Opinion;
 use crate::process::{ProcessFacts, ProcessKey};
+use crate::rate::Meter;
 use crate::record::{Inputs, Record, Seen, Texts, What};
 use crate::settings::Settings;
 use crate::sla;
@@ -71,7 +72,7 @@ impl Settings {
         let mut core = Core::new(self.clone(), Ledger::new(), [0; 32]);
         let subject = core.recalled(who);
         let call = call(what, inputs);
-        let ask = core.asked(&call, what, inputs);
+        let ask = core.asked(who, &call, what, inputs);
         core.recall(record.at, &subject, &ask, &inputs.seen, otherwise);
         let again = core.again(record.at, &subject, &ask, inputs);
         let reason = record.decision.as_ref().and_then(|it| it.reason.as_ref());
@@ -118,11 +119,18 @@ impl Core {
         Subject { facts, identity, lineage, slice: OnceLock::new(), nameless }
     }
 
-    fn asked<'a>(&self, call: &'a Call, what: &What, inputs: &Inputs) -> Ask<'a> {
+    fn asked<'a>(
+        &self,
+        who: &Attribution,
+        call: &'a Call,
+        what: &What,
+        inputs: &Inputs,
+    ) -> Ask<'a> {
         let prices = &self.settings.0.prices;
         let price = prices.find(call.provider.as_deref(), call.request_model.as_deref());
         Ask {
             call,
+            who: Arc::new(who.clone()),
             readable: inputs.complete,
             inspectable: what.capture != CaptureLevel::Metadata,
             content: inputs.content.clone(),
@@ -158,17 +166,31 @@ impl Core {
         if seen.failed {
             *self.failures.entry(&owner, &failure_key(&who, &provider)) = now.mono_ns;
         }
-        for limit in &seen.limits {
-            let arrival_ns = now.mono_ns.saturating_add(limit.ahead_ns);
-            self.meters.recall(&limit.limit, arrival_ns, limit.running);
+        self.recall_crowds(seen);
+        let metered: Vec<Meter> =
+            self.limits(subject, ask).into_iter().map(|(_, meter)| meter).collect();
+        for meter in metered {
+            if let Some(had) = seen.limits.iter().find(|it| it.limit == meter.name()) {
+                let arrival_ns = now.mono_ns.saturating_add(had.ahead_ns);
+                self.meters.recall(&meter, arrival_ns, had.running);
+            }
         }
         for demand in self.demands(now, subject, ask) {
-            if let Some(had) = seen.budgets.iter().find(|it| it.budget == demand.key.budget) {
+            if let Some(had) = seen.budgets.iter().find(|it| it.budget == demand.key.name()) {
                 let used = had.allocated.saturating_sub(had.remaining);
                 let allocated = if otherwise { demand.limit } else { had.allocated };
                 self.ledger.recall(&demand, allocated, allocated.saturating_sub(used));
             }
         }
+    }
+
+    /// Of which limits the request drew on the part of those beyond the ones that are told apart.
+    fn recall_crowds(&mut self, seen: &Seen) {
+        let limits = seen.limits.iter().map(|it| &it.limit);
+        let names = limits.chain(seen.budgets.iter().map(|it| &it.budget));
+        let end = format!("[{OTHERS}]");
+        let crowded = names.filter_map(|it| it.strip_suffix(&end));
+        self.crowded = crowded.map(str::to_owned).collect();
     }
 
     fn again(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>, inputs: &Inputs) -> Again {
@@ -208,7 +230,8 @@ impl Core {
             return told(objection.as_ref(), true, &opinion);
         }
         let mut log = Vec::new();
-        let (_, warning) = self.weigh(now, id, subject, ask, &opinion, objection, done, &mut log);
+        let (_, warning) =
+            self.weigh(now, id, subject, ask, &opinion, objection, &mut done, &mut log);
         told(warning.as_ref(), false, &opinion)
     }
 }

@@ -12,7 +12,7 @@ use super::link::Link;
 use super::{ConnId, Output};
 use crate::approval::{Approval, LONGEST_NS, Scope, Waiting};
 use crate::authority::Grants;
-use crate::awu::{AwuId, Mechanism};
+use crate::awu::{Attribution, AwuId, Mechanism};
 use crate::config::{GrantConfig, Mode};
 use crate::decision::ReasonCode;
 use crate::ledger::{Closed, Demand, Entry, Ledger};
@@ -85,6 +85,8 @@ pub(super) struct Core {
     pub(super) departed: BTreeMap<ConnId, Link>,
     /// Units of which is written down that nothing of them left.
     pub(super) stopped: BTreeMap<ConnId, Vec<AwuId>>,
+    /// Limits whose parts had been as many as are told apart, for a decision that is made again.
+    pub(super) crowded: Vec<String>,
 }
 
 impl Core {
@@ -109,6 +111,7 @@ impl Core {
             awaits_effects: false,
             departed: BTreeMap::new(),
             stopped: BTreeMap::new(),
+            crowded: Vec::new(),
         }
     }
 
@@ -171,7 +174,7 @@ impl Core {
     fn reclaimed(&self, share: &crate::ledger::Share) -> Accounted {
         let account = self.ledger.account(&share.key);
         Accounted {
-            budget: Some(share.key.budget.clone()),
+            budget: Some(share.key.name()),
             period: account.map(|it| it.period.clone()),
             unit: account.map(|it| it.unit).unwrap_or_default(),
             reserved: share.covered.saturating_add(share.beyond),
@@ -342,6 +345,13 @@ impl Core {
         let comm = link.comm.clone().unwrap_or_default();
         let facts = ProcessFacts { exe: link.exe.clone(), ..ProcessFacts::bare(key, &comm) };
         Arc::new(self.subject_of(facts, None))
+    }
+
+    /// Whom a request is charged to: the principal, and whom the request itself says it is for.
+    pub(super) fn charged(&self, subject: &Subject, call: &Call) -> Arc<Attribution> {
+        let principal = subject.identity.principal.and_then(|it| self.settings.0.roster.get(it));
+        let said = principal.and_then(|it| it.attribute(call));
+        said.map_or_else(|| Arc::clone(&subject.identity.attribution), Arc::new)
     }
 
     pub(super) fn slice<'s>(&self, subject: &'s Subject) -> &'s Arc<Slice> {
@@ -606,9 +616,11 @@ impl Core {
     ) -> Result<(), String> {
         self.start(now);
         let settings = self.settings.clone();
-        let found = settings.0.budgets.iter().find(|it| it.name == budget);
+        let named = |it: &'_ crate::budget::Budget| it.part_named(budget).is_some();
+        let found = settings.0.budgets.iter().find(|it| named(it));
         let Some(found) = found else { return Err(format!("there is no budget `{budget}`")) };
-        let demand: Demand = found.demand(&self.ledger, now.unix_ns, delta);
+        let part = found.part_named(budget).flatten();
+        let demand: Demand = found.demand(&self.ledger, now.unix_ns, delta, part);
         let mut log = Vec::new();
         self.ledger.adjust(now.unix_ns, &demand, by, why, &mut log);
         let mut record = Record::new(now, RecordKind::Override);

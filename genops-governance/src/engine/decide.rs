@@ -4,6 +4,8 @@
 //! warnings. Where a refusal can't be carried out (observe mode, nothing held, or everything has
 //! left already) it is a warning with the same code, and what the call may use is still noted.
 
+use std::sync::Arc;
+
 use genops_protocols::{Call, OpenRequest, Request};
 use hmac::{Hmac, Mac as _};
 use sha2::{Digest as _, Sha256};
@@ -18,7 +20,7 @@ use crate::decision::{Decision, Permission, ReasonCode, Refusal};
 use crate::ledger::{Demand, Shortfall};
 use crate::money;
 use crate::policy::{Facts, Matched, Opinion, Policies, Severity};
-use crate::rate::{Limit, Reached};
+use crate::rate::{Limit, Meter, Meters, Reached};
 use crate::record::{Had, Inputs, Metered, Record, RecordKind, Seen, Texts};
 use crate::settings::Settings;
 use crate::sla;
@@ -62,9 +64,10 @@ impl Objection {
 }
 
 /// Which mutating steps were done.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Done {
-    counted: bool,
+    /// In what it was counted.
+    counted: Option<Vec<Meter>>,
     reserved: bool,
 }
 
@@ -90,6 +93,7 @@ impl Core {
         let bytes = call.request_bytes.max(text_bytes);
         let ask = Ask {
             call,
+            who: self.charged(&subject, call),
             readable: is_whole(call, request.complete) && !unseen,
             inspectable: true,
             content,
@@ -114,6 +118,7 @@ impl Core {
         let content = vec![];
         let ask = Ask {
             call,
+            who: self.charged(&subject, call),
             readable: false,
             inspectable: true,
             content,
@@ -162,8 +167,8 @@ impl Core {
         let enforced = subject.identity.mode == Mode::Enforce && seen.preventable;
         match objection {
             Some(objection) if enforced => {
-                if done.counted {
-                    self.uncount(subject, ask);
+                for meter in done.counted.iter().flatten() {
+                    self.meters.ended(meter);
                 }
                 let mut opened = self.opened(now, id, link, subject, ask, &objection, complete);
                 opened.grounds.matched = opinion.matched();
@@ -200,10 +205,10 @@ impl Core {
         if let Some(objection) = self.standing(now, subject, ask, opinion, approval.is_some()) {
             return Some(objection);
         }
-        if let Err(reached) = self.count(now, subject, ask) {
-            return Some(rate_objection(&reached));
+        match self.count(now, subject, ask) {
+            Err(reached) => return Some(rate_objection(&reached)),
+            Ok(counted) => done.counted = Some(counted),
         }
-        done.counted = true;
         let demands = self.demands(now, subject, ask);
         if let Some(objection) = unread_objection(ask, &demands) {
             return Some(objection);
@@ -275,13 +280,13 @@ impl Core {
         opinion: &Opinion,
         objection: Option<Objection>,
         approval: Option<String>,
-        done: Done,
+        mut done: Done,
         complete: bool,
         seen: Seen,
     ) -> Running {
         let mut log = Vec::new();
         let (demands, warning) =
-            self.weigh(now, id, subject, ask, opinion, objection, done, &mut log);
+            self.weigh(now, id, subject, ask, opinion, objection, &mut done, &mut log);
         if let Some(approval) = &approval {
             self.ledger.use_approval(now.unix_ns, approval, &mut log);
         }
@@ -309,7 +314,7 @@ impl Core {
             withheld: false,
             price: ask.estimate.price.as_ref().map(|it| it.price.clone()),
             asked: ask.asked,
-            limits: self.limits(subject, ask).map(|it| it.name.clone()).collect(),
+            limits: done.counted.unwrap_or_default(),
             target: sla::find(&self.settings.0.targets, lineage, model).cloned(),
         }
     }
@@ -325,11 +330,11 @@ impl Core {
         ask: &Ask<'_>,
         opinion: &Opinion,
         objection: Option<Objection>,
-        done: Done,
+        done: &mut Done,
         log: &mut Vec<crate::ledger::Entry>,
     ) -> (Vec<Demand>, Option<Objection>) {
-        if !done.counted {
-            self.count_unchecked(now, subject, ask);
+        if done.counted.is_none() {
+            done.counted = Some(self.count_unchecked(now, subject, ask));
         }
         let demands = self.demands(now, subject, ask);
         if !done.reserved {
@@ -345,14 +350,14 @@ impl Core {
         let settings = &self.settings.0;
         let provider = ask.call.provider.clone().unwrap_or_default();
         let p95_latency_ms = self.latencies.p95(&provider_key(&provider));
-        let metered = |limit: &Limit| {
-            let (ahead_ns, running) = self.meters.reading(&limit.name, now.mono_ns);
-            Metered { limit: limit.name.clone(), ahead_ns, running }
+        let metered = |(_, meter): (&Limit, Meter)| {
+            let (ahead_ns, running) = self.meters.reading(&meter, now.mono_ns);
+            Metered { limit: meter.name(), ahead_ns, running }
         };
         let had = |demand: &Demand| {
             let account = self.ledger.standing(demand);
             let (allocated, remaining) = (account.allocated(), account.remaining());
-            Had { budget: demand.key.budget.clone(), allocated, remaining }
+            Had { budget: demand.key.name(), allocated, remaining }
         };
         let model = ask.call.request_model.as_deref();
         let target = sla::find(&settings.targets, &subject.lineage, model);
@@ -364,7 +369,7 @@ impl Core {
             p95_latency_ms,
             slow: target.is_some_and(|it| self.is_slow(it, who)),
             failed: self.has_failed(now, who, &provider),
-            limits: self.limits(subject, ask).map(metered).collect(),
+            limits: self.limits(subject, ask).into_iter().map(metered).collect(),
             budgets: self.demands(now, subject, ask).iter().map(had).collect(),
         }
     }
@@ -465,7 +470,8 @@ impl Core {
     fn alerts(&self, demands: &[Demand], warning: Option<&Objection>) -> Vec<BudgetView> {
         let is_due = |it: &&Demand| {
             let short = warning.iter().flat_map(|it| &it.short);
-            self.threshold(it).is_some() || short.into_iter().any(|s| s.name == it.key.budget)
+            self.threshold(it).is_some()
+                || short.into_iter().any(|short| short.name == it.key.name())
         };
         let due: Vec<Demand> = demands.iter().filter(is_due).cloned().collect();
         self.views(&due)
@@ -478,7 +484,7 @@ impl Core {
         let used = i128::from(allocated - account.remaining()) * 100 / i128::from(allocated);
         let reached = budget.thresholds.iter().rfind(|it| used >= i128::from(**it))?;
         let why = format!("over {reached} % of the budget is used or set aside");
-        Some(Objection::block(ReasonCode::BUDGET_THRESHOLD, Some(&budget.name), why))
+        Some(Objection::block(ReasonCode::BUDGET_THRESHOLD, Some(&demand.key.name()), why))
     }
 
     /// More than [`super::core::HOLD_BYTES`] of an unfinished request are there. True: it is
@@ -505,6 +511,7 @@ impl Core {
         }
         let ask = Ask {
             call,
+            who: self.charged(&subject, call),
             readable: !unread,
             inspectable: true,
             content,
@@ -594,6 +601,7 @@ impl Core {
     fn refuses_model(&self, now: Now, subject: &Subject, call: &Call) -> bool {
         let ask = Ask {
             call,
+            who: self.charged(subject, call),
             readable: true,
             inspectable: true,
             content: Vec::new(),
@@ -635,7 +643,7 @@ impl Core {
     ) {
         let id = self.issue();
         let seen = self.seen(now, subject, ask, link.can_prevent(u64::MAX));
-        let done = Done { counted: true, reserved: true };
+        let done = Done { counted: Some(Vec::new()), reserved: true };
         let opinion = Opinion::default();
         let mut running =
             self.permit(now, id, link, subject, ask, &opinion, warning, None, done, false, seen);
@@ -656,6 +664,7 @@ impl Core {
         let call = &Call { exchange: open.exchange, ..as_unit(open.call) };
         let ask = Ask {
             call,
+            who: self.charged(&subject, call),
             readable: false,
             inspectable: true,
             content: Vec::new(),
@@ -692,7 +701,7 @@ impl Core {
         let said = !objection.reason.is_empty();
         Opened {
             id,
-            attribution: subject.identity.attribution.clone(),
+            attribution: Arc::clone(&ask.who),
             grounds: Grounds {
                 policy: objection.policy.clone(),
                 reason: said.then(|| objection.reason.clone()),
@@ -727,7 +736,7 @@ impl Core {
         ask: &Ask<'_>,
         approval: Option<&str>,
     ) -> Opinion {
-        let who = &subject.identity.attribution;
+        let who = &ask.who;
         let call = ask.call;
         let provider = call.provider.as_deref().unwrap_or_default();
         let model = call.request_model.as_deref().unwrap_or_default().to_lowercase();
@@ -738,6 +747,9 @@ impl Core {
             region: ask.region.as_deref().unwrap_or_default(),
             server: call.server_address.as_deref().unwrap_or_default(),
             environment: who.environment.as_deref().unwrap_or_default(),
+            customer_id: who.customer_id.as_deref().unwrap_or_default(),
+            feature: who.feature.as_deref().unwrap_or_default(),
+            session_id: who.session_id.as_deref().unwrap_or_default(),
             est_nano_usd: ask.estimate.worst_nano_usd,
             est_tokens: ask.estimate.tokens(),
             max_output_tokens: ask.estimate.output_tokens,
@@ -754,35 +766,42 @@ impl Core {
         self.settings.0.policies.evaluate(self.slice(subject), who, &subject.lineage, &facts)
     }
 
+    /// The limits that concern a request, and what it counts in.
     pub(super) fn limits<'s>(
         &'s self,
         subject: &'s Subject,
         ask: &'s Ask<'_>,
-    ) -> impl Iterator<Item = &'s Limit> {
-        let who = &subject.identity.attribution;
-        let provider = ask.call.provider.as_deref();
-        self.settings.0.limits.iter().filter(move |it| it.concerns(who, &subject.lineage, provider))
+    ) -> Vec<(&'s Limit, Meter)> {
+        concerning(&self.settings, subject, ask)
+            .map(|limit| (limit, self.meter(limit, ask)))
+            .collect()
     }
 
-    fn count(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Result<(), Reached> {
-        let settings = self.settings.clone();
-        let limits: Vec<&Limit> = concerning(&settings, subject, ask);
-        self.meters.admit(&limits, now.mono_ns)
-    }
-
-    fn count_unchecked(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>) {
-        let settings = self.settings.clone();
-        for limit in concerning(&settings, subject, ask) {
-            self.meters.count(limit, now.mono_ns);
+    fn meter(&self, limit: &Limit, ask: &Ask<'_>) -> Meter {
+        if limit.is_parted() && self.crowded.contains(&limit.name) {
+            return Meters::others(limit);
         }
+        self.meters.meter(limit, &ask.who)
     }
 
-    /// A counted request does not run after all.
-    fn uncount(&mut self, subject: &Subject, ask: &Ask<'_>) {
+    fn count(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Result<Vec<Meter>, Reached> {
         let settings = self.settings.clone();
+        let limits = concerning(&settings, subject, ask);
+        let limits: Vec<(&Limit, Meter)> =
+            limits.map(|limit| (limit, self.meter(limit, ask))).collect();
+        self.meters.admit(&limits, now.mono_ns)?;
+        Ok(limits.into_iter().map(|(_, meter)| meter).collect())
+    }
+
+    fn count_unchecked(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Vec<Meter> {
+        let settings = self.settings.clone();
+        let mut counted = Vec::new();
         for limit in concerning(&settings, subject, ask) {
-            self.meters.ended(&limit.name);
+            let meter = self.meter(limit, ask);
+            self.meters.count(limit, &meter, now.mono_ns);
+            counted.push(meter);
         }
+        counted
     }
 
     /// Without a price nothing can be set aside in USD.
@@ -799,7 +818,7 @@ impl Core {
         let in_usd = demands.iter().find(|it| it.unit == Unit::Usd).filter(|_| !free)?;
         let why = "no price is known for the model, so nothing can be set aside in USD";
         let code = ReasonCode::BudgetReservationFailed;
-        Some(Objection::block(code, Some(&in_usd.key.budget), why))
+        Some(Objection::block(code, Some(&in_usd.key.name()), why))
     }
 
     /// An approval of this request, or of its kind, that is still good.
@@ -850,11 +869,14 @@ impl Core {
     }
 }
 
-fn concerning<'s>(settings: &'s Settings, subject: &Subject, ask: &Ask<'_>) -> Vec<&'s Limit> {
-    let who = &subject.identity.attribution;
+fn concerning<'s>(
+    settings: &'s Settings,
+    subject: &'s Subject,
+    ask: &'s Ask<'_>,
+) -> impl Iterator<Item = &'s Limit> {
     let provider = ask.call.provider.as_deref();
     let limits = settings.0.limits.iter();
-    limits.filter(|it| it.concerns(who, &subject.lineage, provider)).collect()
+    limits.filter(move |it| it.concerns(&ask.who, &subject.lineage, provider))
 }
 
 /// The request was read to its end, and nothing of it was lost.
@@ -879,7 +901,7 @@ fn unread_objection(ask: &Ask<'_>, demands: &[Demand]) -> Option<Objection> {
     let first = demands.first().filter(|_| !ask.readable && ask.inspectable)?;
     let why = "it was not read whole, so what it may need of the budget is not known";
     let code = ReasonCode::BudgetReservationFailed;
-    Some(Objection::block(code, Some(&first.key.budget), why))
+    Some(Objection::block(code, Some(&first.key.name()), why))
 }
 
 /// What an approval of a kind of request is bound to: who asks whom, and for which model.
@@ -996,7 +1018,7 @@ fn unpriced(ask: &Ask<'_>) -> String {
 
 fn shortfall_objection(short: &Shortfall, demands: &[Demand]) -> Objection {
     let Shortfall { budget, remaining, allocated, wanted } = short;
-    let unit = demands.iter().find(|it| it.key.budget == *budget).map(|it| it.unit);
+    let unit = demands.iter().find(|it| it.key.name() == *budget).map(|it| it.unit);
     let unit = unit.unwrap_or_default();
     let amount = |it: i64| unit.in_words(it);
     let code = if *remaining == 0 {

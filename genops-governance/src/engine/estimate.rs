@@ -1,9 +1,11 @@
 //! What a request may need at most, before it runs: tokens, money, and of which budgets.
 
+use std::sync::Arc;
+
 use genops_protocols::Call;
 
 use super::core::{Core, Subject};
-use crate::awu::{BudgetView, Reservation};
+use crate::awu::{Attribution, BudgetView, OTHERS, Reservation};
 use crate::budget::Budget;
 use crate::config::{Estimate, Unit};
 use crate::ledger::Demand;
@@ -18,6 +20,8 @@ const CONTEXT_TOKENS: u64 = 1_048_576;
 /// A request as far as it was read.
 pub(super) struct Ask<'a> {
     pub(super) call: &'a Call,
+    /// Whom it is charged to.
+    pub(super) who: Arc<Attribution>,
     /// It was read to its end, and all of its text.
     pub(super) readable: bool,
     /// There is a request to read; otherwise only a connection.
@@ -158,12 +162,15 @@ impl Core {
 
     /// What a request may need of each budget that it draws on.
     pub(super) fn demands(&self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Vec<Demand> {
-        let who = &subject.identity.attribution;
+        let who = &ask.who;
         let (provider, model) = (ask.call.provider.as_deref(), ask.call.request_model.as_deref());
         let budgets = self.settings.0.budgets.iter();
         let own = budgets.filter(|it| it.concerns(who, &subject.lineage, provider, model));
-        let demand =
-            |it: &Budget| it.demand(&self.ledger, now.unix_ns, ask.estimate.in_unit(it.unit));
+        let demand = |it: &Budget| {
+            let crowded = self.crowded.contains(&it.name);
+            let part = it.part(who).map(|part| if crowded { OTHERS } else { part });
+            it.demand(&self.ledger, now.unix_ns, ask.estimate.in_unit(it.unit), part)
+        };
         own.map(demand).collect()
     }
 
@@ -185,7 +192,7 @@ impl Core {
         let view = |it: &Demand| {
             let account = self.ledger.account(&it.key)?;
             Some(BudgetView {
-                name: it.key.budget.clone(),
+                name: it.key.name(),
                 period: account.period.clone(),
                 unit: account.unit,
                 allocated: account.allocated(),

@@ -13,6 +13,7 @@ use crate::decision::{Permission, Refusal};
 use crate::ledger::Demand;
 use crate::prices::ModelPrice;
 use crate::process::ProcessKey;
+use crate::rate::Meter;
 use crate::record::Inputs;
 use crate::sla::Target;
 
@@ -85,7 +86,7 @@ pub(super) struct Running {
     /// Bytes and characters of the text that it asked with.
     pub(super) asked: (u64, u64),
     /// Limits on what runs at the same time that count it.
-    pub(super) limits: Vec<String>,
+    pub(super) limits: Vec<Meter>,
     pub(super) target: Option<Target>,
 }
 

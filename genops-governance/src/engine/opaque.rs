@@ -1,5 +1,7 @@
 //! Connections of which no plaintext is read: one unit each, decided by who, where and when.
 
+use std::sync::Arc;
+
 use genops_protocols::{Call, Direction, Kind};
 
 use super::core::{Core, Subject};
@@ -75,7 +77,7 @@ impl Core {
         let operation = Some(UNNAMED.to_owned());
         let call = Call { operation, provider: None, ..call_of("", server, now.mono_ns) };
         link.opaque = Some(call.clone());
-        let ask = self.ask_of(&call);
+        let ask = self.ask_of(&subject, &call);
         let judged = self.judge_unnamed(&subject, server, link.can_prevent(u64::MAX));
         self.apply_to_all(now, link, &subject, &ask, judged);
     }
@@ -104,7 +106,7 @@ impl Core {
         self.start(now);
         let subject = self.subject(link);
         link.opaque = Some(call.clone());
-        let ask = self.ask_of(call);
+        let ask = self.ask_of(&subject, call);
         let preventable = link.can_prevent(u64::MAX);
         let judged = match self.judge_host(now, &subject, &ask, preventable) {
             // The configuration has changed since.
@@ -175,7 +177,7 @@ impl Core {
             return None;
         }
         let call = call_of(provider, None, now.mono_ns);
-        let ask = self.ask_of(&call);
+        let ask = self.ask_of(subject, &call);
         let objection = self.objection_to_host(now, subject, &ask)?;
         let end = match objection.code {
             ReasonCode::BudgetExceeded => {
@@ -221,9 +223,10 @@ impl Core {
         self.put(Vec::new(), [record]);
     }
 
-    fn ask_of<'a>(&self, call: &'a Call) -> Ask<'a> {
+    fn ask_of<'a>(&self, subject: &Subject, call: &'a Call) -> Ask<'a> {
         Ask {
             call,
+            who: Arc::clone(&subject.identity.attribution),
             readable: false,
             inspectable: false,
             content: Vec::new(),
@@ -254,14 +257,16 @@ impl Core {
         })
     }
 
-    /// The budgets that a request needs and of which nothing is left.
+    /// The budgets that a request needs and of which nothing is left. Whose part of one it would be
+    /// is not known before it is read.
     fn spent(
         &self,
         now: Now,
         subject: &Subject,
         ask: &Ask<'_>,
     ) -> impl Iterator<Item = Demand> + '_ {
-        self.demands(now, subject, ask).into_iter().filter(|demand| {
+        let all = self.demands(now, subject, ask).into_iter().filter(|it| it.key.part.is_none());
+        all.filter(|demand| {
             let account = self.ledger.account(&demand.key);
             account.map_or(demand.limit, Account::remaining) <= 0
         })

@@ -6,6 +6,7 @@ use cedar_policy::{Policy, RestrictedExpression};
 use serde_json::Value;
 
 use super::{AMOUNT_LIMIT, Facts};
+use crate::config::Dimension;
 
 /// One attribute of the context.
 struct Attribute {
@@ -24,13 +25,16 @@ const fn of_host(name: &'static str, value: fn(&Facts<'_>) -> RestrictedExpressi
 }
 
 /// Every attribute.
-const ATTRIBUTES: [Attribute; 19] = [
+const ATTRIBUTES: [Attribute; 22] = [
     of_host("provider", |it| text(it.provider)),
     of_call("model", |it| text(it.model)),
     of_call("operation", |it| text(it.operation)),
     of_host("region", |it| text(it.region)),
     of_host("server", |it| text(it.server)),
     of_host("environment", |it| text(it.environment)),
+    of_call("customer_id", |it| text(it.customer_id)),
+    of_call("feature", |it| text(it.feature)),
+    of_call("session_id", |it| text(it.session_id)),
     of_call("est_nano_usd", |it| amount(it.est_nano_usd.unwrap_or(AMOUNT_LIMIT).unsigned_abs())),
     of_call("est_tokens", |it| amount(it.est_tokens)),
     of_call("max_output_tokens", |it| amount(it.max_output_tokens)),
@@ -119,6 +123,12 @@ impl Attributes {
         Self(self.0 | other.0)
     }
 
+    /// Whether one of them is what a request says of whom it is for.
+    pub(super) fn are_said(self) -> bool {
+        let said = Dimension::ALL.map(Dimension::as_str);
+        self != Self::ALL && self.chosen().any(|it| said.contains(&it.name))
+    }
+
     /// Whether all of them are known before any request is read.
     pub(super) fn are_of_host(self) -> bool {
         self.0 & RESOURCE == 0 && self.chosen().all(|it| it.of_host)
@@ -158,6 +168,6 @@ mod tests {
         assert_eq!(of("when { context.model like \"o9*\" }"), ["model"]);
         let two = "when { [context.region].contains(\"us\") } unless { context has stream }";
         assert_eq!(of(two), ["region", "stream"]);
-        assert_eq!(of("when { context == {} }").len(), 19);
+        assert_eq!(of("when { context == {} }").len(), 22);
     }
 }

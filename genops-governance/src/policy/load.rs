@@ -246,6 +246,11 @@ fn meta(policy: &Policy, looks_at: Attributes) -> Result<Option<Meta>, String> {
     let result = policy.annotation("genops_result");
     let signal = policy.annotation("genops_signal");
     if policy.effect() == Effect::Permit {
+        if looks_at.are_said() {
+            let why = "a permit can't look at `customer_id`, `feature` or `session_id`: they may be \
+                       the word of the client, which grants nothing";
+            return Err(why.to_owned());
+        }
         return match code.or(result).or(signal) {
             None => Ok(None),
             Some(_) => {
