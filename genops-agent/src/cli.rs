@@ -11,7 +11,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::commands::{approve, budget, check, conformance, doctor, explain, policy, run, unpin};
+use crate::commands::{
+    approve, budget, check, conformance, doctor, explain, policy, prices, run, unpin,
+};
 use crate::config::LoadError;
 use crate::discovery::Inspect;
 use crate::run::ReadMemory;
@@ -47,6 +49,8 @@ enum Command {
     Top(top::Top),
     #[command(subcommand, after_help = "Example: genops-agent policy show --config agent.yaml")]
     Policy(policy::Policy),
+    #[command(subcommand, after_help = "Example: genops-agent prices show gpt-4o-mini")]
+    Prices(prices::Prices),
     Budget(budget::Budget),
     Approve(approve::Approve),
     Explain(explain::Explain),
@@ -100,6 +104,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Conformance(it) => it.run(),
         Command::Top(it) => it.run(),
         Command::Policy(it) => it.run(),
+        Command::Prices(it) => it.run(),
         Command::Budget(it) => it.run(),
         Command::Approve(it) => it.run(),
         Command::Explain(it) => it.run(),

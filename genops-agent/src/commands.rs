@@ -15,6 +15,7 @@ pub(crate) mod doctor;
 pub(crate) mod explain;
 mod money;
 pub(crate) mod policy;
+pub(crate) mod prices;
 pub(crate) mod run;
 pub(crate) mod unpin;
 

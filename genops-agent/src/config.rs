@@ -28,6 +28,7 @@ mod evidence;
 mod explain;
 mod headers;
 pub(crate) mod kept;
+mod prices;
 pub(crate) mod recipe;
 mod watch;
 
@@ -221,7 +222,8 @@ impl Config {
         let file: File =
             explain::parse(text).map_err(|fault| invalid((fault.line, fault.message)))?;
         let lines = file.lines();
-        let (own, sections) = file.split(path, &sources)?;
+        let (own, mut sections) = file.split(path, &sources)?;
+        sections.price_table = prices::table(path, &sections.prices, &sources)?;
         let Own {
             on_timeout,
             hold_deadline_ms,
@@ -261,7 +263,7 @@ impl Config {
             evidence,
             capture,
             hosts: settings.hosts(),
-            hash: hash(text, &sections.policy_files),
+            hash: hash(text, &sections),
             recipe,
             warnings,
             left_open,
@@ -329,6 +331,7 @@ impl File {
             providers: values(providers),
             sla: values(sla),
             prices: prices.unwrap_or_default(),
+            price_table: None,
         };
         let own = Own {
             on_timeout,
@@ -593,12 +596,16 @@ fn policy_texts(
     Ok(texts)
 }
 
-/// Where the file at `path` says that policies are, as far as it can be read.
-fn policy_paths(path: &Path) -> Vec<PathBuf> {
-    let file = read(path).ok().and_then(|text| explain::parse::<File>(&text).ok());
-    let named = file.map(|file| file.policy_files).unwrap_or_default();
+/// Where the file at `path` says that policies and prices are, as far as it can be read.
+fn named_paths(path: &Path) -> Vec<PathBuf> {
+    let Some(file) = read(path).ok().and_then(|text| explain::parse::<File>(&text).ok()) else {
+        return Vec::new();
+    };
     let base = path.parent().unwrap_or(Path::new(""));
-    named.into_iter().map(|it| base.join(it.value)).collect()
+    let prices = file.prices.and_then(|it| it.file).map(PathBuf::from);
+    let signature = prices.as_ref().map(|it| it.with_added_extension("sig"));
+    let policies = file.policy_files.into_iter().map(|it| it.value);
+    policies.chain(prices).chain(signature).map(|it| base.join(it)).collect()
 }
 
 fn cedar_files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
@@ -617,12 +624,15 @@ fn cedar_files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
 }
 
 /// Names and lengths are part of it, so that no two sets of files have the same.
-fn hash(text: &str, policies: &[PolicyText]) -> [u8; 32] {
+fn hash(text: &str, sections: &Sections) -> [u8; 32] {
     let mut hasher = Sha256::new();
     hasher.update(text.as_bytes());
-    for PolicyText { name, text } in policies {
+    for PolicyText { name, text } in &sections.policy_files {
         hasher.update(format!("\0{}:{name}\0{}:", name.len(), text.len()).as_bytes());
         hasher.update(text.as_bytes());
+    }
+    if let Some(prices) = &sections.price_table {
+        hasher.update(format!("\0prices:{}", prices.sha256));
     }
     hasher.finalize().into()
 }

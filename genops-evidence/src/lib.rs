@@ -47,6 +47,6 @@ pub mod wal;
 pub mod witness;
 
 pub use log::{AppendError, CommitError, Log, OpenError, Options, PublishError, Recovery};
-pub use note::{Checkpoint, TreeHead};
+pub use note::{Checkpoint, TreeHead, is_signed};
 pub use read::{Directory, ReadError};
 pub use verify::{Problem, Report, Verify};

@@ -67,6 +67,17 @@ impl KeyType {
     }
 }
 
+/// Whether the 64 bytes of `signature` are Ed25519's over `bytes` by this key, as they are.
+#[must_use]
+pub fn is_signed(key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bool {
+    let (Ok(key), Ok(signature)) =
+        (VerifyingKey::from_bytes(key), Signature::from_slice(signature))
+    else {
+        return false;
+    };
+    key.verify_strict(bytes, &signature).is_ok()
+}
+
 /// A public key with its name: a `vkey`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey {

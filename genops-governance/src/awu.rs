@@ -187,6 +187,20 @@ impl Attribution {
         *self.of_mut(dimension) = Some(value.to_owned());
     }
 
+    /// What of it the configuration alone says: without the human who answers for it, and without
+    /// what a request said itself.
+    #[must_use]
+    pub fn configured(&self) -> Self {
+        let mut own = Self { accountable: None, said: Vec::new(), ..self.clone() };
+        for dimension in Dimension::ALL {
+            let begin = format!("{}=", dimension.as_str());
+            if self.said.iter().any(|it| it.starts_with(&begin)) {
+                *own.of_mut(dimension) = None;
+            }
+        }
+        own
+    }
+
     /// Whose part of a limit that holds for each by itself a request draws on.
     pub(crate) fn part(&self, dimension: Dimension) -> &str {
         self.of(dimension).unwrap_or(UNNAMED)

@@ -132,9 +132,9 @@ pub struct PrincipalConfig {
     pub subagent_of: Option<String>,
 }
 
-/// Where requests say whom they are for: `header:NAME`, `baggage:KEY`, `body:PATH` or `conversation`; the
-/// first that says something counts. It is the client's word: it splits what the principal may use, and
-/// grants nothing.
+/// Where requests say whom they are for: `header:NAME`, `baggage:KEY`, `body:PATH` or
+/// `conversation`; the first that says something counts. It is the client's word: it splits what
+/// the principal may use, and grants nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttributionConfig {
@@ -346,8 +346,8 @@ pub struct RateLimitConfig {
     pub feature: Option<String>,
     /// How many requests a `per`.
     pub requests: Option<u32>,
-    /// `second`, `minute`, `hour` or `day`; `customer_id`, `feature` or `session_id`, if it holds for each by
-    /// itself; or one of both, as a list.
+    /// `second`, `minute`, `hour` or `day`; `customer_id`, `feature` or `session_id`, if it holds
+    /// for each by itself; or one of both, as a list.
     #[serde(default)]
     pub per: PerConfig,
     /// How many may come at once after a pause; `requests` unless given.
@@ -548,9 +548,28 @@ pub struct PricesConfig {
     /// Output tokens assumed when the request sets no limit and the model's is not known; the
     /// model's context window, or the most that its provider has of any model, unless given.
     pub default_max_output_tokens: Option<u64>,
+    /// Price data beside the built-in ones: a file of the `genai-prices` project's form, which
+    /// comes before them.
+    pub file: Option<String>,
+    /// SHA-256 of that file, in hexadecimal digits.
+    pub sha256: Option<String>,
+    /// Ed25519 key, in base64, that the file is signed with; the signature, in base64, is beside it
+    /// under its name and `.sig`.
+    pub public_key: Option<String>,
     /// Prices that replace or add to the built-in ones; first match wins.
     #[serde(default)]
     pub overrides: Vec<PriceConfig>,
+}
+
+/// A price file, as far as it is needed to look prices up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+pub struct PriceTable {
+    /// Its path.
+    pub file: String,
+    /// SHA-256 of it, in hexadecimal digits.
+    pub sha256: String,
+    /// Its lines, as [`crate::prices::data::compile`] makes them.
+    pub lines: String,
 }
 
 /// A price of your own: a contract, a discount, a model that you host.
@@ -646,4 +665,6 @@ pub struct Sections {
     pub sla: Vec<SlaConfig>,
     /// What things cost.
     pub prices: PricesConfig,
+    /// What the file of `prices` says, read and checked by the caller.
+    pub price_table: Option<PriceTable>,
 }

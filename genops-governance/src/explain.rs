@@ -183,9 +183,19 @@ impl Explanation {
             return String::new();
         };
         let by = self.policy.as_deref().unwrap_or("the configuration");
-        remedy(&code, by, self.approval_request.as_deref())
+        let mut text = remedy(&code, by, self.approval_request.as_deref());
+        let said = self.reason.as_deref().unwrap_or_default();
+        if code != ReasonCode::PRICE_UNKNOWN && said.contains("x_price_unknown") {
+            let _infallible = write!(text, " {NO_PRICE}");
+        }
+        text
     }
 }
+
+/// What to do about a model that is newer than the prices.
+const NO_PRICE: &str = "No price is known for its model, so that of others was taken: renew \
+                        `prices.file`, or give the model a price under `prices.overrides`; \
+                        `genops-agent prices show MODEL` says what is known.";
 
 /// What would have to change for a reason not to hold.
 fn remedy(code: &ReasonCode, by: &str, request: Option<&str>) -> String {
@@ -231,7 +241,7 @@ fn extension_remedy(code: &ReasonCode, by: &str, request: Option<&str>) -> Strin
         (ReasonCode::DELEGATION_EXCEEDED, "To run, stay within the grant, or have it widened."),
         (ReasonCode::POLICY_ERROR, "To run, the policy must be mended: an error never permits."),
         (ReasonCode::CONCURRENCY_EXCEEDED, "To run, wait until another call has ended."),
-        (ReasonCode::PRICE_UNKNOWN, "Give the model a price under `prices.overrides`."),
+        (ReasonCode::PRICE_UNKNOWN, NO_PRICE),
         (ReasonCode::BUDGET_THRESHOLD, "Nothing was refused: most of the budget is used."),
         (ReasonCode::DECISION_TIMEOUT, "Try again; the decision came too late."),
         (ReasonCode::CONNECTION_DENIED, "Try again on a new connection."),

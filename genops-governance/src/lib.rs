@@ -38,9 +38,9 @@ pub use awu::{
 };
 pub use config::{
     AttributionConfig, BudgetConfig, Dimension, Enforcement, Estimate, GrantConfig, MatchConfig,
-    Mode, OnTimeout, Per, PerConfig, PolicyConfig, PolicyText, PriceConfig, PricesConfig,
-    PrincipalConfig, ProviderConfig, RateLimitConfig, ScopeConfig, Sections, Signal, SlaConfig,
-    TierConfig, Uninspectable, Unit, UnknownModel, Unmapped, Unnamed,
+    Mode, OnTimeout, Per, PerConfig, PolicyConfig, PolicyText, PriceConfig, PriceTable,
+    PricesConfig, PrincipalConfig, ProviderConfig, RateLimitConfig, ScopeConfig, Sections, Signal,
+    SlaConfig, TierConfig, Uninspectable, Unit, UnknownModel, Unmapped, Unnamed,
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};
 pub use engine::{

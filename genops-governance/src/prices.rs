@@ -1,23 +1,28 @@
 //! What a call costs: integer rate cards, in pico-USD for one token.
 //!
-//! `data/prices.tsv` is compiled from the `genai-prices` crate's data (MIT, Pydantic) by
-//! `tests/price_table.rs`, which also compares every price with what that crate computes. It is
-//! embedded as text and read where it lies: 2,000 models cost no memory until they are asked for.
-//! Searches, seconds, characters and pages have rates of their own; see [`RateCard`].
+//! `data/prices.tsv` is compiled by [`data`] from what the `genai-prices` crate brings (MIT,
+//! Pydantic); `tests/price_table.rs` compares every price with what that crate computes. A file of
+//! the same form comes before it. It is embedded as text and read where it lies: 2,000 models cost
+//! no memory until they are asked for. Searches, seconds, characters and pages have rates of their
+//! own; see [`RateCard`].
 
+pub mod data;
 mod limits;
+mod list;
 
 use std::fmt;
 use std::num::ParseIntError;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use regex::Regex;
 use sha2::{Digest as _, Sha256};
 
-use crate::config::{PriceConfig, PricesConfig, UnknownModel};
+use crate::config::{PriceConfig, PriceTable, PricesConfig, UnknownModel};
 use crate::glob;
 use crate::money::pico_per_token;
 use crate::settings::Faults;
+
+pub use self::list::Listed;
 
 /// The table: a line `@PROVIDER<tab>FALLBACKS`, then a line for each of its models.
 const TABLE: &str = include_str!("../data/prices.tsv");
@@ -338,11 +343,13 @@ impl ModelPrice {
 
 /// Every price: the built-in table, and those of the configuration before it.
 pub struct Prices {
+    /// A file, whose lines come before the built-in ones.
+    file: Option<PriceTable>,
     overrides: Vec<(PriceConfig, ModelPrice)>,
     unknown_model: UnknownModel,
     hash: [u8; 32],
     /// Remembered look-ups. The values never change, so the lock can't change an outcome.
-    cache: Mutex<Vec<(String, Option<std::sync::Arc<ModelPrice>>)>>,
+    cache: Mutex<Vec<(String, Option<Arc<ModelPrice>>)>>,
 }
 
 impl fmt::Debug for Prices {
@@ -355,13 +362,13 @@ impl fmt::Debug for Prices {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The price.
-    pub price: std::sync::Arc<ModelPrice>,
+    pub price: Arc<ModelPrice>,
     /// The model is not known: it is the dearest of its family, or of the provider's.
     pub assumed: bool,
     /// How the names of that family begin; empty where it is the provider's dearest.
     pub family: String,
     /// Where it is assumed: the dearest of the provider's, which limits for a request go by.
-    pub dearest: Option<std::sync::Arc<ModelPrice>>,
+    pub dearest: Option<Arc<ModelPrice>>,
 }
 
 impl Prices {
@@ -369,6 +376,7 @@ impl Prices {
     #[must_use]
     pub fn builtin() -> Self {
         Self {
+            file: None,
             overrides: Vec::new(),
             unknown_model: UnknownModel::default(),
             hash: tables().finalize().into(),
@@ -376,8 +384,16 @@ impl Prices {
         }
     }
 
-    pub(crate) fn compile(config: &PricesConfig, faults: &mut Faults) -> Self {
+    pub(crate) fn compile(
+        config: &PricesConfig,
+        file: Option<&PriceTable>,
+        faults: &mut Faults,
+    ) -> Self {
         let mut hash = tables();
+        if let Some(file) = file {
+            hash.update("file\n");
+            hash.update(&file.lines);
+        }
         let mut overrides = Vec::new();
         for (index, price) in config.overrides.iter().enumerate() {
             hash.update(format!("{price:?}"));
@@ -385,7 +401,14 @@ impl Prices {
             overrides.push((price.clone(), own_price(price, &place, faults)));
         }
         let hash = hash.finalize().into();
-        Self { overrides, unknown_model: config.unknown_model, hash, ..Self::builtin() }
+        let file = file.cloned();
+        Self { file, overrides, unknown_model: config.unknown_model, hash, ..Self::builtin() }
+    }
+
+    /// The price file in force, and its SHA-256.
+    #[must_use]
+    pub fn file(&self) -> Option<(&str, &str)> {
+        self.file.as_ref().map(|it| (it.file.as_str(), it.sha256.as_str()))
     }
 
     /// SHA-256 of the tables and the overrides.
@@ -406,12 +429,12 @@ impl Prices {
             return None;
         }
         let provider = table_name(provider?);
-        let dearest = self.remember(&format!("{provider}\n"), || dearest(provider, ""))?;
-        let family = model.map(|it| family(provider, it)).unwrap_or_default();
+        let dearest = self.remember(&format!("{provider}\n"), || self.dearest(provider, ""))?;
+        let family = model.map(|it| self.family(provider, it)).unwrap_or_default();
         let price = if family.is_empty() {
             dearest.clone()
         } else {
-            self.remember(&format!("{provider}\n\n{family}"), || self::dearest(provider, &family))?
+            self.remember(&format!("{provider}\n\n{family}"), || self.dearest(provider, &family))?
         };
         Some(Found { price, assumed: true, family, dearest: Some(dearest) })
     }
@@ -424,7 +447,7 @@ impl Prices {
         provider: Option<&str>,
         answered: Option<&str>,
         asked: Option<&str>,
-    ) -> Option<std::sync::Arc<ModelPrice>> {
+    ) -> Option<Arc<ModelPrice>> {
         let models = || [answered, asked].into_iter().flatten();
         let own = models().find_map(|model| self.own(provider, model));
         own.or_else(|| models().find_map(|model| self.known(provider, model)))
@@ -442,37 +465,82 @@ impl Prices {
         self.unknown_model
     }
 
-    fn known(&self, provider: Option<&str>, model: &str) -> Option<std::sync::Arc<ModelPrice>> {
+    fn known(&self, provider: Option<&str>, model: &str) -> Option<Arc<ModelPrice>> {
         if let Some(own) = self.own(provider, model) {
             return Some(own);
         }
         let provider = table_name(provider?);
         self.remember(&format!("{provider}\n{model}"), || {
             let spelled = aliases(provider, model);
-            spelled.iter().find_map(|(provider, model)| look_up(provider, model))
+            spelled.iter().find_map(|(provider, model)| self.look_up(provider, model))
         })
     }
 
     /// What the configuration says of a model.
-    fn own(&self, provider: Option<&str>, model: &str) -> Option<std::sync::Arc<ModelPrice>> {
+    fn own(&self, provider: Option<&str>, model: &str) -> Option<Arc<ModelPrice>> {
         let own = self.overrides.iter().find(|(it, _)| {
             it.provider.as_deref().is_none_or(|name| Some(name) == provider)
                 && glob::matches(&it.model, model)
         });
-        own.map(|(_, price)| std::sync::Arc::new(price.clone()))
+        own.map(|(_, price)| Arc::new(price.clone()))
     }
 
     /// The card of a model by the table's own names, for tests and tools.
     #[must_use]
     pub fn find_raw(&self, provider: &str, model: &str, unix_s: u64) -> Option<RateCard> {
-        look_up(provider, model)?.card(unix_s, None).cloned()
+        self.look_up(provider, model)?.card(unix_s, None).cloned()
+    }
+
+    /// The tables, in the order in which they are asked.
+    fn tables(&self) -> impl Iterator<Item = &str> {
+        self.file.iter().map(|it| it.lines.as_str()).chain([TABLE])
+    }
+
+    fn look_up(&self, provider: &str, model: &str) -> Option<ModelPrice> {
+        self.tables().find_map(|table| parse_model(look_up(table, provider, model)?))
+    }
+
+    /// The lines of the models of a provider.
+    fn lines<'s>(&'s self, provider: &'s str) -> impl Iterator<Item = &'s str> {
+        self.tables().filter_map(move |it| section(it, provider)).flat_map(|(_, it)| it.lines())
+    }
+
+    /// How the names of the models begin that are most like this one: the longest beginning, in
+    /// whole words, that it has in common with the stem of any. Empty where there is none.
+    fn family(&self, provider: &str, model: &str) -> String {
+        let folded = model.to_lowercase();
+        let own = stem(&folded);
+        let common = |other: &str| {
+            let same = own.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
+            let whole = same == own.len() && !own.is_empty();
+            let shared = own.get(..same).unwrap_or_default();
+            let words = shared.rfind(['-', '.', '_']).map_or(0, |at| at + 1);
+            if whole { same } else { words }
+        };
+        let names = self.lines(provider).flat_map(names_of);
+        let longest = names.map(|name| common(stem(name))).max().unwrap_or(0);
+        own.get(..longest).unwrap_or_default().to_owned()
+    }
+
+    /// The dearest model of a provider, by input and output together, of those whose names begin
+    /// so.
+    fn dearest(&self, provider: &str, family: &str) -> Option<ModelPrice> {
+        let of_family = |line: &&str| {
+            family.is_empty() || names_of(line).any(|name| limits::bare(name).starts_with(family))
+        };
+        let lines = self.lines(provider).filter(of_family);
+        let priced = lines.filter_map(parse_model).filter_map(|it| {
+            let cost = it.worst_nano_usd(u64::MAX >> 1, None, 1_000, 1_000)?;
+            Some((cost, it))
+        });
+        priced.max_by_key(|(cost, _)| *cost).map(|(_, it)| it)
     }
 
     fn remember(
         &self,
         key: &str,
         compute: impl FnOnce() -> Option<ModelPrice>,
-    ) -> Option<std::sync::Arc<ModelPrice>> {
+    ) -> Option<Arc<ModelPrice>> {
         let mut cache = self.cache.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some((_, found)) = cache.iter().find(|(it, _)| it == key) {
             return found.clone();
@@ -480,7 +548,7 @@ impl Prices {
         if cache.len() >= CACHE_LIMIT {
             cache.clear();
         }
-        let found = compute().map(std::sync::Arc::new);
+        let found = compute().map(Arc::new);
         cache.push((key.to_owned(), found.clone()));
         found
     }
@@ -533,30 +601,30 @@ fn table_name(provider: &str) -> &str {
 }
 
 /// The models of a provider, and the providers to look at where it has not the model.
-fn section(provider: &str) -> Option<(&'static str, &'static str)> {
-    let start = TABLE.match_indices(provider).map(|(at, _)| at).find(|at| {
-        let (before, after) = TABLE.split_at(*at);
+fn section<'t>(table: &'t str, provider: &str) -> Option<(&'t str, &'t str)> {
+    let start = table.match_indices(provider).map(|(at, _)| at).find(|at| {
+        let (before, after) = table.split_at(*at);
         (before == "@" || before.ends_with("\n@"))
             && after.strip_prefix(provider).is_some_and(|it| it.starts_with('\t'))
     })?;
-    let (_, here) = TABLE.split_at_checked(start)?;
+    let (_, here) = table.split_at_checked(start)?;
     let section = here.split("\n@").next()?;
     let (head, models) = section.split_once('\n').unwrap_or((section, ""));
     Some((head.split_once('\t').map_or("", |(_, it)| it), models))
 }
 
-fn look_up(provider: &str, model: &str) -> Option<ModelPrice> {
-    let (fallbacks, models) = section(provider)?;
+/// The model by the lines of a table.
+fn look_up<'t>(table: &'t str, provider: &str, model: &str) -> Option<&'t str> {
+    let (fallbacks, models) = section(table, provider)?;
     let folded = model.to_lowercase();
-    let fallbacks = fallbacks.split(' ').filter_map(section).map(|(_, models)| models);
-    let mut sections = std::iter::once(models).chain(fallbacks);
-    let line = sections.find_map(|models| {
+    let fallbacks = fallbacks.split(' ').filter_map(|it| section(table, it));
+    let mut sections = std::iter::once(models).chain(fallbacks.map(|(_, models)| models));
+    sections.find_map(|models| {
         models.lines().find(|line| {
             let rule = line.split('\t').next().unwrap_or_default();
             rule.split(' ').any(|all| all.split('&').all(|one| fits(one, model, &folded)))
         })
-    })?;
-    parse_model(line)
+    })
 }
 
 /// One clause of a rule: its first byte says which sort.
@@ -636,45 +704,11 @@ fn stem(model: &str) -> &str {
     name.split(|it: char| it.is_ascii_digit()).next().unwrap_or_default()
 }
 
-/// How the names of the models begin that are most like this one: the longest beginning, in whole
-/// words, that it has in common with the stem of any. Empty where there is none.
-fn family(provider: &str, model: &str) -> String {
-    let folded = model.to_lowercase();
-    let own = stem(&folded);
-    let Some((_, models)) = section(provider) else { return String::new() };
-    let common = |other: &str| {
-        let same = own.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
-        let whole = same == own.len() && !own.is_empty();
-        let shared = own.get(..same).unwrap_or_default();
-        let words = shared.rfind(['-', '.', '_']).map_or(0, |at| at + 1);
-        if whole { same } else { words }
-    };
-    let longest = names(models).map(|name| common(stem(name))).max().unwrap_or(0);
-    own.get(..longest).unwrap_or_default().to_owned()
-}
-
-/// The names that the rules of models are about.
-fn names(models: &str) -> impl Iterator<Item = &str> {
-    models.lines().flat_map(names_of)
-}
-
+/// The names that the rule of a model is about.
 fn names_of(line: &str) -> impl Iterator<Item = &str> {
     let rule = line.split('\t').next().unwrap_or_default();
     let clauses = rule.split([' ', '&']);
     clauses.filter_map(|clause| clause.strip_prefix(['=', '^', '*']))
-}
-
-/// The dearest model of a provider, by input and output together, of those whose names begin so.
-fn dearest(provider: &str, family: &str) -> Option<ModelPrice> {
-    let (_, models) = section(provider)?;
-    let of_family = |line: &&str| {
-        family.is_empty() || names_of(line).any(|name| limits::bare(name).starts_with(family))
-    };
-    let priced = models.lines().filter(of_family).filter_map(parse_model).filter_map(|it| {
-        let cost = it.worst_nano_usd(u64::MAX >> 1, None, 1_000, 1_000)?;
-        Some((cost, it))
-    });
-    priced.max_by_key(|(cost, _)| *cost).map(|(_, it)| it)
 }
 
 #[cfg(test)]

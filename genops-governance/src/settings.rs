@@ -110,7 +110,7 @@ impl Settings {
             budgets: budget::compile(sections, &mut faults),
             limits: rate::compile(sections, &mut faults),
             targets: sla::compile(sections, &mut faults),
-            prices: Prices::compile(&sections.prices, &mut faults),
+            prices: Prices::compile(&sections.prices, sections.price_table.as_ref(), &mut faults),
             estimate: sections.prices.estimate,
             max_output_tokens: sections.prices.default_max_output_tokens,
         };
@@ -171,6 +171,12 @@ impl Settings {
     #[must_use]
     pub fn price_hash(&self) -> [u8; 32] {
         self.0.prices.hash()
+    }
+
+    /// What is known of prices.
+    #[must_use]
+    pub fn prices(&self) -> &Prices {
+        &self.0.prices
     }
 
     /// How many Cedar policies there are.

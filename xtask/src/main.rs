@@ -7,6 +7,7 @@ mod bench;
 mod fuzz;
 mod kernels;
 mod licences;
+mod prices;
 mod setup;
 mod steps;
 mod test;
@@ -35,6 +36,8 @@ enum Command {
     Tidy,
     /// Check licences, sources and who may depend on what (deny.toml).
     Licences,
+    /// Renew the compiled-in prices from the package registry, and print what changed.
+    Prices,
     /// Fuzz the decoders.
     Fuzz(fuzz::Fuzz),
     /// Show the main job on this host: an allowed call, one blocked, one over budget, and the evidence.
@@ -75,6 +78,7 @@ impl Command {
             Self::Ci => test::ci(),
             Self::Tidy => report("tidy", &tidy::check()?),
             Self::Licences => report("licences", &licences::check()?),
+            Self::Prices => prices::renew(),
             Self::Fuzz(fuzz) => fuzz.run(),
             Self::Demo(Forwarded { arguments }) => workspace::run_tool("demo", &arguments),
             Self::Bench(bench) => bench.run(),

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use genops_governance::{PolicyText, Sections, Settings};
+use genops_governance::{PolicyText, PriceTable, Sections, Settings};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -22,6 +22,9 @@ struct Recipe {
     config: Value,
     /// Name and text of each Cedar file.
     policy_files: Vec<(String, String)>,
+    /// The price file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    price_table: Option<PriceTable>,
 }
 
 /// The recipe of a file with these sections. `None` where it would not come to the same again.
@@ -36,6 +39,7 @@ pub(super) fn write(text: &str, sections: &Sections) -> Option<Vec<u8>> {
             agent: env!("CARGO_PKG_VERSION").to_owned(),
             config,
             policy_files: files.map(|file| (file.name.clone(), file.text.clone())).collect(),
+            price_table: sections.price_table.clone(),
         };
         let bytes = serde_json::to_vec(&recipe).ok()?;
         let again = sections_of(&bytes).ok()?;
@@ -79,7 +83,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(Settings, String), String> {
 }
 
 fn sections_of(bytes: &[u8]) -> Result<Sections, String> {
-    let Recipe { agent: _, config, policy_files } =
+    let Recipe { agent: _, config, policy_files, price_table } =
         serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let text = match config {
         Value::Null => String::new(),
@@ -92,5 +96,6 @@ fn sections_of(bytes: &[u8]) -> Result<Sections, String> {
         .split(Path::new(""), &Sources::default())
         .map_err(|error: LoadError| error.to_string())?;
     let file = |(name, text)| PolicyText { name, text };
-    Ok(Sections { policy_files: policy_files.into_iter().map(file).collect(), ..sections })
+    let policy_files = policy_files.into_iter().map(file).collect();
+    Ok(Sections { policy_files, price_table, ..sections })
 }

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it does not hold")]
 
+use base64::Engine as _;
 use expect_test::{Expect, expect};
 
 use super::*;
@@ -502,4 +503,84 @@ fn a_cedar_file_is_refused_with_its_own_name_and_line() {
     let refusal = Config::parse(Path::new("agent.yaml"), &yaml).unwrap_err().to_string();
     let refusal = refusal.replace(&policies.path().display().to_string(), "DIR");
     expect!["DIR/a.cedar:3:27: unexpected end of input"].assert_eq(&refusal);
+}
+
+/// Price data of one model, in the form of the `genai-prices` project.
+fn price_data(input: f64) -> String {
+    format!(
+        r#"[{{"id":"openai","models":[{{"id":"gpt-9-mega","match":{{"starts_with":"gpt-9-mega"}},
+            "context_window":400000,"prices":{{"input_mtok":{input},"output_mtok":8}}}}]}}]"#
+    )
+}
+
+#[test]
+fn a_price_file_counts_by_its_hash_in_the_configuration() {
+    let directory = Directory::new("prices");
+    let file = directory.path().join("prices.json");
+    std::fs::write(&file, price_data(2.0)).unwrap();
+    let config = directory.path().join("agent.yaml");
+    let hash = unhexed(&Sha256::digest(price_data(2.0)));
+    let yaml = format!("prices: {{file: prices.json, sha256: {hash}}}\n");
+    let settled = Config::parse(&config, &yaml).unwrap();
+    assert!(settled.recipe.is_some());
+    let listed = settled.settings().prices().list(Some("openai"), "gpt-9-mega-2027", 1);
+    assert_eq!(listed.iter().map(|it| it.from).collect::<Vec<_>>(), ["prices.file"]);
+    // What was in force is made again from what was kept, without the file.
+    let (again, _) = recipe::read(settled.recipe.as_ref().unwrap()).unwrap();
+    assert_eq!(again.price_hash(), settled.settings().price_hash());
+    std::fs::write(&file, price_data(0.1)).unwrap();
+    let refusal = Config::parse(&config, &yaml).unwrap_err().to_string();
+    assert!(refusal.ends_with("and not `prices.sha256`"), "{refusal}");
+}
+
+#[test]
+fn a_price_file_counts_by_a_signature_of_the_key_in_the_configuration() {
+    let directory = Directory::new("signed-prices");
+    let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    // RFC 8032, section 7.1, test 2: a key and its signature of one byte, which is no price data.
+    let key = unhex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c");
+    let signature = unhex(
+        "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da\
+         085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00",
+    );
+    let put = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    put("prices.json", "r");
+    put("prices.json.sig", &base64(&signature));
+    let config = directory.path().join("agent.yaml");
+    let refusal = |key: &str| {
+        let yaml = format!("prices: {{file: prices.json, public_key: {key}}}\n");
+        Config::parse(&config, &yaml).unwrap_err().to_string()
+    };
+    let said = refusal(&base64(&key));
+    assert!(said.contains("prices.json is not JSON"), "{said}");
+    let spki = [unhex("302a300506032b6570032100"), key.clone()].concat();
+    assert_eq!(refusal(&base64(&spki)), said);
+    put("prices.json", &price_data(0.1));
+    let said = refusal(&base64(&key));
+    assert!(said.ends_with("is no signature of it by `prices.public_key`"), "{said}");
+    assert!(refusal("abc").contains("no Ed25519 key"));
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let pair = |it: &[u8]| u8::from_str_radix(std::str::from_utf8(it).unwrap(), 16).unwrap();
+    text.as_bytes().chunks(2).map(pair).collect()
+}
+
+fn unhexed(bytes: &[u8]) -> String {
+    let pair = |byte: &u8| format!("{byte:02x}");
+    bytes.iter().map(pair).collect::<Vec<_>>().concat()
+}
+
+#[test]
+fn nothing_vouches_for_a_price_file_but_the_configuration() {
+    check(
+        "prices: {file: p.json}\n",
+        &expect![
+            "agent.yaml: `prices.file` needs `prices.sha256`, or `prices.public_key` of its signature"
+        ],
+    );
+    check(
+        "prices: {sha256: ab}\n",
+        &expect!["agent.yaml: `prices.sha256` vouches for no `prices.file`"],
+    );
 }

@@ -201,7 +201,7 @@ pub(crate) fn load(path: &Path) -> Reading {
 fn directories(path: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     follow(path, &mut found);
-    for policies in super::policy_paths(path) {
+    for policies in super::named_paths(path) {
         follow(&policies, &mut found);
         if policies.is_dir() {
             found.insert(policies.clone());

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use genops_evidence::Directory;
-use genops_governance::{Again, Attribution, Record, Settings};
+use genops_governance::{Again, Record, Settings};
 use serde_json::json;
 
 use super::{At, Output, Progress, line, time_text};
@@ -214,7 +214,9 @@ fn compare(settings: &Settings, record: &Record, by_another: bool) -> Option<Str
     }
     let configured =
         who.attribution.mapped.then(|| settings.attribution(&who.attribution.principal));
-    if !by_another && configured.is_some_and(|it| it.as_ref() != Some(&without_human(who))) {
+    if !by_another
+        && configured.is_some_and(|it| it.as_ref() != Some(&who.attribution.configured()))
+    {
         return Some("team, project or grants are not those of the configuration".to_owned());
     }
     let again = if by_another {
@@ -229,10 +231,6 @@ fn compare(settings: &Settings, record: &Record, by_another: bool) -> Option<Str
         matched: decided.matched.clone(),
     };
     (again != before).then(|| format!("{}; again: {}", words(&before), words(&again)))
-}
-
-fn without_human(who: &genops_governance::Who) -> Attribution {
-    Attribution { accountable: None, ..who.attribution.clone() }
 }
 
 fn words(again: &Again) -> String {

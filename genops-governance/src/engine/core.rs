@@ -196,6 +196,10 @@ impl Core {
         ];
         let mut prices = Record::new(now, RecordKind::PriceLoaded);
         prices.detail = vec![("hash", crate::telemetry::hex(&self.settings.price_hash()))];
+        if let Some((file, sha256)) = self.settings.0.prices.file() {
+            let of_file = [("file", file.to_owned()), ("file_sha256", sha256.to_owned())];
+            prices.detail.extend(of_file);
+        }
         self.put(Vec::new(), [policies, prices]);
     }
 
