@@ -745,6 +745,69 @@ mod tests {
         assert_eq!(prices.find(Some("ollama"), Some("llama3")), None);
     }
 
+    /// Input and output of a model in pico-USD for a token, and the family where it is a guess.
+    fn known(provider: &str, model: &str) -> String {
+        let found = Prices::builtin().find(Some(provider), Some(model)).unwrap();
+        let card = found.price.card(TODAY, None).unwrap();
+        let pico = |rate: &Option<Rate>| rate.as_ref().map_or(0, |it| it.base);
+        let guess = if found.assumed { format!(" by `{}*`", found.family) } else { String::new() };
+        format!("{provider} {model}: {} {}{guess}\n", pico(&card.input), pico(&card.output))
+    }
+
+    #[test]
+    fn a_model_is_found_under_what_deployments_routers_and_clouds_call_it() {
+        let same = |all: &[(&str, &str)]| {
+            let prices = Prices::builtin();
+            let found = all.iter().map(|(provider, model)| {
+                let found = prices.find(Some(provider), Some(model)).unwrap();
+                assert!(!found.assumed, "{provider} {model}");
+                found.price.card(TODAY, None).unwrap().worst_nano_usd(1_000, 1_000)
+            });
+            let mut found: Vec<i64> = found.collect();
+            found.dedup();
+            assert_eq!(found.len(), 1, "{all:?}: {found:?}");
+        };
+        same(&[
+            ("openai", "gpt-4o"),
+            ("openai", "GPT-4o-2024-08-06"),
+            ("openai", "openai/gpt-4o"),
+            ("vercel", "openai/gpt-4o"),
+        ]);
+        same(&[
+            ("aws.bedrock", "anthropic.claude-3-haiku-20240307-v1:0"),
+            ("aws.bedrock", "anthropic.claude-3-haiku-20240307"),
+            ("aws.bedrock", "eu.anthropic.claude-3-haiku-20240307-v1:0"),
+            (
+                "aws.bedrock",
+                "arn:aws:bedrock:eu-west-3:123456789012:inference-profile/eu.anthropic.claude-3-haiku-20240307-v1:0",
+            ),
+        ]);
+        same(&[
+            ("openrouter", "anthropic/claude-3-haiku"),
+            ("openrouter", "anthropic/claude-3-haiku:nitro"),
+        ]);
+    }
+
+    #[test]
+    fn a_newer_model_is_taken_for_the_dearest_of_its_family() {
+        let all = [
+            ("openai", "gpt-8-nova"),
+            ("anthropic", "claude-haiku-9"),
+            ("gcp.gemini", "gemini-7-flash"),
+            ("mistral_ai", "codestral-3100"),
+            ("openai", "zeta-1"),
+        ];
+        let said: String = all.iter().map(|(provider, model)| known(provider, model)).collect();
+        expect_test::expect![[r"
+            openai gpt-8-nova: 75000000 150000000 by `gpt-*`
+            anthropic claude-haiku-9: 1000000 5000000 by `claude-haiku-*`
+            gcp.gemini gemini-7-flash: 2000000 12000000 by `gemini-*`
+            mistral_ai codestral-3100: 300000 900000 by `codestral*`
+            openai zeta-1: 150000000 600000000 by `*`
+        "]]
+        .assert_eq(&said);
+    }
+
     #[test]
     fn a_long_prompt_reaches_the_dearer_tier_whole() {
         let found = Prices::builtin().find(Some("anthropic"), Some("claude-haiku-5-5")).unwrap();
