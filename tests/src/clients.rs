@@ -25,6 +25,8 @@ const WITH_HOSTS: &str = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#
 const CHAT: &str = "https://api.openai.com/v1/chat/completions";
 /// A last line that is a report: `exit` is 0 where the call went through.
 const CURL_REPORT: &str = r#"\n{"exit": %{exitcode}, "seconds": %{time_total}}"#;
+/// Name of the provider's own log.
+const LOG: &str = "arrived.jsonl";
 /// How long any client may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -51,17 +53,32 @@ impl Stage {
 
     /// As [`Stage::with`]; pauses so long before each piece of a stream.
     pub fn paced(http2: bool, piece_delay: Duration) -> anyhow::Result<Self> {
+        Self::on_stage(http2, piece_delay, None, Scratch::new("stage")?)
+    }
+
+    /// As [`Stage::new`]; what arrives is written to [`Stage::log_file`], and where this text does.
+    pub fn watching(marker: &str) -> anyhow::Result<Self> {
+        let scratch = Scratch::new("stage")?;
+        Self::on_stage(false, Duration::from_millis(2), Some(marker), scratch)
+    }
+
+    fn on_stage(
+        http2: bool,
+        piece_delay: Duration,
+        marker: Option<&str>,
+        scratch: Scratch,
+    ) -> anyhow::Result<Self> {
         // 127.0.0.0/8 is loopback without any set-up; each process and each of its stages has its own.
         let [low, high, ..] = std::process::id().to_le_bytes();
         let stage = NEXT_ADDRESS.fetch_add(1, Ordering::Relaxed);
         let address = Ipv4Addr::new(127, 64 | (high & 63), low, stage);
-        let scratch = Scratch::new("stage")?;
         let options = Options {
             listen: SocketAddr::new(IpAddr::V4(address), 443),
             http2,
             piece_delay,
             think: Duration::ZERO,
-            log: None,
+            log: marker.map(|_| scratch.join(LOG)),
+            marker: marker.map(str::to_owned),
         };
         let provider = Provider::start(&options)?;
         provider.write_root(&scratch.join("root.pem"))?;
@@ -71,6 +88,12 @@ impl Stage {
         }
         std::fs::write(scratch.join("hosts"), hosts)?;
         Ok(Self { provider, scratch })
+    }
+
+    /// What arrived, as [`Stage::watching`] has it written: one JSON object a line.
+    #[must_use]
+    pub fn log_file(&self) -> PathBuf {
+        self.scratch.join(LOG)
     }
 
     /// The certificate to trust.

@@ -81,7 +81,8 @@ impl Serve {
         let Self { listen, root, log, http2, piece_delay_ms, think_ms } = self;
         let piece_delay = Duration::from_millis(piece_delay_ms);
         let think = Duration::from_millis(think_ms);
-        let provider = Provider::start(&Options { listen, http2, piece_delay, think, log })?;
+        let provider =
+            Provider::start(&Options { listen, http2, piece_delay, think, log, marker: None })?;
         provider.write_root(&root)?;
         writeln!(std::io::stdout(), "listening on {}", provider.address)?;
         until_input_ends()

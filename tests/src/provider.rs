@@ -49,6 +49,8 @@ pub struct Options {
     pub think: Duration,
     /// Append each connection and request to this file, one JSON object a line.
     pub log: Option<PathBuf>,
+    /// Say of each connection whether this text came out of TLS, anywhere in it.
+    pub marker: Option<String>,
 }
 
 /// A running provider; it stops when dropped.
@@ -71,7 +73,7 @@ impl Provider {
             .with_context(|| format!("cannot listen on {}", options.listen))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let log = Log::new(options.log.as_deref())?;
+        let log = Log::new(options.log.as_deref(), options.marker.as_deref())?;
         let behaviour = Arc::new(Mutex::new(Behaviour::default()));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

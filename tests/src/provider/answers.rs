@@ -66,7 +66,11 @@ impl Answer {
             ("POST", "/v1/responses") => asked.openai_responses(),
             ("POST", "/v1/embeddings") => asked.openai_embeddings(),
             ("POST", "/v1/messages") => asked.anthropic_messages(),
-            _ => Self::plain(404, Framing::Sized, error("Unknown request URL")),
+            // Whatever is not served was asked for all the same.
+            _ => {
+                let unknown = Self::plain(404, Framing::Sized, error("Unknown request URL"));
+                Self { model: Some(asked.model.to_owned()), ..unknown }
+            }
         }
     }
 

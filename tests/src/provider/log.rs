@@ -28,6 +28,10 @@ pub struct Connection {
     pub start: Vec<u8>,
     /// Not closed by either side so far.
     pub open: bool,
+    /// The marker came out of TLS.
+    pub marked: bool,
+    /// The last of what came out of TLS: a marker may begin in it.
+    tail: Vec<u8>,
 }
 
 /// Most bytes of a connection that are kept.
@@ -65,10 +69,11 @@ struct State {
     connections: Vec<Connection>,
     requests: Vec<Request>,
     file: Option<File>,
+    marker: Vec<u8>,
 }
 
 impl Log {
-    pub(super) fn new(path: Option<&Path>) -> anyhow::Result<Self> {
+    pub(super) fn new(path: Option<&Path>, marker: Option<&str>) -> anyhow::Result<Self> {
         let file = match path {
             Some(path) => {
                 let file = File::options().create(true).append(true).open(path);
@@ -76,7 +81,8 @@ impl Log {
             }
             None => None,
         };
-        Ok(Self(Arc::new(Mutex::new(State { file, ..State::default() }))))
+        let marker = marker.unwrap_or_default().as_bytes().to_vec();
+        Ok(Self(Arc::new(Mutex::new(State { file, marker, ..State::default() }))))
     }
 
     /// Every connection so far.
@@ -130,6 +136,8 @@ impl Log {
             sealed_bytes: 0,
             start: Vec::new(),
             open: true,
+            marked: false,
+            tail: Vec::new(),
         });
         state.write(
             &json!({"type": "connection", "connection": connection, "peer": peer.to_string()}),
@@ -171,15 +179,19 @@ impl Log {
     }
 
     fn count(&self, connection: usize, layer: Layer, bytes: &[u8]) {
-        if let Some(entry) = self.lock().connections.get_mut(connection) {
-            match layer {
-                Layer::Application => {
-                    let room = START_LIMIT.saturating_sub(entry.start.len());
-                    entry.start.extend(bytes.iter().take(room));
-                    entry.application_bytes += bytes.len() as u64;
+        let mut state = self.lock();
+        let State { connections, marker, .. } = &mut *state;
+        let Some(entry) = connections.get_mut(connection) else { return };
+        match layer {
+            Layer::Application => {
+                let room = START_LIMIT.saturating_sub(entry.start.len());
+                entry.start.extend(bytes.iter().take(room));
+                entry.application_bytes += bytes.len() as u64;
+                if entry.meets(marker, bytes) {
+                    state.write(&json!({"type": "marker", "connection": connection}));
                 }
-                Layer::Sealed => entry.sealed_bytes += bytes.len() as u64,
             }
+            Layer::Sealed => entry.sealed_bytes += bytes.len() as u64,
         }
     }
 
@@ -189,6 +201,18 @@ impl Log {
 }
 
 impl Connection {
+    /// Whether the marker is met for the first time, with these bytes.
+    fn meets(&mut self, marker: &[u8], bytes: &[u8]) -> bool {
+        if marker.is_empty() || self.marked {
+            return false;
+        }
+        self.tail.extend(bytes);
+        self.marked = self.tail.windows(marker.len()).any(|it| it == marker);
+        let read = self.tail.len().saturating_sub(marker.len() - 1);
+        self.tail.drain(..read);
+        self.marked
+    }
+
     /// Whether anything of a request arrived: any byte, or on HTTP/2 any frame of a stream.
     #[must_use]
     pub fn has_request(&self) -> bool {
