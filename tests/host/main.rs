@@ -6,6 +6,7 @@
 mod absence;
 mod budget;
 mod calls;
+mod compare;
 mod death;
 mod denial;
 mod elsewhere;

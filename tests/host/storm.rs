@@ -16,6 +16,7 @@ use genops_tests::clients::Stage;
 use genops_tests::patience::scaled;
 use rustix::process::Signal;
 
+use crate::compare::agree;
 use crate::support::{can_run, int, text};
 
 const PROCESSES: usize = 50;
@@ -83,8 +84,8 @@ fn models(attempts: &[Attempt], answered: bool) -> BTreeSet<String> {
 
 /// Every denied request is absent from the provider, every allowed one is present, and each has one unit.
 fn storm() -> anyhow::Result<()> {
-    let stage = Stage::new()?;
-    let agent = Agent::start(&enforcing("closed", HOLD))?;
+    let stage = Stage::watching("-pro\"")?;
+    let mut agent = Agent::start(&enforcing("closed", HOLD))?;
     let begun = Instant::now();
     let attempts = reports(unleash(&stage)?)?;
     eprintln!("  {} requests in {:.1} s", attempts.len(), begun.elapsed().as_secs_f64());
@@ -121,7 +122,8 @@ fn storm() -> anyhow::Result<()> {
     let wrong = units.iter().find(|(model, result)| is_denied(model) != (*result == "BLOCKED"));
     ensure!(wrong.is_none(), "decided wrongly: {wrong:?}");
     ensure!(agent.losses()?.is_empty(), "lost: {:?}", agent.losses()?);
-    Ok(())
+    agent.stop()?;
+    agree(&agent.evidence(), &[stage.log_file()], None)
 }
 
 #[test]
