@@ -22,6 +22,7 @@ mod load;
 mod naming;
 mod privilege;
 mod send_hook;
+mod siege;
 mod signal;
 mod storm;
 mod support;

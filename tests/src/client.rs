@@ -102,10 +102,7 @@ impl Client {
         let begun = Instant::now();
         let cpu_before = process::cpu_ns(std::process::id())?;
         for index in 0..self.requests {
-            if let Some(rate) = self.rate {
-                let due = begun + Duration::from_secs(1).div_f64(rate).mul_f64(as_f64(index));
-                std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            }
+            self.wait_for_turn(begun, index);
             let wants_stream = self.stream_every.is_some_and(|every| index % every == 0);
             let request = if wants_stream { &streamed } else { &plain };
             let written = Instant::now();
@@ -137,7 +134,9 @@ impl Client {
     pub fn attempts(&self, every: usize) -> anyhow::Result<Vec<Attempt>> {
         let (mut connection, mut response) = (None, Vec::new());
         let mut attempts = Vec::with_capacity(self.requests);
+        let started = Instant::now();
         for index in 1..=self.requests {
+            self.wait_for_turn(started, index - 1);
             let ending = if index % every == 0 { "-pro" } else { "" };
             let model = format!("{}-{}-{index}{ending}", self.model, std::process::id());
             let request = self.asking(&model, false);
@@ -154,6 +153,14 @@ impl Client {
             attempts.push(Attempt { model, answered, seconds: begun.elapsed().as_secs_f64() });
         }
         Ok(attempts)
+    }
+
+    /// Waits until it is time for a request, where there is a rate.
+    fn wait_for_turn(&self, begun: Instant, index: usize) {
+        if let Some(rate) = self.rate {
+            let due = begun + Duration::from_secs(1).div_f64(rate).mul_f64(as_f64(index));
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
     }
 
     fn connect(&self) -> anyhow::Result<SslStream<TcpStream>> {
