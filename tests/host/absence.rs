@@ -1,10 +1,11 @@
-//! What holds while no agent runs: a stop, a kill, another binary, a configuration that can't be read.
+//! What holds while no agent runs, or another one: a stop, a kill, another binary, another layout,
+//! a configuration that can't be read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use genops_tests::agent::{Agent, program};
 use genops_tests::clients::{Stage, finish, python, run, script};
 use genops_tests::patience::scaled;
@@ -16,15 +17,21 @@ use crate::support::{Unpinned, can_run, copy_of, has_bpf_files};
 /// How long nobody runs each time.
 const AWAY: Duration = Duration::from_millis(1_500);
 
+/// Where an agent of a test keeps what outlives it.
+fn place_of(name: &str) -> PathBuf {
+    PathBuf::from(format!("/sys/fs/bpf/genops-{name}-{}", std::process::id()))
+}
+
 /// An agent that refuses a program outright, with pins of its own.
 fn refusing(name: &str, on_timeout: &str, more: &str) -> anyhow::Result<(Agent, PathBuf)> {
-    let directory = format!("/sys/fs/bpf/genops-{name}-{}", std::process::id());
+    let directory = place_of(name);
     let agent = Agent::start(&format!(
         "mode: enforce\non_timeout: {on_timeout}\nunmapped: block\nhold_deadline_ms: {}\n\
-         pin_directory: {directory}\n{more}",
-        scaled(Duration::from_millis(400)).as_millis()
+         pin_directory: {}\n{more}",
+        scaled(Duration::from_millis(400)).as_millis(),
+        directory.display()
     ))?;
-    Ok((agent, PathBuf::from(directory)))
+    Ok((agent, directory))
 }
 
 /// Says what went wrong in the file, which is a typo from here on; what it was.
@@ -34,7 +41,10 @@ fn spoil(agent: &Agent) -> anyhow::Result<String> {
     Ok(before)
 }
 
-/// A stop, a kill, another binary and a typo, one after the other.
+/// What befalls an agent, one after the other, while the refused program goes on.
+type Fate<'a> = &'a dyn Fn(&mut Agent) -> anyhow::Result<()>;
+
+/// A stop, a kill, and a kill with a typo.
 fn befall(agent: &mut Agent) -> anyhow::Result<()> {
     let away = || std::thread::sleep(scaled(AWAY));
     agent.stop()?;
@@ -61,9 +71,68 @@ fn befall(agent: &mut Agent) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A new file of the agent's, in another place.
+fn another_file(scratch: &Scratch, place: &str) -> anyhow::Result<PathBuf> {
+    let place = scratch.join(place);
+    std::fs::create_dir(&place)?;
+    let copy = place.join("genops-agent");
+    std::fs::copy(program()?, &copy)?;
+    Ok(copy)
+}
+
+/// Another file is started after a stop, at once and later, and after a kill; then the first again.
+fn upgrade(agent: &mut Agent) -> anyhow::Result<()> {
+    let away = || std::thread::sleep(scaled(AWAY));
+    let scratch = Scratch::new("upgrade")?;
+    for (place, wait) in [("at-once", false), ("later", true)] {
+        let newer = another_file(&scratch, place)?;
+        agent.stop()?;
+        if wait {
+            away();
+        }
+        agent.restart_as(&newer)?;
+        away();
+    }
+    agent.kill()?;
+    agent.restart_as(&program()?)?;
+    away();
+    Ok(())
+}
+
+/// What is kept lies under the number of another layout then, as an agent with other maps leaves it.
+fn relabel(directory: &Path, layout: u32) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
+    let is_layout = |name: &str| name.strip_prefix('v').is_some_and(|it| it.parse::<u32>().is_ok());
+    let found: Vec<_> = entries
+        .iter()
+        .map(std::fs::DirEntry::path)
+        .filter(|it| it.file_name().and_then(|it| it.to_str()).is_some_and(is_layout))
+        .collect();
+    let [kept] = found.as_slice() else { bail!("what is kept: {found:?}") };
+    Ok(std::fs::rename(kept, directory.join(format!("v{layout}")))?)
+}
+
+/// The agent finds what agents of an older and of a newer layout left, after a stop and after a kill.
+fn change_layout(agent: &mut Agent, directory: &Path) -> anyhow::Result<()> {
+    let away = || std::thread::sleep(scaled(AWAY));
+    for (layout, stop) in [(1, true), (1, false), (1_000, true)] {
+        if stop {
+            agent.stop()?;
+        } else {
+            agent.kill()?;
+        }
+        relabel(directory, layout)?;
+        away();
+        agent.restart()?;
+        away();
+        ensure!(!directory.join(format!("v{layout}")).exists(), "layout {layout} is still there");
+    }
+    Ok(())
+}
+
 /// The refused program goes on calling through all of that.
-fn never_arrives(on_timeout: &str) -> anyhow::Result<()> {
-    let (mut agent, directory) = refusing(on_timeout, on_timeout, "")?;
+fn never_arrives(name: &str, on_timeout: &str, fate: Fate<'_>) -> anyhow::Result<()> {
+    let (mut agent, directory) = refusing(name, on_timeout, "")?;
     let _unpinned = Unpinned(agent.config());
     let (stage, scratch) = (Stage::new()?, Scratch::new("again")?);
     let end = scratch.join("end");
@@ -71,10 +140,11 @@ fn never_arrives(on_timeout: &str) -> anyhow::Result<()> {
     client.arg(script("again.py")).arg(&end).arg("gpt-4o-mini");
     let client = client.stdout(std::process::Stdio::piped()).spawn()?;
     std::thread::sleep(scaled(Duration::from_secs(2)));
-    let befell = befall(&mut agent);
+    let befell = fate(&mut agent);
     std::fs::write(&end, "")?;
     let report = finish(client)?.report()?;
     befell?;
+    eprintln!("  {report}");
     let made = report.get("made").and_then(Value::as_u64).context("made")?;
     ensure!(made > 50, "{report}");
     ensure!(
@@ -97,7 +167,7 @@ fn what_is_refused_never_arrives_while_agents_come_and_go_and_timeouts_are_open(
     if !can_run() || !has_bpf_files() {
         return Ok(());
     }
-    never_arrives("open")
+    never_arrives("open", "open", &befall)
 }
 
 #[test]
@@ -106,7 +176,32 @@ fn what_is_refused_never_arrives_while_agents_come_and_go_and_timeouts_are_close
     if !can_run() || !has_bpf_files() {
         return Ok(());
     }
-    never_arrives("closed")
+    never_arrives("closed", "closed", &befall)
+}
+
+/// Other files of the agent's, and what agents of other layouts left.
+fn never_arrives_while_agents_change(on_timeout: &str) -> anyhow::Result<()> {
+    if !can_run() || !has_bpf_files() {
+        return Ok(());
+    }
+    let name = format!("change-{on_timeout}");
+    let directory = place_of(&name);
+    never_arrives(&name, on_timeout, &|agent| {
+        upgrade(agent)?;
+        change_layout(agent, &directory)
+    })
+}
+
+#[test]
+fn what_is_refused_never_arrives_while_agents_are_upgraded_and_timeouts_are_open()
+-> anyhow::Result<()> {
+    never_arrives_while_agents_change("open")
+}
+
+#[test]
+fn what_is_refused_never_arrives_while_agents_are_upgraded_and_timeouts_are_closed()
+-> anyhow::Result<()> {
+    never_arrives_while_agents_change("closed")
 }
 
 /// Where timeouts are open, a refusal ends a while after the agent's last heartbeat.

@@ -42,6 +42,8 @@ const UNPINNED: &str = "pin_directory: none\n";
 /// How to start an [`Agent`] in another way than plainly.
 #[derive(Clone, Debug, Default)]
 pub struct Launch {
+    /// The agent's program, where it is another one than [`program`].
+    pub program: Option<PathBuf>,
     /// A program and its arguments that start the agent given after them, such as `setpriv`.
     pub wrapper: Vec<OsString>,
     /// Added after `run --config FILE`.
@@ -111,6 +113,12 @@ impl Agent {
         let started = Instant::now();
         self.child = spawn(&self.launch, &self.scratch, &self.lines)?;
         self.wait_until_ready(started)
+    }
+
+    /// As [`Agent::restart`], by another program: what an upgrade does.
+    pub fn restart_as(&mut self, program: &Path) -> anyhow::Result<()> {
+        self.launch.program = Some(program.to_owned());
+        self.restart()
     }
 
     fn wait_until_ready(&mut self, started: Instant) -> anyhow::Result<()> {
@@ -305,7 +313,7 @@ impl Agent {
 
 /// Starts the agent on the configuration in `scratch`; what it says is appended to `lines`.
 fn spawn(launch: &Launch, scratch: &Scratch, lines: &Arc<Lines>) -> anyhow::Result<Child> {
-    let program = program()?;
+    let program = launch.program.clone().map_or_else(program, Ok)?;
     let mut command = match launch.wrapper.split_first() {
         None => Command::new(&program),
         Some((wrapper, arguments)) => {
