@@ -188,8 +188,14 @@ fn of_47_parallel_calls_a_budget_for_ten_lets_ten_through() -> anyhow::Result<()
     evidence_holds(&agent)
 }
 
-/// As long as this is between the start of the burst and the kill, at most.
+/// How often the agent is killed, and how many milliseconds after the start of the burst at most.
+const ROUNDS: u64 = 10;
 const SOON: u64 = 500;
+
+/// A number of the environment's, for long runs by hand.
+fn given(name: &'static str, otherwise: u64) -> anyhow::Result<u64> {
+    std::env::var(name).map_or(Ok(otherwise), |text| text.parse().context(name))
+}
 
 /// The clients stand still while there is no agent: what they have sent by then is held or let go, what
 /// they send afterwards meets the next agent.
@@ -202,10 +208,11 @@ fn of_parallel_calls_never_more_than_ten_arrive_although_the_agent_is_killed() -
     let stage = Stage::new()?;
     let mut clients = Clients::new(&stage)?;
     let mut before = 0;
-    for round in 0..10 {
+    let soon = given("GENOPS_BUDGET_KILL_MS", SOON)?;
+    for round in 0..given("GENOPS_BUDGET_ROUNDS", ROUNDS)? {
         let mut agent = Agent::start(CONFIGURATION)?;
         clients.begin()?;
-        let delay = Duration::from_millis(random(SOON));
+        let delay = Duration::from_millis(1 + random(soon));
         std::thread::sleep(delay);
         clients.signal(Signal::STOP)?;
         agent.kill()?;
