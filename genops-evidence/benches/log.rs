@@ -1,9 +1,9 @@
-//! What durable evidence costs: `cargo xtask bench evidence`.
+//! Cost of durable evidence: `cargo xtask bench evidence`.
 //!
-//! Records become durable beside their floor, the same bytes written and synced without a log, in the same
-//! run and on the disk of the build directory; a verdict waits for three records; a log of a million records
-//! is written and verified. `--records N` for another length; with `--tiny` everything is done a few times
-//! only, to see that it works.
+//! Records become durable beside the floor: the same bytes written and synced without a log, in the
+//! same run and on the disk of the build directory. A verdict waits for three records; a log of a
+//! million records is written and verified. `--records N` sets another length; with `--tiny`
+//! everything is done a few times only, as a check.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 
 use genops_evidence::{Log, Options, Verify};
 
-/// A record as the agent writes them, just under a kilobyte: after a start, decisions that name the policies.
+/// A record in the agent's form, just under a kilobyte: after a start, decisions naming the
+/// policies.
 fn record(index: u64) -> Vec<u8> {
     let head = format!(
         "{{\"v\":1,\"seq\":{index},\"kseq\":{index},\"drops\":0,\"t\":1795378193123456789,\
@@ -61,7 +62,7 @@ fn percentile(sorted: &[Duration], share: f64) -> f64 {
     sorted[at].as_secs_f64() * 1e3
 }
 
-/// Batches of `size` records, each made durable; the time of each batch.
+/// Writes batches of `size` records, each made durable; returns the time of each batch.
 fn log_batches(folder: &Path, size: u64, batches: u64) -> (Vec<Duration>, f64) {
     fs::remove_dir_all(folder).unwrap_or_default();
     let (mut log, _) = Log::open(folder, Options::new("example.com/bench")).unwrap();
@@ -82,7 +83,7 @@ fn log_batches(folder: &Path, size: u64, batches: u64) -> (Vec<Duration>, f64) {
     (times, rate)
 }
 
-/// The floor: the same bytes appended to one file, with `fdatasync` after each batch.
+/// Floor: the same bytes appended to a single file, with `fdatasync` after each batch.
 fn plain_batches(folder: &Path, size: u64, batches: u64) -> (Vec<Duration>, f64) {
     let path = folder.with_extension("floor");
     let mut file = fs::File::create(&path).unwrap();
@@ -104,8 +105,8 @@ fn plain_batches(folder: &Path, size: u64, batches: u64) -> (Vec<Duration>, f64)
     (times, rate)
 }
 
-/// The delay that evidence adds to a verdict: three records and a commit, 200 a second, with
-/// checkpoints going on beside it.
+/// Delay of a verdict by evidence: three records and a commit, 200 a second, with checkpoints going
+/// on in parallel.
 fn verdicts(folder: &Path, count: u32) -> Vec<Duration> {
     fs::remove_dir_all(folder).unwrap_or_default();
     let (mut log, _) = Log::open(folder, Options::new("example.com/bench")).unwrap();
@@ -138,20 +139,20 @@ fn size_of(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Highest resident memory of this process so far, in KiB.
+/// Highest resident memory of the process so far, in KiB.
 fn peak_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
     line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).unwrap_or(0)
 }
 
-/// `met` or `missed`, behind the goal.
+/// Returns `met` or `missed`, for the text behind the goal.
 fn goal(measured: f64, most: f64) -> String {
     let verdict = if measured <= most { "met" } else { "missed" };
     format!("at most {most}: {verdict}")
 }
 
-/// Durable records a second, batch by batch, beside the floor.
+/// Measures durable records a second, batch by batch, beside the floor.
 fn durable(folder: &Path, tiny: bool) {
     println!(
         "| records in a batch | durable a second | fsync alone | times the floor | batch p50 | p99 |"
@@ -172,7 +173,7 @@ fn durable(folder: &Path, tiny: bool) {
     }
 }
 
-/// Writes a log of so many records and closes it.
+/// Writes a log of `records` records and closes the log.
 fn write(folder: &Path, records: u64) {
     fs::remove_dir_all(folder).unwrap_or_default();
     let (mut log, _) = Log::open(folder, Options::new("example.com/bench")).unwrap();
@@ -187,7 +188,7 @@ fn write(folder: &Path, records: u64) {
     log.close().unwrap();
 }
 
-/// Writes a log, measures it, and verifies it; the goal is that of a million records, scaled.
+/// Writes a log, measures the size, and verifies the log; the goal for a million records is scaled.
 fn whole_log(folder: &Path, records: u64) {
     write(folder, records);
     let (stored, raw) = (size_of(folder) as f64 / records as f64, record(records / 2).len());
@@ -205,7 +206,7 @@ fn whole_log(folder: &Path, records: u64) {
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let asked = |option: &str| arguments.iter().position(|it| it == option);
-    // Cargo says so where it is to measure; `cargo test` only wants to see that it works.
+    // Cargo passes `--bench` for a measurement; `cargo test` only checks the program.
     let tiny = asked("--tiny").is_some() || asked("--bench").is_none();
     let given = asked("--records").map(|at| arguments[at + 1].parse().unwrap());
     let records = given.unwrap_or(if tiny { 3_000 } else { 1_000_000 });

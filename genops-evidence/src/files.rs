@@ -1,5 +1,5 @@
-//! Files of an evidence directory: their names, and writing them so that a power cut leaves either
-//! the old file or the new one.
+//! Files of an evidence directory: their names, and writes with either the old file or the new file
+//! left after a power cut.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -10,19 +10,19 @@ use crate::tree::TILE_WIDTH;
 
 /// Newest signed tree head.
 pub const CHECKPOINT: &str = "checkpoint";
-/// Folder of the tree heads that are kept.
+/// Folder of the kept tree heads.
 pub const CHECKPOINTS: &str = "checkpoints";
-/// Public keys of the log.
+/// First public key of the log; successors are in [`ROTATIONS`].
 pub const VKEY: &str = "log.vkey";
 /// Folder of the statements about changed keys.
 pub const ROTATIONS: &str = "rotations";
-/// Signed statement about entries that are no longer kept.
+/// Signed statement about entries no longer kept.
 pub const PRUNED: &str = "pruned";
 /// Folder of tiles and entry bundles.
 pub const TILE: &str = "tile";
 /// Folder of the write-ahead segments.
 pub const WAL: &str = "wal";
-/// Names the write-ahead segments that are in use.
+/// List of the write-ahead segments in use.
 pub const SEGMENTS: &str = "wal/segments";
 /// Folder of secrets.
 pub const KEYS: &str = "keys";
@@ -30,16 +30,17 @@ pub const KEYS: &str = "keys";
 pub const KEY: &str = "keys/log.key";
 /// The next secret key, while it is being introduced.
 pub const NEXT_KEY: &str = "keys/next.key";
-/// Says that the secret key is given from outside; empty.
+/// Marks a secret key given by the configuration; empty.
 pub const EXTERNAL: &str = "keys/external";
 /// Folder of files being written.
 pub const TMP: &str = "tmp";
-/// Folder of attachments: what records name by its SHA-256.
+/// Folder of attachments, referred to by records by SHA-256.
 pub const BLOB: &str = "blob";
-/// Folder of the tree heads of a shipped copy, which has no newest one: nothing in it is written twice.
+/// Folder of the tree heads of a shipped copy. A copy has no `checkpoint` file, because no file of
+/// a copy is written twice.
 pub const HEADS: &str = "heads";
 
-/// A tree head is kept at every multiple of this many records.
+/// Interval of kept tree heads, in records.
 pub const KEPT_EVERY: u64 = 1024;
 
 /// Path of the tree head kept at `size`.
@@ -66,7 +67,7 @@ pub fn head(size: u64) -> String {
     format!("{HEADS}/{size:020}")
 }
 
-/// Path of the attachment with this SHA-256.
+/// Path of the attachment with the SHA-256 `digest`.
 #[must_use]
 pub fn blob(digest: &[u8; 32]) -> String {
     use std::fmt::Write as _;
@@ -78,16 +79,16 @@ pub fn blob(digest: &[u8; 32]) -> String {
     path
 }
 
-/// What a tile file holds.
+/// Content of a tile file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TileKind {
     /// Records.
     Entries,
-    /// Hashes of this tile level.
+    /// Hashes of the given tile level.
     Hashes(u8),
 }
 
-/// Path of a tile; `width` below [`TILE_WIDTH`] names an incomplete one.
+/// Path of a tile; `width` below [`TILE_WIDTH`] names an incomplete tile.
 #[must_use]
 pub fn tile(kind: TileKind, index: u64, width: usize) -> String {
     let mut path = match kind {
@@ -111,8 +112,8 @@ pub fn tile(kind: TileKind, index: u64, width: usize) -> String {
     path
 }
 
-/// Names of the files that a log gained when it grew from `from` records to `size`, those that never
-/// change again, in the order in which they appeared: bundles, tiles, kept tree heads.
+/// Returns the names of the unchangeable files gained by a log growing from `from` records to
+/// `size`, in order of appearance: bundles, tiles, kept tree heads.
 pub fn grown(from: u64, size: u64) -> impl Iterator<Item = String> {
     let width = TILE_WIDTH as u64;
     (from / width..size / width).flat_map(move |bundle| {
@@ -152,16 +153,16 @@ pub fn parse_tile(path: &str) -> Option<(TileKind, u64, usize)> {
     };
     let digits: String = number.split('/').map(|group| group.trim_start_matches('x')).collect();
     let index = digits.parse().ok()?;
-    // Only the one right spelling counts.
+    // Only the correct spelling counts.
     (tile(kind, index, width) == path).then_some((kind, index, width))
 }
 
-/// Writes files so that each appears whole or not at all, and remembers which folders still have to
-/// be made durable.
+/// Writes files so that each appears whole or not at all, and remembers the folders still to be
+/// made durable.
 #[derive(Debug)]
 pub(crate) struct Writer {
     directory: PathBuf,
-    /// Whose it is: two writers of one directory must not share a file in `tmp`.
+    /// Owner of the writer: two writers of a single directory must not share a file in `tmp`.
     whose: &'static str,
     touched: BTreeSet<PathBuf>,
     counter: u64,
@@ -172,7 +173,7 @@ impl Writer {
         Self { directory: directory.to_owned(), whose, touched: BTreeSet::new(), counter: 0 }
     }
 
-    /// Writes `bytes` durably under `name`; the name itself is durable after [`Writer::settle`].
+    /// Writes `bytes` durably under `name`; the name is durable after [`Writer::settle`].
     pub(crate) fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.counter += 1;
         let temporary = self.directory.join(TMP).join(format!("{}-{}", self.whose, self.counter));
@@ -188,7 +189,7 @@ impl Writer {
         fs::rename(&temporary, &target)
     }
 
-    /// Removes a file if it is there.
+    /// Removes a file, if present.
     pub(crate) fn remove(&mut self, name: &str) -> io::Result<()> {
         let target = self.directory.join(name);
         match fs::remove_file(&target) {
@@ -197,13 +198,13 @@ impl Writer {
         }
     }
 
-    /// Removes a folder if it is there and empty.
+    /// Removes a folder, if present and empty.
     pub(crate) fn remove_folder(&mut self, name: &str) {
-        // A folder with something in it stays; it is looked at again when that is removed.
+        // A folder with content stays, until the next removal of a file in the folder.
         fs::remove_dir(self.directory.join(name)).unwrap_or_default();
     }
 
-    /// Makes the names durable that were written since the last call.
+    /// Makes the names written since the last call durable.
     pub(crate) fn settle(&mut self) -> io::Result<()> {
         while let Some(folder) = self.touched.first() {
             File::open(folder)?.sync_all()?;
@@ -227,7 +228,7 @@ impl Writer {
     }
 }
 
-/// Reads a file of at most `limit` bytes; `None` if it is not there.
+/// Reads a file of at most `limit` bytes; `None` without the file.
 pub(crate) fn read_limited(path: &Path, limit: usize) -> io::Result<Option<Vec<u8>>> {
     use std::io::Read as _;
     let file = match File::open(path) {
@@ -249,7 +250,7 @@ pub const BLOB_LIMIT: usize = 64 << 20;
 /// Largest entry bundle: every record at its largest.
 pub(crate) const BUNDLE_LIMIT: usize = TILE_WIDTH * (2 + crate::wal::RECORD_LIMIT);
 
-/// Records of an entry bundle. `Err`: the offset where it is cut.
+/// Splits an entry bundle into records. `Err`: the offset of the cut.
 pub(crate) fn split_bundle(bytes: &[u8]) -> Result<Vec<&[u8]>, usize> {
     let mut records = Vec::with_capacity(TILE_WIDTH);
     let mut rest = bytes;

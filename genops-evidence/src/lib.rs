@@ -1,32 +1,32 @@
-//! An append-only, signed log of opaque records that anybody can verify offline.
+//! An append-only, signed log of opaque records, verifiable offline by anybody.
 //!
 //! The log is a Merkle tree (RFC 6962) kept in the published C2SP formats: [tlog-tiles] for hashes
 //! and entries, [tlog-checkpoint] in [signed-note] with Ed25519 for the signed tree head,
-//! [tlog-cosignature] and [tlog-witness] for witnesses, [tlog-proof] for the proof of one record.
-//! A write-ahead log makes a record durable before its Merkle leaf is published.
+//! [tlog-cosignature] and [tlog-witness] for witnesses, [tlog-proof] for the proof of a record. A
+//! write-ahead log makes a record durable before its Merkle leaf is published.
 //!
-//! This crate knows nothing of AI, policies or JSON: a record is bytes. It reads no clock (time is an
-//! argument) and no network.
+//! The crate knows nothing of AI, policies or JSON: a record is bytes. The crate reads no clock
+//! (time is an argument) and no network.
 //!
 //! # An evidence directory
 //!
 //! ```text
 //! checkpoint              the newest signed tree head
 //! checkpoints/<size>      the tree head at every multiple of 1,024 records
-//! log.vkey                the public key of the log, and those that followed it
+//! log.vkey                the first public key of the log
 //! rotations/<n>           statements signed by an old key and its successor
 //! tile/<level>/<n>        hashes            (C2SP tlog-tiles)
 //! tile/entries/<n>        records           (C2SP tlog-tiles)
-//! pruned                  signed: the first record whose bytes are still kept; absent: all are
-//! wal/segments            which write-ahead segments are in use; empty after a clean stop
+//! pruned                  signed: the first record with bytes still kept; absent: all kept
+//! wal/segments            write-ahead segments in use; empty after a clean stop
 //! wal/<first index>       records that may not be in `tile/entries` yet
-//! blob/<SHA-256>          what records name by its digest
+//! blob/<SHA-256>          attachments, named in records by digest
 //! tmp/                    files being written
-//! keys/                   secrets, for the owner only; not part of what an auditor is given
+//! keys/                   secrets, for the owner only; not for an auditor
 //! ```
 //!
-//! A copy that was shipped elsewhere, where nothing is written twice, has `heads/<size>` in the place of
-//! `checkpoint`, and no `wal`, `tmp` and `keys`.
+//! A shipped copy, with no file written twice, has `heads/<size>` instead of `checkpoint`, and no
+//! `wal`, `tmp` and `keys`.
 //!
 //! [tlog-tiles]: https://c2sp.org/tlog-tiles
 //! [tlog-checkpoint]: https://c2sp.org/tlog-checkpoint

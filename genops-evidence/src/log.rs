@@ -1,8 +1,8 @@
-//! The log that an agent writes: durable first, published after.
+//! The log written by an agent: durable first, published after.
 //!
-//! [`Log::append`] and [`Log::commit`] run on the caller's thread and touch only the write-ahead log:
-//! one write and one `fdatasync` for everything appended since the last commit. Tiles, bundles and
-//! checkpoints are written by a thread of the log's own, which [`Log::tick`] wakes.
+//! [`Log::append`] and [`Log::commit`] run on the caller's thread and touch only the write-ahead
+//! log: a single write and a single `fdatasync` for all records appended since the last commit. The
+//! log's own thread, woken by [`Log::tick`], writes tiles, bundles and checkpoints.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -21,25 +21,25 @@ use crate::read::{self, Directory, ReadError};
 use crate::tree::{self, Edge, TILE_WIDTH};
 use crate::wal::{self, RECORD_LIMIT, SEGMENT_BYTES, Wal};
 
-/// How a log is kept.
+/// Options of a log.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Identity of a log that does not exist yet: a schema-less URL without spaces or `+`.
-    /// An existing log keeps the one it has.
+    /// Identity of a new log: a schema-less URL without spaces or `+`. An existing log keeps its
+    /// identity.
     pub origin: String,
-    /// Secret key to sign with: a mounted secret or systemd credential. `None`: the log's own,
-    /// made at first start.
+    /// File with the secret key for signatures: a mounted secret or systemd credential. `None`: the
+    /// log's own key, created at the first start.
     pub key_file: Option<PathBuf>,
     /// Length of a write-ahead segment, in bytes; at least 1 MiB.
     pub segment_bytes: u32,
-    /// Longest time between two checkpoints while records come in.
+    /// Maximum time between two checkpoints while records come in, in milliseconds.
     pub checkpoint_ms: u64,
-    /// Most records between two checkpoints.
+    /// Maximum of records between two checkpoints.
     pub checkpoint_records: u64,
 }
 
 impl Options {
-    /// The defaults for a log of that identity.
+    /// Returns the defaults for a log of identity `origin`.
     #[must_use]
     pub fn new(origin: &str) -> Self {
         Self {
@@ -52,7 +52,7 @@ impl Options {
     }
 }
 
-/// What was found when the log was opened.
+/// Findings at the opening of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovery {
     /// There was no log before.
@@ -61,9 +61,9 @@ pub struct Recovery {
     pub clean: bool,
     /// Records in the log now.
     pub size: u64,
-    /// Records that the last checkpoint covered.
+    /// Records covered by the last checkpoint.
     pub published: u64,
-    /// Writes that a crash had cut short: file and offset.
+    /// Writes cut short by a crash: file and offset.
     pub torn: Vec<(String, usize)>,
     /// The log's public key.
     pub key: PublicKey,
@@ -72,62 +72,64 @@ pub struct Recovery {
 /// The log could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it open.
+    /// Another process has the log open.
     #[error("{0}: in use by another process")]
     InUse(PathBuf),
-    /// The directory cannot be made or used.
+    /// The directory cannot be created or used.
     #[error("{path}: {source}")]
     Io {
         /// File or folder.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// A file in it is missing or not as it was written.
+    /// A file of the log is missing or damaged.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The log holds less than a checkpoint promised. It is not signed again: that would hide it.
+    /// The log holds less than promised by a checkpoint. The agent does not sign the log again: a
+    /// new signature would hide the loss.
     #[error(
         "{file}: the checkpoint covers {signed} records, the log has {present}: rollback refused"
     )]
     Rollback {
         /// The checkpoint.
         file: String,
-        /// Records that were promised.
+        /// Records promised by the checkpoint.
         signed: u64,
-        /// Records that are there.
+        /// Records present in the log.
         present: u64,
     },
-    /// The secret key is not that of the log.
+    /// The secret key cannot be used for the log.
     #[error("{path}: {source}")]
     Key {
-        /// Its file.
+        /// File of the key.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Cause.
         source: NoteError,
     },
-    /// The secret key is of another log.
+    /// The secret key belongs to another log.
     #[error("{path}: not the key of this log; the log says `{expected}`")]
     WrongKey {
-        /// Its file.
+        /// File of the key.
         path: PathBuf,
-        /// The key that signed last.
+        /// The key of the last signature.
         expected: String,
     },
 }
 
-/// A record was not taken.
+/// A record was refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// Its length does not fit an entry bundle.
+    /// The length does not fit an entry bundle.
     #[error("a record has 1 to {RECORD_LIMIT} bytes, not {0}")]
     Length(usize),
-    /// Too much waits to become durable or to be published: the disk does not keep up, or refuses.
+    /// Too many bytes wait to become durable or to be published: the disk does not keep up, or
+    /// refuses.
     #[error("the write-ahead buffer is full")]
     Full,
 }
 
-/// Records could not be made durable; they still wait.
+/// Records could not be made durable; the records still wait.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
     /// The disk refused.
@@ -138,19 +140,19 @@ pub enum CommitError {
     Ended,
 }
 
-/// Records are durable but tiles or checkpoints could not be written; it is tried again.
+/// Records are durable but tiles or checkpoints could not be written; the log tries again.
 #[derive(Debug, thiserror::Error)]
 #[error("tiles and checkpoints: {0}")]
 pub struct PublishError(pub String);
 
-/// What the publishing thread is asked to do.
+/// Job of the publishing thread.
 enum Job {
-    /// Records, each behind its length as in a bundle.
+    /// Records, each preceded by its length as in a bundle.
     Records(Vec<u8>),
     Publish(Option<SyncSender<Result<Checkpoint, String>>>),
     Prune {
         below: u64,
-        /// `None`: the next tick tells.
+        /// `None`: the next tick reports the result.
         done: Option<SyncSender<Result<u64, String>>>,
     },
     Rotate {
@@ -160,15 +162,15 @@ enum Job {
     },
 }
 
-/// What the publishing thread says.
+/// Status of the publishing thread.
 #[derive(Debug, Default)]
 struct Status {
-    /// Published since it was last taken.
+    /// Newest checkpoint published since the last look.
     fresh: Option<Checkpoint>,
     published: u64,
     pending_bytes: usize,
     error: Option<String>,
-    /// First record that is kept, since it was last taken.
+    /// First record kept after a prune, since the last look.
     pruned: Option<u64>,
 }
 
@@ -181,7 +183,8 @@ pub struct Log {
     jobs: Option<SyncSender<Job>>,
     thread: Option<JoinHandle<()>>,
     status: Arc<Mutex<Status>>,
-    /// Records handed to the publishing thread, and up to where it was asked to publish.
+    /// Number of records handed to the publishing thread; `asked`: records covered by the last
+    /// request to publish.
     handed: u64,
     asked: u64,
     asked_unix_ms: u64,
@@ -191,10 +194,10 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log in `directory`, or makes one.
+    /// Opens the log in `directory`, or creates a log.
     ///
-    /// Records that a crash left in the write-ahead log are published at once. A log that lost
-    /// something it had signed is refused.
+    /// Records left in the write-ahead log by a crash are published at once. A log with less than
+    /// its signed records is refused.
     pub fn open(directory: &Path, options: Options) -> Result<(Self, Recovery), OpenError> {
         let lock = prepare(directory)?;
         let dir = Directory::new(directory);
@@ -263,31 +266,33 @@ impl Log {
         Ok((log, recovery))
     }
 
-    /// Where the log is.
+    /// Returns the directory of the log.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Records appended so far, durable or not: the index of the next one.
+    /// Returns the number of records appended so far, durable or not: the index of the next record.
     #[must_use]
     pub fn next_index(&self) -> u64 {
         self.wal.next()
     }
 
-    /// Records that are durable.
+    /// Returns the number of durable records.
     #[must_use]
     pub fn durable(&self) -> u64 {
         self.wal.durable()
     }
 
-    /// Half of the room for records that are not durable is taken: time for a [`Log::commit`].
+    /// Returns whether half of the buffer for records not yet durable is full: time for a
+    /// [`Log::commit`].
     #[must_use]
     pub fn is_crowded(&self) -> bool {
         !self.wal.has_room(wal::BUFFER_LIMIT / 2)
     }
 
-    /// Takes a record and returns its index. It is durable after the next [`Log::commit`].
+    /// Appends a record and returns the index. The record is durable after the next
+    /// [`Log::commit`].
     pub fn append(&mut self, record: &[u8]) -> Result<u64, AppendError> {
         if record.is_empty() || record.len() > RECORD_LIMIT {
             return Err(AppendError::Length(record.len()));
@@ -299,8 +304,8 @@ impl Log {
         Ok(self.wal.append(record))
     }
 
-    /// Makes every record durable that was appended: one write and one `fdatasync`. Does nothing
-    /// where nothing waits.
+    /// Makes every appended record durable: a single write and a single `fdatasync`. Does nothing
+    /// without waiting records.
     pub fn commit(&mut self) -> Result<(), CommitError> {
         let mut batch = Vec::new();
         let result = self.wal.commit(|record| {
@@ -315,14 +320,14 @@ impl Log {
         Ok(result?)
     }
 
-    /// Lets checkpoints keep pace: asks for one when enough records or time have passed, and returns
-    /// the newest that was finished since the last call. Never waits for the disk.
+    /// Lets checkpoints keep pace: asks for a checkpoint after enough records or time, and returns
+    /// the newest checkpoint finished since the last call. Never waits for the disk.
     pub fn tick(&mut self, unix_ms: u64) -> Result<Option<Checkpoint>, PublishError> {
         let waiting = self.handed - self.asked;
         let due = unix_ms.saturating_sub(self.asked_unix_ms) >= self.options.checkpoint_ms;
         if waiting >= self.options.checkpoint_records || (waiting > 0 && due) {
             let jobs = self.jobs.as_ref();
-            // A full queue means that publishing lags; the next tick asks again.
+            // A full queue means a delay in publishing; the next tick asks again.
             if jobs.is_some_and(|jobs| jobs.try_send(Job::Publish(None)).is_ok()) {
                 self.asked = self.handed;
                 self.asked_unix_ms = unix_ms;
@@ -342,7 +347,7 @@ impl Log {
         Ok(fresh)
     }
 
-    /// Makes everything durable, publishes it and waits for that.
+    /// Makes all records durable, publishes the records and waits for the checkpoint.
     pub fn publish(&mut self) -> Result<Checkpoint, PublishError> {
         self.commit().map_err(|error| PublishError(error.to_string()))?;
         let (done, answer) = sync_channel(1);
@@ -354,7 +359,7 @@ impl Log {
         Ok(checkpoint)
     }
 
-    /// Ends the log properly: nothing is left in the write-ahead log.
+    /// Closes the log properly: no record is left in the write-ahead log.
     pub fn close(mut self) -> Result<Checkpoint, PublishError> {
         let checkpoint = self.publish()?;
         self.wal.close_segment();
@@ -362,12 +367,13 @@ impl Log {
         Ok(checkpoint)
     }
 
-    /// Makes a new key, signed for by the present one, and signs with it from now on. What goes to
-    /// witnesses carries both signatures until the next start. Returns the new public key.
+    /// Makes a new key, signed by the present key, and signs with the new key from now on.
+    /// Checkpoints for witnesses carry both signatures until the next start. Returns the new public
+    /// key.
     ///
     /// # Errors
     ///
-    /// Also where the key was given by the configuration: then whoever gives it changes it.
+    /// Also if the configuration gave the key: then the owner of the configuration changes the key.
     pub fn rotate_key(&mut self) -> Result<PublicKey, PublishError> {
         let failed = |error: &dyn std::fmt::Display| PublishError(error.to_string());
         if self.options.key_file.is_some() {
@@ -381,7 +387,8 @@ impl Log {
             .unwrap_or_default();
         let key = SecretKey::generate(&name, KeyType::Note).map_err(|error| failed(&error))?;
         let public = key.public().clone();
-        // The new secret is kept beside the old one until the statement about it is durable.
+        // The new secret is kept beside the old secret until the statement about the change is
+        // durable.
         let next = self.directory.join(files::NEXT_KEY);
         write_secret(&next, &key.to_text()).map_err(|error| failed(&error))?;
         self.introduce(key)?;
@@ -389,8 +396,8 @@ impl Log {
         Ok(public)
     }
 
-    /// As [`Log::rotate_key`], to a key that is given from outside as the present one is. From now on the
-    /// configuration has to name that one.
+    /// Rotates as [`Log::rotate_key`], from a key given by the configuration to another given key.
+    /// From now on the configuration has to name the new key.
     pub fn rotate_key_to(&mut self, file: &Path) -> Result<PublicKey, PublishError> {
         if self.options.key_file.is_none() {
             return Err(PublishError(
@@ -410,7 +417,7 @@ impl Log {
         Ok(public)
     }
 
-    /// Has the present key and the new one sign the change.
+    /// Has the present key and the new key sign the change.
     fn introduce(&mut self, key: SecretKey) -> Result<(), PublishError> {
         let (done, answer) = sync_channel(1);
         let ended = || PublishError(CommitError::Ended.to_string());
@@ -421,9 +428,9 @@ impl Log {
         Ok(())
     }
 
-    /// Gives up the bytes of records below `below`, as far as whole published bundles go; returns the
-    /// first index still kept. Their hashes stay, and with them every proof of the rest. A signed
-    /// statement says what is gone.
+    /// Gives up the bytes of records below `below`, as far as whole published bundles go; returns
+    /// the first index still kept. The hashes stay, and with the hashes every proof of the rest. A
+    /// signed statement names the first record kept.
     pub fn prune(&mut self, below: u64) -> Result<u64, PublishError> {
         let (done, answer) = sync_channel(1);
         let ended = || PublishError(CommitError::Ended.to_string());
@@ -431,21 +438,21 @@ impl Log {
         answer.recv().map_err(|_| ended())?.map_err(PublishError)
     }
 
-    /// As [`Log::prune`], without waiting: [`Log::pruned`] tells when it is done. False where the
+    /// Prunes as [`Log::prune`], without waiting: [`Log::pruned`] reports the result. False if the
     /// publishing thread has too much to do; ask again later.
     #[must_use]
     pub fn prune_later(&self, below: u64) -> bool {
         self.jobs.as_ref().is_some_and(|it| it.try_send(Job::Prune { below, done: None }).is_ok())
     }
 
-    /// The first record that is kept, where that has changed since the last call.
+    /// Returns the first record kept, if changed since the last call.
     #[must_use]
     pub fn pruned(&self) -> Option<u64> {
         self.lock_status().pruned.take()
     }
 
-    /// Keeps an attachment durably, under its SHA-256, which is returned: something too long for a
-    /// record, which then names it.
+    /// Keeps an attachment durably under its SHA-256, and returns the SHA-256. An attachment holds
+    /// bytes too long for a record; the record refers to the SHA-256.
     pub fn keep(&self, bytes: &[u8]) -> io::Result<[u8; 32]> {
         if bytes.len() > files::BLOB_LIMIT {
             return Err(io::Error::other("longer than an attachment may be"));
@@ -471,7 +478,7 @@ impl Log {
 }
 
 impl Drop for Log {
-    /// Waits for the publishing thread; what is durable but unpublished is found at the next start.
+    /// Waits for the publishing thread; the next start finds durable records not yet published.
     fn drop(&mut self) {
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take() {
@@ -480,7 +487,7 @@ impl Drop for Log {
     }
 }
 
-/// The publishing thread.
+/// Runs the publishing thread.
 fn work(mut publisher: Publisher, inbox: &Receiver<Job>, status: &Mutex<Status>) {
     let report = |publisher: &Publisher, result: Option<Result<Checkpoint, String>>| {
         let mut status = status.lock().unwrap_or_else(PoisonError::into_inner);
@@ -504,7 +511,7 @@ fn work(mut publisher: Publisher, inbox: &Receiver<Job>, status: &Mutex<Status>)
                 let result = publisher.publish().map_err(|error| error.to_string());
                 report(&publisher, Some(result.clone()));
                 if let Some(reply) = reply {
-                    // Whoever asked may have gone; then nobody needs the answer.
+                    // The caller may have gone; then the answer is not needed.
                     reply.send(result).unwrap_or_default();
                 }
             }
@@ -533,7 +540,7 @@ fn note_pruned(status: &Mutex<Status>, result: Result<u64, String>) {
     }
 }
 
-/// Makes the folders and takes the lock.
+/// Creates the folders and takes the lock.
 fn prepare(directory: &Path) -> Result<File, OpenError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -555,13 +562,14 @@ fn prepare(directory: &Path) -> Result<File, OpenError> {
         let path = entry.map_err(failed(&tmp))?.path();
         fs::remove_file(&path).map_err(failed(&path))?;
     }
-    // A disk that takes nothing is better known now than at the first verdict.
+    // An unwritable disk is better known now than at the first verdict.
     let probe = tmp.join("probe");
     fs::write(&probe, b"genops").and_then(|()| fs::remove_file(&probe)).map_err(failed(&probe))?;
     Ok(lock)
 }
 
-/// Whether nothing was ever logged here. A log that lost its checkpoint is not empty.
+/// Returns whether no record was ever logged in the directory. A log without its checkpoint is not
+/// empty.
 fn is_empty_log(dir: &Directory) -> Result<bool, OpenError> {
     if dir.path().join(files::CHECKPOINT).exists() {
         return Ok(false);
@@ -573,7 +581,7 @@ fn is_empty_log(dir: &Directory) -> Result<bool, OpenError> {
     Ok(entries.next().is_none() && (!unused.exists() || dir.segments()?.is_empty()))
 }
 
-/// Writes what every log has: key, list of segments, empty checkpoint.
+/// Writes the files common to all logs: key, list of segments, empty checkpoint.
 fn create(directory: &Path, options: &Options) -> Result<(), OpenError> {
     let path = directory.join(files::KEY);
     let failed = |source| OpenError::Io { path: directory.to_owned(), source };
@@ -597,7 +605,7 @@ fn create(directory: &Path, options: &Options) -> Result<(), OpenError> {
         .map_err(failed)
 }
 
-/// Writes a secret that only its owner can read, whole or not at all.
+/// Writes a secret readable only by its owner, whole or not at all.
 pub(crate) fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     use std::io::Write as _;
     let temporary = path.with_extension("new");
@@ -609,14 +617,14 @@ pub(crate) fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
-/// Reads the secret key, which has to be that of the log.
+/// Reads the secret key, required to be the log's key.
 fn load_key(
     directory: &Path,
     options: &Options,
     expected: Option<&PublicKey>,
 ) -> Result<(SecretKey, PathBuf), OpenError> {
     let own = directory.join(files::KEY);
-    // A rotation that a crash interrupted: the statement is there, the rename is not.
+    // A rotation interrupted by a crash: the statement exists, the rename is missing.
     let next = directory.join(files::NEXT_KEY);
     let path = options.key_file.clone().unwrap_or(own);
     let mut found = read_key(&path)?;
@@ -651,7 +659,8 @@ fn read_key(path: &Path) -> Result<SecretKey, OpenError> {
     Ok(key)
 }
 
-/// The right edge of the published tree, from its incomplete tiles.
+/// Returns the right edge of the published tree, from the incomplete tiles, and the incomplete
+/// bundle.
 fn restore(dir: &Directory, head: &TreeHead) -> Result<(Edge, Vec<u8>), OpenError> {
     let size = head.size;
     let mut levels = Vec::new();
@@ -683,7 +692,7 @@ fn restore(dir: &Directory, head: &TreeHead) -> Result<(Edge, Vec<u8>), OpenErro
     Ok((edge, bundle))
 }
 
-/// Adds what the write-ahead log holds beyond the published tree.
+/// Adds the records of the write-ahead log beyond the published tree.
 fn recover(
     dir: &Directory,
     list: &[u64],
@@ -713,7 +722,7 @@ fn recover(
     Ok(())
 }
 
-/// Removes incomplete tiles that a crash left beside those of the published tree.
+/// Removes incomplete tiles left by a crash, except the tiles of the published tree.
 fn remove_leftovers(directory: &Path, published: u64) -> io::Result<()> {
     let keep = publish::partial_names(published);
     let mut folders = vec![directory.join(files::TILE)];

@@ -1,8 +1,8 @@
 //! Signed notes, keys and checkpoints: [signed-note], [tlog-checkpoint], [tlog-cosignature].
 //!
 //! Ed25519 only: type 0x01 (note signatures, by logs) and 0x04 (timestamped cosignatures, by
-//! witnesses). A signature of another type belongs to an unknown key and is ignored, as the format
-//! demands. Nothing here reads a file.
+//! witnesses). A signature of another type belongs to an unknown key and is ignored, as demanded by
+//! the format. The module reads no file.
 //!
 //! [signed-note]: https://c2sp.org/signed-note
 //! [tlog-checkpoint]: https://c2sp.org/tlog-checkpoint
@@ -19,25 +19,25 @@ use zeroize::Zeroizing;
 
 use crate::tree::Hash;
 
-/// Longest note that is read, in bytes: 64 signatures of five kilobytes would fit.
+/// Maximum length of a note, in bytes: 64 signatures of five kilobytes would fit.
 pub const NOTE_LIMIT: usize = 1 << 19;
 
-/// Most signatures in a note; the format demands at least 16.
+/// Maximum of signatures in a note; the format demands at least 16.
 pub const SIGNATURE_LIMIT: usize = 64;
 
-/// A note, key or checkpoint that is not what it should be.
+/// An invalid note, key or checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoteError {
     /// The text is not a signed note at all.
     #[error("not a signed note: {0}")]
     Malformed(&'static str),
-    /// A verifier key or secret key that cannot be read. The key itself is not repeated.
+    /// An unreadable verifier key or secret key. The error does not repeat the key.
     #[error("not a key: {0}")]
     Key(&'static str),
-    /// No signature of the expected key is on it.
+    /// The note has no signature of the expected key.
     #[error("not signed by `{0}`")]
     NotSigned(String),
-    /// A signature that claims to be of a known key does not fit the text.
+    /// A signature naming a known key does not fit the text.
     #[error("the signature of `{0}` does not fit the text")]
     WrongSignature(String),
     /// The text of the note is not a checkpoint.
@@ -45,12 +45,12 @@ pub enum NoteError {
     Checkpoint(&'static str),
 }
 
-/// What a key signs, and how.
+/// Type of a key: form of the signed message and of the signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyType {
     /// Signs the text of a note (0x01).
     Note,
-    /// Signs a checkpoint together with the time it was seen (0x04).
+    /// Signs a checkpoint together with the time of the signature (0x04).
     Cosignature,
 }
 
@@ -67,7 +67,7 @@ impl KeyType {
     }
 }
 
-/// Whether the 64 bytes of `signature` are Ed25519's over `bytes` by this key, as they are.
+/// Returns whether the 64 bytes of `signature` are the Ed25519 signature over `bytes` by `key`.
 #[must_use]
 pub fn is_signed(key: &[u8; 32], bytes: &[u8], signature: &[u8]) -> bool {
     let (Ok(key), Ok(signature)) =
@@ -88,26 +88,26 @@ pub struct PublicKey {
 }
 
 impl PublicKey {
-    /// The name under which it signs; for a log, its origin.
+    /// Returns the name of the key; for a log, the origin.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it signs.
+    /// Returns the type of the key.
     #[must_use]
     pub fn key_type(&self) -> KeyType {
         self.key_type
     }
 
-    /// The 32 bytes of the Ed25519 key.
+    /// Returns the 32 bytes of the Ed25519 key.
     #[must_use]
     pub fn bytes(&self) -> [u8; 32] {
         self.key.to_bytes()
     }
 
-    /// Whether `signature` is of this key over `text`. `Ok(None)`: it names another key.
-    /// For a cosignature the time it was made is returned, in seconds since the epoch.
+    /// Verifies `signature` over `text`. `Ok(None)`: the signature names another key. For a
+    /// cosignature, the result has the time of the signature, in seconds since the epoch.
     pub fn verify(
         &self,
         text: &str,
@@ -131,10 +131,10 @@ impl PublicKey {
     }
 }
 
-/// A signature that was checked.
+/// A verified signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// When a cosignature was made; a note signature does not say.
+    /// Time of a cosignature, in seconds since the epoch; `None` for a note signature.
     pub at_unix_s: Option<u64>,
 }
 
@@ -184,7 +184,7 @@ impl fmt::Debug for SecretKey {
 }
 
 impl SecretKey {
-    /// A key made of 32 secret bytes.
+    /// Creates a key from 32 secret bytes.
     pub fn new(name: &str, key_type: KeyType, seed: &[u8; 32]) -> Result<Self, NoteError> {
         check_name(name)?;
         let key = SigningKey::from_bytes(seed);
@@ -194,7 +194,7 @@ impl SecretKey {
         Ok(Self { public, key })
     }
 
-    /// A new key from the kernel's random numbers.
+    /// Creates a new key from the kernel's random numbers.
     pub fn generate(name: &str, key_type: KeyType) -> Result<Self, NoteError> {
         let mut seed = Zeroizing::new([0_u8; 32]);
         fill_random(seed.as_mut())
@@ -202,7 +202,7 @@ impl SecretKey {
         Self::new(name, key_type, &seed)
     }
 
-    /// Reads `PRIVATE+KEY+name+hash+base64`, the form that other tools for signed notes write.
+    /// Reads `PRIVATE+KEY+name+hash+base64`, the form written by other tools for signed notes.
     pub fn parse(text: &str) -> Result<Self, NoteError> {
         let rest = text
             .trim_end_matches('\n')
@@ -228,7 +228,7 @@ impl SecretKey {
         Ok(key)
     }
 
-    /// The form that [`SecretKey::parse`] reads.
+    /// Returns the form read by [`SecretKey::parse`].
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
         let mut data = Zeroizing::new(vec![self.public.key_type.byte()]);
@@ -238,7 +238,7 @@ impl SecretKey {
         Zeroizing::new(format!("PRIVATE+KEY+{name}+{id:08x}+{}\n", *encoded))
     }
 
-    /// The public half.
+    /// Returns the public key.
     #[must_use]
     pub fn public(&self) -> &PublicKey {
         &self.public
@@ -293,19 +293,19 @@ fn key_id(name: &str, key_type: KeyType, key: &VerifyingKey) -> u32 {
     digest.iter().take(4).fold(0, |id, byte| (id << 8) | u32::from(*byte))
 }
 
-/// One signature line.
+/// A signature line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoteSignature {
     /// Name of the key.
     pub name: String,
     /// Key ID.
     pub id: u32,
-    /// What follows the key ID: the signature, for a cosignature behind its time.
+    /// Bytes after the key ID: the signature, for a cosignature preceded by its time.
     pub blob: Vec<u8>,
 }
 
 impl NoteSignature {
-    /// Reads one line, without its line end.
+    /// Reads a line, without the line end.
     pub fn parse(line: &str) -> Result<Self, NoteError> {
         let rest = line
             .strip_prefix("\u{2014} ")
@@ -343,7 +343,7 @@ pub struct Note {
 }
 
 impl Note {
-    /// Reads a note. Nothing is verified yet.
+    /// Reads a note. Signatures are not verified yet.
     pub fn parse(bytes: &[u8]) -> Result<Self, NoteError> {
         if bytes.len() > NOTE_LIMIT {
             return Err(NoteError::Malformed("longer than any note that is read"));
@@ -369,7 +369,7 @@ impl Note {
         Ok(Self { text: format!("{text}\n"), signatures })
     }
 
-    /// Checks the signature of `key`, which must be there.
+    /// Verifies the signature of `key`; an absent signature is an error.
     pub fn verify(&self, key: &PublicKey) -> Result<Verified, NoteError> {
         let mut found = None;
         for signature in &self.signatures {
@@ -388,20 +388,20 @@ impl fmt::Display for Note {
     }
 }
 
-/// A tree head: what a log commits to.
+/// A tree head: the state committed to by a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeHead {
     /// Identity of the log.
     pub origin: String,
     /// Number of records.
     pub size: u64,
-    /// Root of the Merkle tree over them.
+    /// Root of the Merkle tree over the records.
     pub root: Hash,
 }
 
 impl TreeHead {
-    /// Reads the text of a checkpoint. Extension lines are refused: no log of ours writes them, and
-    /// nobody can audit them.
+    /// Reads the text of a checkpoint. Extension lines are refused: no log of this crate has
+    /// extension lines, and nobody can audit extension lines.
     pub fn parse(text: &str) -> Result<Self, NoteError> {
         let mut lines = text
             .strip_suffix('\n')
@@ -421,38 +421,38 @@ impl TreeHead {
         Ok(Self { origin: origin.to_owned(), size, root })
     }
 
-    /// The text that is signed.
+    /// Returns the signed text.
     #[must_use]
     pub fn text(&self) -> String {
         format!("{}\n{}\n{}\n", self.origin, self.size, BASE64.encode(self.root))
     }
 }
 
-/// A decimal number without sign or leading zeroes.
+/// Parses a decimal number without sign or leading zeroes.
 pub(crate) fn parse_decimal(text: &str) -> Option<u64> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit());
     let no_leading_zero = text == "0" || !text.starts_with('0');
     if plain && no_leading_zero { text.parse().ok() } else { None }
 }
 
-/// A hash in standard base64.
+/// Parses a hash in standard base64.
 #[must_use]
 pub fn parse_hash(text: &str) -> Option<Hash> {
     BASE64.decode(text).ok()?.try_into().ok()
 }
 
-/// A hash in standard base64.
+/// Formats a hash in standard base64.
 #[must_use]
 pub fn format_hash(hash: &Hash) -> String {
     BASE64.encode(hash)
 }
 
-/// A tree head with the signatures on it.
+/// A tree head with its signatures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// What was signed.
+    /// The signed tree head.
     pub head: TreeHead,
-    /// The note as it is stored and sent.
+    /// The note as stored and sent.
     pub note: Note,
 }
 

@@ -1,7 +1,7 @@
 //! Turns durable records into tiles, entry bundles and signed checkpoints.
 //!
-//! Everything it writes can be built again from the write-ahead log. It runs on a thread of its own
-//! (see [`crate::log`]), so that its writes never delay a verdict.
+//! All published files can be built again from the write-ahead log. The publisher runs on a thread
+//! of its own (see [`crate::log`]), so its writes never delay a verdict.
 
 use std::io;
 use std::path::Path;
@@ -10,10 +10,10 @@ use crate::files::{self, TileKind, Writer};
 use crate::note::{Checkpoint, SecretKey, TreeHead};
 use crate::tree::{self, Edge, TILE_WIDTH};
 
-/// Most bytes that wait to be published; past it the log takes no more records.
+/// Maximum of bytes waiting for publication; above, the log takes no more records.
 pub(crate) const PENDING_LIMIT: usize = 32 << 20;
 
-/// What waits to be written, in the order in which it has to appear.
+/// A file waiting to be written, in the required order of appearance.
 #[derive(Debug)]
 struct File {
     name: String,
@@ -24,23 +24,23 @@ struct File {
 #[derive(Debug)]
 pub(crate) struct Publisher {
     origin: String,
-    /// The first signs everything; a second one is the key before it.
+    /// The first key signs everything; a second key is its predecessor.
     keys: Vec<SecretKey>,
     writer: Writer,
     edge: Edge,
-    /// The entry bundle that is not full yet.
+    /// The incomplete entry bundle.
     bundle: Vec<u8>,
     pending: Vec<File>,
     pending_bytes: usize,
-    /// Incomplete tiles as they are on disk.
+    /// Names of the incomplete tiles on disk.
     partial: Vec<String>,
     published: u64,
-    /// First record whose bytes are kept.
+    /// First record with bytes kept.
     first: u64,
 }
 
 impl Publisher {
-    /// Goes on from a published tree: its edge and the bundle that is not full yet.
+    /// Goes on from a published tree: its edge and its incomplete bundle.
     pub(crate) fn new(
         directory: &Path,
         origin: String,
@@ -75,7 +75,7 @@ impl Publisher {
         self.published
     }
 
-    /// First record whose bytes are kept.
+    /// Returns the first record with bytes kept.
     pub(crate) fn first(&self) -> u64 {
         self.first
     }
@@ -84,7 +84,7 @@ impl Publisher {
         self.pending_bytes
     }
 
-    /// Adds a record that is durable in the write-ahead log.
+    /// Adds a record already durable in the write-ahead log.
     pub(crate) fn add(&mut self, record: &[u8]) {
         let len = u16::try_from(record.len()).unwrap_or(u16::MAX);
         self.bundle.extend_from_slice(&len.to_be_bytes());
@@ -121,14 +121,15 @@ impl Publisher {
         Checkpoint::sign(head, self.keys.first())
     }
 
-    /// The checkpoint for witnesses, who may know only the key before the last change.
+    /// Signs the checkpoint for witnesses, some of which may know only the key before the last
+    /// change.
     fn sign_for_witnesses(&self, checkpoint: &Checkpoint) -> Checkpoint {
         Checkpoint::sign(checkpoint.head.clone(), &self.keys)
     }
 
-    /// Writes tiles and bundles, then the checkpoint that commits to them, durably and in that
-    /// order; what is returned carries the signature of the key before the last change as well. After
-    /// an error the next call goes on where this one stopped.
+    /// Writes tiles and bundles, then the checkpoint committing to the tiles, durably and in the
+    /// given order. The returned checkpoint carries the signature of the key before the last change
+    /// as well. After an error the next call goes on from the failed write.
     pub(crate) fn publish(&mut self) -> io::Result<Checkpoint> {
         while let Some(file) = self.pending.first() {
             self.writer.write(&file.name, &file.bytes)?;
@@ -163,7 +164,8 @@ impl Publisher {
         Ok(self.sign_for_witnesses(&checkpoint))
     }
 
-    /// Removes the bundles whose records are all below `below`, after saying so under signature.
+    /// Removes the bundles with all records below `below`, after a signed statement about the
+    /// removal.
     pub(crate) fn prune(&mut self, below: u64) -> io::Result<u64> {
         let width = TILE_WIDTH as u64;
         let first = below.min(self.published) / width * width;
@@ -196,7 +198,7 @@ impl Publisher {
     }
 }
 
-/// The statement that both keys sign.
+/// Returns the statement for the signatures of both keys.
 fn rotation_text(origin: &str, old: &SecretKey, new: &SecretKey) -> String {
     format!("{origin}/rotation\n{}\n{}\n", old.public(), new.public())
 }
@@ -205,12 +207,12 @@ fn tail_width(size: u64) -> usize {
     usize::try_from(size % TILE_WIDTH as u64).unwrap_or(0)
 }
 
-/// Index of the incomplete tile of `level` in a tree of `size` records.
+/// Returns the index of the incomplete tile of `level` in a tree of `size` records.
 pub(crate) fn tile_index(size: u64, level: u8) -> u64 {
     size.checked_shr(tree::TILE_HEIGHT * (u32::from(level) + 1)).unwrap_or(0)
 }
 
-/// Names of the incomplete tiles and the incomplete bundle of a tree of `size` records.
+/// Returns the names of the incomplete tiles and the incomplete bundle of a tree of `size` records.
 pub(crate) fn partial_names(size: u64) -> Vec<String> {
     let mut names = Vec::new();
     if tail_width(size) > 0 {

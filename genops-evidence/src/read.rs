@@ -1,4 +1,4 @@
-//! Reads an evidence directory: records, tiles, keys. Trusts nothing and verifies nothing.
+//! Reads an evidence directory: records, tiles, keys. Trusts no file and verifies no content.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,50 +10,50 @@ use crate::note::{Checkpoint, Note, NoteError, PublicKey};
 use crate::tree::{self, Hash, Subtrees, TILE_WIDTH};
 use crate::wal;
 
-/// Largest small file that is read: keys, lists, notes.
+/// Maximum length of a small file, in bytes: keys, lists, notes.
 const SMALL: usize = crate::note::NOTE_LIMIT;
 
-/// A file of the directory that cannot be used, and where.
+/// An unusable file of the directory, with the place of the damage.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The operating system says why.
+    /// Error of the operating system.
     #[error("{file}: {source}")]
     Io {
         /// Relative to the evidence directory.
         file: String,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// It has to be there and is not.
+    /// The file is required and absent.
     #[error("{file}: missing, {why}")]
     Missing {
         /// Relative to the evidence directory.
         file: String,
-        /// What says that it has to be there.
+        /// Reason for the requirement.
         why: &'static str,
     },
-    /// It is not as it was written.
+    /// The file differs from the bytes written.
     #[error("{file}, byte {offset}: {what}")]
     Damaged {
         /// Relative to the evidence directory.
         file: String,
         /// Offset in the file.
         offset: u64,
-        /// What is wrong there.
+        /// Description of the damage.
         what: String,
     },
-    /// A note, key or checkpoint in it cannot be read or was not signed by whom it should be.
+    /// A note, key or checkpoint in the file cannot be read or lacks the right signature.
     #[error("{file}: {source}")]
     Note {
         /// Relative to the evidence directory.
         file: String,
-        /// What is wrong.
+        /// Cause.
         source: NoteError,
     },
 }
 
 impl ReadError {
-    /// The file, relative to the evidence directory.
+    /// Returns the file, relative to the evidence directory.
     #[must_use]
     pub fn file(&self) -> &str {
         match self {
@@ -64,7 +64,7 @@ impl ReadError {
         }
     }
 
-    /// What is wrong, without the file's name.
+    /// Returns the description of the error, without the file's name.
     #[must_use]
     pub fn what(&self) -> String {
         match self {
@@ -98,19 +98,19 @@ pub(crate) struct SegmentFile {
 }
 
 impl Directory {
-    /// Names the directory; nothing is read yet.
+    /// Names the directory; no file is read yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned() }
     }
 
-    /// Where it is.
+    /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A file of at most `limit` bytes, or `None`.
+    /// Reads a file of at most `limit` bytes; `None` without the file.
     pub(crate) fn read(&self, name: &str, limit: usize) -> Result<Option<Vec<u8>>, ReadError> {
         files::read_limited(&self.path.join(name), limit)
             .map_err(|source| ReadError::Io { file: name.to_owned(), source })
@@ -126,19 +126,19 @@ impl Directory {
         self.read(name, limit)?.ok_or_else(missing)
     }
 
-    /// The newest checkpoint; signatures are not verified here.
+    /// Reads the newest checkpoint; signatures are not verified here.
     pub fn checkpoint(&self) -> Result<Checkpoint, ReadError> {
         let name = self.newest_head()?;
         self.checkpoint_in(&name, "every evidence directory has one")
     }
 
-    /// Whether this is a copy that was shipped: it has no `checkpoint`, and `heads` instead.
+    /// Returns whether the directory is a shipped copy: a copy has `heads` instead of `checkpoint`.
     #[must_use]
     pub fn is_shipped(&self) -> bool {
         !self.path.join(files::CHECKPOINT).exists() && self.path.join(files::HEADS).is_dir()
     }
 
-    /// Sizes of the tree heads of a shipped copy, ascending.
+    /// Returns the sizes of the tree heads of a shipped copy, ascending.
     pub(crate) fn heads(&self) -> Result<Vec<u64>, ReadError> {
         let failed = |source| ReadError::Io { file: files::HEADS.to_owned(), source };
         let mut sizes = Vec::new();
@@ -151,13 +151,13 @@ impl Directory {
         Ok(sizes)
     }
 
-    /// Name of the file with the newest checkpoint.
+    /// Returns the name of the file with the newest checkpoint.
     pub(crate) fn newest_head(&self) -> Result<String, ReadError> {
         let newest = if self.is_shipped() { self.heads()?.pop() } else { None };
         Ok(newest.map_or_else(|| files::CHECKPOINT.to_owned(), files::head))
     }
 
-    /// Names of the attachments: what they say their SHA-256 is.
+    /// Returns the names of the attachments: the claimed SHA-256 of each.
     #[must_use]
     pub fn blobs(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.path.join(files::BLOB)).into_iter().flatten();
@@ -167,7 +167,7 @@ impl Directory {
         names
     }
 
-    /// An attachment, which is what its name says; `None`: it is not there.
+    /// Reads an attachment and checks the bytes against the name; `None`: absent.
     pub fn blob(&self, digest: &[u8; 32]) -> Result<Option<Vec<u8>>, ReadError> {
         let name = files::blob(digest);
         let bytes = self.read(&name, files::BLOB_LIMIT)?;
@@ -192,8 +192,8 @@ impl Directory {
         Ok(checkpoint)
     }
 
-    /// The keys of the log in the order in which they came, each but the first vouched for by the
-    /// one before it.
+    /// Returns the keys of the log in order of introduction; each key but the first is vouched for
+    /// by its predecessor.
     pub fn keys(&self) -> Result<Vec<PublicKey>, ReadError> {
         let why = "without it nobody knows whose log this is";
         let bytes = self.read_required(files::VKEY, SMALL, why)?;
@@ -217,7 +217,7 @@ impl Directory {
         }
     }
 
-    /// Index of the first record whose bytes are kept, as the signed statement says.
+    /// Returns the index of the first record with bytes kept, from the signed statement.
     pub(crate) fn pruned(&self, keys: &[PublicKey]) -> Result<u64, ReadError> {
         let Some(bytes) = self.read(files::PRUNED, SMALL)? else { return Ok(0) };
         let fail = ReadError::note(files::PRUNED);
@@ -236,7 +236,7 @@ impl Directory {
         Ok(index)
     }
 
-    /// First indices of the write-ahead segments in use.
+    /// Returns the first indices of the write-ahead segments in use.
     pub(crate) fn segments(&self) -> Result<Vec<u64>, ReadError> {
         if self.is_shipped() {
             return Ok(Vec::new());
@@ -253,7 +253,7 @@ impl Directory {
         Ok(SegmentFile { name, bytes })
     }
 
-    /// The bytes of a tile or bundle.
+    /// Reads the bytes of a tile or bundle.
     pub(crate) fn tile(
         &self,
         kind: TileKind,
@@ -273,8 +273,8 @@ impl Directory {
         Ok(bytes)
     }
 
-    /// A bundle of so many records at least. A running agent replaces one that is not full by a longer one,
-    /// which begins with the same records (C2SP tlog-tiles, partial tiles).
+    /// Reads a bundle of at least `width` records. A running agent replaces an incomplete bundle by
+    /// a longer bundle beginning with the same records (C2SP tlog-tiles, partial tiles).
     fn bundle(&self, index: u64, width: usize) -> Result<Vec<u8>, ReadError> {
         let mut bytes = self.tile(TileKind::Entries, index, width);
         for longer in width + 1..=TILE_WIDTH {
@@ -288,7 +288,7 @@ impl Directory {
         bytes
     }
 
-    /// The record `index` of a log with `size` published records.
+    /// Reads the record `index` of a log with `size` published records.
     pub fn record(&self, index: u64, size: u64) -> Result<Vec<u8>, ReadError> {
         let bundle = index / TILE_WIDTH as u64;
         let width = width_at(bundle, size);
@@ -301,14 +301,14 @@ impl Directory {
         records.get(at).map(|record| record.to_vec()).ok_or_else(short)
     }
 
-    /// Index of the first record whose bytes are kept, as the log says under signature.
+    /// Returns the index of the first record with bytes kept, from the log's signed statement.
     pub fn first_kept(&self) -> Result<u64, ReadError> {
         self.pruned(&self.keys()?)
     }
 
-    /// Hands over the published records from index `from` on, with their indices; `from` has to be
-    /// one whose bytes are kept. Those that a running agent gives up meanwhile are left out: then an index
-    /// is not the one before and one.
+    /// Hands over the published records from index `from` on, with the index of each record; the
+    /// bytes of record `from` have to be kept. Records given up meanwhile by a running agent are
+    /// left out: then the index jumps.
     pub fn records(
         &self,
         from: u64,
@@ -336,8 +336,8 @@ impl Directory {
         Ok(())
     }
 
-    /// Hands over the records of the write-ahead log from index `from` on: those that no checkpoint
-    /// covers yet.
+    /// Hands over the records of the write-ahead log from index `from` on: records not yet covered
+    /// by a checkpoint.
     pub fn unpublished(
         &self,
         from: u64,
@@ -358,20 +358,20 @@ impl Directory {
         Ok(())
     }
 
-    /// The hashes of a tree of `size` records, for proofs.
+    /// Returns the hashes of a tree of `size` records, for proofs.
     #[must_use]
     pub fn tiles(&self, size: u64) -> Tiles<'_> {
         Tiles { directory: self, size, last: None }
     }
 }
 
-/// Width of the bundle or level-0 tile `index` in a tree of `size` records.
+/// Returns the width of the bundle or level-0 tile `index` in a tree of `size` records.
 pub(crate) fn width_at(index: u64, size: u64) -> usize {
     let before = index.saturating_mul(TILE_WIDTH as u64);
     usize::try_from(size.saturating_sub(before)).unwrap_or(usize::MAX).min(TILE_WIDTH)
 }
 
-/// Checks that one of `keys` signed the note.
+/// Checks for a signature of any key in `keys` on the note.
 pub(crate) fn verify_any<'k>(
     note: &Note,
     keys: &'k [PublicKey],
@@ -387,7 +387,8 @@ pub(crate) fn verify_any<'k>(
     Err(last)
 }
 
-/// The new key of a rotation statement, if the newest key so far and the new one signed it.
+/// Returns the new key of a rotation statement, if signed by the newest key so far and by the new
+/// key.
 fn read_rotation(note: &Note, keys: &[PublicKey]) -> Result<PublicKey, NoteError> {
     let malformed = NoteError::Malformed("not a statement about a changed key");
     let old = keys.last().ok_or_else(|| malformed.clone())?;
@@ -397,7 +398,7 @@ fn read_rotation(note: &Note, keys: &[PublicKey]) -> Result<PublicKey, NoteError
         .and_then(|rest| rest.strip_suffix('\n'))
         .ok_or(malformed)?
         .parse()?;
-    // Nothing but these two, in this order: otherwise lines could be exchanged unnoticed.
+    // Exactly the two signatures, in fixed order: otherwise lines could be exchanged unnoticed.
     match note.signatures.as_slice() {
         [by_old, by_new]
             if old.verify(&note.text, by_old)?.is_some()
@@ -409,7 +410,7 @@ fn read_rotation(note: &Note, keys: &[PublicKey]) -> Result<PublicKey, NoteError
     }
 }
 
-/// Checks the signature and origin of a stored checkpoint: exactly one signature, of one of `keys`.
+/// Checks signature and origin of a stored checkpoint: exactly one signature, of a key in `keys`.
 pub(crate) fn verify_checkpoint(
     checkpoint: &Checkpoint,
     keys: &[PublicKey],

@@ -1,4 +1,4 @@
-//! Secrets of 32 bytes in a file of their own, with a checksum: a damaged one is noticed.
+//! Secrets of 32 bytes, each in a separate file with a checksum: a damaged secret is noticed.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 /// A secret, erased from memory when dropped.
 pub type Secret = Zeroizing<[u8; 32]>;
 
-/// Reads the secret at `path`, or makes one that only its owner can read.
+/// Reads the secret at `path`, or creates a secret readable only by the owner.
 pub fn load_or_make(path: &Path) -> io::Result<Secret> {
     match std::fs::read(path).map(Zeroizing::new) {
         Ok(bytes) => parse(&bytes).map_err(io::Error::other),
@@ -23,12 +23,12 @@ pub fn load_or_make(path: &Path) -> io::Result<Secret> {
     }
 }
 
-/// Writes a secret text that only its owner can read, whole or not at all.
+/// Writes a secret text readable only by the owner, whole or not at all.
 pub fn write(path: &Path, text: &str) -> io::Result<()> {
     crate::log::write_secret(path, text)
 }
 
-/// `<64 digits> <8 digits of its SHA-256>` and a line end.
+/// Formats `<64 digits> <8 digits of its SHA-256>` and a line end.
 fn format(secret: &[u8; 32]) -> Zeroizing<String> {
     let digest = Sha256::digest(secret);
     let mut text = Zeroizing::new(String::with_capacity(74));

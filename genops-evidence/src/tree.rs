@@ -1,7 +1,7 @@
 //! The Merkle tree of RFC 6962 section 2.1, built record by record, and its proofs.
 //!
-//! Hashes in, hashes out. Where they are kept is not known here: whoever proves something passes a
-//! function that finds the hash of a complete subtree.
+//! Hashes in, hashes out. The module does not know the storage of hashes: a prover passes a
+//! function to find the hash of a complete subtree.
 
 use sha2::{Digest as _, Sha256};
 
@@ -11,7 +11,7 @@ pub type Hash = [u8; 32];
 /// Hashes in a full tile, and records in a full entry bundle.
 pub const TILE_WIDTH: usize = 256;
 
-/// Tree levels that one tile level spans.
+/// Number of tree levels in a tile level.
 pub const TILE_HEIGHT: u32 = 8;
 
 /// Hash of a record.
@@ -38,7 +38,7 @@ pub fn empty_hash() -> Hash {
     Sha256::digest([]).into()
 }
 
-/// A tile that became full.
+/// A newly completed tile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FullTile {
     /// Tile level: 0 holds the hashes of records.
@@ -49,7 +49,7 @@ pub struct FullTile {
     pub hashes: Vec<Hash>,
 }
 
-/// The right edge of the tree: what is needed to add records and to know the root.
+/// The right edge of the tree: the state needed to add records and to compute the root.
 #[derive(Clone, Debug, Default)]
 pub struct Edge {
     size: u64,
@@ -58,8 +58,8 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// The edge of a tree of `size` records, from the incomplete tile of each level (lowest first).
-    /// `None` where their widths do not fit the size.
+    /// Restores the edge of a tree of `size` records, from the incomplete tile of each level
+    /// (lowest first). `None` if the widths do not fit the size.
     #[must_use]
     pub fn restore(size: u64, mut levels: Vec<Vec<Hash>>) -> Option<Self> {
         for (level, width) in partial_widths(size).into_iter().enumerate() {
@@ -73,19 +73,19 @@ impl Edge {
         Some(Self { size, levels })
     }
 
-    /// Number of records.
+    /// Returns the number of records.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The incomplete tile of each level, lowest first; some may be empty.
+    /// Returns the incomplete tile of each level, lowest first; some may be empty.
     #[must_use]
     pub fn partial_tiles(&self) -> &[Vec<Hash>] {
         &self.levels
     }
 
-    /// Adds the hash of a record and hands over the tiles that it completes.
+    /// Adds the hash of a record and hands over the completed tiles.
     pub fn push(&mut self, leaf: Hash, mut full: impl FnMut(FullTile)) {
         self.size += 1;
         let mut hash = leaf;
@@ -106,7 +106,7 @@ impl Edge {
         }
     }
 
-    /// Root of the tree as it is now.
+    /// Returns the root of the tree at its present size.
     #[must_use]
     pub fn root(&self) -> Hash {
         let mut right: Option<Hash> = None;
@@ -124,7 +124,8 @@ impl Edge {
     }
 }
 
-/// Width of the incomplete tile of each level in a tree of `size` records, lowest first.
+/// Returns the width of the incomplete tile of each level in a tree of `size` records, lowest
+/// first.
 #[must_use]
 pub fn partial_widths(size: u64) -> Vec<usize> {
     let mut widths = Vec::new();
@@ -136,7 +137,7 @@ pub fn partial_widths(size: u64) -> Vec<usize> {
     widths
 }
 
-/// Root over a power of two of hashes.
+/// Returns the root over a power of two of hashes.
 #[must_use]
 pub fn subtree_root(hashes: &[Hash]) -> Hash {
     let mut level = hashes.to_vec();
@@ -147,16 +148,16 @@ pub fn subtree_root(hashes: &[Hash]) -> Hash {
     level.first().copied().unwrap_or_else(empty_hash)
 }
 
-/// Finds the hash of a complete subtree: of `2^level` records, the `index`-th of that size.
+/// Finds the hash of a complete subtree: the `index`-th subtree of `2^level` records.
 pub trait Subtrees {
-    /// Why a hash could not be found.
+    /// Error for a hash not found.
     type Error;
-    /// The hash over records `index << level .. (index + 1) << level`.
+    /// Returns the hash over records `index << level .. (index + 1) << level`.
     fn subtree(&mut self, level: u32, index: u64) -> Result<Hash, Self::Error>;
 }
 
-/// Root over the records `from..to`; `from` is a multiple of the largest power of two below the
-/// width, as in every range that a proof needs.
+/// Returns the root over the records `from..to`; `from` is a multiple of the largest power of two
+/// below the width, as in every range needed by a proof.
 pub fn range_root<S: Subtrees>(subtrees: &mut S, from: u64, to: u64) -> Result<Hash, S::Error> {
     let width = to - from;
     if width == 0 {
@@ -172,13 +173,13 @@ pub fn range_root<S: Subtrees>(subtrees: &mut S, from: u64, to: u64) -> Result<H
     Ok(node_hash(&left, &right))
 }
 
-/// Largest power of two smaller than `width`, which is at least 2.
+/// Returns the largest power of two smaller than `width`; `width` is at least 2.
 fn split_point(width: u64) -> u64 {
     1 << (width - 1).ilog2()
 }
 
-/// Proof that record `index` is in the tree of `size` records: the hashes beside its path, from
-/// the leaf upwards.
+/// Proves record `index` to be in the tree of `size` records: returns the hashes beside the path of
+/// the record, from the leaf upwards.
 pub fn prove_inclusion<S: Subtrees>(
     subtrees: &mut S,
     index: u64,
@@ -200,8 +201,8 @@ pub fn prove_inclusion<S: Subtrees>(
     Ok(path)
 }
 
-/// Root that the tree of `size` records has if `leaf` is its record `index` and `proof` is true
-/// (RFC 9162 section 2.1.3.2). `None`: the proof has the wrong length for that place.
+/// Returns the root of the tree of `size` records, given `leaf` as record `index` and a true
+/// `proof` (RFC 9162 section 2.1.3.2). `None`: the proof has the wrong length for the place.
 #[must_use]
 pub fn root_of_inclusion(leaf: Hash, index: u64, size: u64, proof: &[Hash]) -> Option<Hash> {
     if index >= size {
@@ -228,7 +229,7 @@ pub fn root_of_inclusion(leaf: Hash, index: u64, size: u64, proof: &[Hash]) -> O
     (last == 0).then_some(hash)
 }
 
-/// Proof that the tree of `old` records is a prefix of that of `new` (RFC 6962 section 2.1.2).
+/// Proves the tree of `old` records to be a prefix of the tree of `new` (RFC 6962 section 2.1.2).
 pub fn prove_consistency<S: Subtrees>(
     subtrees: &mut S,
     old: u64,
@@ -239,7 +240,7 @@ pub fn prove_consistency<S: Subtrees>(
     if old == 0 || old >= new {
         return Ok(proof);
     }
-    // Down to the subtree that ends where the old tree ended.
+    // Down to the subtree with the same end as the old tree.
     while old != to {
         let split = from + split_point(to - from);
         if old <= split {
@@ -257,7 +258,7 @@ pub fn prove_consistency<S: Subtrees>(
     Ok(proof)
 }
 
-/// Whether `proof` shows that the tree (`old`, `old_root`) is a prefix of (`new`, `new_root`)
+/// Returns whether `proof` shows the tree (`old`, `old_root`) to be a prefix of (`new`, `new_root`)
 /// (RFC 9162 section 2.1.4.2).
 #[must_use]
 pub fn is_consistent(

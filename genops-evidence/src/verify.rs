@@ -1,8 +1,8 @@
 //! Verifies an evidence directory, file by file and byte by byte, without the agent.
 //!
-//! Every file has to be one that a log of that size has, and to hold what the signed root commits
-//! to: the tree is built again from the records, and each tile, bundle and kept checkpoint is
-//! compared with it. What the records say is not looked at; they are handed to the caller.
+//! Every file has to belong to a log of the signed size, and to match the signed root: the tree is
+//! built again from the records, and each tile, bundle and kept checkpoint is compared with the
+//! tree. The content of the records is not inspected but handed to the caller.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -17,44 +17,44 @@ use crate::read::{self, Directory, ReadError};
 use crate::tree::{self, Edge, FullTile, Hash, Subtrees as _, TILE_WIDTH, leaf_hash};
 use crate::wal;
 
-/// Most problems that are described; further ones are only counted.
+/// Maximum of described problems; further problems are only counted.
 const PROBLEM_LIMIT: usize = 1_000;
 
-/// One thing that is not as it should be.
+/// A single deviation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Relative to the evidence directory.
     pub file: String,
-    /// What is wrong, and where in the file.
+    /// Description of the deviation, with its place in the file.
     pub what: String,
 }
 
-/// What a verification found.
+/// Result of a verification.
 #[derive(Debug, Default)]
 pub struct Report {
     /// The newest signed tree head, if it could be read.
     pub head: Option<TreeHead>,
     /// Keys of the log, oldest first.
     pub keys: Vec<PublicKey>,
-    /// Index of the first record whose bytes are kept.
+    /// Index of the first record with bytes kept.
     pub first: u64,
-    /// Records that were read and hashed.
+    /// Number of records read and hashed.
     pub records: u64,
-    /// Of them: in the write-ahead log only, not yet covered by the checkpoint.
+    /// Number of records in the write-ahead log only, not yet covered by the checkpoint.
     pub unpublished: u64,
-    /// Checkpoints that were checked, the newest one included.
+    /// Number of checked checkpoints, the newest included.
     pub checkpoints: u64,
-    /// The log was not closed: it is in use, or a crash ended it.
+    /// The log was not closed: a process uses the log, or a crash ended the process.
     pub open: bool,
-    /// It is a copy that was shipped elsewhere.
+    /// The directory is a shipped copy.
     pub shipped: bool,
-    /// Attachments that are there, by their SHA-256.
+    /// Attachments present, by SHA-256.
     pub blobs: Vec<[u8; 32]>,
-    /// Worth knowing, and not wrong.
+    /// Remarks worth knowing, without a fault.
     pub notes: Vec<String>,
-    /// What is wrong; at most a thousand are described.
+    /// Problems; at most a thousand are described.
     pub problems: Vec<Problem>,
-    /// How many problems there are.
+    /// Number of problems.
     pub problem_count: usize,
 }
 
@@ -72,15 +72,15 @@ impl Report {
     }
 }
 
-/// A verification to be done.
+/// A verification to run.
 pub struct Verify<'a> {
     /// The evidence directory.
     pub directory: &'a Path,
-    /// Key that the auditor got from elsewhere; it has to be one of the log's.
+    /// Key of the log, obtained elsewhere by the auditor; has to be a key of the log.
     pub key: Option<PublicKey>,
-    /// Gets every record whose bytes are kept, in order.
+    /// Gets every record with bytes kept, in order.
     pub each: &'a mut dyn FnMut(u64, &[u8]),
-    /// Is told now and then how many records of how many are done.
+    /// Gets, now and then, the numbers of records done and of all records.
     pub progress: &'a mut dyn FnMut(u64, u64),
 }
 
@@ -91,7 +91,7 @@ impl std::fmt::Debug for Verify<'_> {
 }
 
 impl Verify<'_> {
-    /// Verifies.
+    /// Verifies the directory.
     #[must_use]
     pub fn run(self) -> Report {
         let mut report = Report::default();
@@ -138,7 +138,7 @@ impl Verify<'_> {
     }
 }
 
-/// Keys and checkpoint; nothing more can be said without them.
+/// Reads keys and checkpoint; the verification ends without both.
 fn read_identity(
     dir: &Directory,
     pinned: Option<&PublicKey>,
@@ -158,7 +158,7 @@ fn read_identity(
     Some((keys, checkpoint))
 }
 
-/// The tree heads of a shipped copy, by the size that their names say.
+/// Reads the tree heads of a shipped copy, by the sizes in the file names.
 fn read_heads(
     dir: &Directory,
     keys: &[PublicKey],
@@ -180,14 +180,14 @@ fn read_heads(
     heads
 }
 
-/// What the write-ahead log holds.
+/// Content of the write-ahead log.
 #[derive(Default)]
 struct Ahead {
-    /// Index of the first record in it.
+    /// Index of the first record in the write-ahead log.
     first: u64,
-    /// Hash of each record from there on, and the segment it is in.
+    /// Hash of each record from `first` on, and the number of its segment.
     hashes: Vec<(Hash, usize)>,
-    /// Records that no checkpoint covers.
+    /// Records covered by no checkpoint.
     unpublished: Vec<Vec<u8>>,
     segments: Vec<String>,
 }
@@ -226,7 +226,7 @@ fn read_ahead(dir: &Directory, size: u64, report: &mut Report) -> Ahead {
             Err(error) => report.problem(&segment.name, error.to_string()),
         }
     }
-    // What is signed was durable before, and the newest segment goes on from there.
+    // Signed records were durable before, and the newest segment goes on behind the signed records.
     let end = ahead.first + ahead.hashes.len() as u64;
     if let Some(newest) =
         ahead.segments.last().filter(|_| whole && (end < size || ahead.first > size))
@@ -237,8 +237,9 @@ fn read_ahead(dir: &Directory, size: u64, report: &mut Report) -> Ahead {
     ahead
 }
 
-/// A crash may cut the newest segment short. Each before it had ended with a whole batch when the next one
-/// was begun, which goes on where it ended.
+/// Notes or reports the end of a segment. A crash may cut the newest segment short. Each earlier
+/// segment had ended with a whole batch at the start of the next segment, and the next segment goes
+/// on from the end.
 fn note_end(name: &str, scan: &wal::Scan<'_>, next: Option<u64>, report: &mut Report) {
     let end = scan.first + scan.records.len() as u64;
     match (scan.tail, next) {
@@ -256,7 +257,7 @@ fn note_end(name: &str, scan: &wal::Scan<'_>, next: Option<u64>, report: &mut Re
     }
 }
 
-/// Adds a segment's records to those of the segments before it.
+/// Adds a segment's records to the records of earlier segments.
 fn take(ahead: &mut Ahead, scan: &wal::Scan<'_>, size: u64, report: &mut Report) {
     let number = ahead.segments.len() - 1;
     let name = ahead.segments.last().cloned().unwrap_or_default();
@@ -290,9 +291,9 @@ struct Walk<'w> {
     /// The signed root.
     root: Hash,
     ahead: Ahead,
-    /// Tree heads of a shipped copy that the walk has not come to.
+    /// Tree heads of a shipped copy not yet reached by the walk.
     heads: BTreeMap<u64, Checkpoint>,
-    /// Incomplete tiles that belong to them.
+    /// Incomplete tiles belonging to `heads`.
     partial: HashSet<String>,
     edge: Edge,
     /// Full tiles beyond the checkpoint.
@@ -302,7 +303,7 @@ struct Walk<'w> {
 }
 
 impl Walk<'_> {
-    /// Builds the tree from the records and compares every tile with it.
+    /// Builds the tree from the records and compares every tile with the tree.
     fn bundles(&mut self, progress: &mut dyn FnMut(u64, u64)) {
         let bundles = self.size.div_ceil(TILE_WIDTH as u64);
         for bundle in 0..bundles {
@@ -322,7 +323,7 @@ impl Walk<'_> {
         let hashes = tile.as_chunks::<32>().0;
         let name = files::tile(TileKind::Entries, bundle, width);
         if from < self.report.first {
-            // Its records are gone; the tile stands for them.
+            // The records are gone; the tile stands in for the records.
             for hash in hashes {
                 self.push(*hash);
             }
@@ -370,7 +371,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Adds a record's hash to the tree, and compares what that completes.
+    /// Adds a record's hash to the tree, and compares completed tiles and tree heads.
     fn push(&mut self, hash: Hash) {
         let index = self.edge.size();
         let covered = index >= self.ahead.first;
@@ -396,7 +397,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Compares a tree head of a shipped copy, and the incomplete tiles that came with it.
+    /// Compares a tree head of a shipped copy, and the incomplete tiles of the same size.
     fn shipped_head(&mut self, head: &TreeHead) {
         let size = self.edge.size();
         self.compare_head(&files::head(size), head);
@@ -432,15 +433,15 @@ impl Walk<'_> {
         }
     }
 
-    /// The hash at `at` of a tile is not that of the tile below: one of the two was changed.
+    /// Reports a hash at `at` in a tile not matching the tile below: either tile was changed.
     fn differs(&mut self, level: u8, index: u64, width: usize, at: usize) {
         let name = files::tile(TileKind::Hashes(level), index, width);
         let itself = format!("byte {}: not the hash of what lies below it", at * 32);
         if level == 0 || !self.vouched(level, index, width) {
             return self.report.problem(&name, itself);
         }
-        // This one is what was signed, unless it is the tile of a smaller size that a copy keeps. Where
-        // the one below is not, it is named once.
+        // The upper tile is the signed tile, unless the tile belongs to a smaller size and a copy
+        // keeps the tile. If the lower tile is not the signed tile, the lower tile is named once.
         let below = index * TILE_WIDTH as u64 + at as u64;
         let said = self.dir.tiles(self.size).subtree(u32::from(level) * tree::TILE_HEIGHT, below);
         let kind = TileKind::Hashes(level - 1);
@@ -455,7 +456,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether the signed root commits to a tile as it lies there, by the tiles above it.
+    /// Returns whether the signed root commits to the stored tile, by the tiles above.
     fn vouched(&self, level: u8, index: u64, width: usize) -> bool {
         let mut tiles = self.dir.tiles(self.size);
         let (mut level, mut index, mut width) = (u32::from(level), index, width);
@@ -477,7 +478,7 @@ impl Walk<'_> {
                 self.size.checked_shr(level * tree::TILE_HEIGHT).unwrap_or(0),
             );
         }
-        // The incomplete tiles have the signed root together.
+        // Together, the incomplete tiles have the signed root.
         tree::range_root(&mut tiles, 0, self.size).is_ok_and(|root| root == self.root)
     }
 
@@ -510,7 +511,7 @@ impl Walk<'_> {
     fn finish(&mut self, checkpoint: &Checkpoint) {
         self.report.checkpoints -= 1;
         if self.report.shipped {
-            // It was compared when the walk came there; what is left was never reached.
+            // Compared by the walk; the remaining heads were never reached.
             let beyond: Vec<u64> = std::mem::take(&mut self.heads).into_keys().collect();
             for size in beyond.into_iter().filter(|size| *size > 0) {
                 let what = format!("covers {size} records, which are not there");
@@ -528,8 +529,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Adds the records that no checkpoint covers; returns the tiles that may stand beside the
-    /// published ones because a crash came between writing and signing.
+    /// Adds the records covered by no checkpoint; returns the tiles allowed beside the published
+    /// tiles, left by a crash between writing and signing.
     fn unpublished(&mut self) -> BTreeMap<(TileKind, u64), Vec<Hash>> {
         let mut beyond: BTreeMap<(TileKind, u64), Vec<Hash>> = BTreeMap::new();
         for record in std::mem::take(&mut self.ahead.unpublished) {
@@ -549,7 +550,7 @@ impl Walk<'_> {
         beyond
     }
 
-    /// Looks for files that do not belong here.
+    /// Reports files not belonging to the log.
     fn files(&mut self, beyond: &BTreeMap<(TileKind, u64), Vec<Hash>>) {
         let mut names = Vec::new();
         if let Err(error) = list(self.dir.path(), "", &mut names) {
@@ -585,7 +586,7 @@ impl Walk<'_> {
         }
     }
 
-    /// An attachment is named by its digest.
+    /// Checks an attachment against the digest in its name.
     fn blob_belongs(&mut self, name: &str) -> bool {
         let Ok(Some(bytes)) = self.dir.read(name, files::BLOB_LIMIT) else { return false };
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
@@ -606,7 +607,8 @@ impl Walk<'_> {
         if self.ahead.segments.iter().any(|known| known == name) {
             return true;
         }
-        // A crash between writing a segment and the list, or the list and removing it.
+        // A crash between writing a segment and the list, or between the list and the removal of
+        // the segment.
         let first = name.rsplit('/').next().and_then(|digits| digits.parse().ok());
         let Some(first) = first.filter(|first| files::segment(*first) == name) else {
             return false;
@@ -633,7 +635,7 @@ impl Walk<'_> {
         if size <= self.size {
             return size.is_multiple_of(KEPT_EVERY) && size > 0;
         }
-        // Signed just before a crash: its records are in the write-ahead log.
+        // Signed just before a crash: the records are in the write-ahead log.
         let kept = self.dir.checkpoint_in(name, "it was listed");
         let signed = kept.is_ok_and(|kept| {
             kept.head.size == size && read::verify_checkpoint(&kept, self.keys).is_ok()
@@ -653,11 +655,11 @@ impl Walk<'_> {
                 || (index + 1) * TILE_WIDTH as u64 > self.report.first
                 || self.pruned_bundle(name, index);
         }
-        // Of an older tree head of a shipped copy: compared when the walk came there.
+        // Tile of an older tree head of a shipped copy: compared by the walk.
         if self.report.shipped {
             return self.partial.contains(name);
         }
-        // An incomplete tile of an older or newer size, which a crash left behind.
+        // An incomplete tile of an older or newer size, left by a crash.
         let known = match beyond.get(&(TileKind::Hashes(level), index)) {
             Some(hashes) => hashes.clone(),
             None => match self.dir.tile(TileKind::Hashes(level), index, TILE_WIDTH) {
@@ -674,7 +676,7 @@ impl Walk<'_> {
         left
     }
 
-    /// A bundle below the first kept record, which a crash kept from being removed.
+    /// Accepts a bundle below the first kept record, left in place by a crash.
     fn pruned_bundle(&mut self, name: &str, index: u64) -> bool {
         let known = self.dir.tile(TileKind::Hashes(0), index, TILE_WIDTH);
         let known = known.map(|bytes| bytes.as_chunks::<32>().0.to_vec()).ok();
@@ -700,12 +702,12 @@ impl Walk<'_> {
     }
 }
 
-/// The root of a complete tile.
+/// Returns the root of a complete tile.
 fn root_of(tile: &[u8]) -> Hash {
     tree::subtree_root(tile.as_chunks::<32>().0)
 }
 
-/// Every file below `folder`, relative to the evidence directory.
+/// Lists every file below `folder`, relative to the evidence directory.
 fn list(root: &Path, folder: &str, names: &mut Vec<String>) -> std::io::Result<()> {
     for entry in fs::read_dir(root.join(folder))? {
         let entry = entry?;
@@ -721,7 +723,7 @@ fn list(root: &Path, folder: &str, names: &mut Vec<String>) -> std::io::Result<(
     Ok(())
 }
 
-/// Checks the secrets, where they are: an auditor's copy has none.
+/// Checks the secrets, if present: an auditor's copy has none.
 fn check_keys(dir: &Directory, keys: &[PublicKey], report: &mut Report) {
     let mut names = Vec::new();
     let folder = dir.path().join(files::KEYS);
@@ -729,7 +731,7 @@ fn check_keys(dir: &Directory, keys: &[PublicKey], report: &mut Report) {
         return;
     }
     if let Err(error) = list(dir.path(), files::KEYS, &mut names) {
-        // Not readable for an auditor: not his business either.
+        // Unreadable for an auditor: no business of the auditor either.
         report.notes.push(format!("{}: not looked at: {error}", files::KEYS));
         return;
     }
@@ -763,7 +765,7 @@ fn check_secret(name: &str, bytes: &[u8], keys: &[PublicKey]) -> Result<(), Stri
         if key.to_text().as_bytes() != bytes {
             return Err("not written as it should be".to_owned());
         }
-        // A rotation that a crash interrupted leaves a next key that nobody vouched for.
+        // A rotation interrupted by a crash leaves a next key without a voucher.
         let known = keys.contains(key.public()) || name == files::NEXT_KEY;
         return if known { Ok(()) } else { Err("not a key of this log".to_owned()) };
     }

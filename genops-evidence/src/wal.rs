@@ -1,4 +1,4 @@
-//! Write-ahead segments: where a record becomes durable before anything else is done with it.
+//! Write-ahead segments: make a record durable before any other use of the record.
 //!
 //! A segment is a file of fixed length, preallocated and zero at first, never written twice at the
 //! same place:
@@ -9,12 +9,12 @@
 //! 24   u32 length of the file
 //! 28   u32 CRC-32C of the 28 bytes before, then zeroes
 //! 512  frames:  u16 length (not 0), u32 CRC-32C of index and bytes, bytes
-//!      marks:   u16 0, u32 CRC-32C, u32 own offset, u32 offset of the batch that ends here
+//!      marks:   u16 0, u32 CRC-32C, u32 own offset, u32 offset of the closed batch
 //! ```
 //!
-//! Numbers are big-endian. A batch is written with one write and one `fdatasync`, and a mark closes
-//! it. So after a crash only the last batch can be torn, and a tear runs along sector borders; what
-//! is broken elsewhere or otherwise was broken by something else, and [`scan`] says so.
+//! Numbers are big-endian. A batch is written with a single write and a single `fdatasync`, and
+//! closed by a mark. So after a crash only the last batch can be torn, and a tear runs along sector
+//! borders. Any other damage has another cause, and [`scan`] reports the damage.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -23,16 +23,16 @@ use std::path::{Path, PathBuf};
 
 use crate::files::{self, Writer};
 
-/// Longest record: entry bundles give its length 16 bits.
+/// Maximum length of a record, in bytes: entry bundles have 16 bits for the length.
 pub const RECORD_LIMIT: usize = 65_535;
 
-/// Length of a segment where nothing else is asked for.
+/// Default length of a segment, in bytes.
 pub const SEGMENT_BYTES: u32 = 16 << 20;
 
-/// Most bytes that wait for a commit.
+/// Maximum of bytes waiting for a commit.
 pub const BUFFER_LIMIT: usize = 4 << 20;
 
-/// Longest segment that is read.
+/// Maximum length of a segment for reading, in bytes.
 pub(crate) const SEGMENT_LIMIT: usize = 1 << 30;
 
 const MAGIC: &[u8; 16] = b"genops-wal 1\n\0\0\0";
@@ -42,33 +42,33 @@ const FRAME: usize = 6;
 const MARK: usize = 14;
 const LIST_HEAD: &str = "genops-wal 1\n";
 
-/// A segment that cannot be read, and where.
+/// An unreadable segment, with the offset of the damage.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("byte {offset}: {what}")]
 pub struct WalError {
     /// Offset in the segment.
     pub offset: usize,
-    /// What is wrong there.
+    /// Description of the damage.
     pub what: &'static str,
 }
 
-/// How a segment ends.
+/// End of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tail {
-    /// With a whole batch.
+    /// A whole batch.
     Whole,
-    /// With a batch that a crash cut short, at this offset.
+    /// A batch cut short by a crash, at the given offset.
     Torn(usize),
 }
 
-/// What a segment holds.
+/// Content of a segment.
 #[derive(Debug)]
 pub struct Scan<'a> {
     /// Index of the first record.
     pub first: u64,
     /// Every whole record, in order.
     pub records: Vec<&'a [u8]>,
-    /// How it ends.
+    /// End of the segment.
     pub tail: Tail,
 }
 
@@ -76,7 +76,7 @@ pub struct Scan<'a> {
 ///
 /// # Errors
 ///
-/// Where anything in it is not as it was written, a batch torn by a crash excepted.
+/// A [`WalError`] if any byte differs from the bytes written, except in a batch torn by a crash.
 pub fn scan(bytes: &[u8]) -> Result<Scan<'_>, WalError> {
     let first = read_header(bytes)?;
     let mut records = Vec::new();
@@ -110,7 +110,7 @@ enum Frame<'a> {
     Record(&'a [u8]),
     Mark,
     End,
-    /// With the length that it claims.
+    /// With the length claimed by the frame.
     Broken(usize),
 }
 
@@ -139,7 +139,7 @@ fn read_header(bytes: &[u8]) -> Result<u64, WalError> {
 
 fn read_frame(bytes: &[u8], at: usize, first: u64, index: u64, batch: usize) -> Frame<'_> {
     let (Some(len), Some(crc)) = (be16(bytes, at), be32(bytes, at + 2)) else {
-        // Fewer bytes than a frame's head are left: nothing was ever written there.
+        // Fewer bytes than a frame's head are left: no write ever reached the place.
         return Frame::End;
     };
     match (usize::from(len), crc) {
@@ -153,7 +153,7 @@ fn read_frame(bytes: &[u8], at: usize, first: u64, index: u64, batch: usize) -> 
     }
 }
 
-/// The start of the batch that the mark at `at` closes, if there is a mark.
+/// Returns the start of the batch closed by the mark at `at`; `None` without a mark.
 fn read_mark(bytes: &[u8], at: usize, first: u64) -> Option<usize> {
     let own = be32(bytes, at + 6)? as usize;
     let batch = be32(bytes, at + 10)?;
@@ -162,7 +162,7 @@ fn read_mark(bytes: &[u8], at: usize, first: u64) -> Option<usize> {
     (whole && crc == mark_crc(first, u32::try_from(at).ok()?, batch)).then_some(batch as usize)
 }
 
-/// Whether what is broken at `at` can be a write that a crash cut short.
+/// Accepts the damage at `at` if a write cut short by a crash can be the cause.
 fn is_torn(bytes: &[u8], first: u64, at: usize, len: usize) -> Result<(), WalError> {
     let damaged = |what| Err(WalError { offset: at, what });
     let used = bytes.iter().rposition(|byte| *byte != 0).map_or(at, |last| last + 1).max(at);
@@ -180,7 +180,7 @@ fn is_torn(bytes: &[u8], first: u64, at: usize, len: usize) -> Result<(), WalErr
     if end < used {
         return damaged("something stands behind the last batch");
     }
-    // Without its mark, what is left of the batch runs up to a sector's border.
+    // Without a mark, the rest of the batch runs up to a sector's border.
     if !marked && (1..SECTOR - 8).contains(&(used % SECTOR)) {
         return damaged("broken, and not along a sector as a cut write would be");
     }
@@ -192,7 +192,8 @@ fn is_torn(bytes: &[u8], first: u64, at: usize, len: usize) -> Result<(), WalErr
         let part = bytes.get(from..to).unwrap_or_default();
         let hole = part.iter().all(|byte| *byte == 0);
         holes += usize::from(hole);
-        // Data runs up to the border of the sector behind which a hole begins, and from it.
+        // Data runs up to the sector border before a hole, and begins at the sector border after a
+        // hole.
         let empty = |edge: &[u8]| edge.iter().all(|byte| *byte == 0);
         let ragged = match (before.map(|part| (part, empty(part))), hole) {
             (Some((part, false)), true) => {
@@ -270,7 +271,7 @@ pub(crate) struct Wal {
     next: u64,
     /// Index of the first record in `buffer`.
     durable: u64,
-    /// Frames that are not durable yet.
+    /// Frames not durable yet.
     buffer: Vec<u8>,
 }
 
@@ -282,7 +283,7 @@ struct Segment {
 }
 
 impl Wal {
-    /// Goes on at record `next`, beside the segments in `list` that are still needed.
+    /// Goes on at record `next`, beside the needed segments in `list`.
     pub(crate) fn new(directory: &Path, segment_bytes: u32, list: Vec<u64>, next: u64) -> Self {
         Self {
             directory: directory.to_owned(),
@@ -304,12 +305,12 @@ impl Wal {
         self.durable
     }
 
-    /// Whether another record of this length may wait.
+    /// Returns whether another record of length `len` may wait.
     pub(crate) fn has_room(&self, len: usize) -> bool {
         self.buffer.len() + FRAME + len <= BUFFER_LIMIT
     }
 
-    /// Puts a record behind those that wait. The caller checked its length.
+    /// Appends a record to the waiting records. The caller checked the length.
     pub(crate) fn append(&mut self, record: &[u8]) -> u64 {
         let index = self.next;
         let len = u16::try_from(record.len()).unwrap_or(u16::MAX);
@@ -320,9 +321,9 @@ impl Wal {
         index
     }
 
-    /// Writes what waits, makes it durable, and hands over its records. After an error everything
-    /// still waits, and the next call writes it again at the same place: after a failed sync nobody
-    /// knows what reached the disk.
+    /// Writes the waiting records, makes the records durable, and hands each record to `each`.
+    /// After an error all records still wait, and the next call writes the same bytes at the same
+    /// place: after a failed sync the content of the disk is unknown.
     pub(crate) fn commit(&mut self, mut each: impl FnMut(&[u8])) -> io::Result<()> {
         while !self.buffer.is_empty() {
             let taken = self.commit_some()?;
@@ -341,7 +342,7 @@ impl Wal {
         Ok(())
     }
 
-    /// Writes as many frames as fit the open segment; returns their length.
+    /// Writes as many frames as fit the open segment; returns the length of the frames.
     fn commit_some(&mut self) -> io::Result<usize> {
         let capacity = self.segment_bytes as usize;
         let fitting = |position: usize, buffer: &[u8]| {
@@ -376,7 +377,7 @@ impl Wal {
         Ok(taken)
     }
 
-    /// Makes the next segment: first the file, then its place in the list.
+    /// Creates the next segment: first the file, then the entry in the list.
     fn start_segment(&mut self) -> io::Result<Segment> {
         let first = self.durable;
         let name = files::segment(first);
@@ -387,7 +388,7 @@ impl Wal {
         let crc = crc32c::crc32c(&header);
         header.extend_from_slice(&crc.to_be_bytes());
         if self.list.last() == Some(&first) {
-            // Prepared before, but the list could not be written.
+            // Prepared by an earlier call with a failed write of the list.
             let file = OpenOptions::new().write(true).open(&path)?;
             self.write_list()?;
             return Ok(Segment { file, first, position: HEADER });
@@ -397,7 +398,7 @@ impl Wal {
             .and_then(|()| file.write_all_at(&header, 0))
             .and_then(|()| file.sync_all());
         if let Err(error) = prepared {
-            // Not in the list yet, so nothing depends on it.
+            // Not in the list yet, so no code depends on the file.
             std::fs::remove_file(&path).unwrap_or_default();
             return Err(error);
         }
@@ -411,7 +412,7 @@ impl Wal {
         self.writer.settle()
     }
 
-    /// Removes the segments whose records are all below `size`, the open one excepted.
+    /// Removes the segments with all records below `size`, except the open segment.
     pub(crate) fn release(&mut self, size: u64) -> io::Result<()> {
         let open = usize::from(self.open.is_some());
         let closed = self.list.len().saturating_sub(open);
@@ -429,13 +430,13 @@ impl Wal {
         Ok(())
     }
 
-    /// Ends the open segment, so that [`Wal::release`] may take it.
+    /// Ends the open segment, so that [`Wal::release`] may remove the segment.
     pub(crate) fn close_segment(&mut self) {
         self.open = None;
     }
 }
 
-/// Reserves the blocks, so that a write into the segment cannot meet a full disk.
+/// Reserves the blocks, so that a write into the segment cannot find the disk full.
 fn preallocate(file: &File, bytes: u32) -> io::Result<()> {
     use rustix::fs::{FallocateFlags, fallocate};
     match fallocate(file, FallocateFlags::empty(), 0, u64::from(bytes)) {

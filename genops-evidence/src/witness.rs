@@ -1,8 +1,8 @@
 //! The [tlog-witness] protocol, both ends, without the network: requests and answers are bytes.
 //!
-//! A witness keeps, for each log, the newest tree head that it cosigned, and cosigns only what
-//! extends it. So whoever holds a cosigned checkpoint knows that no other history was shown to that
-//! witness.
+//! A witness keeps, for each log, the newest tree head cosigned by the witness, and cosigns only an
+//! extension of the tree. So a cosigned checkpoint proves that the witness saw no other
+//! history of the log.
 //!
 //! [tlog-witness]: https://c2sp.org/tlog-witness
 
@@ -18,20 +18,20 @@ use crate::note::{
 use crate::read::{Directory, ReadError};
 use crate::tree::{Hash, empty_hash, is_consistent, prove_consistency};
 
-/// Most hashes in a consistency proof, as the protocol says.
+/// Maximum of hashes in a consistency proof, set by the protocol.
 const PROOF_LIMIT: usize = 63;
 
-/// Longest request that is read, in bytes.
+/// Maximum length of a request, in bytes.
 pub const REQUEST_LIMIT: usize = 64 << 10;
 
-/// What a witness answers.
+/// Answer of a witness.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
     /// `Content-Type` of the body.
     pub content_type: &'static str,
-    /// Cosignature lines, a size, or what is wrong.
+    /// Cosignature lines, a size, or an error message.
     pub body: String,
 }
 
@@ -44,23 +44,24 @@ impl Answer {
 /// A request to cosign.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddCheckpoint {
-    /// Size that the witness cosigned last, as far as the log knows.
+    /// Size cosigned last by the witness, as far as known to the log.
     pub old: u64,
-    /// That the tree of that size is a prefix of the one below.
+    /// Proof that the tree of size `old` is a prefix of the tree in `checkpoint`.
     pub proof: Vec<Hash>,
-    /// What to cosign.
+    /// The checkpoint to cosign.
     pub checkpoint: Checkpoint,
 }
 
 impl AddCheckpoint {
-    /// The request for a log's newest checkpoint, given what the witness cosigned last.
+    /// Creates the request for a log's newest checkpoint, given the size cosigned last by the
+    /// witness.
     pub fn new(directory: &Directory, old: u64, checkpoint: Checkpoint) -> Result<Self, ReadError> {
         let size = checkpoint.head.size;
         let proof = prove_consistency(&mut directory.tiles(size), old, size)?;
         Ok(Self { old, proof, checkpoint })
     }
 
-    /// The body of the request.
+    /// Returns the body of the request.
     #[must_use]
     pub fn to_text(&self) -> String {
         let mut text = format!("old {}\n", self.old);
@@ -95,14 +96,14 @@ impl AddCheckpoint {
     }
 }
 
-/// What came of a request, seen from the log.
+/// Outcome of a request, seen from the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The checkpoint with the witness's cosignature, and when it was made.
+    /// The checkpoint with the witness's cosignature, and the time of the cosignature.
     Cosigned(Checkpoint, u64),
-    /// The witness cosigned this size last; ask again from there.
+    /// Size cosigned last by the witness; the log may ask again from the size.
     Conflict(u64),
-    /// It will not cosign, and says why.
+    /// The witness refuses to cosign: HTTP status and reason.
     Refused(u16, String),
 }
 
@@ -135,7 +136,7 @@ pub fn read_answer(
     }
 }
 
-/// A witness: its key, the logs that it knows, and what it cosigned for each.
+/// A witness: key, known logs, and the checkpoint cosigned for each log.
 #[derive(Debug)]
 pub struct Witness {
     key: SecretKey,
@@ -145,7 +146,7 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// A witness that keeps its state in `directory` and knows the logs of these keys.
+    /// Opens a witness with its state in `directory`, for the logs of the given keys.
     pub fn open(directory: &Path, key: SecretKey, logs: Vec<PublicKey>) -> io::Result<Self> {
         std::fs::create_dir_all(directory.join(files::TMP))?;
         let mut known: BTreeMap<String, Vec<PublicKey>> = BTreeMap::new();
@@ -156,13 +157,13 @@ impl Witness {
         Ok(Self { key, logs: known, directory: directory.to_owned(), writer })
     }
 
-    /// The public key under which it cosigns.
+    /// Returns the public key of the cosignatures.
     #[must_use]
     pub fn key(&self) -> &PublicKey {
         self.key.public()
     }
 
-    /// Answers `POST add-checkpoint`. What it cosigns is on disk before it answers.
+    /// Answers `POST add-checkpoint`. A cosigned checkpoint is on disk before the answer.
     pub fn add_checkpoint(&mut self, body: &[u8], unix_s: u64) -> Answer {
         let request = match AddCheckpoint::parse(body) {
             Ok(request) => request,
@@ -212,7 +213,7 @@ impl Witness {
         }
     }
 
-    /// The newest checkpoint that was cosigned for a log.
+    /// Returns the newest checkpoint cosigned for a log.
     fn latest(&self, origin: &str) -> Result<Option<Checkpoint>, ReadError> {
         let name = state_file(origin);
         match Directory::new(&self.directory).checkpoint_in(&name, "it was cosigned") {
@@ -223,7 +224,7 @@ impl Witness {
     }
 }
 
-/// The checkpoint with the signatures that were verified, and the cosignature.
+/// Returns the checkpoint with its verified signatures and the cosignature.
 fn kept_note(checkpoint: &Checkpoint, keys: &[PublicKey], signature: NoteSignature) -> Note {
     let mut note = checkpoint.note.clone();
     note.signatures.retain(|signature| {
@@ -233,7 +234,7 @@ fn kept_note(checkpoint: &Checkpoint, keys: &[PublicKey], signature: NoteSignatu
     note
 }
 
-/// Whether a known key signed; a signature of a known key that does not fit spoils the note.
+/// Returns whether a known key signed; a wrong signature of a known key spoils the note.
 fn is_signed(checkpoint: &Checkpoint, keys: &[PublicKey]) -> bool {
     let results: Vec<_> = keys.iter().map(|key| checkpoint.note.verify(key)).collect();
     results.iter().any(Result::is_ok)
@@ -320,7 +321,7 @@ mod tests {
         assert_eq!(scene.ask(0, &early).status, 200);
         let late = scene.grow(100);
         assert_eq!(scene.ask(300, &late).status, 200);
-        // Somebody put the old directory back: the witness knows more than the log.
+        // An operator put the old directory back: the witness knows more than the log.
         let conflict = scene.ask(0, &early);
         let key = scene.witness().key().clone();
         let outcome = read_answer(&early, &key, conflict.status, conflict.body.as_bytes());
@@ -335,7 +336,7 @@ mod tests {
         let second = scene.grow(100);
         let directory = Directory::new(scene.log.path());
         let mut request = AddCheckpoint::new(&directory, 300, second.clone()).unwrap();
-        // The same key signs another tree of that size.
+        // The same key signs another tree of the same size.
         let secret = std::fs::read_to_string(scene.log.path().join(files::KEY)).unwrap();
         let secret = SecretKey::parse(&secret).unwrap();
         let mut head = second.head;

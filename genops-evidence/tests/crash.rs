@@ -1,4 +1,4 @@
-//! What was durable survives: killed processes, lost sectors, full and read-only disks, cut files.
+//! Durable data survives killed processes, lost sectors, full and read-only disks, and cut files.
 
 #![allow(
     clippy::unwrap_used,
@@ -39,7 +39,7 @@ fn problems(directory: &Path) -> usize {
     Verify { directory, key: None, each, progress: &mut |_, _| {} }.run().problem_count
 }
 
-/// Verifies, and checks that every record is the one that was written.
+/// Verifies, and checks every record against the written record.
 fn verify(directory: &Path) -> Report {
     let mut wrong = 0;
     let each = &mut |index, bytes: &[u8]| wrong += u64::from(bytes != record(index));
@@ -60,8 +60,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// This test runs itself as a child that writes until it is killed; it prints each index that is
-/// durable.
+/// The test runs itself as a child writing until killed; the child prints each durable index.
 #[test]
 fn nothing_durable_is_lost_by_kill_9() {
     if let Ok(directory) = std::env::var("GENOPS_CRASH_CHILD") {
@@ -110,7 +109,7 @@ fn nothing_durable_is_lost_by_kill_9() {
     assert_eq!((report.problems, report.open), (vec![], false));
 }
 
-/// A power cut keeps any of the sectors of the last, unacknowledged write from the disk.
+/// A power cut leaves any of the sectors of the last, unacknowledged write on the disk.
 #[test]
 fn a_power_cut_costs_only_what_was_not_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
@@ -150,7 +149,7 @@ fn a_power_cut_costs_only_what_was_not_acknowledged() {
     }
 }
 
-/// Whatever is cut off a signed log, it is not signed again.
+/// A signed log with data cut off is not signed again, whatever the cut.
 #[test]
 fn a_log_that_lost_what_it_signed_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -172,7 +171,7 @@ fn a_log_that_lost_what_it_signed_is_refused() {
             assert!(opened.is_err(), "{name}, cut: {cut}");
         }
     }
-    // An older checkpoint with newer tiles is not a state that a crash leaves.
+    // A crash never leaves an older checkpoint with newer tiles.
     let copied = tempfile::tempdir().unwrap();
     copy(folder.path(), copied.path());
     let (mut log, _) = Log::open(folder.path(), options()).unwrap();
@@ -233,7 +232,7 @@ fn a_key_from_outside_is_used_and_another_is_refused() {
     assert!(!folder.path().join("keys/log.key").exists());
     options.key_file = Some(keys.path().join("two"));
     assert!(matches!(Log::open(folder.path(), options.clone()), Err(OpenError::WrongKey { .. })));
-    // The present one signs for the next; then that one is used, and the first no more.
+    // The present key signs for the next; then the next key is used, and the first no more.
     options.key_file = Some(keys.path().join("one"));
     let (mut log, _) = Log::open(folder.path(), options.clone()).unwrap();
     assert!(log.rotate_key_to(&keys.path().join("one")).is_err());
@@ -265,7 +264,7 @@ fn an_attachment_is_kept_under_its_digest_and_every_damage_to_it_is_found() {
     fs::write(&path, b"what decided").unwrap();
     assert!(directory.blob(&digest).is_err());
     assert_eq!(problems(folder.path()), 1);
-    // It is written again where it is not what it should be.
+    // A damaged attachment is written again.
     let (log, _) = Log::open(folder.path(), options()).unwrap();
     log.keep(b"what decides").unwrap();
     log.close().unwrap();
@@ -286,7 +285,7 @@ fn pruned_records_are_gone_and_everything_else_still_verifies() {
     assert_eq!(report.problems, []);
     assert_eq!((report.first, report.records), (512, 1_600 - 512));
     assert_eq!(Directory::new(folder.path()).first_kept().unwrap(), 512);
-    // A reader that began before is not disturbed by what was given up, but by what is missing.
+    // A reader with an earlier start is not disturbed by pruned records, but by missing records.
     let read_from_the_first = || {
         let mut indices = Vec::new();
         let directory = Directory::new(folder.path());
@@ -309,7 +308,7 @@ fn pruned_records_are_gone_and_everything_else_still_verifies() {
     }
 }
 
-/// A small file system of its own, or a reason why there is none.
+/// A small separate file system, or the reason for the lack.
 struct Mount(tempfile::TempDir);
 
 impl Mount {
@@ -360,7 +359,7 @@ fn a_full_disk_refuses_records_and_takes_them_again_when_there_is_room() {
             Ok(()) => durable = log.durable(),
             Err(_) => refused = true,
         }
-        // Publishing fails as well; it is tried again.
+        // Publishing fails as well, and is tried again.
         log.tick(ms).unwrap_or_default();
         if refused {
             break;

@@ -1,4 +1,4 @@
-//! Every way in which an evidence directory can be damaged is found, and its place named.
+//! Every way to damage an evidence directory is found, and the place named.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,7 +38,7 @@ fn verify(directory: &Path) -> Report {
     Verify { directory, key: None, each: &mut |_, _| {}, progress: &mut |_, _| {} }.run()
 }
 
-/// A log that was closed, with something of everything in it.
+/// A closed log with every kind of content.
 fn closed(directory: &Path) {
     let (mut log, _) = Log::open(directory, options()).unwrap();
     append(&mut log, 1_100);
@@ -47,7 +47,7 @@ fn closed(directory: &Path) {
     log.close().unwrap();
 }
 
-/// A log whose process died: some records are only in the write-ahead log.
+/// A log of a killed process: some records are only in the write-ahead log.
 fn crashed(directory: &Path) {
     let (mut log, _) = Log::open(directory, options()).unwrap();
     append(&mut log, 700);
@@ -78,7 +78,7 @@ fn numbers(seed: u64) -> impl FnMut(usize) -> usize {
     }
 }
 
-/// Damages of one file's bytes: what, and the bytes after.
+/// Damages of the bytes of a file: description, and the bytes after.
 fn damages(
     bytes: &[u8],
     random: &mut impl FnMut(usize) -> usize,
@@ -117,8 +117,8 @@ fn damages(
     out
 }
 
-/// Damages every file of the directory in every way; each damage has to be found and to name the
-/// file or one that depends on it.
+/// Damages every file of the directory in every way; the verifier must find each damage and name
+/// the file or a dependent file.
 fn damage_everything(directory: &Path) {
     let untouched = verify(directory);
     assert_eq!(untouched.problems, [], "{}", directory.display());
@@ -180,7 +180,7 @@ fn exchanged_files_are_found() {
     }
 }
 
-/// What the second verifier says, or `None` where there is no Python to run it.
+/// Returns the result of the second verifier; `None` without Python.
 fn second_opinion(directory: &Path) -> Option<bool> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/verify_evidence.py");
     let output = Command::new("python3").arg(script).arg(directory).output().ok()?;
@@ -192,7 +192,7 @@ fn second_opinion(directory: &Path) -> Option<bool> {
     }
 }
 
-/// Both verifiers say the same of every damage.
+/// Checks that both verifiers give the same result for every damage.
 fn both_agree(directory: &Path) {
     let Some(good) = second_opinion(directory) else {
         println!("skipped: no python3 to run the second verifier");
@@ -201,14 +201,14 @@ fn both_agree(directory: &Path) {
     assert!(good, "{}", directory.display());
     let mut found = Vec::new();
     files(directory, directory, &mut found);
-    // Secrets are no evidence: the second verifier, as an auditor, never sees them.
+    // Secrets are no evidence: the second verifier, as an auditor, never sees the keys.
     found.retain(|name| !name.starts_with("keys"));
     let mut random = numbers(0x1234_5678_9abc_def1);
     let mut tried = 0;
     for name in found {
         let path = directory.join(&name);
         let bytes = fs::read(&path).unwrap();
-        // One damage of each kind.
+        // A single damage of each kind.
         let mut kinds = std::collections::BTreeMap::new();
         for (what, after) in damages(&bytes, &mut random) {
             let kind = what.split(' ').next_back().unwrap_or_default().to_owned();
@@ -255,7 +255,8 @@ fn both_verifiers_agree_on_a_crashed_log() {
     both_agree(folder.path());
 }
 
-/// A crash cuts the newest segment only: the end of an earlier one is missed, be it its last mark alone.
+/// A crash cuts the newest segment only: a missing end of an earlier segment is noticed, even if
+/// only the last mark is missing.
 #[test]
 fn an_earlier_segment_without_its_end_is_found() {
     let folder = tempfile::tempdir().unwrap();
@@ -271,7 +272,7 @@ fn an_earlier_segment_without_its_end_is_found() {
     let path = folder.path().join(&name);
     let bytes = fs::read(&path).unwrap();
     let used = bytes.iter().rposition(|it| *it != 0).unwrap() + 1;
-    // A mark is 14 bytes; what lies before it is the last batch.
+    // A mark has 14 bytes; the last batch lies before the mark.
     let before_mark = (used - 14..used).find(|at| bytes[*at..at + 2] == [0, 0]).unwrap();
     for from in [before_mark, before_mark - 20, used / 2, used / 1024 * 512, 512] {
         let mut after = bytes.clone();

@@ -6,7 +6,7 @@ use tlog_tiles::{HashReader, tlog};
 
 use super::*;
 
-/// A tree whose leaves are all known.
+/// A tree with all leaves known.
 struct Leaves(Vec<Hash>);
 
 impl Leaves {
@@ -24,7 +24,7 @@ impl Subtrees for Leaves {
     }
 }
 
-/// The hashes as another implementation keeps them.
+/// The hashes as kept by another implementation.
 #[derive(Default)]
 struct Stored(Vec<tlog::Hash>);
 

@@ -6,7 +6,7 @@ use super::*;
 
 const LENGTH: usize = 1 << 20;
 
-/// A segment of batches of records of these lengths, and where each batch ends.
+/// Creates a segment of batches of records with the given lengths; returns the end of each batch.
 fn segment(batches: &[&[usize]]) -> (Vec<u8>, Vec<usize>) {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir_all(folder.path().join("wal")).unwrap();
@@ -37,7 +37,7 @@ fn what_was_written_is_read() {
 }
 
 /// A crash keeps any of the last batch's sectors from the disk: every durable record is read, and
-/// nothing is called damaged.
+/// no damage is reported.
 #[test]
 fn a_last_batch_torn_along_sectors_costs_only_itself() {
     let (bytes, ends) = segment(&[&[300, 300], &[700, 20, 900, 1500, 40]]);
