@@ -1,8 +1,8 @@
-//! How fast the decoders are, beside a floor measured in the same run. One JSON line each.
+//! Measures the speed of the decoders, beside a floor of the same run. Prints a JSON line for each.
 //!
-//! `cargo run --release -p genops-protocols --example bench [PART-OF-A-NAME]`. The bodies are those of the
-//! recordings beside the project (`../shared/corpus`), where they are there; else made up. The
-//! floor of plain bytes is `memchr` over them, of coded ones the decompressor alone.
+//! `cargo run --release -p genops-protocols --example bench [PART-OF-A-NAME]`. The bodies come from
+//! the recordings beside the project (`../shared/corpus`) if present, else are made up. The floor
+//! of plain bytes is `memchr` over the same bytes, of coded bytes the decompressor alone.
 #![expect(clippy::print_stdout, reason = "an example that prints")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads a clock and its files")]
 #![expect(clippy::indexing_slicing, reason = "of JSON values, which yields null")]
@@ -29,10 +29,10 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// How long each side of a comparison is measured.
+/// Duration of measuring each side of a comparison.
 const TIME: Duration = Duration::from_millis(700);
 
-/// Bytes handed over at a time: a TLS record.
+/// Bytes passed on at a time: a TLS record.
 const PIECE: usize = 16 << 10;
 
 #[derive(Default)]
@@ -50,7 +50,7 @@ impl Sink for Count {
     }
 }
 
-/// One connection's bytes, in order.
+/// Bytes of a connection, in order.
 type Stream = Vec<(Direction, Vec<u8>)>;
 
 fn decode(streams: &[Stream], hosts: &Arc<Hosts>) -> Count {
@@ -67,7 +67,7 @@ fn decode(streams: &[Stream], hosts: &Arc<Hosts>) -> Count {
     count
 }
 
-/// Runs per second.
+/// Measures runs per second.
 fn rate(mut run: impl FnMut()) -> f64 {
     run();
     let start = Instant::now();
@@ -103,7 +103,7 @@ fn report(name: &str, streams: &[Stream], bytes: usize, floor: impl FnMut()) {
     println!("{line}");
 }
 
-/// `memchr` over the same bytes: every line end found.
+/// Finds every line end in the same bytes with `memchr`.
 fn scan(streams: &[Stream]) {
     for (_, bytes) in streams.iter().flatten() {
         for at in memchr::memchr_iter(b'\n', bytes) {
@@ -183,7 +183,7 @@ fn response(bytes: &[u8]) -> Option<(String, Vec<u8>, &[u8])> {
     Some((head, body, rest))
 }
 
-/// An event stream of a chat, for where there are no recordings.
+/// Makes up an event stream of a chat, for runs without recordings.
 fn made_up() -> Vec<u8> {
     let mut body = Vec::new();
     for index in 0..4000 {
@@ -196,7 +196,7 @@ fn made_up() -> Vec<u8> {
     body
 }
 
-/// A call whose response is `body`, in chunks of one event as servers send them.
+/// Makes up a call with `body` as response, in chunks of an event each, as sent by servers.
 fn call(body: &[u8], coding: &str, chunk: usize) -> Stream {
     let question =
         br#"{"model":"gpt-4o","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;

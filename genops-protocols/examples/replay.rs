@@ -1,9 +1,9 @@
-//! Decodes a recording and prints each model call as one JSON line.
+//! Decodes a recording and prints each model call as a JSON line.
 //!
 //! `cargo run --release -p genops-protocols --example replay -- FILE [--all] [--cut BYTES]
-//! [--cut-at BYTE]`: the decoding half of `genops-agent replay`, without who asked and what was
-//! decided. `--all` prints exchanges of every kind; the others cut what was recorded, which must
-//! not matter.
+//! [--cut-at BYTE]`: the decoding half of `genops-agent replay`, without principals and decisions.
+//! `--all` prints exchanges of every kind; the other options cut the recorded bytes; the result
+//! must be the same.
 #![expect(clippy::print_stdout, reason = "an example that prints")]
 #![expect(clippy::disallowed_methods, reason = "an example reads its file")]
 #![expect(clippy::expect_used, reason = "a recording that is none ends the run")]

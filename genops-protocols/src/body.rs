@@ -1,7 +1,7 @@
-//! One body, request or response: its coding undone, its form found, its facts gathered.
+//! Reader of a request or response body: undoes the coding, detects the form, gathers the facts.
 //!
-//! What a body is, its first bytes say more surely than its `Content-Type`: recorders and proxies
-//! lose the field, and errors come as JSON whatever was announced.
+//! The first bytes tell the form of a body more reliably than `Content-Type`: recorders and proxies
+//! lose the field, and errors come as JSON whatever type was announced.
 
 use sha2::{Digest as _, Sha256};
 
@@ -14,23 +14,23 @@ use crate::json::tail;
 use crate::json::{Hole, Scanner, Schema, is_number};
 use crate::{eventstream, multipart, sse};
 
-/// What the head says of a body.
+/// Facts of the head about a body.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hints {
     pub(crate) content_type: Option<String>,
-    /// `None`: not known, because part of the head is not.
+    /// `None`: unknown, because part of the head is unknown.
     pub(crate) coding: Option<Coding>,
-    /// What is wanted of it if it is gRPC.
+    /// Facts to read from a gRPC body.
     pub(crate) grpc: Option<grpc::Table>,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// First bytes of a body that may be coded.
+    /// First bytes of a possibly coded body.
     Undecided(Vec<u8>),
     Plain,
     Coded(Box<Decoder>),
-    /// Nothing more can be read.
+    /// No more can be read.
     Failed,
 }
 
@@ -39,9 +39,9 @@ enum Form {
     /// First bytes of a body of unknown form.
     Undecided(Vec<u8>),
     Json,
-    /// JSON after a hole: its last bytes.
+    /// JSON after a gap: the last bytes.
     JsonTail(Vec<u8>),
-    /// JSON texts, a line each, after a hole: the rest of the line is skipped.
+    /// JSON texts, a text per line, after a gap: the rest of the line is skipped.
     JsonLost,
     Sse(sse::Decoder),
     EventStream(Box<eventstream::Decoder>),
@@ -51,7 +51,7 @@ enum Form {
     Opaque,
 }
 
-/// Reads one body through pieces of any size.
+/// Reads a body through pieces of any size.
 #[derive(Debug)]
 pub(crate) struct Body {
     hints: Hints,
@@ -59,23 +59,24 @@ pub(crate) struct Body {
     form: Form,
     parser: Parser,
     unreadable: Option<Unreadable>,
-    /// What a client sends: to be read in one way only, or not at all.
+    /// Body sent by a client: must be readable in a single way.
     strict: bool,
-    /// Messages, each a text of its own.
+    /// Messages, each a separate text.
     messages: bool,
-    /// Said to be a form, and read as JSON: what a form would have in it.
+    /// Set if the declared type is a form: follows the names of the form, in case the body reads as
+    /// JSON.
     pairs: Option<Pairs>,
-    /// Over its decoded bytes, where that is wanted.
+    /// Hash over the decoded bytes, if requested.
     digest: Option<Box<Sha256>>,
 }
 
 impl Body {
-    /// Bytes looked at to find the coding.
+    /// Number of bytes examined to find the coding.
     const CODING_BYTES: usize = 4;
-    /// Bytes looked at to find the form.
+    /// Number of bytes examined to find the form.
     const SNIFF_BYTES: usize = 16;
 
-    /// `texts`: where prose is kept.
+    /// Creates the reader of a body. `texts` keeps prose, and marks a body sent by a client.
     pub(crate) fn new(schema: &'static Schema, hints: Hints, texts: Option<Texts>) -> Self {
         let mut body = Self {
             stage: match hints.coding {
@@ -100,7 +101,7 @@ impl Body {
         body
     }
 
-    /// A body of which every message counts as the last.
+    /// Creates the reader of a series of messages: every message counts as the last.
     pub(crate) fn of_messages(schema: &'static Schema, texts: Option<Texts>) -> Self {
         let coding = Some(Coding::Identity);
         let hints = Hints { content_type: Some("application/json".into()), coding, grpc: None };
@@ -116,20 +117,21 @@ impl Body {
         body
     }
 
-    /// Has it hash what it decodes from here on.
+    /// Enables hashing of the decoded bytes from here on.
     pub(crate) fn with_digest(mut self) -> Self {
         self.digest = Some(Box::default());
         self
     }
 
-    /// SHA-256 over its decoded bytes; none where that was not wanted, or not all of them could be read.
+    /// Returns SHA-256 over the decoded bytes. `None`: not requested, or part of the body was not
+    /// read.
     pub(crate) fn digest(&self) -> Option<[u8; 32]> {
         let digest = self.digest.as_ref().filter(|_| self.unreadable.is_none())?;
         Some(Sha256::clone(digest).finalize().into())
     }
 
-    /// A message ended: what it left open does not go on in the next. Returns whether it could be
-    /// read.
+    /// Ends a message: open values do not continue in the next message. Returns whether the message
+    /// could be read.
     pub(crate) fn end_message(&mut self) -> bool {
         if let Form::Undecided(held) = &self.form {
             let held = held.clone();
@@ -148,12 +150,12 @@ impl Body {
         sound
     }
 
-    /// It has bytes, and none of the forms that are read.
+    /// Returns whether the body has bytes in none of the supported forms.
     pub(crate) fn is_opaque(&self) -> bool {
         matches!(self.form, Form::Opaque)
     }
 
-    /// Its type says that it is what a model sees or hears, as such.
+    /// Returns whether the declared type is media, given to a model unchanged.
     pub(crate) fn is_media(&self) -> bool {
         let kinds = ["audio/", "image/", "video/", "application/octet-stream"];
         kinds.iter().any(|kind| self.hints.is(kind))
@@ -171,7 +173,7 @@ impl Body {
         self.parser.texts.as_ref()
     }
 
-    /// Frees the prose: whoever wanted it has seen it.
+    /// Frees the prose after the last use.
     pub(crate) fn drop_texts(&mut self) {
         self.parser.texts = None;
     }
@@ -180,23 +182,26 @@ impl Body {
         self.unreadable
     }
 
-    /// What was read says that no more will come, whatever the transport does.
+    /// Returns whether the content read announces the end, whatever the transport does.
     pub(crate) fn is_over(&self) -> bool {
         let Parser { scanner, facts, over, .. } = &self.parser;
         let whole = scanner.texts_seen() == 1 && scanner.is_between_texts();
         let lines = self.hints.is_ndjson() || facts.flag(Field::Done).is_some();
-        *over || facts.says_over() || matches!(self.form, Form::Json) && whole && (!lines)
+        let one = matches!(self.form, Form::Json) && !lines && !self.messages;
+        *over || facts.says_over() || one && whole
     }
 
-    /// Exception that an event stream carried.
+    /// Returns the exception carried by an event stream.
     pub(crate) fn exception(&self) -> Option<&str> {
         self.parser.exception.as_deref()
     }
 
-    /// The body is a stream of events or of JSON texts.
+    /// Returns whether the body is a stream of events or of JSON texts.
     pub(crate) fn is_stream(&self) -> bool {
+        let texts = self.parser.scanner.texts_seen();
         matches!(self.form, Form::Sse(_) | Form::EventStream(_))
-            || self.parser.scanner.texts_seen() > 1
+            || texts > 1
+            || self.messages && texts > 0
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -216,7 +221,8 @@ impl Body {
         size_of::<Self>() + stage + form + digest + self.parser.memory_bytes()
     }
 
-    /// Bytes that grow with what a peer sends: the window of a decompressor, and prose.
+    /// Returns the bytes of memory growing with the peer's input: the window of a decompressor, and
+    /// prose.
     pub(crate) fn shared_bytes(&self) -> usize {
         let window = match &self.stage {
             Stage::Coded(decoder) => decoder.memory_bytes(),
@@ -225,7 +231,8 @@ impl Body {
         window + self.texts().map_or(0, Texts::memory_bytes)
     }
 
-    /// There is no memory for it: the rest of a coded body is not read, and no more prose is kept.
+    /// Gives up for lack of memory: the rest of a coded body is not read, and no more prose is
+    /// kept.
     pub(crate) fn give_up(&mut self) {
         if matches!(self.stage, Stage::Coded(_)) {
             self.stage = self.fail(Unreadable::Bomb);
@@ -235,19 +242,20 @@ impl Body {
         }
     }
 
-    /// Bytes kept because they are wanted: facts and prose.
+    /// Returns the bytes kept for use: facts and prose.
     pub(crate) fn retained_bytes(&self) -> usize {
         self.parser.facts.memory_bytes() + self.texts().map_or(0, Texts::memory_bytes)
     }
 
-    /// Takes the next bytes as they were transferred.
+    /// Takes the next bytes, as transferred.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         match &mut self.stage {
             Stage::Plain => self.undone(bytes),
             Stage::Failed => {}
             Stage::Coded(_) => self.coded(bytes),
             Stage::Undecided(held) => {
-                // Exactly as many, however they were cut: a longer look could decide otherwise.
+                // Always the same number of bytes, however cut: a longer look could decide
+                // otherwise.
                 let missing = Self::CODING_BYTES.saturating_sub(held.len());
                 let (taken, rest) = bytes.split_at_checked(missing).unwrap_or((bytes, &[]));
                 held.extend_from_slice(taken);
@@ -291,7 +299,7 @@ impl Body {
         };
     }
 
-    /// Takes bytes of which the coding is undone.
+    /// Takes bytes after removal of the content coding.
     fn undone(&mut self, bytes: &[u8]) {
         if let Some(digest) = &mut self.digest {
             digest.update(bytes);
@@ -327,7 +335,7 @@ impl Body {
                 decoder.feed(bytes, &mut parser.facts, parser.texts.as_mut());
             }
             Form::Undecided(held) => {
-                // Servers keep a connection alive with white space until they have an answer.
+                // Servers keep a connection alive with white space until an answer is ready.
                 let binary = self.hints.is("application/grpc");
                 let bytes =
                     if held.is_empty() && !binary { bytes.trim_ascii_start() } else { bytes };
@@ -350,7 +358,7 @@ impl Body {
         }
     }
 
-    /// Bytes are missing here.
+    /// Takes a gap: bytes are missing here.
     pub(crate) fn gap(&mut self) {
         if matches!(self.stage, Stage::Coded(_) | Stage::Undecided(_)) {
             self.stage = self.fail(Unreadable::Gap);
@@ -392,7 +400,7 @@ impl Body {
         }
     }
 
-    /// The body ended, as its framing says (`complete`) or because no more will come.
+    /// Ends the body, by the framing (`complete`) or because no more bytes will come.
     pub(crate) fn end(&mut self, complete: bool) {
         if let Stage::Undecided(held) = &mut self.stage {
             let held = std::mem::take(held);
@@ -416,7 +424,7 @@ impl Body {
             _ => {}
         }
         if matches!(self.stage, Stage::Coded(_)) {
-            self.stage = Stage::Failed; // nothing more comes: its window is not needed
+            self.stage = Stage::Failed; // no more input: the window is not needed
         }
         let parser = &mut self.parser;
         if let Form::Grpc(decoder) = &self.form
@@ -430,7 +438,7 @@ impl Body {
         let unsound = match &self.form {
             Form::Json if self.strict && !self.messages => !parser.scanner.is_sound(),
             Form::Json => parser.scanner.is_broken(),
-            // No API takes these from a client.
+            // No API accepts event streams from a client.
             Form::Sse(_) | Form::EventStream(_) => self.strict,
             Form::Multipart(decoder) => self.strict && !decoder.is_sound(),
             _ => false,
@@ -448,15 +456,15 @@ impl Body {
 #[derive(Debug, Default)]
 struct Pairs {
     name: String,
-    /// Within a value, or in a name that is longer than any that matters.
+    /// Within a value, or in a name longer than any name of interest.
     past: bool,
 }
 
 impl Pairs {
-    /// Most characters of a name, each of which may be encoded.
+    /// Maximum characters of a name; each character may be percent-encoded.
     const NAME_LIMIT: usize = 3 * "model".len();
 
-    /// Whether a name that ends here is that of the model.
+    /// Takes bytes of a form. Returns whether the name of the model ends here.
     fn name_model(&mut self, bytes: &[u8]) -> bool {
         let mut found = false;
         for &byte in bytes {
@@ -482,7 +490,8 @@ impl Pairs {
 impl Hints {
     fn is(&self, part: &str) -> bool {
         self.content_type.as_deref().is_some_and(|value| {
-            value.split(';').next().is_some_and(|kind| kind.to_ascii_lowercase().contains(part))
+            let kind = value.split(';').next().unwrap_or_default().as_bytes();
+            kind.windows(part.len()).any(|it| it.eq_ignore_ascii_case(part.as_bytes()))
         })
     }
 
@@ -499,8 +508,8 @@ impl Hints {
     }
 }
 
-/// The coding a body has, by its field and its first bytes. The bytes are believed where they
-/// contradict the field: recorders and proxies undo codings and leave the field.
+/// Determines the coding of a body from the field and the first bytes. If both contradict, the
+/// bytes win: recorders and proxies undo codings and leave the field.
 fn actual_coding(hint: Option<Coding>, start: &[u8]) -> Coding {
     let by_magic = match start {
         [0x1f, 0x8b, ..] => Some(Coding::Gzip),
@@ -520,23 +529,23 @@ fn actual_coding(hint: Option<Coding>, start: &[u8]) -> Coding {
             (None, [0x78, 0x01 | 0x5e | 0x9c | 0xda, ..]) => Coding::Deflate,
             (None, [0, ..]) => Coding::Identity,
             (None, _) if looks_plain => Coding::Identity,
-            // Nothing marks br; if it is not, it will not decode to anything we read.
+            // Brotli has no magic number; other data will not decode to anything readable.
             (None, _) => Coding::Brotli,
         },
     }
 }
 
-/// What a text of Unicode may begin with.
+/// Byte order mark of UTF-8.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// JSON may begin with a byte order mark, which is none of it (RFC 8259 §8.1).
+/// Strips a byte order mark before JSON: the mark is not part of the text (RFC 8259 §8.1).
 fn without_mark<'b>(form: &Form, start: &'b [u8]) -> &'b [u8] {
     let json = matches!(form, Form::Json);
     start.strip_prefix(MARK).filter(|_| json).unwrap_or(start)
 }
 
-/// The form a body has. `None`: more bytes are needed. What few bytes say, more must not gainsay:
-/// it would depend on how they were cut.
+/// Determines the form of a body. `None`: more bytes are needed. More bytes must not contradict a
+/// decision on few bytes, or the form would depend on how the bytes were cut.
 fn sniff(hints: &Hints, start: &[u8], enough: bool, strict: bool) -> Option<Form> {
     let content_type = || hints.content_type.as_deref().unwrap_or_default();
     if hints.is("application/grpc") {
@@ -578,7 +587,7 @@ fn sniff(hints: &Hints, start: &[u8], enough: bool, strict: bool) -> Option<Form
     (enough || !may_become).then_some(Form::Opaque)
 }
 
-/// Gathers the facts of one body, whatever its form.
+/// Gathers the facts of a body of any form.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "marks of the current event, each on its own")]
 struct Parser {
@@ -590,19 +599,19 @@ struct Parser {
     templates: Templates,
     /// Data of the current event was seen.
     in_event: bool,
-    /// The current event was recognised as a repetition: the rest of it says nothing.
+    /// The current event is a repetition: the rest of the event adds no facts.
     repeated: bool,
-    /// The current event came in pieces: whether it changed a fact is seen at its end.
+    /// The current event came in pieces: a changed fact shows at the end of the event.
     pieced: bool,
     exception: Option<String>,
     corrupt: bool,
-    /// First bytes of the data line that comes in pieces, for [`END_OF_STREAM`].
+    /// First bytes of a data line received in pieces, to detect [`END_OF_STREAM`].
     marker: Vec<u8>,
-    /// The stream said that it is over.
+    /// The stream announced the end.
     over: bool,
 }
 
-/// What OpenAI's streams, and those of many others, end with.
+/// Last data line of the streams of OpenAI and many other providers.
 const END_OF_STREAM: &[u8] = b"[DONE]";
 
 impl Parser {
@@ -665,7 +674,7 @@ impl Parser {
         self.templates.clear();
     }
 
-    /// Scans an event's data that came whole, and learns its shape.
+    /// Scans the data of an event received whole, and learns the shape.
     fn scan_event(&mut self, line: &[u8]) {
         self.scanner.reset();
         let learn = line.len() <= Templates::LINE_LIMIT;
@@ -763,15 +772,15 @@ impl eventstream::Handler for Parser {
     }
 }
 
-/// Shapes of events that were scanned in full and of which a repetition would say nothing new.
+/// Shapes of events scanned in full; a repetition adds no facts.
 ///
-/// An event is a repetition where it differs from one scanned before only inside strings and
-/// numbers that nobody wants. Facts are kept by "the last one counts", so scanning it would keep
-/// again what was kept; that holds only while no other event has changed a fact since, so a
-/// change forgets every shape. Events that append to a list never become shapes.
+/// An event is a repetition if the only differences from an earlier event are inside unwanted
+/// strings and numbers. Of two values of a fact the last counts, so scanning a repetition would
+/// keep the same facts again. The rule holds only while no other event has changed a fact since, so
+/// a change forgets every shape. Events appending to a list never become shapes.
 #[derive(Debug, Default)]
 struct Templates {
-    /// Those past `active` are forgotten, their memory is kept.
+    /// Shapes past `active` are forgotten; the memory is kept.
     known: Vec<Shape>,
     active: usize,
     next: usize,
@@ -818,10 +827,13 @@ impl Templates {
         shape.holes.extend_from_slice(holes);
     }
 
-    /// How much a model wrote in a line of a known shape.
-    fn matches(&self, line: &[u8]) -> Option<u64> {
-        let mut known = self.known.iter().take(self.active);
-        known.find_map(|shape| same_shape(&shape.line, &shape.holes, line))
+    /// Returns the bytes written by a model in a line of a known shape. Tries the last match first.
+    fn matches(&mut self, line: &[u8]) -> Option<u64> {
+        let mut known = self.known.iter().take(self.active).enumerate();
+        let (at, written) = known
+            .find_map(|(at, shape)| Some((at, same_shape(&shape.line, &shape.holes, line)?)))?;
+        self.known.swap(0, at);
+        Some(written)
     }
 }
 
@@ -845,8 +857,8 @@ fn same_shape(known: &[u8], holes: &[Hole], mut line: &[u8]) -> Option<u64> {
     (line == known.get(from..)?).then_some(written)
 }
 
-/// Bytes up to the quote that ends a string, and how many they are without escapes. `None` where
-/// that takes a closer look.
+/// Returns the bytes up to the quote ending a string, and the count without escapes. `None` if a
+/// closer look is needed.
 fn written_len(bytes: &[u8]) -> Option<(usize, u64)> {
     let (mut at, mut said) = (0, 0);
     loop {
@@ -864,7 +876,7 @@ fn written_len(bytes: &[u8]) -> Option<(usize, u64)> {
     }
 }
 
-/// Bytes up to the quote that ends a string.
+/// Returns the bytes up to the quote ending a string.
 fn string_len(bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
@@ -889,6 +901,46 @@ mod tests {
                 body.feed(piece);
             }
             assert!(matches!(body.stage, Stage::Plain), "pieces of {len}: {:?}", body.stage);
+        }
+    }
+
+    #[test]
+    fn events_say_the_same_whether_their_shape_is_known_or_not() {
+        let said = |len: usize| {
+            let hints = Hints {
+                content_type: Some("text/event-stream".to_owned()),
+                coding: Some(Coding::Identity),
+                grpc: None,
+            };
+            let mut body = Body::new(&dialect::RESPONSES, hints, None);
+            for number in 0..40 {
+                let reason = if number == 33 { "\"length\"" } else { "null" };
+                let events = [
+                    format!(
+                        r#"{{"id":"r1","n":{number},"choices":[{{"delta":{{"content":"no {number}"}},"finish_reason":{reason}}}]}}"#
+                    ),
+                    format!(
+                        r#"{{"id":"r1","choices":[{{"delta":{{"content":"\"{number}\""}}}}],"x":"{number}"}}"#
+                    ),
+                    format!(
+                        r#"{{"id":"r1","usage":{{"completion_tokens":{}}},"x":"y"}}"#,
+                        number / 9
+                    ),
+                ];
+                for event in events.iter().take(1 + number % 3) {
+                    let event = format!("data: {event}\n\n");
+                    event.as_bytes().chunks(len).for_each(|piece| body.feed(piece));
+                }
+            }
+            body.end(true);
+            let facts = body.facts();
+            let reasons: Vec<String> = facts.reasons().map(str::to_owned).collect();
+            (facts.written_bytes(), facts.count(Field::CompletionTokens), reasons)
+        };
+        let whole = said(usize::MAX);
+        assert_eq!(whole, (288, Some(4), vec!["length".to_owned()]));
+        for len in [1, 7, 30] {
+            assert_eq!(said(len), whole, "pieces of {len}");
         }
     }
 

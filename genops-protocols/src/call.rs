@@ -1,13 +1,14 @@
-//! What is known of one request and its response: the value this crate hands out.
+//! Types describing a request and its response: the output of the crate.
 //!
-//! Nothing here holds payload text: names, counts, identifiers and times only, so that `Debug` of
-//! every type but [`Request`] may be printed anywhere, and [`Request`] prints no text either.
+//! Facts are names, counts, identifiers and times; only [`Request`] and [`OpenRequest`] hold
+//! payload text. `Debug` of every type may be printed anywhere: [`Request`] prints the length of
+//! the text, never the text.
 
 use std::fmt;
 
 use crate::claims::Claim;
 
-/// Which way bytes went. Egress is what the client sent.
+/// Direction of bytes on a connection. The client sends egress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the client to the server.
@@ -16,7 +17,7 @@ pub enum Direction {
     Ingress,
 }
 
-/// What sort of exchange it is. Only [`Kind::Inference`] uses a model.
+/// Kind of an exchange. Only [`Kind::Inference`] uses a model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A model works: chat, completion, embedding, image, audio, rerank, moderation, agent run.
@@ -27,55 +28,56 @@ pub enum Kind {
     Mcp,
     /// Agent2Agent protocol (JSON-RPC over HTTP).
     A2a,
-    /// Not known to be any of the others.
+    /// None of the other kinds, as far as known.
     #[default]
     Other,
 }
 
-/// Tokens a provider reports for one call, with the semantic-convention meaning.
+/// Token counts reported by a provider for a call, as defined by the OpenTelemetry semantic
+/// conventions.
 ///
-/// `None` means not reported, which is not zero.
+/// `None` means not reported, not zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// All input tokens, those read from or written to a cache included.
+    /// All input tokens, including tokens read from or written to a cache.
     pub input_tokens: Option<u64>,
     /// All output tokens, reasoning included.
     pub output_tokens: Option<u64>,
-    /// Part of `input_tokens` that a cache served.
+    /// Part of `input_tokens` served from a cache.
     pub cache_read_input_tokens: Option<u64>,
-    /// Part of `input_tokens` that was written to a cache.
+    /// Part of `input_tokens` written to a cache.
     pub cache_creation_input_tokens: Option<u64>,
-    /// Part of `output_tokens` that is reasoning.
+    /// Part of `output_tokens` spent on reasoning.
     pub reasoning_output_tokens: Option<u64>,
-    /// The provider's own total, where it reports one.
+    /// Total reported by the provider, if any.
     pub total_tokens: Option<u64>,
-    /// Part of `input_tokens` that is audio.
+    /// Part of `input_tokens` for audio.
     pub audio_input_tokens: Option<u64>,
-    /// Part of `output_tokens` that is audio.
+    /// Part of `output_tokens` for audio.
     pub audio_output_tokens: Option<u64>,
-    /// Part of `cache_creation_input_tokens` that is kept for an hour.
+    /// Part of `cache_creation_input_tokens` cached for an hour.
     pub cache_creation_hour_input_tokens: Option<u64>,
-    /// Part of `cache_read_input_tokens` that is audio.
+    /// Part of `cache_read_input_tokens` for audio.
     pub audio_cache_read_input_tokens: Option<u64>,
-    /// Part of `input_tokens` that is pictures.
+    /// Part of `input_tokens` for images.
     pub image_input_tokens: Option<u64>,
-    /// Part of `output_tokens` that is pictures.
+    /// Part of `output_tokens` for images.
     pub image_output_tokens: Option<u64>,
-    /// Part of `cache_read_input_tokens` that is pictures.
+    /// Part of `cache_read_input_tokens` for images.
     pub image_cache_read_input_tokens: Option<u64>,
-    /// Part of `input_tokens` that is video.
+    /// Part of `input_tokens` for video.
     pub video_input_tokens: Option<u64>,
-    /// Part of `output_tokens` that is video.
+    /// Part of `output_tokens` for video.
     pub video_output_tokens: Option<u64>,
-    /// Tokens of citations, beside `output_tokens`.
+    /// Tokens of citations, not part of `output_tokens`.
     pub citation_tokens: Option<u64>,
-    /// Searches of the web that the provider ran.
+    /// Web searches run by the provider.
     pub web_searches: Option<u64>,
-    /// Searches of stored files that the provider ran.
+    /// Searches of stored files run by the provider.
     pub file_searches: Option<u64>,
-    /// Sound that was taken in, in milliseconds.
+    /// Duration of the input audio, in milliseconds.
     pub audio_input_ms: Option<u64>,
-    /// Pages of documents that were taken in.
+    /// Document pages taken as input.
     pub pages: Option<u64>,
 }
 
@@ -102,15 +104,15 @@ pub struct RequestParams {
     pub dimensions: Option<u64>,
     /// Encoding formats asked for an embedding.
     pub encoding_formats: Vec<String>,
-    /// The stored response this request continues.
+    /// Stored response continued by the request.
     pub previous_response_id: Option<String>,
-    /// `text`, `json`, `image` or `speech`, where the request says so.
+    /// `text`, `json`, `image` or `speech`, if named by the request.
     pub output_type: Option<&'static str>,
     /// Service tier asked for.
     pub service_tier: Option<String>,
 }
 
-/// One JSON-RPC exchange of the Model Context Protocol or of Agent2Agent.
+/// A JSON-RPC exchange of the Model Context Protocol or of Agent2Agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct McpCall {
     /// JSON-RPC method of the client's message.
@@ -133,44 +135,45 @@ pub struct McpCall {
     pub tool_error: bool,
     /// The client's message was a response to a request of the server.
     pub client_response: bool,
-    /// Methods of the messages that the server sent in this body, at most 64.
+    /// Methods of the messages sent by the server in the response body, at most 64.
     pub server_messages: Vec<String>,
 }
 
-/// Why a body, or the rest of it, could not be read.
+/// Reason why a body, or the rest of a body, could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unreadable {
-    /// The head breaks its protocol's grammar or is longer than the limit.
+    /// The head breaks the grammar of the protocol or exceeds the size limit.
     Head,
-    /// A content coding that is not implemented.
+    /// The content coding is not implemented.
     Coding,
     /// The coded body is damaged.
     Corrupt,
     /// The coded body expands past the limit.
     Bomb,
-    /// The decoded body is not what its type says.
+    /// The decoded body is not of the declared type.
     Body,
-    /// Bytes are missing, and what follows could not be placed.
+    /// Bytes are missing; bytes after the gap may be unread.
     Gap,
 }
 
-/// One request and its response, as known so far. `None` or empty means not known, never a guess.
+/// A request and its response, as known so far. `None` or empty means not known, never a guess.
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Call {
-    /// 0-based order of the requests seen on this connection.
+    /// Number of the request on the connection, in order of appearance, from 0.
     pub exchange: u64,
-    /// What sort of exchange it is.
+    /// Kind of the exchange.
     pub kind: Kind,
     /// API flavour, e.g. `openai.chat`.
     pub api: Option<&'static str>,
-    /// The request itself was seen. False for a response whose request left before capture began.
+    /// The request was seen. False: the request left before capture began, only the response was
+    /// seen.
     pub request_seen: bool,
-    /// When the request's first byte was seen.
+    /// Capture time of the first byte of the request, in nanoseconds.
     pub request_at_ns: u64,
-    /// When the first byte of the response's body was seen.
+    /// Capture time of the first byte of the response body, in nanoseconds.
     pub first_chunk_at_ns: Option<u64>,
-    /// When the response's last byte was seen.
+    /// Capture time of the end of the response, in nanoseconds.
     pub end_at_ns: Option<u64>,
     /// Host name the client addressed.
     pub server_address: Option<String>,
@@ -192,33 +195,33 @@ pub struct Call {
     pub response_model: Option<String>,
     /// The provider's id of the response.
     pub response_id: Option<String>,
-    /// One per choice, in order, as the provider spells them.
+    /// Finish reason of each choice, in order, as spelled by the provider.
     pub finish_reasons: Vec<String>,
-    /// Names of the client's tools that the model called, in order.
+    /// Names of the client's tools called by the model, in order.
     pub tool_calls: Vec<String>,
-    /// Names or types of the tools that the provider ran itself, in order.
+    /// Names or types of the tools run by the provider, in order.
     pub server_tool_calls: Vec<String>,
     /// The request asked for a stream.
     pub stream: bool,
     /// The response's body is a stream.
     pub stream_response: bool,
-    /// Limit on output tokens that the request set.
+    /// Limit on output tokens set by the request.
     pub max_output_tokens: Option<u64>,
     /// Number of choices asked for.
     pub choices: Option<u64>,
     /// Further parameters of the request.
     pub params: RequestParams,
-    /// Tokens used.
+    /// Token usage.
     pub usage: Usage,
-    /// The provider's error type or code, also from inside a stream; else the status code.
+    /// Error type or code of the provider, also from inside a stream; else the HTTP status code.
     pub error_type: Option<String>,
-    /// Region, where host or path says so.
+    /// Region, if named by host or path.
     pub region: Option<String>,
-    /// Conversation or thread the request names.
+    /// Conversation or thread named by the request.
     pub conversation_id: Option<String>,
-    /// Status the API reports for the response, e.g. `completed`.
+    /// Status of the response reported by the API, e.g. `completed`.
     pub response_status: Option<String>,
-    /// Service tier that served.
+    /// Service tier of the response.
     pub service_tier: Option<String>,
     /// `system_fingerprint` of the response.
     pub system_fingerprint: Option<String>,
@@ -226,41 +229,48 @@ pub struct Call {
     pub request_bytes: u64,
     /// Bytes of the response on the wire, head and body.
     pub response_bytes: u64,
-    /// Bytes of this exchange that capture missed, as far as known.
+    /// Bytes of the exchange missed by capture, as far as known.
     pub missing_bytes: u64,
-    /// It goes to a provider, and is neither inference that a dialect knows nor on the list of what is
-    /// harmless there: whoever governs decides it as a request that can't be read.
+    /// The request goes to a provider, but is neither an inference known to a dialect nor on the
+    /// list of the provider's harmless requests. Governance decides the request as unreadable.
     pub unlisted: bool,
-    /// What is unlisted only counts tokens.
+    /// The unlisted request only counts tokens.
     pub counts_tokens: bool,
-    /// Model that something unlisted names, in body, path or query.
+    /// Model named by an unlisted request, in body, path or query.
     pub unlisted_model: Option<String>,
-    /// A second provider, where the names that are known of it (server name, address, `Host`,
-    /// `:authority`, target) do not all belong to [`Self::provider`], or to the same region of it.
+    /// Second provider, if the provider host names seen for the exchange (server name, address,
+    /// `Host`, `:authority`, target) do not all belong to [`Self::provider`] and to the same
+    /// region.
     pub other_provider: Option<String>,
-    /// Models beside `request_model` that may answer as well, as the request names them.
+    /// Further models permitted by the request to answer, beside `request_model`.
     pub other_models: Vec<String>,
-    /// What it reads lies at the provider, so its length is not known: an earlier response, a
-    /// conversation, a file.
+    /// Input of the request lies at the provider (an earlier response, a conversation, a file), so
+    /// the length is not known.
     pub input_by_reference: bool,
-    /// Something of this exchange was lost or could not be read, and why.
+    /// Reason for a lost or unreadable part of the exchange, if any.
     pub unreadable: Option<Unreadable>,
     /// Details of an MCP or A2A exchange.
     pub mcp: Option<McpCall>,
-    /// Whom it is for, by the client's word: the fields that [`crate::Connection::want`] asked for.
+    /// Principals claimed by the client: the fields requested by [`crate::Connection::want`].
     pub claims: Vec<Claim>,
-    /// Bytes of text that the model wrote, as far as read: what an estimate goes by.
+    /// Bytes of text written by the model, as far as read: the basis of estimates.
     pub written_bytes: u64,
+    /// The server reported the request as not processed: by `REFUSED_STREAM`, or by a `GOAWAY`
+    /// naming an earlier stream as the last ([RFC 9113 §8.7][rfc]).
+    ///
+    /// [rfc]: https://www.rfc-editor.org/rfc/rfc9113#section-8.7
+    pub unprocessed: bool,
 }
 
 impl Call {
-    /// `gen_ai.operation.name` of what counts tokens and runs nothing. It is no inference.
+    /// `gen_ai.operation.name` of a request counting tokens without running a model. Not an
+    /// inference.
     pub const COUNT_TOKENS: &'static str = "x_count_tokens";
 
-    /// `gen_ai.operation.name` of what goes to a provider and no dialect knows.
+    /// `gen_ai.operation.name` of a request to a provider, unknown to every dialect.
     pub const UNKNOWN: &'static str = "x_unknown";
 
-    /// Bytes of memory its strings hold.
+    /// Returns the bytes of memory held by strings and lists.
     pub(crate) fn memory_bytes(&self) -> usize {
         let optional = [
             &self.server_address,
@@ -301,29 +311,40 @@ impl Call {
     }
 }
 
-/// A finished exchange: the call with everything known.
+/// A finished exchange, with all facts known.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exchange {
     /// The call.
     pub call: Call,
-    /// The response ended as its framing says. False: cut off, reset, or never came.
+    /// The response ended, by the framing or by the API's own end mark. False: cut off, reset, or
+    /// never received.
     pub response_complete: bool,
 }
 
-/// The text of one request: pieces in order, bounded.
+/// Text of a request: ordered pieces, bounded in size.
 #[derive(Clone, Default)]
 pub(crate) struct Texts {
     /// Every finished piece is valid UTF-8.
     text: Vec<u8>,
-    /// Where each piece starts in `text`.
+    /// Start of each piece in `text`.
     starts: Vec<u32>,
     open: bool,
     dropped_bytes: u64,
+    dropped_chars: u64,
     limit: usize,
 }
 
+/// Counts the characters beginning in a piece of UTF-8. The piece may be cut within a character.
+fn chars_of(piece: &[u8]) -> u64 {
+    /// Bytes per part: a `u8` counter can't overflow, and small counters are added many at a time.
+    const PART: usize = 255;
+    let begins = |byte: &u8| u8::from(byte & 0xc0 != 0x80);
+    let count = |part: &[u8]| u64::from(part.iter().map(begins).sum::<u8>());
+    piece.chunks(PART).map(count).sum()
+}
+
 impl Texts {
-    /// Most pieces kept apart; text past it joins the last piece.
+    /// Maximum number of separate pieces; further text joins the last piece.
     const PIECE_LIMIT: usize = 1 << 16;
 
     pub(crate) fn new(limit: usize) -> Self {
@@ -338,15 +359,16 @@ impl Texts {
         }
     }
 
-    /// Adds to the piece begun last; may be cut within a character.
+    /// Appends to the current piece. `piece` may be cut within a character.
     pub(crate) fn push(&mut self, piece: &[u8]) {
         let room = self.limit.saturating_sub(self.text.len());
         let (kept, dropped) = piece.split_at_checked(room).unwrap_or((piece, &[]));
         self.text.extend_from_slice(kept);
         self.dropped_bytes += dropped.len() as u64;
+        self.dropped_chars += chars_of(dropped);
     }
 
-    /// Ends the piece begun last.
+    /// Ends the current piece.
     pub(crate) fn end(&mut self) {
         if !std::mem::take(&mut self.open) {
             return;
@@ -377,9 +399,14 @@ impl Texts {
         self.dropped_bytes
     }
 
-    /// Frees what is kept, and keeps no more of it.
+    pub(crate) fn dropped_chars(&self) -> u64 {
+        self.dropped_chars
+    }
+
+    /// Frees the kept text and keeps no more text.
     pub(crate) fn give_up(&mut self) {
         self.dropped_bytes += self.text.len() as u64 + 1;
+        self.dropped_chars += chars_of(&self.text);
         self.text = Vec::new();
         self.starts = Vec::new();
         self.open = false;
@@ -390,7 +417,8 @@ impl Texts {
         self.text.len()
     }
 
-    /// What was kept from byte `from` on, in its pieces. The last may be cut within a character.
+    /// Returns the text kept from byte `from` on, in pieces. The last may be cut within a
+    /// character.
     pub(crate) fn from(&self, from: usize) -> Vec<String> {
         let ends = self.starts.iter().skip(1).map(|it| *it as usize).chain([self.text.len()]);
         let pieces = self.starts.iter().map(|it| *it as usize).zip(ends);
@@ -413,100 +441,126 @@ impl fmt::Debug for Texts {
     }
 }
 
-/// A request whose end was seen, or of which no more can be read.
+/// A request after its end, or after the last readable byte.
 pub struct Request<'a> {
-    /// What is known of the call.
+    /// Facts known of the call.
     pub call: &'a Call,
-    /// The request's end was seen.
+    /// The end of the request was seen.
     pub complete: bool,
-    /// Stream position of the request's first byte.
+    /// Stream position of the first byte of the request.
     pub start: u64,
-    /// Stream position after the request's last byte. `u64::MAX`: nothing that the client sends
-    /// from its start on can be read, however much will come; no other request follows.
+    /// Stream position after the last byte of the request. `u64::MAX`: no bytes sent by the client
+    /// from `start` on can be read, however many will come; no other request follows.
     pub end: u64,
-    /// SHA-256 over its body, transfer and content coding undone. None unless it was asked for
-    /// ([`crate::Connection::keep_digests`]) and all of the body was read, and for a message of a WebSocket.
+    /// The server began the work by itself, before a request of the client. All input of the work
+    /// has left, whatever bytes are still held, and no refusal stops the work.
+    pub under_way: bool,
+    /// SHA-256 over the body without transfer and content coding. `None` unless digests were
+    /// requested ([`crate::Connection::keep_digests`]) and the whole body was read; `None` for a
+    /// WebSocket message.
     pub digest: Option<[u8; 32]>,
     pub(crate) texts: &'a Texts,
 }
 
 impl<'a> Request<'a> {
-    /// The text sent to the model, as borrowed pieces in order: messages, prompts, inputs, system.
+    /// Returns the text sent to the model (messages, prompts, inputs, system) as borrowed pieces in
+    /// order.
     pub fn texts(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         self.texts.iter()
     }
 
-    /// Text past the limit was dropped: [`Self::texts`] is not all of it.
+    /// Returns whether text past the limit was dropped. [`Self::texts`] is incomplete then.
     #[must_use]
     pub fn texts_truncated(&self) -> bool {
         self.texts.dropped_bytes() > 0
     }
 
-    /// Bytes of text past the limit.
+    /// Returns the bytes of text dropped past the limit.
     #[must_use]
     pub fn texts_dropped_bytes(&self) -> u64 {
         self.texts.dropped_bytes()
+    }
+
+    /// Returns the characters of text dropped past the limit.
+    #[must_use]
+    pub fn texts_dropped_chars(&self) -> u64 {
+        self.texts.dropped_chars()
     }
 }
 
 impl fmt::Debug for Request<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { call, complete, start, end, digest, texts } = self;
+        let Self { call, complete, start, end, under_way, digest, texts } = self;
         f.debug_struct("Request")
             .field("call", call)
             .field("complete", complete)
             .field("start", start)
             .field("end", end)
+            .field("under_way", under_way)
             .field("digest", digest)
             .field("texts", texts)
             .finish()
     }
 }
 
-/// Receives what is decoded.
+/// Receiver of decoded requests and exchanges.
 pub trait Sink {
-    /// Once per exchange of any kind, when the request's end was seen, or when no more of it can
-    /// be read (`complete` is false then). Always before [`Sink::exchange`].
+    /// Takes a request of any kind, once per exchange: at the end of the request, or once no more
+    /// of the request can be read (`complete` is false then). Always before [`Sink::exchange`].
     fn request(&mut self, request: &Request<'_>);
 
-    /// Once per exchange, when the response ended, or never will.
+    /// Takes an exchange, once: at the end of the response, or once no end can come.
     fn exchange(&mut self, exchange: Exchange);
 }
 
-/// How far egress was read: for whoever holds the bytes back.
+/// Progress of reading egress, for the holder of the bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Egress<'a> {
     /// Stream position after the last byte seen.
     pub received: u64,
-    /// The oldest request that has begun and not ended. `None`: nothing is open, and everything
-    /// received may leave once the requests reported are decided.
+    /// Oldest request begun and not ended. `None`: no request is open, and all bytes received may
+    /// leave once the reported requests are decided.
     pub open: Option<OpenRequest<'a>>,
 }
 
-/// A request that has begun and not ended.
+/// A request begun and not ended.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenRequest<'a> {
-    /// Its number on this connection.
+    /// Number of the request on the connection.
     pub exchange: u64,
-    /// Stream position of its first byte.
+    /// Stream position of the first byte.
     pub start: u64,
-    /// What is known of it so far.
+    /// Facts known so far.
     pub call: &'a Call,
-    /// Bytes of its body seen so far.
+    /// Bytes of the body seen so far.
     pub body_bytes: u64,
     pub(crate) texts: Option<&'a Texts>,
 }
 
 impl OpenRequest<'_> {
-    /// Bytes of text seen so far, as far as they are kept.
+    /// Returns the bytes of text kept so far.
     #[must_use]
     pub fn text_bytes(&self) -> usize {
         self.texts.map_or(0, Texts::len)
     }
 
-    /// The text seen so far from this byte on, in its pieces; the last may still go on.
+    /// Returns the text kept so far from byte `from` on, in pieces; the last piece may still grow.
     #[must_use]
     pub fn texts_from(&self, from: usize) -> Vec<String> {
         self.texts.map(|texts| texts.from(from)).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_are_counted_by_their_first_bytes() {
+        for text in ["", "plain", "\u{e9}\u{4e2d}\u{1f375}", &"a\u{e9}".repeat(400)] {
+            assert_eq!(chars_of(text.as_bytes()), text.chars().count() as u64);
+        }
+        assert_eq!(chars_of(&[b'x'; 766]), 766);
+        assert_eq!(chars_of("\u{4e2d}".as_bytes().get(1..).unwrap_or_default()), 0);
     }
 }

@@ -1,5 +1,5 @@
-//! What a request says of whom it is for, in fields that whoever governs asked to be read. It is
-//! the client's word, and nothing here says what it is worth.
+//! Claims of a request about the principal, read from fields requested by governance. A claim is
+//! the client's word; nothing in the module says how far to trust a claim.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::dialect::percent_decode;
 use crate::facts::Facts;
 
-/// Places of a request's body that can be asked for, as paths of keys.
+/// Paths of keys in a request body available as claims.
 pub const BODY_PATHS: [&str; 32] = [
     "user",
     "user_id",
@@ -43,27 +43,27 @@ pub const BODY_PATHS: [&str; 32] = [
     "requestMetadata.session_id",
 ];
 
-/// Longest name of a header or key.
+/// Longest name of a header or key, in bytes.
 const NAME_LIMIT: usize = 40;
-/// Longest `baggage` that is read ([W3C](https://www.w3.org/TR/baggage/#limits): 8,192 bytes).
+/// Longest `baggage` read ([W3C](https://www.w3.org/TR/baggage/#limits): 8,192 bytes).
 const BAGGAGE_LIMIT: usize = 8_192;
-/// Longest value.
+/// Longest value, in bytes.
 const VALUE_LIMIT: usize = 256;
 
-/// A place of a request that may say whom it is for.
+/// A place in a request able to name the principal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ClaimSource {
-    /// A header; its name in lower case.
+    /// A header, with the name in lower case.
     Header(String),
     /// A key of the header `baggage`.
     Baggage(String),
-    /// One of [`BODY_PATHS`].
+    /// A path of [`BODY_PATHS`].
     Body(&'static str),
-    /// The conversation or thread that the request names.
+    /// The conversation or thread named by the request.
     Conversation,
 }
 
-/// A text that names no [`ClaimSource`].
+/// A text naming no [`ClaimSource`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is none of `header:NAME`, `baggage:KEY`, `body:PATH` and `conversation`{hint}")]
 pub struct UnknownSource {
@@ -99,7 +99,7 @@ impl FromStr for ClaimSource {
     }
 }
 
-/// Headers whose values are written nowhere.
+/// Headers with values never to be written anywhere.
 const SECRET: [&str; 7] = [
     "api-key",
     "authorization",
@@ -121,16 +121,16 @@ impl fmt::Display for ClaimSource {
     }
 }
 
-/// What one field said.
+/// Value of a claimed field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Where.
+    /// Place of the value.
     pub source: ClaimSource,
-    /// What, without the blanks around it.
+    /// Value, without surrounding blanks.
     pub value: String,
 }
 
-/// The places that are asked for.
+/// Places requested by governance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted(Vec<ClaimSource>);
 
@@ -144,7 +144,7 @@ impl FromIterator<ClaimSource> for Wanted {
 }
 
 impl Wanted {
-    /// What a header of a request says of it; `name` in lower case.
+    /// Collects claims from a header of a request; `name` in lower case.
     pub(crate) fn header(&self, name: &[u8], value: &[u8], claims: &mut Vec<Claim>) {
         if self.0.is_empty() {
             return;
@@ -165,7 +165,7 @@ impl Wanted {
         }
     }
 
-    /// What a body says of it.
+    /// Collects claims from a body.
     pub(crate) fn body(&self, facts: &Facts, claims: &mut Vec<Claim>) {
         for source in &self.0 {
             if let ClaimSource::Body(path) = source
@@ -177,7 +177,7 @@ impl Wanted {
     }
 }
 
-/// Of a place that is there twice, the first counts.
+/// Keeps a claim; of a repeated place, the first value counts.
 fn keep(source: &ClaimSource, value: &str, claims: &mut Vec<Claim>) {
     let value = value.trim();
     let known = claims.iter().any(|it| it.source == *source);
@@ -186,8 +186,8 @@ fn keep(source: &ClaimSource, value: &str, claims: &mut Vec<Claim>) {
     }
 }
 
-/// A member of [W3C baggage](https://www.w3.org/TR/baggage/#header-content), without its
-/// properties.
+/// Returns the value of a member of [W3C baggage](https://www.w3.org/TR/baggage/#header-content),
+/// without properties.
 fn baggage(header: &str, wanted: &str) -> Option<String> {
     if header.len() > BAGGAGE_LIMIT {
         return None;

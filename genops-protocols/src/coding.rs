@@ -1,8 +1,8 @@
-//! Content codings of HTTP bodies, undone as they come: gzip, deflate, br, zstd.
+//! Streaming decoders of HTTP content codings: gzip, deflate, br, zstd.
 //!
-//! [RFC 9110 §8.4][rfc] names them. What is decoded is handed on at once and not kept; what a
-//! decompressor needs for itself is its window: 32 KiB (gzip, deflate), 16 MiB at most (br,
-//! RFC 7932 §9.1), 8 MiB at most (zstd).
+//! Codings are named in [RFC 9110 §8.4][rfc]. Decoded bytes are passed on at once and not kept. A
+//! decompressor keeps a window: 32 KiB (gzip, deflate), 16 MiB at most (br, RFC 7932 §9.1), 8 MiB
+//! at most (zstd).
 //!
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc9110#section-8.4
 
@@ -26,7 +26,7 @@ pub(crate) enum Coding {
     Deflate,
     Brotli,
     Zstd,
-    /// Some other coding, or several one over the other.
+    /// Another coding, or several layered codings.
     Unknown,
 }
 
@@ -58,13 +58,13 @@ enum Engine {
     Zstd(DCtx<'static>),
 }
 
-/// What one call of a decompressor did.
+/// Result of a call of a decompressor.
 struct Step {
     used: usize,
     made: usize,
     /// More output waits.
     more: bool,
-    /// What follows cannot be decoded.
+    /// The rest can't be decoded.
     damaged: bool,
 }
 
@@ -74,10 +74,10 @@ impl Step {
     }
 }
 
-/// Undoes one coding.
+/// Decoder of a coding.
 pub(crate) struct Decoder {
     engine: Engine,
-    /// What the decompressor writes into before it is handed on.
+    /// Output buffer of the decompressor.
     out: Vec<u8>,
     bytes_in: u64,
     bytes_out: u64,
@@ -85,17 +85,17 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// zstd's window is held to 8 MiB, as [RFC 9659] has it for HTTP.
+    /// Window limit of zstd: 8 MiB, as required by [RFC 9659] for HTTP.
     ///
     /// [RFC 9659]: https://www.rfc-editor.org/rfc/rfc9659
     const ZSTD_WINDOW_LOG: u32 = 23;
-    /// A body may expand freely up to here,
+    /// Decoded bytes of a body allowed at any expansion factor.
     pub(crate) const FREE_OUTPUT: u64 = 64 << 20;
-    /// and past it by this factor. Text compresses by less than a hundred.
+    /// Maximum expansion factor past the free output. Text compresses by less than a hundred.
     pub(crate) const EXPANSION_LIMIT: u64 = 256;
     const OUT_BYTES: usize = 16 << 10;
 
-    /// `None` for the identity.
+    /// Creates a decoder; `None` for the identity.
     pub(crate) fn new(coding: Coding) -> Result<Option<Self>, Unreadable> {
         let engine = match coding {
             Coding::Identity => return Ok(None),
@@ -119,7 +119,7 @@ impl Decoder {
         Ok(Some(Self { engine, out, bytes_in: 0, bytes_out: 0, ended: false }))
     }
 
-    /// Takes the next piece and hands on what it decodes to.
+    /// Takes the next piece and passes on the decoded bytes.
     pub(crate) fn feed(
         &mut self,
         mut bytes: &[u8],
@@ -144,13 +144,14 @@ impl Decoder {
         }
     }
 
-    /// One call of the decompressor.
+    /// Calls the decompressor once.
     fn step(&mut self, bytes: &[u8]) -> Result<Step, Unreadable> {
         let Self { engine, out, ended, .. } = self;
         match engine {
             Engine::Gzip(inflate) => {
                 if *ended && !bytes.is_empty() {
-                    // Members follow one another (RFC 1952 §2.2); padding after them is no member.
+                    // Members follow one another (RFC 1952 §2.2); padding after the last is no
+                    // member.
                     if bytes.first() != Some(&0x1f) {
                         return Ok(Step::skip(bytes.len()));
                     }
@@ -163,11 +164,11 @@ impl Decoder {
                 if *ended {
                     return Ok(Step::skip(bytes.len()));
                 }
-                // Without input too: what did not fit into the last output is still to come.
+                // Without input too: output left from the last call is still to come.
                 let inflate = match (inflate.as_mut(), bytes.first()) {
                     (None, None) => return Ok(Step::skip(0)),
                     (Some(running), _) => running,
-                    // The coding is zlib's format; some servers send it without the wrapper.
+                    // The coding is zlib's format; some servers omit the wrapper.
                     (None, Some(first)) => {
                         let wrapped = first & 0x0f == 8 && first >> 4 <= 7;
                         inflate.insert(Decompress::new(wrapped))
@@ -233,7 +234,7 @@ fn brotli_step(state: &mut Brotli, bytes: &[u8], out: &mut [u8]) -> Step {
     Step {
         used: if ended { bytes.len() } else { used },
         made,
-        // It asks for input also while output that did not fit still waits.
+        // Brotli asks for input even while leftover output waits.
         more: matches!(result, BrotliResult::NeedsMoreOutput) || made == out.len(),
         damaged: matches!(result, BrotliResult::ResultFailure),
     }

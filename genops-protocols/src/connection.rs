@@ -1,7 +1,7 @@
-//! One connection: bytes of both directions in, calls out.
+//! Decoder of a connection: takes bytes of both directions, yields calls.
 //!
-//! Finds out what is spoken and hands the bytes to who reads it. A connection on which this host
-//! is the server is recognised by its first bytes and left alone.
+//! Detects the protocol and passes the bytes to the matching decoder. A connection with the host as
+//! the server is recognised by the first bytes and not read.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -17,28 +17,28 @@ use crate::memory::Memory;
 use crate::stream::Position;
 use crate::websocket::WebSocket;
 
-/// What is known of a connection when decoding starts. All may come later.
+/// Facts of a connection at the start of decoding. Name and address may come later.
 #[derive(Clone, Debug)]
 pub struct ConnectionFacts {
-    /// Server name of the TLS handshake, or the name that was resolved.
+    /// Server name of the TLS handshake, or the resolved name.
     pub server_name: Option<String>,
     /// Address of the peer.
     pub remote: Option<SocketAddr>,
-    /// Seen from its first byte. False: joined midway.
+    /// Seen from the first byte. False: joined midway.
     pub from_start: bool,
 }
 
 impl Default for ConnectionFacts {
-    /// Nothing known, seen from its first byte.
+    /// Nothing known, seen from the first byte.
     fn default() -> Self {
         Self { server_name: None, remote: None, from_start: true }
     }
 }
 
-/// What the connection speaks.
+/// Protocol of the connection.
 #[derive(Debug)]
 enum Protocol {
-    /// Not known yet: the first bytes of both directions.
+    /// Unknown so far: the first bytes of both directions.
     Undecided {
         egress: Vec<u8>,
         ingress: Vec<u8>,
@@ -46,20 +46,20 @@ enum Protocol {
     Http1(Box<Http1>),
     Http2(Box<Http2>),
     WebSocket(Box<WebSocket>),
-    /// Nothing that is read here.
+    /// Protocol without a decoder.
     Opaque,
 }
 
-/// Decodes one connection.
+/// Decodes a connection.
 pub struct Connection {
     context: Context,
     from_start: bool,
-    /// It was not from its first byte that this connection was seen.
+    /// The connection was not seen from the first byte.
     joined_midway: bool,
     egress: Position,
     ingress: Position,
     protocol: Protocol,
-    /// What is known of a request of which only a part of the head was seen: nothing.
+    /// Call for a request with a partly seen head: only the peer is known.
     unknown: Call,
 }
 
@@ -67,19 +67,20 @@ impl Connection {
     /// Default of [`Self::with_text_limit`], in bytes.
     pub const TEXT_LIMIT: usize = 4 << 20;
 
-    /// Most bytes of memory a connection holds whatever the peer sends, beside the messages in
-    /// flight on it.
+    /// Maximum bytes of memory held by a connection whatever the peer sends, beside messages in
+    /// flight.
     pub const MEMORY_LIMIT: usize = 256 << 10;
 
-    /// Most bytes of memory a message in flight holds, beside what is retained because it is
-    /// wanted (the call, its texts) and the window of its decompressor (gzip 32 KiB, zstd 8 MiB,
-    /// br 16 MiB at most).
+    /// Maximum bytes of memory held by a message in flight, beside the data retained for use (the
+    /// call, the texts) and the window of the decompressor (gzip 32 KiB, zstd 8 MiB, br 16 MiB at
+    /// most).
     pub const MESSAGE_LIMIT: usize = 64 << 10;
 
-    /// First bytes looked at to find the protocol: a preface of HTTP/2, or two frame heads.
+    /// Number of first bytes examined to find the protocol: a preface of HTTP/2, or two frame
+    /// heads.
     const SNIFF_BYTES: usize = 24;
 
-    /// Begins a connection of which nothing was read yet.
+    /// Creates the decoder of an unread connection.
     #[must_use]
     pub fn new(facts: ConnectionFacts, hosts: Arc<Hosts>) -> Self {
         let ConnectionFacts { server_name, remote, from_start } = facts;
@@ -104,43 +105,43 @@ impl Connection {
         it
     }
 
-    /// Of a request of which only a part of the head was seen: whom the connection goes to.
+    /// Updates the peer of a request with a partly seen head.
     fn know_addressee(&mut self) {
         self.unknown = Transaction::unread(0, 0, 0, &self.context).into_call();
     }
 
-    /// Sets how many bytes of text are kept for content policy, a request.
+    /// Sets the bytes of text kept per request for content policy.
     #[must_use]
     pub fn with_text_limit(mut self, bytes: usize) -> Self {
         self.context.text_limit = bytes;
         self
     }
 
-    /// Has it count what its decoders hold in a budget that it shares with others.
+    /// Counts the memory of the decoders in a budget shared with other connections.
     #[must_use]
     pub fn with_memory(mut self, memory: Arc<Memory>) -> Self {
         self.context.memory = memory;
         self
     }
 
-    /// Whether the texts of requests that begin from here on are kept; otherwise they are counted.
+    /// Sets whether the texts of later requests are kept; otherwise the texts are only counted.
     pub fn keep_texts(&mut self, keep: bool) {
         self.context.text_limit = if keep { Self::TEXT_LIMIT } else { 0 };
     }
 
-    /// Whether the bodies of requests that begin from here on are hashed.
+    /// Sets whether the bodies of later requests are hashed.
     pub fn keep_digests(&mut self, keep: bool) {
         self.context.digests = keep;
     }
 
-    /// Has it read these fields of requests that begin from here on: [`Call::claims`].
+    /// Sets the fields to read from later requests: [`Call::claims`].
     pub fn want(&mut self, wanted: &Arc<Wanted>) {
         if !Arc::ptr_eq(&self.context.wanted, wanted) {
             self.context.wanted = Arc::clone(wanted);
         }
     }
 
-    /// Takes a server name or address that became known later.
+    /// Takes a server name or address learned later.
     pub fn learn(&mut self, facts: ConnectionFacts) {
         let ConnectionFacts { server_name, remote, from_start: _ } = facts;
         let Context { server_name: known_name, remote: known_remote, .. } = &mut self.context;
@@ -149,8 +150,8 @@ impl Connection {
         self.know_addressee();
     }
 
-    /// Takes bytes at a stream position: 0 is the first byte of that direction. What was seen
-    /// before is skipped, a jump ahead is a gap.
+    /// Takes bytes at a stream position: 0 is the first byte of the direction. Bytes seen before
+    /// are skipped, a jump ahead is a gap.
     pub fn data_at(
         &mut self,
         at_ns: u64,
@@ -160,7 +161,7 @@ impl Connection {
         sink: &mut dyn Sink,
     ) {
         if self.joined_midway && self.position(direction).next() == 0 {
-            // What was sent before nobody has missed.
+            // Bytes sent before joining are not missing.
             self.position(direction).skip(offset);
         }
         let piece = self.position(direction).take(offset, bytes);
@@ -178,7 +179,7 @@ impl Connection {
         self.data_at(at_ns, direction, offset, bytes, sink);
     }
 
-    /// Bytes are missing here; `None`: nobody knows how many.
+    /// Takes a gap; `None`: of unknown length.
     pub fn gap(
         &mut self,
         at_ns: u64,
@@ -191,7 +192,7 @@ impl Connection {
         self.lost(at_ns, direction, at, bytes, sink);
     }
 
-    /// No more bytes will come.
+    /// Ends the connection: no more bytes will come.
     pub fn close(&mut self, at_ns: u64, sink: &mut dyn Sink) {
         let at = self.egress.next();
         match std::mem::replace(&mut self.protocol, Protocol::Opaque) {
@@ -208,7 +209,7 @@ impl Connection {
         }
     }
 
-    /// How far egress was read.
+    /// Returns the progress of reading egress.
     #[must_use]
     pub fn egress(&self) -> Egress<'_> {
         let partial = |start: Option<u64>, exchange: u64| {
@@ -237,7 +238,7 @@ impl Connection {
         Egress { received: self.egress.next(), open }
     }
 
-    /// Bytes of memory this connection holds.
+    /// Returns the bytes of memory held by the connection.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let protocol = match &self.protocol {
@@ -250,7 +251,7 @@ impl Connection {
         size_of::<Self>() + protocol
     }
 
-    /// Bytes of [`Self::memory_bytes`] that are retained because they are wanted: calls, texts.
+    /// Returns the bytes of [`Self::memory_bytes`] retained for use: calls, texts.
     #[must_use]
     pub fn retained_bytes(&self) -> usize {
         match &self.protocol {
@@ -324,7 +325,8 @@ impl Connection {
         };
     }
 
-    /// Gathers first bytes until they say what is spoken. Midway, the first that say so.
+    /// Gathers first bytes until the protocol is known. Midway, skips bytes up to a recognisable
+    /// start.
     fn sniff(
         &mut self,
         at_ns: u64,
@@ -363,14 +365,14 @@ impl Connection {
         }
     }
 
-    /// The client's side of the connection is nothing that is read here: it is one request, and nobody
-    /// knows what it asks for.
+    /// Reports unreadable egress as a single request of unknown content, up to the end of the
+    /// connection.
     fn tell_unread(&mut self, exchange: u64, at_ns: u64, start: u64, sink: &mut dyn Sink) {
         let unread = Transaction::unread(exchange, at_ns, start, &self.context);
         unread.tell_unread(at_ns, u64::MAX, sink);
     }
 
-    /// What is spoken is known: reads what was held, `direction` up to position `after`.
+    /// Starts the detected protocol: reads the held bytes, `direction` up to position `after`.
     fn decide(
         &mut self,
         at_ns: u64,
@@ -447,12 +449,12 @@ impl fmt::Debug for Connection {
 enum Spoken {
     Http1,
     Http2,
-    /// HTTP/2, from its first byte.
+    /// HTTP/2, from the first byte.
     Http2Preface,
     Unknown,
 }
 
-/// What bytes say of the protocol.
+/// Result of examining bytes for a protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Is(Spoken),
@@ -462,9 +464,9 @@ enum Verdict {
     Skip,
 }
 
-/// What the first bytes of egress say, if this host is the client.
+/// Detects the protocol by the first bytes of egress, if the host is the client.
 fn spoken_by_client(bytes: &[u8]) -> Verdict {
-    // A client may send empty lines before its request (RFC 9112 §2.2), however many.
+    // A client may send any number of empty lines before a request (RFC 9112 §2.2).
     if matches!(bytes, [b'\r' | b'\n']) {
         return Verdict::Skip;
     }
@@ -483,9 +485,9 @@ fn spoken_by_client(bytes: &[u8]) -> Verdict {
 
 const STATUS: &[u8] = b"HTTP/1.";
 
-/// What the first bytes of ingress say, if this host is the client.
+/// Detects the protocol by the first bytes of ingress, if the host is the client.
 fn spoken_by_server(bytes: &[u8]) -> Verdict {
-    // SETTINGS may come before the client's preface does.
+    // SETTINGS may come before the client's preface.
     let settings = [4, 0, 0, 0, 0, 0];
     let after_len = bytes.get(3..).unwrap_or_default();
     if bytes.starts_with(STATUS) {
@@ -505,7 +507,7 @@ fn spoken_by_server(bytes: &[u8]) -> Verdict {
     }
 }
 
-/// What bytes from the middle of a connection say, if anything starts with the first of them.
+/// Detects a protocol starting at the first of `bytes`, taken from the middle of a connection.
 fn spoken_midway(bytes: &[u8], direction: Direction) -> Verdict {
     let starts = http1::is_request_start(bytes) || bytes.starts_with(http2::PREFACE);
     let status = bytes.starts_with(STATUS);

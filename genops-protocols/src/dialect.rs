@@ -1,8 +1,8 @@
-//! The dialects: what the paths and bodies of each provider's API mean.
+//! Dialects: the meaning of paths and bodies in the API of each provider.
 //!
-//! To add one: write a module here that implements [`Dialect`], add it to [`DIALECTS`], and put a
-//! recorded exchange under `tests/captures/`. Nothing else changes. A provider that speaks a
-//! dialect we have needs only its host in `hosts.rs`.
+//! To add a dialect: write a module here implementing [`Dialect`], add the dialect to [`DIALECTS`],
+//! and put a recorded exchange under `tests/captures/`. Nothing else changes. A provider with a
+//! known dialect needs only a host in `hosts.rs`.
 
 mod aleph_alpha;
 mod anthropic;
@@ -26,7 +26,7 @@ use crate::grpc;
 use crate::json::Schema;
 use crate::json::schema::Want;
 
-/// Every dialect, most specific first: the first that recognises a request reads it.
+/// Every dialect, most specific first: the first dialect recognising a request reads the request.
 pub(crate) const DIALECTS: &[&dyn Dialect] = &[
     &jsonrpc::JsonRpc,
     &bedrock::Bedrock,
@@ -42,22 +42,22 @@ pub(crate) const DIALECTS: &[&dyn Dialect] = &[
     &openai::OpenAi,
 ];
 
-/// What a path asks for.
+/// Meaning of a path.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
     pub(crate) dialect: &'static dyn Dialect,
     pub(crate) api: &'static str,
-    /// `None` for what is not inference.
+    /// `None` for MCP and A2A; used only for inference.
     pub(crate) operation: Option<&'static str>,
     pub(crate) kind: Kind,
-    /// Provider where the host says none: the flavour of the API.
+    /// Provider if the host names none: the flavour of the API.
     pub(crate) provider: Option<&'static str>,
-    /// Model that the path names.
+    /// Model named by the path.
     pub(crate) model: Option<String>,
     /// The path alone asks for a stream.
     pub(crate) stream: bool,
     pub(crate) region: Option<String>,
-    /// What is wanted of its bodies where it speaks gRPC.
+    /// Wanted fields of the bodies, for gRPC.
     pub(crate) grpc: Option<Messages>,
 }
 
@@ -87,12 +87,12 @@ impl Endpoint {
         }
     }
 
-    /// The handshake of a WebSocket: its turns are the calls, it is none.
+    /// Marks the handshake of a WebSocket: the turns are the calls, not the handshake.
     pub(crate) fn handshake(self) -> Self {
         Self { kind: Kind::Management, ..self }
     }
 
-    /// What no model works for, such as counting tokens.
+    /// Marks an endpoint without work for a model, such as counting tokens.
     pub(crate) fn harmless(self) -> Self {
         Self { kind: Kind::Management, ..self }
     }
@@ -110,50 +110,49 @@ impl Endpoint {
     }
 }
 
-/// What a request line says.
+/// Facts of a request line.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target<'a> {
     pub(crate) method: &'a str,
-    /// Provider that the host stands for.
+    /// Provider of the host.
     pub(crate) host_provider: Option<&'a str>,
     /// Non-empty segments of the path, as sent.
     pub(crate) segments: &'a [&'a str],
 }
 
-/// Both bodies of an exchange, as far as read, and what heads say of them.
+/// Both bodies of an exchange, as far as read, with facts from the heads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bodies<'a> {
     pub(crate) request: &'a Facts,
     pub(crate) response: &'a Facts,
 }
 
-/// Tables of paths and what is wanted there.
+/// Tables of paths with the value wanted at each.
 pub(crate) type Paths = &'static [&'static [(&'static str, Want)]];
 
-/// One provider's API, or a family of them.
+/// API of a provider or of a family of providers.
 pub(crate) trait Dialect: Debug + Sync {
-    /// What a request means, by its path. Only what uses a model, MCP or A2A: anything else of a
-    /// provider is management.
+    /// Returns the meaning of a request by path. Only for inference, MCP or A2A: any other request
+    /// to a provider is management.
     fn endpoint(&self, target: &Target<'_>) -> Option<Endpoint>;
 
-    /// Wanted values of request bodies.
+    /// Returns the wanted values of request bodies.
     fn request_paths(&self) -> Paths;
 
-    /// Wanted values of response bodies: whole ones, and events of streams.
+    /// Returns the wanted values of response bodies: whole bodies, and events of streams.
     fn response_paths(&self) -> Paths;
 
-    /// The request body is one of this endpoint. Asked where the host is nobody we know.
+    /// Returns whether the request body fits the endpoint. Asked for unknown hosts.
     fn confirms(&self, endpoint: &Endpoint, request: &Facts) -> bool;
 
-    /// What an exchange is by its bodies alone, where the path is not known. `None` unless they
-    /// leave no doubt.
+    /// Guesses the endpoint from the bodies alone, if the path is unknown. `None` if in doubt.
     fn guess(&self, bodies: &Bodies<'_>) -> Option<Endpoint>;
 
-    /// Reads the facts into the call. Called again whenever there are more of them.
+    /// Reads the facts into the call. Called again as facts are added.
     fn read(&self, endpoint: &Endpoint, bodies: &Bodies<'_>, call: &mut Call);
 }
 
-/// [`crate::claims::BODY_PATHS`]; what else stands below them is text.
+/// Paths of [`crate::claims::BODY_PATHS`]; strings below each path are text.
 const CLAIMS: [&str; 32] = [
     "user.**",
     "user_id.**",
@@ -201,7 +200,7 @@ pub(crate) static RESPONSES: LazyLock<Schema> = LazyLock::new(|| {
     Schema::new(DIALECTS.iter().flat_map(|dialect| dialect.response_paths().concat()))
 });
 
-/// Names a configuration may give, each with the provider it stands for.
+/// Names for a configuration, each with the provider meant.
 const NAMES: &[(&str, &str)] = &[
     ("openai", "openai"),
     ("azure", "azure.ai.openai"),
@@ -235,19 +234,19 @@ pub(crate) fn provider_of_name(name: &str) -> Option<&'static str> {
     NAMES.iter().find(|&&(known, _)| known == name).map(|&(_, provider)| provider)
 }
 
-/// What a request means, by its path.
+/// Returns the meaning of a request by path.
 pub(crate) fn endpoint(target: &Target<'_>) -> Option<Endpoint> {
     DIALECTS.iter().find_map(|dialect| dialect.endpoint(target))
 }
 
-/// What an exchange is, by its bodies alone.
+/// Guesses the endpoint from the bodies alone.
 pub(crate) fn guess(bodies: &Bodies<'_>) -> Option<Endpoint> {
     DIALECTS.iter().find_map(|dialect| dialect.guess(bodies))
 }
 
-/// What a request to a provider, or to somebody whose name is lost as well (""), most likely is, where
-/// neither path nor response are known: for whoever must decide before it leaves. Only shapes that
-/// nothing but inference has.
+/// Returns the most likely endpoint of a request to a provider, or to an unknown peer (""), if
+/// neither path nor response are known: for a decision before the request leaves. Only for shapes
+/// unique to inference.
 pub(crate) fn suppose(provider: &'static str, request: &Facts) -> Option<Endpoint> {
     let has = |field| request.has(field);
     let endpoint = match provider {
@@ -268,7 +267,7 @@ pub(crate) fn suppose(provider: &'static str, request: &Facts) -> Option<Endpoin
     Some(endpoint)
 }
 
-/// Undoes percent-encoding ([RFC 3986 §2.1](https://www.rfc-editor.org/rfc/rfc3986#section-2.1)).
+/// Decodes percent-encoding ([RFC 3986 §2.1](https://www.rfc-editor.org/rfc/rfc3986#section-2.1)).
 pub(crate) fn percent_decode(segment: &str) -> String {
     let bytes = segment.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
@@ -284,7 +283,7 @@ pub(crate) fn percent_decode(segment: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Parameters that most dialects spell alike.
+/// Reads the parameters spelled alike by most dialects.
 pub(crate) fn read_parameters(request: &Facts, call: &mut Call) {
     let params = &mut call.params;
     params.temperature = request.number(Field::Temperature);
@@ -304,7 +303,7 @@ pub(crate) fn read_parameters(request: &Facts, call: &mut Call) {
         Some("text" | "text/plain") => Some("text"),
         _ => None,
     };
-    // A server knows one of the two, and which is not said.
+    // A server honours a single limit of the two, and the choice is unknown.
     let limits = [Field::MaxCompletionTokens, Field::MaxTokens];
     call.max_output_tokens = limits.into_iter().filter_map(|it| request.count(it)).max();
     let choices = [Field::ChoiceCount, Field::BestOf];
@@ -319,7 +318,7 @@ pub(crate) fn read_parameters(request: &Facts, call: &mut Call) {
     }
 }
 
-/// What most dialects call alike in responses.
+/// Reads the facts of responses named alike by most dialects.
 pub(crate) fn read_answer(response: &Facts, call: &mut Call) {
     set(&mut call.response_id, response.text(Field::Id));
     set(&mut call.response_id, response.text(Field::FinalId));
@@ -338,14 +337,15 @@ pub(crate) fn read_answer(response: &Facts, call: &mut Call) {
     }
 }
 
-/// The provider's error, as most dialects spell it: its type, else its code.
+/// Reads the provider's error, as spelled by most dialects: the type, else the status, else the
+/// code.
 pub(crate) fn read_error(response: &Facts, call: &mut Call) {
     let failed = call.status.is_some_and(|status| status >= 400);
     if !failed && !response.has(Field::HasError) && !response.has(Field::ErrorType) {
         return;
     }
     let code = response.written(Field::ErrorCode).filter(|code| code != "0");
-    // An error of which nothing is told within an answer that began well.
+    // An error without details, within an answer begun well.
     let nameless = (!failed && response.has(Field::HasError)).then(|| "_OTHER".to_owned());
     call.error_type = response
         .text(Field::ErrorType)
@@ -355,7 +355,7 @@ pub(crate) fn read_error(response: &Facts, call: &mut Call) {
         .or(nameless);
 }
 
-/// Tokens as OpenAI and those who follow it count them: input includes cached ones.
+/// Returns tokens as counted by OpenAI and compatible APIs: input includes cached tokens.
 pub(crate) fn openai_usage(response: &Facts) -> Usage {
     let count = |fields: &[Field]| fields.iter().find_map(|&field| response.count(field));
     Usage {
@@ -372,7 +372,7 @@ pub(crate) fn openai_usage(response: &Facts) -> Usage {
     }
 }
 
-/// Parts of the tokens, and what else is counted, under the names that dialects share.
+/// Returns parts of the tokens, and other counts, under names shared by dialects.
 pub(crate) fn shared_usage(response: &Facts) -> Usage {
     Usage {
         audio_input_tokens: response.count(Field::AudioInput),
@@ -389,9 +389,9 @@ pub(crate) fn shared_usage(response: &Facts) -> Usage {
     }
 }
 
-/// How long the sound was that was taken in, in milliseconds.
+/// Returns the duration of the input audio, in milliseconds.
 fn seconds(response: &Facts) -> Option<u64> {
-    /// Longer than any recording that an API takes.
+    /// Longer than any recording accepted by an API, in seconds.
     const LONGEST_S: f64 = 1e6;
     let seconds = response.number(Field::AudioSeconds)?;
     #[expect(
@@ -402,8 +402,8 @@ fn seconds(response: &Facts) -> Option<u64> {
     (0.0..LONGEST_S).contains(&seconds).then_some((seconds * 1_000.0).round() as u64)
 }
 
-/// Adds reasoning that the provider counts beside the answer. Its total says so, or that there is
-/// more of it than of the answer; without a total, `apart` says what the provider does.
+/// Adds reasoning counted by the provider beside the answer. Recognised by the total, or by more
+/// reasoning than answer; without a total, `apart` gives the practice of the provider.
 pub(crate) fn add_reasoning(usage: &mut Usage, apart: bool) {
     let (Some(output), Some(reasoning)) = (usage.output_tokens, usage.reasoning_output_tokens)
     else {
@@ -421,9 +421,10 @@ pub(crate) fn add_reasoning(usage: &mut Usage, apart: bool) {
     }
 }
 
-/// Tokens as Anthropic counts them: input excludes what a cache served or took in.
+/// Returns tokens as counted by Anthropic: the reported input excludes cache reads and writes.
 pub(crate) fn anthropic_usage(response: &Facts) -> Usage {
-    // The answer alone, or all the passes that it took: what was billed is their sum.
+    // Counts of the answer alone, or of all passes for the answer: the sum of the passes was
+    // billed.
     let either = |passes: Field, answer: Field| {
         let (passes, answer) = (response.count(passes), response.count(answer));
         passes.max(answer)
@@ -449,7 +450,7 @@ pub(crate) fn anthropic_usage(response: &Facts) -> Usage {
     }
 }
 
-/// Sets `slot` where something is known; what was known stays otherwise.
+/// Sets `slot` if a text is known; otherwise keeps the old value.
 pub(crate) fn set(slot: &mut Option<String>, text: Option<&str>) {
     if let Some(text) = text {
         *slot = Some(text.to_owned());

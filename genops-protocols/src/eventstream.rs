@@ -1,28 +1,28 @@
-//! The AWS event stream encoding, [`application/vnd.amazon.eventstream`][spec].
+//! Decoder of the AWS event stream encoding, [`application/vnd.amazon.eventstream`][spec].
 //!
-//! Messages with their checksums in, headers that matter and payload pieces out. A message of up
-//! to [`Decoder::WHOLE_LIMIT`] bytes is handed on once its checksum was found right; a longer one
-//! streams through and its checksum is judged at its end. After damage or a hole, the next
-//! prelude whose checksum is right begins anew.
+//! Takes messages with checksums, passes on relevant headers and pieces of payload. A message of up
+//! to [`Decoder::WHOLE_LIMIT`] bytes is passed on after a check of the checksum; a longer message
+//! streams through, with a check at the end. After damage or a gap, decoding resumes at the next
+//! prelude with a right checksum.
 //!
 //! [spec]: https://docs.aws.amazon.com/lexv2/latest/dg/event-stream-encoding.html
 
 use crc32fast::Hasher;
 
-/// Receives what messages carry.
+/// Receiver of messages.
 pub(crate) trait Handler {
     /// A message begins, with the headers `:event-type` and `:exception-type` (or `:error-code`).
     fn begin(&mut self, event: Option<&str>, exception: Option<&str>);
     fn payload(&mut self, piece: &[u8]);
     fn end(&mut self);
-    /// A checksum was wrong: of bytes skipped, or of a message already handed on.
+    /// A checksum was wrong: of skipped bytes, or of a message already passed on.
     fn corrupt(&mut self);
 }
 
 /// Total length, length of headers, checksum of both.
 const PRELUDE: usize = 12;
 const CHECKSUM: usize = 4;
-/// Most bytes of a message, as the specification says: 24 MiB and headers.
+/// Maximum bytes of a message by the specification: 24 MiB and headers.
 const MESSAGE_LIMIT: u32 = (24 << 20) + (128 << 10);
 
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ enum State {
     /// Gathering a prelude, headers, or a whole short message.
     #[default]
     Gather,
-    /// The payload of a long message: bytes of it still to come.
+    /// Payload of a long message: bytes still to come.
     Payload {
         left: usize,
     },
@@ -48,7 +48,7 @@ pub(crate) struct Decoder {
     state: State,
     held: Vec<u8>,
     crc: Hasher,
-    /// Looking for a prelude, after damage or a hole.
+    /// Searching for a prelude, after damage or a gap.
     searching: bool,
 }
 
@@ -58,12 +58,12 @@ struct Prelude {
 }
 
 impl Decoder {
-    /// Longest message held until its checksum is known, in bytes.
+    /// Longest message held until the checksum is known, in bytes.
     pub(crate) const WHOLE_LIMIT: usize = 16 << 10;
-    /// Longest headers read of a longer message.
+    /// Longest headers read of a longer message, in bytes.
     const HEADERS_LIMIT: usize = 4 << 10;
 
-    /// Whether `bytes` begin with a prelude whose checksum is right. `None`: too few to say.
+    /// Returns whether `bytes` begin with a valid prelude. `None`: too few bytes.
     pub(crate) fn recognizes(bytes: &[u8]) -> Option<bool> {
         (bytes.len() >= PRELUDE).then(|| prelude(bytes).is_some())
     }
@@ -90,7 +90,7 @@ impl Decoder {
         }
     }
 
-    /// Takes what the part being gathered still lacks. Returns how many bytes were used.
+    /// Gathers the missing bytes of the current part. Returns the number of bytes used.
     fn gather(&mut self, bytes: &[u8], handler: &mut impl Handler) -> usize {
         let wanted = match prelude(&self.held) {
             None => PRELUDE,
@@ -194,7 +194,7 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(*four))
 }
 
-/// The prelude at the start of `bytes`, if its checksum is right and its lengths fit.
+/// Returns the prelude at the start of `bytes`, if the checksum is right and the lengths fit.
 fn prelude(bytes: &[u8]) -> Option<Prelude> {
     let (total, headers, sum) = (number(bytes, 0)?, number(bytes, 4)?, number(bytes, 8)?);
     let right = crc32fast::hash(bytes.get(..8)?) == sum;
@@ -204,7 +204,7 @@ fn prelude(bytes: &[u8]) -> Option<Prelude> {
     (right && fits).then_some(Prelude { total, headers })
 }
 
-/// Event and exception type among the headers.
+/// Returns event and exception type from the headers.
 fn names(mut headers: &[u8]) -> (Option<&str>, Option<&str>) {
     let (mut event, mut exception) = (None, None);
     while let Some((name, value, rest)) = header(headers) {
@@ -219,7 +219,7 @@ fn names(mut headers: &[u8]) -> (Option<&str>, Option<&str>) {
     (event, exception)
 }
 
-/// Splits one header off: name, value, rest. Values of fixed length are handed on raw.
+/// Splits a header off: name, value, rest. Values of fixed length are passed on raw.
 fn header(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (&name_len, rest) = bytes.split_first()?;
     let (name, rest) = rest.split_at_checked(usize::from(name_len))?;
@@ -245,7 +245,7 @@ fn header(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 pub(crate) mod tests {
     use super::*;
 
-    /// Encodes one message.
+    /// Encodes a message.
     pub(crate) fn message(headers: &[(&str, &str)], payload: &[u8]) -> Vec<u8> {
         let mut coded = Vec::new();
         for (name, value) in headers {

@@ -1,4 +1,4 @@
-//! One request and its response, whatever carried them: heads and bodies in, a call out.
+//! Assembly of a request and its response on any transport: takes heads and bodies, yields a call.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use crate::hosts::{Hosts, region_of_host};
 use crate::memory::{Memory, Share};
 use crate::path::Path;
 
-/// What a connection knows that its exchanges need.
+/// Facts of a connection needed by every exchange.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub(crate) hosts: Arc<Hosts>,
     pub(crate) server_name: Option<String>,
     pub(crate) remote: Option<SocketAddr>,
     pub(crate) text_limit: usize,
-    /// Requests' bodies are hashed.
+    /// Request bodies are hashed.
     pub(crate) digests: bool,
     pub(crate) wanted: Arc<Wanted>,
     pub(crate) memory: Arc<Memory>,
 }
 
-/// What is read of a message's head. Field names and values of HTTP/1 and HTTP/2 alike.
+/// Fields read from the head of an HTTP/1 or HTTP/2 message.
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Head {
@@ -38,20 +38,20 @@ pub(crate) struct Head {
     /// Path and query, or a whole URI.
     pub(crate) target: Option<String>,
     pub(crate) authority: Option<String>,
-    /// Other names that it gives, where there are several.
+    /// Further host names in the head, if several.
     pub(crate) other_names: Vec<String>,
-    /// It breaks the grammar in a way that lets two parsers read it differently.
+    /// The head breaks the grammar, and two parsers may read the head differently.
     pub(crate) malformed: bool,
     /// Extended CONNECT (RFC 8441), or another use of the connection than HTTP.
     pub(crate) protocol: Option<String>,
-    /// Its framing says that a body follows.
+    /// The framing announces a body.
     pub(crate) has_body: bool,
     pub(crate) status: Option<u16>,
     pub(crate) content_type: Option<String>,
     pub(crate) coding: Option<Coding>,
     pub(crate) upgrade: Option<String>,
     pub(crate) websocket_deflate: bool,
-    /// Bytes of body that a field announces.
+    /// Length of the body announced by a field, in bytes.
     pub(crate) content_length: Option<u64>,
     pub(crate) session: Option<String>,
     pub(crate) protocol_version: Option<String>,
@@ -60,14 +60,14 @@ pub(crate) struct Head {
     pub(crate) measured: Measured,
     pub(crate) grpc_status: Option<String>,
     pub(crate) llama_cpp: bool,
-    /// What the fields say that were asked for.
+    /// Values of the requested fields.
     pub(crate) claims: Vec<Claim>,
     pub(crate) wanted: Option<Arc<Wanted>>,
     /// Part of the head is not known: fields may be missing.
     pub(crate) partial: bool,
 }
 
-/// Tokens that Bedrock counts in fields of the head.
+/// Tokens counted by Bedrock in fields of the head.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Measured {
     input: Option<u64>,
@@ -77,15 +77,15 @@ pub(crate) struct Measured {
 }
 
 impl Head {
-    /// Longest field value read.
+    /// Longest field value read, in bytes.
     const VALUE_LIMIT: usize = 512;
 
-    /// A request's, of which these fields are asked for.
+    /// Creates the head of a request, with the fields to collect as claims.
     pub(crate) fn wanting(wanted: &Arc<Wanted>) -> Self {
         Self { wanted: Some(Arc::clone(wanted)), ..Self::default() }
     }
 
-    /// Takes one field; `name` in any case.
+    /// Reads a field; `name` in any case.
     pub(crate) fn field(&mut self, name: &[u8], value: &[u8]) {
         let mut lower = [0_u8; 48];
         let Some(lower) = lower.get_mut(..name.len()) else { return };
@@ -95,7 +95,7 @@ impl Head {
             wanted.header(lower, value, &mut self.claims);
         }
         if lower.contains(&b'_') {
-            // Gateways that hand fields on as variables do not tell the two characters apart.
+            // Gateways passing fields on as variables do not distinguish `_` from `-`.
             lower.iter_mut().filter(|byte| **byte == b'_').for_each(|byte| *byte = b'-');
             self.malformed |= matters(lower);
             return;
@@ -106,7 +106,7 @@ impl Head {
             self.malformed |= matters(lower);
             return;
         };
-        // No other white space is any (RFC 9110 §5.6.3).
+        // No other character is white space (RFC 9110 §5.6.3).
         let value = value.trim_matches([' ', '\t']);
         let text = || (value.len() <= Self::VALUE_LIMIT).then(|| value.to_owned());
         match &*lower {
@@ -146,7 +146,7 @@ impl Head {
                 self.malformed |= length.is_none() || self.content_length.is_some();
                 self.content_length = length;
             }
-            // Whoever passes a message on drops what is named here (RFC 9110 §7.6.1).
+            // Intermediaries drop the fields named here (RFC 9110 §7.6.1).
             b"connection" => {
                 let names = value.split(',').map(|name| name.trim().to_ascii_lowercase());
                 let of_hop = |name: &String| name != "upgrade";
@@ -176,10 +176,10 @@ impl Head {
         }
     }
 
-    /// Takes a name of who is addressed. A second one that differs is a fault of the head, and is
-    /// kept: each of them counts.
+    /// Takes the name of an addressed host. A second, different name makes the head malformed and
+    /// is kept: every name counts.
     fn name(&mut self, name: &str) {
-        /// Names kept; more are a fault all the same.
+        /// Maximum number of other names kept; further names still make the head malformed.
         const LIMIT: usize = 8;
         self.malformed |= !name.is_empty() && !is_authority(name);
         match &self.authority {
@@ -203,7 +203,7 @@ impl Head {
     }
 }
 
-/// Fields whose value decides how a message is read.
+/// Returns whether the value of a field decides how a message is read.
 fn matters(name: &[u8]) -> bool {
     matches!(
         name,
@@ -224,7 +224,8 @@ fn matters(name: &[u8]) -> bool {
     )
 }
 
-/// A host and perhaps a port, and nothing else (RFC 9110 §7.2): no user, no list, no blank.
+/// Returns whether `text` is a host with an optional port and nothing else (RFC 9110 §7.2): no
+/// user, no list, no blank.
 fn is_authority(text: &str) -> bool {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port),
@@ -240,8 +241,9 @@ fn is_authority(text: &str) -> bool {
     host_fits && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// A target that not every server reads in the same way: in none of the forms of [RFC 9112 §3.2][rfc],
-/// or with characters that no path has. A query may hold what it likes but the start of a fragment.
+/// Returns whether servers may read a target in different ways. An odd target has none of the forms
+/// of [RFC 9112 §3.2][rfc], has characters not allowed in a path, or has a parameter changing the
+/// method. A query may hold any character except `#`, space and control characters.
 ///
 /// [rfc]: https://www.rfc-editor.org/rfc/rfc9112#section-3.2
 fn is_odd_target(method: &str, target: &str) -> bool {
@@ -265,7 +267,7 @@ fn is_odd_target(method: &str, target: &str) -> bool {
         || query.split('&').any(turns_method)
 }
 
-/// A parameter from which some servers take another method, or fields, than those that were sent.
+/// Returns whether a query parameter makes some servers use a method or fields other than sent.
 fn turns_method(parameter: &str) -> bool {
     let name = parameter.split('=').next().unwrap_or_default();
     let name = dialect::percent_decode(name).to_ascii_lowercase();
@@ -273,62 +275,68 @@ fn turns_method(parameter: &str) -> bool {
     names.contains(&name.as_str())
 }
 
-/// What the list of harmless endpoints says of a request, and how it was made.
+/// How a request was made, and the entry in the list of harmless endpoints.
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "what is looked at, one by one")]
 struct Manner {
     listed: Option<Listed>,
     /// GET, HEAD or OPTIONS.
     safe: bool,
-    /// Something else than HTTP may follow.
+    /// Another protocol than HTTP may follow.
     upgrade: bool,
     has_body: bool,
-    /// A tunnel through a proxy that is no provider: what goes through it is judged by itself.
+    /// Tunnel through a proxy other than a provider: the tunnelled traffic is judged separately.
     tunnel: bool,
-    /// What it asks for, and where it ends, can be read in two ways.
+    /// The purpose or the end of the request can be read in two ways.
     doubtful: bool,
 }
 
-/// One exchange in the making.
+/// An exchange being assembled.
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each half ends, and ends well, on its own")]
 pub(crate) struct Transaction {
     call: Call,
     endpoint: Option<Endpoint>,
-    /// The endpoint follows from path and host; bodies need not confirm it.
+    /// The endpoint follows from path and host; bodies need not confirm the endpoint.
     certain: bool,
-    /// Provider that the host stands for.
+    /// Provider of the host.
     host_provider: Option<&'static str>,
-    /// Region that the host names.
+    /// Region named by the host.
     host_region: Option<String>,
-    /// What heads say of an MCP exchange.
+    /// MCP facts from the heads.
     mcp_head: Option<McpCall>,
     request: Option<Body>,
     response: Option<Body>,
     start: u64,
     request_body_bytes: u64,
-    /// How many they have to be, as the head says.
+    /// Length of the request body announced by the head, in bytes.
     announced: Option<u64>,
-    /// What both bodies hold of the memory that all share.
+    /// Share of both bodies in the common memory.
     memory: Share,
     manner: Manner,
-    /// Model that the query names.
+    /// Model named by the query, else by the path.
     query_model: Option<String>,
-    /// What the head says that was asked for, and what is asked for of the body.
+    /// Claims read from the head; `wanted` lists the claims to read from the body.
     claims: Vec<Claim>,
     wanted: Arc<Wanted>,
     request_ended: bool,
     request_complete: bool,
     response_ended: bool,
     response_complete: bool,
-    /// When the last byte of the response's body came.
+    /// Capture time of the last byte of the response body.
     last_data_ns: u64,
     reported: bool,
+    under_way: bool,
     pub(crate) websocket_deflate: bool,
 }
 
+/// Returns whether a query key is, or may decode to, the `intent` of a realtime session.
+fn is_intent(key: &str) -> bool {
+    key.eq_ignore_ascii_case("intent") || key.contains('%')
+}
+
 impl Transaction {
-    /// Begins with the first byte of a request at stream position `start`.
+    /// Creates the transaction at the first byte of a request, at stream position `start`.
     pub(crate) fn new(exchange: u64, at_ns: u64, start: u64) -> Self {
         let call = Call { exchange, request_at_ns: at_ns, request_seen: true, ..Call::default() };
         Self {
@@ -354,12 +362,13 @@ impl Transaction {
             response_complete: false,
             last_data_ns: 0,
             reported: false,
+            under_way: false,
             websocket_deflate: false,
         }
     }
 
-    /// Begins with bytes of a client at position `start` that can't be read as a request: only what
-    /// the connection says of whom they go to is known.
+    /// Creates the transaction for client bytes at position `start`, unreadable as a request: only
+    /// the peer named by the connection is known.
     pub(crate) fn unread(exchange: u64, at_ns: u64, start: u64, context: &Context) -> Self {
         let mut it = Self::new(exchange, at_ns, start);
         it.unreadable(Unreadable::Head);
@@ -367,13 +376,14 @@ impl Transaction {
         it
     }
 
-    /// Tells of a request that can't be read and has no response that could be told from others.
+    /// Reports an unreadable request and ends the exchange: no response can be assigned to the
+    /// request.
     pub(crate) fn tell_unread(mut self, at_ns: u64, end: u64, sink: &mut dyn Sink) {
         self.end_request(end, false, sink);
         self.end_response(at_ns, false, sink);
     }
 
-    /// Begins with a response whose request was not seen.
+    /// Creates the transaction of a response without a seen request.
     pub(crate) fn unasked(at_ns: u64) -> Self {
         let mut it = Self::new(0, at_ns, 0);
         it.call.request_seen = false;
@@ -381,14 +391,15 @@ impl Transaction {
         it
     }
 
-    /// The handshake of an API whose messages are requests and responses.
+    /// Returns whether the exchange is the handshake of an API with requests and responses sent as
+    /// messages.
     pub(crate) fn is_realtime(&self) -> bool {
         self.endpoint.as_ref().is_some_and(|endpoint| {
             matches!(endpoint.api, "openai.realtime" | "openai.responses" | "gemini.live")
         })
     }
 
-    /// A turn on the connection of which this is the handshake.
+    /// Creates a turn on the connection opened by the handshake.
     pub(crate) fn turn(&self, exchange: u64, context: &Context) -> Self {
         let mut turn = Self::new(exchange, self.call.request_at_ns, 0);
         turn.host_provider = self.host_provider;
@@ -417,18 +428,37 @@ impl Transaction {
         self.start = start;
     }
 
-    /// A message of the client ended. Returns whether it could be read.
+    /// Marks the request as begun by the server itself.
+    pub(crate) fn mark_under_way(&mut self) {
+        self.under_way = true;
+    }
+
+    /// Turns the request into a transcription: a model other than the session's transcribes the
+    /// audio, at a separate price.
+    pub(crate) fn become_transcription(&mut self, model: String) {
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.operation = Some("audio_transcription");
+            endpoint.model = Some(model);
+        }
+    }
+
+    /// Takes the name of the transcription model, if named by the messages since the last call.
+    pub(crate) fn take_transcriber(&mut self) -> Option<String> {
+        self.request.as_mut()?.facts_mut().take_text(Field::Transcriber)
+    }
+
+    /// Ends a message of the client. Returns whether the message could be read.
     pub(crate) fn end_message(&mut self) -> bool {
         self.request.as_mut().is_none_or(Body::end_message)
     }
 
-    /// The messages sent so far ask for a response.
+    /// Returns whether the messages sent so far request a response.
     pub(crate) fn asks(&self) -> bool {
         let Some(facts) = self.request.as_ref().map(Body::facts) else { return false };
         facts.text(Field::Type) == Some("response.create") || facts.has(Field::ClientContent)
     }
 
-    /// Takes the messages of the server as the response.
+    /// Takes the server's messages as the response.
     pub(crate) fn answer(&mut self, answer: Body) {
         self.response = Some(answer);
     }
@@ -488,7 +518,7 @@ impl Transaction {
             + self.call.memory_bytes()
     }
 
-    /// The request's head is known.
+    /// Takes the head of the request.
     pub(crate) fn request_head(&mut self, head: &Head, context: &Context) {
         self.call.method.clone_from(&head.method);
         self.claims.clone_from(&head.claims);
@@ -523,8 +553,9 @@ impl Transaction {
         self.refresh();
     }
 
-    /// Who is addressed. Every name that is known counts: the first that is a provider's says which,
-    /// what the connection says before what the head says, and another provider's is noted.
+    /// Determines the addressed provider. Every known name counts: the first provider name decides,
+    /// with names of the connection before names of the head. A different provider is recorded as
+    /// the second.
     fn locate(&mut self, head: &Head, context: &Context) {
         let absolute = head.target.as_deref().and_then(absolute_form).map(|(name, _)| name);
         let named = absolute.or(head.authority.as_deref()).map(split_port);
@@ -538,7 +569,10 @@ impl Transaction {
         let server_port = self.call.server_port;
         let find = |name: &str, port: Option<u16>| {
             let find = |port| context.hosts.find(name, port);
-            find(port.or(server_port)).or_else(|| find(remote_port)).map(|known| known.provider)
+            let port = port.or(server_port);
+            let other = remote_port.filter(|it| Some(*it) != port);
+            let known = find(port).or_else(|| other.and_then(|_| find(other)));
+            known.map(|known| known.provider)
         };
         let connection = [context.server_name.as_deref(), by_address.as_deref()];
         let of_head = absolute.into_iter().chain(head.authority.as_deref());
@@ -582,8 +616,8 @@ impl Transaction {
         let sent = after_authority.split(['?', '#']).next().unwrap_or_default();
         self.call.path = Some(if sent.is_empty() { "/".to_owned() } else { sent.to_owned() });
         let path = Path::normalise(sent);
-        let mut segments: Vec<&str> = path.segments().collect();
-        // Azure AI serves both flavours under one host name.
+        let segments: Vec<&str> = path.segments().collect();
+        // Azure AI serves both flavours under the same host name.
         let openai = segments.first().is_some_and(|name| name.eq_ignore_ascii_case("openai"));
         if self.host_provider == Some("azure.ai.inference") && openai {
             self.host_provider = Some("azure.ai.openai");
@@ -592,10 +626,9 @@ impl Transaction {
         let endpoint =
             |segments: &[&str]| dialect::endpoint(&Target { method, host_provider, segments });
         self.endpoint = endpoint(&segments);
-        let lower = path.lower();
         if self.endpoint.is_none() && host_provider.is_some() {
-            segments = lower.segments().collect();
-            self.endpoint = endpoint(&segments);
+            let lower = path.lower();
+            self.endpoint = endpoint(&lower.segments().collect::<Vec<_>>());
         }
         self.certain = host_provider.is_some();
         if path.is_odd() && host_provider.is_some() {
@@ -605,7 +638,9 @@ impl Transaction {
         let own = |name: Option<&str>| {
             name.is_some_and(|name| context.hosts.is_harmless(name, method, &path))
         };
-        if path.is_plain() {
+        // An inference is never harmless.
+        let inference = self.endpoint.as_ref().is_some_and(|it| it.kind == Kind::Inference);
+        if path.is_plain() && host_provider.is_some() && !inference {
             self.manner.listed = harmless::listed(host_provider.unwrap_or_default(), method, &path)
                 .or_else(|| {
                     let listed = own(server) || own(context.server_name.as_deref());
@@ -614,7 +649,8 @@ impl Transaction {
         }
         let query = after_authority.split_once('?').map(|(_, query)| query);
         let (model, clear) = query.map_or((None, true), query_model);
-        // Only the handshakes take the model from there; elsewhere it would hide the body's.
+        // Only handshakes take the model from the query; elsewhere the query would hide the body's
+        // model.
         if let Some(endpoint) = &mut self.endpoint
             && endpoint.kind != Kind::Inference
             && let Some(model) = &model
@@ -623,6 +659,14 @@ impl Transaction {
             if !clear && host_provider.is_some() {
                 self.doubt();
             }
+        }
+        // A session with an intent other than conversation has turns not read here.
+        let intent = query.is_some_and(|it| {
+            it.split('&').any(|pair| pair.split('=').next().is_some_and(is_intent))
+        });
+        let realtime = self.endpoint.as_ref().is_some_and(|it| it.kind == Kind::Management);
+        if intent && realtime {
+            self.doubt();
         }
         let of_path = || {
             let mut named = path.segments().skip_while(|it| !matches!(*it, "models" | "model"));
@@ -636,14 +680,15 @@ impl Transaction {
         }
     }
 
-    /// Nothing that a model works on, and nothing that could become one: by the list, or as a plain
-    /// question.
+    /// Returns whether the request is harmless, by the list or as a plain question: no model works
+    /// on the request, and nothing in the request can become work for a model.
     fn is_harmless(&self) -> bool {
         let Manner { listed, safe, upgrade, has_body, tunnel, doubtful } = self.manner;
         let handshake = self.endpoint.as_ref().is_some_and(|it| it.kind == Kind::Management);
         let plain = safe && !upgrade && !has_body && self.request_body_bytes == 0;
         let head = doubtful || self.call.unreadable == Some(Unreadable::Head);
-        let read = plain || handshake && !has_body || listed == Some(Listed::Harmless);
+        let handshake = handshake && !has_body && self.request_body_bytes == 0;
+        let read = plain || handshake || listed == Some(Listed::Harmless);
         tunnel || read && !head && self.call.method.is_some()
     }
 
@@ -699,10 +744,10 @@ impl Transaction {
         self.account();
     }
 
-    /// Bodies took bytes. They may hold no more than is left for all: one that needs more is not
-    /// read.
+    /// Accounts for the memory of both bodies. If the common memory is exhausted, both bodies give
+    /// up decompression and prose.
     fn account(&mut self) {
-        /// What every body may hold: only what is beyond it is counted.
+        /// Bytes free for every exchange: only bytes beyond are counted.
         const FREE: usize = 64 << 10;
         let bodies = [&self.request, &self.response];
         let held = |body: &Body| body.shared_bytes();
@@ -714,15 +759,15 @@ impl Transaction {
         self.heed_unreadable();
     }
 
-    /// Takes over why bodies can't be read. The first reason stays, so this can't wait for a
-    /// refresh, of which the time depends on how the bytes were cut.
+    /// Copies the reason for unreadable bodies to the call. The first reason stays, so the copy
+    /// can't wait for a refresh: the time of a refresh depends on how the bytes were cut.
     fn heed_unreadable(&mut self) {
         let mut of_bodies = [&self.request, &self.response].into_iter().flatten();
         let reason = of_bodies.find_map(Body::unreadable);
         self.call.unreadable = self.call.unreadable.or(reason);
     }
 
-    /// Fields after the body: where gRPC says how it went.
+    /// Takes the fields after the body, with the status of gRPC.
     pub(crate) fn response_trailers(&mut self, head: &Head) {
         let status = head.grpc_status.as_deref().filter(|status| *status != "0");
         if let (Some(body), Some(status)) = (&mut self.response, status) {
@@ -730,7 +775,7 @@ impl Transaction {
         }
     }
 
-    /// Bytes of the request's body are missing.
+    /// Records missing bytes of the request body.
     pub(crate) fn request_gap(&mut self, bytes: Option<u64>) {
         self.missing(bytes);
         if let Some(body) = &mut self.request {
@@ -738,7 +783,7 @@ impl Transaction {
         }
     }
 
-    /// Bytes of the response's body are missing.
+    /// Records missing bytes of the response body.
     pub(crate) fn response_gap(&mut self, bytes: Option<u64>) {
         self.missing(bytes);
         if let Some(body) = &mut self.response {
@@ -751,7 +796,8 @@ impl Transaction {
         self.unreadable(Unreadable::Gap);
     }
 
-    /// Its head, or where it ends, can be read in two ways: nothing about it is harmless.
+    /// Marks the request as ambiguous and not harmless: the head or the end can be read in two
+    /// ways.
     pub(crate) fn doubt(&mut self) {
         self.manner.doubtful = true;
         self.unreadable(Unreadable::Head);
@@ -761,7 +807,7 @@ impl Transaction {
         self.call.unreadable.get_or_insert(reason);
     }
 
-    /// The request ended, or no more of it can be read.
+    /// Ends and reports the request; `complete` is false if no more of the request can be read.
     pub(crate) fn end_request(&mut self, end: u64, complete: bool, sink: &mut dyn Sink) {
         if self.request_ended {
             return;
@@ -775,9 +821,9 @@ impl Transaction {
         }
         if let Some(body) = &mut self.request {
             body.end(complete);
-            let media = body.is_media()
-                && self.endpoint.as_ref().is_some_and(|endpoint| endpoint.model.is_some());
-            if body.is_opaque() && !media && self.host_provider.is_some() {
+            let named = self.endpoint.as_ref().is_some_and(|endpoint| endpoint.model.is_some());
+            let opaque = body.is_opaque() && self.host_provider.is_some();
+            if opaque && !(named && body.is_media()) {
                 self.unreadable(Unreadable::Body);
             }
         }
@@ -785,8 +831,8 @@ impl Transaction {
         let none = Texts::default();
         let texts = self.request.as_ref().and_then(Body::texts).unwrap_or(&none);
         let digest = self.request.as_ref().filter(|_| complete).and_then(Body::digest);
-        let (call, start) = (&self.call, self.start);
-        sink.request(&Request { call, complete, start, end, digest, texts });
+        let (call, start, under_way) = (&self.call, self.start, self.under_way);
+        sink.request(&Request { call, complete, start, end, under_way, digest, texts });
         if let Some(body) = &mut self.request {
             body.drop_texts();
         }
@@ -794,7 +840,7 @@ impl Transaction {
         self.report(sink);
     }
 
-    /// The response ended, or no more of it can be read.
+    /// Ends the response; `complete` is false if no more of the response can be read.
     pub(crate) fn end_response(&mut self, at_ns: u64, complete: bool, sink: &mut dyn Sink) {
         if self.response_ended {
             return;
@@ -813,7 +859,8 @@ impl Transaction {
         self.report(sink);
     }
 
-    /// The API says that the answer is whole: what the transport does after that changes nothing.
+    /// Returns whether the API marked the answer as whole: later events of the transport change
+    /// nothing.
     fn is_over(&self) -> bool {
         let Some(body) = &self.response else { return false };
         let Call { finish_reasons, usage, choices, stream_response, .. } = &self.call;
@@ -830,17 +877,25 @@ impl Transaction {
         }
     }
 
-    /// Hands out an exchange whose request was not seen.
+    /// Reports an exchange without a seen request.
     pub(crate) fn report_unasked(mut self, end: u64, sink: &mut dyn Sink) {
         let none = Texts::default();
-        let (call, digest) = (&self.call, None);
-        sink.request(&Request { call, complete: false, start: end, end, digest, texts: &none });
+        let request = Request {
+            call: &self.call,
+            complete: false,
+            start: end,
+            end,
+            under_way: false,
+            digest: None,
+            texts: &none,
+        };
+        sink.request(&request);
         self.response_ended = true;
         let Self { call, response_complete, .. } = self;
         sink.exchange(Exchange { call, response_complete });
     }
 
-    /// Something was kept since the last time.
+    /// Refreshes the call if a body kept a fact since the last check.
     pub(crate) fn refresh_if_changed(&mut self) {
         let changed = |body: &mut Option<Body>| {
             body.as_mut().is_some_and(|body| body.facts_mut().take_dirty())
@@ -851,8 +906,8 @@ impl Transaction {
         }
     }
 
-    /// Reads what is known of both bodies into the call. How often, and of how much of them, depends
-    /// on how the bytes were cut: nothing of what an earlier look found may stay.
+    /// Reads the facts of both bodies into the call. Number and times of refreshes depend on how
+    /// the bytes were cut: no result of an earlier refresh may stay.
     fn refresh(&mut self) {
         self.heed_unreadable();
         forget(&mut self.call);
@@ -916,7 +971,7 @@ impl Transaction {
     }
 }
 
-/// Forgets what bodies said before: they are read anew, and may say otherwise by now.
+/// Clears the facts taken from bodies: the bodies are read anew, and may yield other facts by now.
 fn forget(call: &mut Call) {
     call.request_model = None;
     call.response_model = None;
@@ -940,7 +995,7 @@ fn forget(call: &mut Call) {
     call.counts_tokens = false;
 }
 
-/// The request body is what the path says, at a host that is nobody we know.
+/// Returns whether the request body confirms the endpoint of the path, at an unknown host.
 fn is_confirmed(endpoint: &Endpoint, bodies: &Bodies<'_>, call: &Call) -> bool {
     let unread = bodies.request.is_empty() && call.unreadable.is_some();
     let telling = endpoint.api == "openai.chat" || endpoint.model.is_some();
@@ -949,7 +1004,7 @@ fn is_confirmed(endpoint: &Endpoint, bodies: &Bodies<'_>, call: &Call) -> bool {
         || unread && telling
 }
 
-/// What an exchange is whose path says nothing.
+/// Guesses the endpoint of an exchange without a telling path.
 fn guess(
     call: &Call,
     host_provider: Option<&'static str>,
@@ -957,7 +1012,7 @@ fn guess(
     bodies: &Bodies<'_>,
 ) -> Option<Endpoint> {
     let guessed = dialect::guess(bodies).filter(|guess| {
-        // Whoever fetches what is stored asks no model.
+        // Requests other than POST fetch stored data and ask no model.
         let posts = call.method.as_deref().is_none_or(|it| it == "POST");
         let stranger = answered && posts && call.request_seen && host_provider.is_none();
         guess.kind != Kind::Inference || call.path.is_none() || stranger
@@ -969,8 +1024,8 @@ fn guess(
     })
 }
 
-/// Authority and rest of a target in absolute form ([RFC 9112 §3.2.2][rfc]): only where it begins with
-/// a scheme of HTTP, so that nothing in a path or query looks like one.
+/// Splits a target in absolute form ([RFC 9112 §3.2.2][rfc]) into authority and rest. The target
+/// must begin with an HTTP scheme, so no text in a path or query is taken for a scheme.
 ///
 /// [rfc]: https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2
 fn absolute_form(target: &str) -> Option<(&str, &str)> {
@@ -982,7 +1037,8 @@ fn absolute_form(target: &str) -> Option<(&str, &str)> {
     Some((rest.get(..end)?, rest.get(end..)?))
 }
 
-/// Splits a port off an authority ([RFC 3986 §3.2](https://www.rfc-editor.org/rfc/rfc3986#section-3.2)).
+/// Splits a port off an authority ([RFC 3986
+/// §3.2](https://www.rfc-editor.org/rfc/rfc3986#section-3.2)).
 fn split_port(authority: &str) -> (&str, Option<u16>) {
     let authority = authority.rsplit('@').next().unwrap_or(authority);
     match authority.rsplit_once(':') {
@@ -997,7 +1053,7 @@ fn trim_brackets(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-/// The model that a query names, and whether every server reads the same one.
+/// Returns the model named by a query, and whether every server reads the same model.
 fn query_model(query: &str) -> (Option<String>, bool) {
     let mut named = query.split('&').filter_map(|pair| {
         let (name, value) = pair.split_once('=')?;

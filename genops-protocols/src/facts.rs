@@ -1,8 +1,7 @@
-//! What was found in one body: bounded facts, before any dialect has judged them.
+//! Facts found in a body: bounded in size, not yet judged by a dialect.
 //!
-//! Facts are kept by what they are called, not by who said them; which of them make up a call is
-//! the dialect's business. Within one body the last value counts, as in every JSON reader that
-//! providers use.
+//! Facts are kept by name, not by source; the dialect selects the facts of a call. Within a body
+//! the last value counts, as in every JSON reader used by providers.
 
 use crate::call::Texts;
 use crate::claims::BODY_PATHS;
@@ -10,7 +9,7 @@ use crate::coding::base64::Base64;
 use crate::json::schema::{Slot, Split, Want};
 use crate::json::{Reader, Scalar, Scanner, Schema};
 
-/// One thing a body may say.
+/// Name of a fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Field {
     AlephInput,
@@ -127,7 +126,7 @@ pub(crate) enum Field {
     Purpose,
     ReasoningLevel,
     ReasoningTokens,
-    /// Something of the input lies at the provider.
+    /// Part of the input lies at the provider.
     Referred,
     ResponseId,
     ResultReason,
@@ -153,6 +152,8 @@ pub(crate) enum Field {
     TopK,
     TopP,
     TotalTokens,
+    /// Model transcribing the audio.
+    Transcriber,
     TurnComplete,
     Type,
     Version,
@@ -162,28 +163,28 @@ pub(crate) enum Field {
     WatsonxOutput,
 }
 
-/// A list a body may give.
+/// Name of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum List {
     Stop,
     EncodingFormats,
-    /// Tools that the model called.
+    /// Tools called by the model.
     Tools,
-    /// As [`List::Tools`], where only names are given.
+    /// As [`List::Tools`], if only names are given.
     Names,
     /// Blocks of a message in their final form.
     Content,
     /// Items of an output in their final form.
     Output,
-    /// Items of an output as a stream announced them one by one.
+    /// Items of an output, announced singly by a stream.
     Announced,
     /// Methods of JSON-RPC messages.
     Methods,
     /// Finish reasons outside of choices.
     Reasons,
-    /// Second kind of finish reason that some servers give a choice.
+    /// Second kind of finish reason, given to a choice by some servers.
     ChoiceStops,
-    /// Models that may answer instead of the one asked for.
+    /// Models allowed to answer instead of the requested model.
     Models,
 }
 
@@ -196,12 +197,32 @@ enum Value {
     Present,
 }
 
-/// One [`Want::Item`].
+/// A set of fields.
+#[derive(Clone, Copy, Default)]
+struct Fields([u64; Self::WORDS]);
+
+impl Fields {
+    const WORDS: usize = Field::WatsonxOutput as usize / 64 + 1;
+
+    fn has(self, field: Field) -> bool {
+        let at = field as usize;
+        self.0.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
+    }
+
+    fn add(&mut self, field: Field) {
+        let at = field as usize;
+        if let Some(word) = self.0.get_mut(at / 64) {
+            *word |= 1 << (at % 64);
+        }
+    }
+}
+
+/// An item read by [`Want::Item`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Item {
     pub(crate) kind: Option<String>,
     pub(crate) name: Option<String>,
-    /// What a provider's own tool did.
+    /// Action of a tool run by the provider.
     pub(crate) action: Option<String>,
     id: Option<String>,
     index: Option<u64>,
@@ -209,38 +230,40 @@ pub(crate) struct Item {
     count: Option<u64>,
 }
 
-/// The facts of one body.
+/// Facts of a body.
 #[derive(Default)]
 #[expect(clippy::struct_excessive_bools, reason = "marks for several readers, and choices")]
 pub(crate) struct Facts {
     values: Vec<(Field, Value)>,
+    /// Fields with a value: dialects ask for many fields, and few have values.
+    kept: Fields,
     lists: Vec<(List, String)>,
     items: Vec<(List, Item)>,
     /// Finish reason of each choice, by index.
     reasons: Vec<(u64, String)>,
-    /// Position of the choice being read within its array, and what it said.
+    /// Current choice: position within the array, index, finish reason.
     choice: (u64, Option<u64>, Option<String>),
     item: Item,
-    /// The string being read.
+    /// String being read.
     text: Vec<u8>,
-    /// The text scanned so far said something that doing twice would say twice.
+    /// The text scanned so far added to a list or a sum: a second scan would add twice.
     appended: bool,
-    /// Something was kept since [`Self::take_changed`].
+    /// A fact was kept since [`Self::take_changed`].
     changed: bool,
-    /// Something was kept since [`Self::take_dirty`].
+    /// A fact was kept since [`Self::take_dirty`].
     dirty: bool,
     /// The last [`Field::Type`] counts, not the first.
     last_type: bool,
-    /// An event came that is the last of its stream.
+    /// The last event of a stream came.
     over: bool,
-    /// Bytes of text that a model wrote.
+    /// Bytes of text written by a model.
     written: u64,
     /// Naming two models is a fault, see [`Self::is_ambiguous`].
     one_model: bool,
-    /// The model must be a text, and one that can be read in one way only.
+    /// The model must be a text readable in a single way.
     strict_model: bool,
     ambiguous: bool,
-    /// Whom the request is for, by index of its path.
+    /// Claims of the request, by index of the path.
     claims: Vec<(u8, String)>,
 }
 
@@ -251,12 +274,15 @@ impl std::fmt::Debug for Facts {
 }
 
 impl Facts {
-    /// Most bytes of one string kept; a longer one counts as not said.
+    /// Maximum bytes of a kept string; the text of a longer string is dropped.
     pub(crate) const TEXT_LIMIT: usize = 512;
-    /// Most entries of each list.
+    /// Maximum number of entries of each list.
     const LIST_LIMIT: usize = 128;
 
     fn value(&self, field: Field) -> Option<&Value> {
+        if !self.kept.has(field) {
+            return None;
+        }
         self.values.iter().find(|(known, _)| *known == field).map(|(_, value)| value)
     }
 
@@ -271,7 +297,7 @@ impl Facts {
         }
     }
 
-    /// As a string, whether it was written as a string or as a number.
+    /// Returns the value as a string, whether written as a string or as a number.
     pub(crate) fn written(&self, field: Field) -> Option<String> {
         match self.value(field)? {
             Value::Text(text) => Some(text.clone()).filter(|text| !text.is_empty()),
@@ -332,19 +358,19 @@ impl Facts {
         self.items.iter().filter(move |(of, _)| *of == list).map(|(_, item)| item)
     }
 
-    /// Finish reasons by choice.
+    /// Returns the finish reasons in order of the choices.
     pub(crate) fn reasons(&self) -> impl Iterator<Item = &str> {
         self.reasons.iter().map(|(_, reason)| reason.as_str())
     }
 
-    /// What the body says at one of [`crate::claims::BODY_PATHS`].
+    /// Returns the value at a path of [`crate::claims::BODY_PATHS`].
     pub(crate) fn claim(&self, path: &str) -> Option<&str> {
         let is_it = |index: u8| BODY_PATHS.get(usize::from(index)) == Some(&path);
         let claim = self.claims.iter().find(|(it, _)| is_it(*it));
         claim.map(|(_, value)| value.as_str())
     }
 
-    /// The last value of a path counts.
+    /// Keeps a claim; the last value of a path counts.
     fn keep_claim(&mut self, path: u8, value: &str) {
         self.touch();
         match self.claims.iter_mut().find(|(it, _)| *it == path) {
@@ -365,22 +391,22 @@ impl Facts {
         self.values.is_empty() && self.lists.is_empty() && self.items.is_empty()
     }
 
-    /// Whether anything was kept since the last call.
+    /// Returns whether a fact was kept since the last call.
     pub(crate) fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)
     }
 
-    /// As [`Self::take_changed`], for whoever reads the facts.
+    /// As [`Self::take_changed`], for the reader of the facts.
     pub(crate) fn take_dirty(&mut self) -> bool {
         std::mem::take(&mut self.dirty)
     }
 
-    /// An event came after which a stream says nothing more.
+    /// Returns whether the last event of a stream came.
     pub(crate) fn says_over(&self) -> bool {
         self.over
     }
 
-    /// Bytes of text that a model wrote.
+    /// Returns the bytes of text written by a model.
     pub(crate) fn written_bytes(&self) -> u64 {
         self.written
     }
@@ -389,28 +415,43 @@ impl Facts {
         self.written = self.written.saturating_add(bytes);
     }
 
-    /// Forgets what was used: it was told of something else.
-    pub(crate) fn forget_usage(&mut self) {
-        self.values.retain(|(field, _)| !USED.contains(field));
+    /// Moves usage reported about other work to `to`. Returns false if no usage was reported.
+    pub(crate) fn move_usage(&mut self, to: &mut Self) -> bool {
+        let used = |(field, _): &&(Field, Value)| USED.contains(field);
+        let told: Vec<_> = self.values.iter().filter(used).cloned().collect();
+        self.drop_fields(&USED);
         self.touch();
+        let any = !told.is_empty();
+        for (field, value) in told {
+            to.keep(field, value);
+        }
+        any
+    }
+
+    /// Takes a text, so a later text is known to be new.
+    pub(crate) fn take_text(&mut self, field: Field) -> Option<String> {
+        let text = self.text(field)?.to_owned();
+        self.drop_fields(&[field]);
+        Some(text)
     }
 
     pub(crate) fn keep_last_type(&mut self) {
         self.last_type = true;
     }
 
-    /// Whoever reads it takes one model from it.
+    /// Expects a single readable model, because the reader of the body takes a single model.
     pub(crate) fn expect_one_model(&mut self) {
         self.one_model = true;
         self.strict_model = true;
     }
 
-    /// Several may be named one after the other, each as a text.
+    /// Expects readable models; several may follow each other.
     pub(crate) fn expect_readable_models(&mut self) {
         self.strict_model = true;
     }
 
-    /// It names two models in one place or in several, and readers differ in which of them counts.
+    /// Returns whether the model is ambiguous: two models are named and readers differ in the
+    /// choice, or the model is no readable text.
     pub(crate) fn is_ambiguous(&self) -> bool {
         self.ambiguous
     }
@@ -420,7 +461,7 @@ impl Facts {
         self.dirty = true;
     }
 
-    /// Whether a list grew since the last call.
+    /// Returns whether a list or a sum grew since the last call.
     pub(crate) fn take_appended(&mut self) -> bool {
         std::mem::take(&mut self.appended)
     }
@@ -432,7 +473,8 @@ impl Facts {
         });
         let lists = self.lists.iter().map(|(_, text)| text.capacity());
         let items = self.items.iter().map(|(_, item)| {
-            [&item.kind, &item.name, &item.id].into_iter().flatten().map(String::capacity).sum()
+            let Item { kind, name, id, action, .. } = item;
+            [kind, name, id, action].into_iter().flatten().map(String::capacity).sum()
         });
         let reasons = self.reasons.iter().map(|(_, reason)| reason.capacity());
         texts.chain(lists).chain(items).chain(reasons).sum::<usize>()
@@ -458,17 +500,17 @@ impl Facts {
                 self.ambiguous = true;
                 *old = value;
             }
-            // A stream names itself first; some end with an event that is named on its own.
+            // The first id names the stream; some streams end with an event with a separate id.
             Some((_, Value::Text(old))) if field == Field::Id && !old.is_empty() => return,
-            // What was said is not taken back by an event that leaves it out.
+            // An event with an empty text does not take an earlier text back.
             Some((_, Value::Text(old)))
                 if !old.is_empty() && matches!(&value, Value::Text(new) if new.is_empty()) =>
             {
                 return;
             }
-            // Streams are recognised by how they begin.
+            // The first type identifies a stream.
             Some(_) if field == Field::Type && !self.last_type => return,
-            // Counted once; later events of a stream say nought.
+            // Counted once; later events of a stream report zero.
             Some((_, Value::Count(old)))
                 if field == Field::WatsonxInput
                     && matches!(value, Value::Count(new) if new < *old) =>
@@ -476,9 +518,19 @@ impl Facts {
                 return;
             }
             Some((_, old)) => *old = value,
-            None => self.values.push((field, value)),
+            None => {
+                self.kept.add(field);
+                self.values.push((field, value));
+            }
         }
         self.touch();
+    }
+
+    /// Drops the values of some fields.
+    fn drop_fields(&mut self, fields: &[Field]) {
+        self.values.retain(|(field, _)| !fields.contains(field));
+        self.kept = Fields::default();
+        self.values.iter().for_each(|(field, _)| self.kept.add(*field));
     }
 
     pub(crate) fn append(&mut self, list: List, text: &str) {
@@ -489,16 +541,16 @@ impl Facts {
         }
     }
 
-    /// Adds to what was counted in the same list.
+    /// Adds to the sum of a field.
     fn add(&mut self, field: Field, count: u64) {
         self.appended = true;
         let before = self.count(field).unwrap_or(0);
         self.keep(field, Value::Count(before.saturating_add(count)));
     }
 
-    /// A list begins whose numbers are added up: of two of them the last counts.
+    /// Restarts the sums at the start of a list: of two lists the last counts.
     fn restart_sums(&mut self) {
-        self.values.retain(|(field, _)| !SUMMED.contains(field));
+        self.drop_fields(&SUMMED);
     }
 
     fn end_split(&mut self, split: Split) {
@@ -574,20 +626,26 @@ impl Facts {
         }
     }
 
-    /// A client says which model in a way that this reader has no text for: too long, cut by a zero
-    /// byte for some, or no string at all.
+    /// Marks the model as ambiguous if a client names no readable text: too long, cut by a zero
+    /// byte for some readers, or not a string.
     fn doubt_model(&mut self, want: Want) {
-        let of_model = matches!(want, Want::Keep(Field::Model | Field::ModelId));
-        self.ambiguous |= self.strict_model && of_model;
+        self.ambiguous |= self.is_strict_of(want);
+    }
+
+    /// Returns whether the value is a model required to be a readable text.
+    fn is_strict_of(&self, want: Want) -> bool {
+        self.strict_model && matches!(want, Want::Keep(Field::Model | Field::ModelId))
     }
 
     fn end_string(&mut self) -> Option<String> {
         let text = std::mem::take(&mut self.text);
-        (text.len() <= Self::TEXT_LIMIT).then(|| String::from_utf8_lossy(&text).into_owned())
+        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (text.len() <= Self::TEXT_LIMIT)
+            .then(|| String::from_utf8(text).unwrap_or_else(|error| lossy(error.as_bytes())))
     }
 }
 
-/// Events that are the last of their streams.
+/// Last events of streams.
 const LAST_EVENTS: [&str; 8] = [
     "interaction.complete",
     "interaction.completed",
@@ -599,7 +657,7 @@ const LAST_EVENTS: [&str; 8] = [
     "response.incomplete",
 ];
 
-/// What lists of [`Want::Add`] are added up in.
+/// Fields summed up by [`Want::Add`].
 const SUMMED: [Field; 5] = [
     Field::IterationCacheRead,
     Field::IterationCacheWrite,
@@ -608,15 +666,18 @@ const SUMMED: [Field; 5] = [
     Field::IterationOutput,
 ];
 
-/// What an event says that it used.
-const USED: [Field; 12] = [
+/// Fields with the usage reported by an event.
+const USED: [Field; 15] = [
     Field::AudioCached,
     Field::AudioInput,
     Field::AudioOutput,
     Field::AudioSeconds,
+    Field::CacheWriteTokens,
     Field::CachedTokens,
     Field::CompletionTokens,
+    Field::ImageCached,
     Field::ImageInput,
+    Field::ImageOutput,
     Field::InputTokens,
     Field::OutputTokens,
     Field::PromptTokens,
@@ -640,13 +701,13 @@ fn parse_number(text: &str) -> Option<Value> {
 /// Gathers facts from a scanner.
 pub(crate) struct Gather<'a> {
     pub(crate) facts: &'a mut Facts,
-    /// Where prose goes; `None` drops it.
+    /// Destination of prose; `None` drops prose.
     pub(crate) texts: Option<&'a mut Texts>,
-    /// Reads what [`Want::Base64`] strings hold.
+    /// Reader of [`Want::Base64`] strings.
     pub(crate) nested: Option<&'a mut Nested>,
 }
 
-/// Reads JSON texts that are carried in base64 strings.
+/// Reader of JSON texts carried in base64 strings.
 #[derive(Debug)]
 pub(crate) struct Nested {
     base64: Base64,
@@ -734,8 +795,8 @@ impl Reader for Gather<'_> {
             | Want::Split(_) => {}
             Want::Keep(field) => {
                 if let Some(text) = self.facts.end_string() {
-                    if text.contains(['\0', '\u{fffd}']) {
-                        self.facts.doubt_model(want);
+                    if self.facts.is_strict_of(want) && text.contains(['\0', '\u{fffd}']) {
+                        self.facts.ambiguous = true;
                     }
                     self.facts.keep(field, Value::Text(text));
                 } else {

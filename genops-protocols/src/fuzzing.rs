@@ -1,9 +1,9 @@
-//! The laws every decoder keeps, whatever the bytes: one function a decoder, called by the fuzz
-//! targets. Each panics where a law is broken.
+//! Laws of the decoders, kept whatever the bytes: a function per decoder, called by the fuzz
+//! targets. A function panics if a law is broken.
 //!
-//! The laws: how the bytes were cut does not matter; memory stays within its limit; positions are
-//! within what was received, unless a request is all that follows; each exchange is told once, its
-//! request before it.
+//! The laws: the cuts between pieces do not matter; memory stays within the limit; positions lie
+//! within the received bytes, unless a request takes up the rest of the connection; each exchange
+//! is reported once, after the request.
 #![expect(clippy::missing_panics_doc, reason = "to panic is what these are for")]
 
 use std::collections::HashMap;
@@ -19,15 +19,15 @@ use crate::json::schema::Want;
 use crate::json::{Reader, Scalar, Scanner};
 use crate::{eventstream, multipart, sse};
 
-/// Text kept for policy in these runs, in bytes.
+/// Text kept for policy in fuzz runs, in bytes.
 const TEXT_LIMIT: usize = 4 << 10;
 
-/// Splits control bytes off: where to cut.
+/// Splits the control bytes off: lengths of pieces.
 fn cuts(data: &[u8]) -> (&[u8], &[u8]) {
     data.split_at_checked(4).unwrap_or((&[], data))
 }
 
-/// Cuts `data` into pieces whose lengths `control` gives, over and over.
+/// Cuts `data` into pieces of the lengths in `control`, used in a cycle.
 fn pieces<'a>(control: &'a [u8], mut data: &'a [u8]) -> Vec<&'a [u8]> {
     let mut out = Vec::new();
     let mut lengths = control.iter().cycle();
@@ -40,7 +40,7 @@ fn pieces<'a>(control: &'a [u8], mut data: &'a [u8]) -> Vec<&'a [u8]> {
     out
 }
 
-/// Writes down what a scanner finds, strings whole.
+/// Writes the findings of a scanner down, with strings whole.
 #[derive(Debug, Default, PartialEq)]
 struct Written(Vec<u8>);
 
@@ -70,7 +70,7 @@ impl Reader for Written {
     }
 }
 
-/// The JSON scanner.
+/// Checks the JSON scanner.
 pub fn json(data: &[u8]) {
     let (control, data) = cuts(data);
     let scan = |pieces: &[&[u8]]| {
@@ -113,7 +113,7 @@ impl sse::Handler for Written {
     }
 }
 
-/// The event stream splitter.
+/// Checks the splitter of server-sent events.
 pub fn events(data: &[u8]) {
     let (control, data) = cuts(data);
     let split = |pieces: &[&[u8]]| {
@@ -145,7 +145,7 @@ impl eventstream::Handler for Written {
     }
 }
 
-/// The AWS event stream splitter.
+/// Checks the splitter of AWS event streams.
 pub fn event_stream(data: &[u8]) {
     let (control, data) = cuts(data);
     let split = |pieces: &[&[u8]]| {
@@ -159,7 +159,7 @@ pub fn event_stream(data: &[u8]) {
     assert_eq!(split(&pieces(control, data)), split(&[data]));
 }
 
-/// The multipart splitter.
+/// Checks the multipart splitter.
 pub fn multipart(data: &[u8]) {
     let (control, data) = cuts(data);
     let split = |pieces: &[&[u8]]| {
@@ -175,7 +175,7 @@ pub fn multipart(data: &[u8]) {
     assert_eq!(split(&pieces(control, data)), split(&[data]));
 }
 
-/// The content codings.
+/// Checks the content codings.
 pub fn coding(data: &[u8]) {
     let (control, data) = cuts(data);
     let codings = [Coding::Gzip, Coding::Deflate, Coding::Brotli, Coding::Zstd];
@@ -196,7 +196,7 @@ pub fn coding(data: &[u8]) {
     assert!(whole.1 || cut.1 || whole == cut, "{whole:?} {cut:?}");
 }
 
-/// A body of unknown coding and form, with a hole.
+/// Checks a body of unknown coding and form, with a gap.
 pub fn body(data: &[u8]) {
     let (control, data) = cuts(data);
     let hole = usize::from(control.first().copied().unwrap_or(0));
@@ -217,14 +217,14 @@ pub fn body(data: &[u8]) {
     assert!(kept <= TEXT_LIMIT * 3, "text");
 }
 
-/// Checks what a connection tells, and keeps it.
+/// Checks and keeps the reports of a connection.
 #[derive(Default)]
 struct Laws {
     received: u64,
     requests: HashMap<u64, u32>,
-    /// Number of each request, whether it is complete, where it begins and ends.
+    /// Number, completeness, start and end of each request.
     told: Vec<(u64, bool, u64, u64)>,
-    /// A request was told that takes up the rest of the connection.
+    /// A request taking up the rest of the connection was reported.
     endless: bool,
     exchanges: Vec<Call>,
     texts: Vec<String>,
@@ -253,7 +253,7 @@ impl Sink for Laws {
     }
 }
 
-/// One step of a connection's life.
+/// A step in the life of a connection.
 #[derive(Clone, Copy)]
 enum Step<'a> {
     Data(Direction, &'a [u8]),
@@ -301,7 +301,7 @@ fn run(steps: &[Step<'_>], from_start: bool, cut: Option<&[u8]>) -> Laws {
     laws
 }
 
-/// Runs whole and cut; both must tell the same.
+/// Runs whole and cut; both runs must report the same.
 fn compare(steps: &[Step<'_>], from_start: bool, control: &[u8]) {
     let whole = run(steps, from_start, None);
     let cut = run(steps, from_start, Some(control));
@@ -317,7 +317,7 @@ fn both(control: &[u8], data: &[u8]) -> (usize, usize) {
     (at, data.len())
 }
 
-/// HTTP/1: a request that asks, then anything in both directions.
+/// Checks HTTP/1: a chat request, then any bytes in both directions.
 pub fn http1(data: &[u8]) {
     let (control, data) = cuts(data);
     let (at, _) = both(control, data);
@@ -335,7 +335,7 @@ pub fn http1(data: &[u8]) {
     );
 }
 
-/// HTTP/2 from its preface, anything after it in both directions.
+/// Checks HTTP/2 from the preface on: any bytes in both directions.
 pub fn http2(data: &[u8]) {
     let (control, data) = cuts(data);
     let (at, _) = both(control, data);
@@ -351,7 +351,7 @@ pub fn http2(data: &[u8]) {
     );
 }
 
-/// A realtime WebSocket after its handshake.
+/// Checks a realtime WebSocket after the handshake.
 pub fn websocket(data: &[u8]) {
     let (control, data) = cuts(data);
     let (at, _) = both(control, data);
@@ -374,7 +374,7 @@ pub fn websocket(data: &[u8]) {
     );
 }
 
-/// The whole engine: any steps, holes among them, from the start or midway.
+/// Checks the whole engine: any steps, gaps included, from the start or midway.
 pub fn engine(data: &[u8]) {
     let (control, mut data) = cuts(data);
     let from_start = control.first().is_none_or(|byte| byte & 1 == 0);

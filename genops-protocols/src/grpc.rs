@@ -1,8 +1,8 @@
-//! gRPC bodies ([length-prefixed messages][grpc] of protobuf), for the APIs whose clients speak
-//! it: wanted fields at wanted paths, by their numbers.
+//! Reader of gRPC bodies ([length-prefixed messages][grpc] of protobuf), for APIs with gRPC
+//! clients: wanted fields at wanted paths, by field number.
 //!
-//! A message is held until it is whole, up to [`Decoder::MESSAGE_LIMIT`]; a longer or compressed
-//! one is skipped, and that it was is told.
+//! A message is held until whole, up to [`Decoder::MESSAGE_LIMIT`]; a longer or compressed message
+//! is skipped, and the skip is reported.
 //!
 //! [grpc]: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
 
@@ -10,15 +10,15 @@ use crate::call::Texts;
 use crate::facts::Facts;
 use crate::json::schema::Want;
 
-/// What is wanted of messages: paths of field numbers.
+/// Wanted fields of messages: paths of field numbers.
 pub(crate) type Table = &'static [(&'static [u32], Want)];
 
-/// Splits a body into messages and reads them, through pieces of any size.
+/// Splits a body into messages and reads the messages, through pieces of any size.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     table: Table,
     held: Vec<u8>,
-    /// Bytes of a message that is skipped.
+    /// Bytes left of a skipped message.
     skip: usize,
     skipped: bool,
     lost: bool,
@@ -37,12 +37,12 @@ impl Decoder {
         size_of::<Self>() + self.held.capacity()
     }
 
-    /// A message was not read.
+    /// Returns whether a message was not read.
     pub(crate) fn skipped(&self) -> bool {
         self.skipped
     }
 
-    /// Bytes are missing: lengths are all that marks a message, so the rest is lost.
+    /// Takes a gap: only lengths mark messages, so the rest is lost.
     pub(crate) fn gap(&mut self) {
         self.held = Vec::new();
         self.lost = true;
@@ -67,7 +67,7 @@ impl Decoder {
         }
     }
 
-    /// Bytes of prefix and message together, as far as known.
+    /// Returns the bytes of prefix and message together, as far as known.
     fn wanted(&self) -> usize {
         self.message_len().map_or(Self::PREFIX, |len| Self::PREFIX + len)
     }
@@ -92,7 +92,7 @@ impl Decoder {
     }
 }
 
-/// Reads one message at a path; its unknown fields are skipped, a damaged one ends it.
+/// Reads a message at a path; skips unknown fields, stops at a damaged field.
 fn read(
     mut message: &[u8],
     table: Table,

@@ -1,31 +1,30 @@
-//! Endpoints of providers that are known to be harmless: no model works there, nothing is billed,
-//! and nothing is stored that a model reads later.
+//! List of harmless endpoints of providers: no model works there, nothing is billed, and nothing is
+//! stored for a model to read later.
 //!
-//! Everything else that goes to a provider and that no dialect knows is decided as a request that
-//! can't be read. `GET`, `HEAD` and `OPTIONS` without body and without `Upgrade` are harmless
-//! without being listed. To add a line: what it does must be documented, and the line says where.
+//! Every other request to a provider, unknown to the dialects, is decided as unreadable. `GET`,
+//! `HEAD` and `OPTIONS` without body and without `Upgrade` are harmless without a line. To add a
+//! line, the effect of the endpoint must be documented, and the line must name the source.
 //!
-//! Not on it, though it looks like housekeeping: copying a model under another name (a rule about
-//! names would no longer know it), calling tools by MCP at a provider (some of them start an agent
-//! or run a model there), committing files and starting jobs (programs run by them).
+//! Not listed, though similar to housekeeping: copying a model under another name (a rule about
+//! names would no longer match the model), calling tools by MCP at a provider (some tools start an
+//! agent or run a model there), committing files and starting jobs (both can run programs).
 
 use crate::path::Path;
 
-/// What the list says of an endpoint.
+/// Entry of an endpoint in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Listed {
-    /// Whatever it says may leave undecided.
+    /// May leave undecided, whatever the content.
     Harmless,
-    /// It counts tokens: it runs nothing and costs nothing, and is decided by the model and the
-    /// text that it names.
+    /// Counts tokens: runs nothing and costs nothing, and is decided by the named model and text.
     Counts,
 }
 
 use Listed::{Counts, Harmless};
 
-/// Provider (empty: any), method, pattern, what it is, source. A pattern that begins with a slash is
-/// the whole path, another one how it ends; `*` is one segment or the beginning of one, `**` all that
-/// follows.
+/// Provider (empty: any), method, pattern, entry, source. A pattern with a leading slash is the
+/// whole path, any other pattern the end of a path; `*` is a segment or the beginning of a segment,
+/// `**` the whole rest.
 type Line = (&'static str, &'static str, &'static str, Listed, &'static str);
 
 const LIST: &[Line] = &[
@@ -241,7 +240,7 @@ const LIST: &[Line] = &[
     ),
 ];
 
-/// What the list says of a request to a provider.
+/// Returns the list's entry for a request to a provider.
 pub(crate) fn listed(provider: &str, method: &str, path: &Path) -> Option<Listed> {
     let fits = |line: &&Line| {
         let (of, verb, pattern, ..) = **line;
@@ -250,7 +249,7 @@ pub(crate) fn listed(provider: &str, method: &str, path: &Path) -> Option<Listed
     LIST.iter().find(fits).map(|(_, _, _, listed, _)| *listed)
 }
 
-/// Whether a path is as a pattern has it, in any case.
+/// Returns whether a path matches a pattern, in any case.
 pub(crate) fn matches(pattern: &str, path: &Path) -> bool {
     let segments: Vec<&str> = path.segments().collect();
     let names: Vec<&str> = pattern.split('/').filter(|it| !it.is_empty()).collect();
@@ -279,7 +278,7 @@ fn fits(name: &str, segment: &str) -> bool {
     }
 }
 
-/// Method and pattern of a line that an operator wrote, such as `POST /files/*`.
+/// Splits a line written by an operator, e.g. `POST /files/*`, into method and pattern.
 pub(crate) fn parse(line: &str) -> Option<(&str, &str)> {
     let (method, pattern) = line.trim().split_once(' ')?;
     let pattern = pattern.trim();

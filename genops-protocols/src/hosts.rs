@@ -1,17 +1,18 @@
-//! Hosts that are AI providers, and path endings by which an AI API is recognised on any host.
+//! Hosts of AI providers, and path endings of AI APIs on any host.
 //!
-//! To add a provider that speaks a dialect we have, add a line to `BUILTIN`. Nothing is resolved
-//! here: names are compared, never looked up.
+//! To add a provider with a known dialect, add a line to `BUILTIN`. Names are compared, never
+//! resolved.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use crate::dialect;
 use crate::harmless;
 use crate::path::Path;
 
-/// Path endings by which an AI API is recognised on any host. Compare after cutting the query.
+/// Path endings of AI APIs on any host. Cut the query before comparing.
 ///
-/// Those that start with a colon are Google's custom methods.
+/// Endings with a leading colon are Google's custom methods.
 pub const API_PATH_SUFFIXES: &[&str] = &[
     "/chat/completions",
     "/completions",
@@ -57,25 +58,30 @@ pub const API_PATH_SUFFIXES: &[&str] = &[
     ":streamRawPredict",
 ];
 
-/// Hosts of one provider, as a pattern.
+/// Pattern of the hosts of a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostPattern<'a> {
-    /// Lower case. The whole name; or, where it starts with `.` or `-`, how the name ends.
+    /// Lower case. The whole name; or, if starting with `.` or `-`, the end of the name.
     pub suffix: &'a str,
-    /// Lower case. How the name starts, e.g. `bedrock-runtime.`; empty for any.
+    /// Lower case. Start of the name, e.g. `bedrock-runtime.`; empty for any.
     pub prefix: &'a str,
-    /// The only port that counts; `None` for any.
+    /// Required port; `None` for any.
     pub port: Option<u16>,
-    /// `gen_ai.provider.name` of what it serves.
+    /// `gen_ai.provider.name` of the hosts.
     pub provider: &'a str,
 }
 
 impl HostPattern<'_> {
-    /// `host` is lower case and without port.
+    /// Returns whether the pattern is the end of a name, not a whole name.
+    fn is_ending(&self) -> bool {
+        self.suffix.starts_with(['.', '-'])
+    }
+
+    /// Returns whether a host matches. `host` must be lower case and without port.
     #[must_use]
     pub fn matches(&self, host: &str, port: Option<u16>) -> bool {
         let by_port = self.port.is_none() || self.port == port;
-        let by_name = if self.suffix.starts_with(['.', '-']) {
+        let by_name = if self.is_ending() {
             host.len() > self.suffix.len() + self.prefix.len()
                 && host.ends_with(self.suffix)
                 && host.starts_with(self.prefix)
@@ -86,28 +92,33 @@ impl HostPattern<'_> {
     }
 }
 
-/// A dialect name that a configuration gave and that is none.
+/// An unknown dialect name in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown dialect `{dialect}` of host `{host}`; known are {known}")]
 pub struct UnknownDialect {
-    /// The name as given.
+    /// Name, as given.
     pub dialect: String,
-    /// The host it was given for.
+    /// Host given with the name.
     pub host: String,
-    /// The names there are, separated by commas.
+    /// Known names, separated by commas.
     pub known: String,
 }
 
-/// Hosts that are AI providers: the built-in list and those that the configuration adds.
+/// Hosts of AI providers: the built-in list and the additions of the configuration.
 #[derive(Clone, Debug)]
 pub struct Hosts {
-    /// The configuration's first: they win.
+    /// Of two matching entries the later wins: entries of the configuration are at the end.
     entries: Vec<Entry>,
-    /// What the configuration calls harmless: host as in an entry, method, pattern of the path.
+    /// Entries with a whole name, by name.
+    names: HashMap<Cow<'static, str>, Vec<usize>>,
+    /// Entries with the end of a name, by the last two labels; by the empty string if either is
+    /// partial.
+    endings: HashMap<Box<str>, Vec<usize>>,
+    /// Harmless endpoints of the configuration: host as in an entry, method, pattern of the path.
     harmless: Vec<(String, String, String)>,
 }
 
-/// A line of `harmless` that can't be read.
+/// An unreadable line of `harmless`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a method and a whole path, such as `POST /v1/files/*`")]
 pub struct HarmlessFault(pub String);
@@ -120,14 +131,14 @@ struct Entry {
     provider: &'static str,
 }
 
-/// What a host name says.
+/// Facts of a known host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KnownHost {
     pub(crate) provider: &'static str,
 }
 
 impl Hosts {
-    /// The providers known to this crate.
+    /// Returns the providers known to the crate.
     #[must_use]
     pub fn builtin() -> Self {
         let entry = |&(prefix, suffix, port, provider): &Builtin| Entry {
@@ -136,10 +147,27 @@ impl Hosts {
             port,
             provider,
         };
-        Self { entries: BUILTIN.iter().map(entry).collect(), harmless: Vec::new() }
+        let mut hosts = Self {
+            entries: Vec::with_capacity(BUILTIN.len()),
+            names: HashMap::with_capacity(BUILTIN.len()),
+            endings: HashMap::new(),
+            harmless: Vec::new(),
+        };
+        BUILTIN.iter().rev().map(entry).for_each(|it| hosts.add(it));
+        hosts
     }
 
-    /// Adds a host of the configuration; `.example.com` stands for every name below it.
+    fn add(&mut self, entry: Entry) {
+        let at = self.entries.len();
+        if entry.pattern().is_ending() {
+            self.endings.entry(last_two_labels(&entry.suffix).into()).or_default().push(at);
+        } else {
+            self.names.entry(entry.suffix.clone()).or_default().push(at);
+        }
+        self.entries.push(entry);
+    }
+
+    /// Adds a host of the configuration; `.example.com` stands for every name below.
     pub fn with(
         mut self,
         host: &str,
@@ -154,16 +182,16 @@ impl Hosts {
             });
         };
         let suffix = Cow::Owned(host.to_ascii_lowercase());
-        self.entries.insert(0, Entry { suffix, prefix: "", port, provider });
+        self.add(Entry { suffix, prefix: "", port, provider });
         Ok(self)
     }
 
-    /// Adds an endpoint of a host that needs no decision, such as `POST /v1/files/*`: `*` is one
-    /// segment, `**` at the end all that follows.
+    /// Adds an endpoint of a host needing no decision, such as `POST /v1/files/*`: `*` matches a
+    /// single segment, `**` at the end all further segments.
     ///
     /// # Errors
     ///
-    /// The line, where it is no method and no path.
+    /// The line, if not a method and a whole path.
     pub fn with_harmless(mut self, host: &str, line: &str) -> Result<Self, HarmlessFault> {
         let read = harmless::parse(line).ok_or_else(|| HarmlessFault(line.to_owned()))?;
         let (method, pattern) = read;
@@ -171,7 +199,7 @@ impl Hosts {
         Ok(self)
     }
 
-    /// The configuration says that this needs no decision.
+    /// Returns whether the configuration lists the endpoint as harmless.
     pub(crate) fn is_harmless(&self, host: &str, method: &str, path: &Path) -> bool {
         let host = host.to_ascii_lowercase();
         self.harmless.iter().any(|(suffix, verb, pattern)| {
@@ -180,18 +208,23 @@ impl Hosts {
         })
     }
 
-    /// Every pattern, for whoever filters before decoding.
+    /// Returns every pattern, for filters before decoding.
     pub fn host_patterns(&self) -> impl Iterator<Item = HostPattern<'_>> {
-        self.entries.iter().map(Entry::pattern)
+        self.entries.iter().rev().map(Entry::pattern)
     }
 
-    /// `host` in any case, without port.
+    /// Finds a host; `host` in any case, without port.
     pub(crate) fn find(&self, host: &str, port: Option<u16>) -> Option<KnownHost> {
         let host = host.to_ascii_lowercase();
-        self.entries
-            .iter()
-            .find(|entry| entry.pattern().matches(&host, port))
-            .map(|entry| KnownHost { provider: entry.provider })
+        let fits = |at: &usize| {
+            self.entries.get(*at).is_some_and(|entry| entry.pattern().matches(&host, port))
+        };
+        let last = |all: &[usize]| all.iter().copied().rfind(|at| fits(at));
+        let named = self.names.get(host.as_str()).and_then(|all| last(all));
+        let ending = |labels: &str| self.endings.get(labels).and_then(|all| last(all));
+        let ending = ending("").max(ending(last_two_labels(&host)));
+        let entry = self.entries.get(named.max(ending)?)?;
+        Some(KnownHost { provider: entry.provider })
     }
 }
 
@@ -208,7 +241,12 @@ impl Entry {
     }
 }
 
-/// Region that a host name carries, for the providers that put it there.
+/// Returns the text after the second-last dot; empty with fewer than two dots.
+fn last_two_labels(name: &str) -> &str {
+    name.rmatch_indices('.').nth(1).and_then(|(at, _)| name.get(at + 1..)).unwrap_or_default()
+}
+
+/// Returns the region in a host name, for providers with regions in host names.
 pub(crate) fn region_of_host(host: &str) -> Option<&str> {
     let labels = || host.split('.');
     let region = if host.ends_with(".amazonaws.com")
@@ -234,11 +272,11 @@ pub(crate) fn region_of_host(host: &str) -> Option<&str> {
 /// Prefix, suffix, port, provider.
 type Builtin = (&'static str, &'static str, Option<u16>, &'static str);
 
-/// The first match wins. Provider names are those of the semantic conventions where one exists.
+/// The first match wins. Provider names are taken from the semantic conventions if defined there.
 const BUILTIN: &[Builtin] = &[
     ("", "api.openai.com", None, "openai"),
     ("", ".api.openai.com", None, "openai"),
-    // As a whole: the product is chats, and what is no chat there is not documented.
+    // As a whole: the product is chats, and other requests to the host are not documented.
     ("", "chatgpt.com", None, "openai"),
     ("", ".openai.azure.com", None, "azure.ai.openai"),
     ("", ".openai.azure.us", None, "azure.ai.openai"),
@@ -368,6 +406,15 @@ mod tests {
         let hosts = Hosts::builtin().with("LLM.internal", Some(8000), "openai").expect("a dialect");
         assert_eq!(hosts.find("llm.internal", Some(8000)).map(|it| it.provider), Some("openai"));
         assert_eq!(hosts.find("llm.internal", Some(9000)), None);
+        let below = |host: &str, ending: &str| {
+            let hosts = Hosts::builtin().with(ending, None, "anthropic").expect("a dialect");
+            hosts.find(host, None).map(|it| it.provider)
+        };
+        assert_eq!(below("llm.corp", ".corp"), Some("anthropic"));
+        assert_eq!(below("a.llm.corp", ".corp"), Some("anthropic"));
+        assert_eq!(below("a.b.llm.corp", ".llm.corp"), Some("anthropic"));
+        assert_eq!(below("eu.api.openai.com", ".openai.com"), Some("anthropic"));
+        assert_eq!(below("llm.corp", ".llm.corp"), None);
         let refusal = hosts.with("llm.internal", None, "opneai").expect_err("no dialect");
         assert!(refusal.to_string().starts_with("unknown dialect `opneai` of host `llm.internal`"));
     }

@@ -1,9 +1,9 @@
-//! HTTP/1.1 ([RFC 9112][rfc]): messages of both directions, paired in order.
+//! HTTP/1.1 ([RFC 9112][rfc]) decoder: messages of both directions, paired in order.
 //!
-//! Keep-alive, pipelining, chunked bodies with trailers, interim responses, HEAD, bodies that the
-//! close ends, upgrades. A hole inside a body whose length is known is only a hole in the body;
-//! any other hole loses the place, and reading goes on at the next thing that can only be the
-//! start of a message.
+//! Supports keep-alive, pipelining, chunked bodies with trailers, interim responses, HEAD, bodies
+//! ended by the close of the connection, and upgrades. A gap inside a body of known length stays a
+//! gap in the body. Any other gap loses the place; reading resumes at the next unmistakable start
+//! of a message.
 //!
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc9112
 
@@ -16,23 +16,23 @@ use crate::call::{Direction, Kind, OpenRequest, Sink, Unreadable};
 use crate::claims::Wanted;
 use crate::exchange::{Context, Head, Transaction};
 
-/// Whether lines must end as the grammar has it: those of requests must, since what two parsers may
-/// read in two ways is not let go; servers that answer sloppily are read all the same.
+/// Whether lines must end as demanded by the grammar. True for requests, because a request readable
+/// in two ways is not released. False for responses: sloppy servers are read all the same.
 type Strict = bool;
 
-/// How the body of a message ends.
+/// Framing of a message body: the rule for the end of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
     Length(u64),
     Chunked(Chunk, Strict),
-    /// With the connection.
+    /// By the close of the connection.
     Close,
 }
 
-/// Where in a chunked body.
+/// Position in a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Chunk {
-    /// Within the line that gives the size: digits, blanks, an extension.
+    /// Within the line with the size: digits, blanks, an extension.
     Size {
         size: u64,
         digits: u8,
@@ -40,11 +40,11 @@ enum Chunk {
         cr: bool,
     },
     Data(u64),
-    /// The line end after the data; whether its first byte was seen.
+    /// Line end after the data; `cr`: the first byte of the line end was seen.
     DataEnd {
         cr: bool,
     },
-    /// Fields after the last chunk: bytes of the line so far, but for its end.
+    /// Fields after the last chunk; `line` counts the bytes of the line so far, without line end.
     Trailer {
         line: u64,
         cr: bool,
@@ -53,7 +53,7 @@ enum Chunk {
     },
 }
 
-/// What came after the digits of a chunk's size.
+/// Part of a chunk's size line after the digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extension {
     None,
@@ -66,19 +66,19 @@ enum Extension {
 enum State {
     Head,
     Body(Framing),
-    /// The place is lost: looking for a head.
+    /// Place lost: searching for a head.
     Lost,
     /// No longer HTTP/1.
     Tunnel,
 }
 
-/// One direction.
+/// State of a direction.
 #[derive(Debug)]
 struct Side {
     state: State,
-    /// Head not yet whole; when lost, bytes that may begin one.
+    /// Bytes of an incomplete head; after a gap, bytes of a possible start of a head.
     held: Vec<u8>,
-    /// Bytes of `held` known not to hold the end of the head.
+    /// Bytes of `held` already searched for the end of the head.
     searched: usize,
     /// Position and time of the first byte of the message.
     start: u64,
@@ -93,7 +93,8 @@ impl Side {
         Self { state, held: Vec::new(), searched: 0, start: 0, at_ns: 0 }
     }
 
-    /// Adds to the head. Returns how many bytes were used, and whether the head is whole.
+    /// Adds bytes to the head. Returns the number of bytes used, and the head once whole or too
+    /// long.
     fn head<'a>(&'a mut self, bytes: &'a [u8]) -> (usize, Option<Result<&'a [u8], Unreadable>>) {
         if self.held.is_empty()
             && let Some(end) = head_end(bytes, 0)
@@ -121,10 +122,10 @@ impl Side {
 }
 
 impl Side {
-    /// Looks at lines for one that begins a message; keeps the line that has not ended yet.
-    /// Returns how many bytes were used.
+    /// Searches for a line beginning a message; keeps an unfinished line. Returns the number of
+    /// bytes used.
     fn find(&mut self, at_ns: u64, at: u64, bytes: &[u8], begins: impl Fn(&[u8]) -> bool) -> usize {
-        /// Longest line of which the end is awaited: a method and a long path.
+        /// Longest line kept until the line ends, in bytes: a method and a long path.
         const LINE_LIMIT: usize = 4 << 10;
         if self.held.is_empty() {
             (self.start, self.at_ns) = (at, at_ns);
@@ -148,7 +149,7 @@ impl Side {
     }
 }
 
-/// Index after the empty line that ends a head.
+/// Returns the index after the empty line ending a head.
 fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {
@@ -161,40 +162,41 @@ fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
     }
 }
 
-/// What became of the connection.
+/// Outcome of an upgrade.
 #[derive(Debug)]
 pub(crate) enum Upgrade {
-    /// Nothing: it is HTTP/1.
+    /// No upgrade: the connection is HTTP/1.
     None,
-    /// Frames of the exchange handed out follow in both directions.
+    /// WebSocket frames of the transaction follow in both directions.
     WebSocket(Box<Transaction>),
-    /// HTTP/2 follows; the exchange goes on as its stream 1.
+    /// HTTP/2 follows; the exchange continues as stream 1.
     Http2(Box<Transaction>),
-    /// Something that is not read follows.
+    /// An unsupported protocol follows.
     Opaque,
 }
 
-/// Decodes both directions of one connection.
+/// Decoder of both directions of a connection.
 #[derive(Debug)]
 pub(crate) struct Http1 {
     egress: Side,
     ingress: Side,
-    /// Oldest first; the last one's request may still be open.
+    /// Oldest first; the request of the last may still be open.
     queue: VecDeque<Transaction>,
     next_exchange: u64,
     upgrade: Upgrade,
-    /// Responses of which the requests were not seen.
+    /// Responses without seen requests.
     unasked: Vec<Transaction>,
-    /// Joined midway: the first responses may belong to requests that were not seen.
+    /// Capture joined midway: the first responses may belong to unseen requests.
     midway: bool,
-    /// After a hole in ingress, until a response begins: which requests it answers is not known.
+    /// After a gap in ingress, until a response begins: the request of the next response is
+    /// unknown.
     unpaired: bool,
 }
 
 impl Http1 {
-    /// Most requests without response.
+    /// Maximum number of requests without response.
     const QUEUE_LIMIT: usize = 64;
-    /// Most responses without request kept until the connection ends.
+    /// Maximum number of responses without request kept until the connection ends.
     const UNASKED_LIMIT: usize = 16;
 
     pub(crate) fn new(from_start: bool) -> Self {
@@ -211,8 +213,8 @@ impl Http1 {
         }
     }
 
-    /// What the connection became. If that is no longer HTTP/1, what else was in flight ends here,
-    /// at position `at` of egress: nothing can answer it any more.
+    /// Returns the outcome of an upgrade. After an upgrade, all other exchanges in flight end at
+    /// position `at` of egress: no answer can follow.
     pub(crate) fn take_upgrade(&mut self, at_ns: u64, at: u64, sink: &mut dyn Sink) -> Upgrade {
         let mut upgrade = std::mem::replace(&mut self.upgrade, Upgrade::None);
         match &mut upgrade {
@@ -245,14 +247,14 @@ impl Http1 {
         self.queue.iter().find_map(Transaction::open)
     }
 
-    /// Position of the first byte of a head that is not yet whole.
+    /// Returns the position of the first byte of an incomplete head.
     pub(crate) fn partial_head(&self) -> Option<u64> {
         let within = self.egress.state == State::Head && !self.egress.held.is_empty();
         within.then_some(self.egress.start)
     }
 
-    /// Takes the next bytes of a direction. Returns how many were used: fewer than all only where
-    /// the connection was upgraded.
+    /// Takes the next bytes of a direction. Returns the number of bytes used: fewer than all only
+    /// after an upgrade.
     pub(crate) fn data(
         &mut self,
         at_ns: u64,
@@ -327,7 +329,7 @@ impl Http1 {
     ) -> usize {
         let side = &mut self.egress;
         if side.held.is_empty() {
-            // A client may send an empty line too many (RFC 9112 §2.2).
+            // A client may send an extra empty line (RFC 9112 §2.2).
             if let Some(b'\r' | b'\n') = bytes.first() {
                 return 1;
             }
@@ -369,7 +371,7 @@ impl Http1 {
         used
     }
 
-    /// Requests that will hardly be answered any more give way.
+    /// Ends the oldest requests, unlikely to be answered any more, to make room.
     fn make_room(&mut self, at_ns: u64, at: u64, sink: &mut dyn Sink) {
         while self.queue.len() >= Self::QUEUE_LIMIT || self.unpaired && !self.queue.is_empty() {
             let Some(mut oldest) = self.queue.pop_front() else { return };
@@ -379,7 +381,7 @@ impl Http1 {
         }
     }
 
-    /// After a hole: the next line that can only begin a request.
+    /// Finds the next unmistakable request line after a gap.
     fn find_request(&mut self, at_ns: u64, at: u64, bytes: &[u8]) -> usize {
         self.egress.find(at_ns, at, bytes, |line| {
             is_request_start(line) && memmem::find(line, b" HTTP/1.").is_some()
@@ -447,7 +449,7 @@ impl Http1 {
         let parsed = head.and_then(|head| parse_response(head).ok_or(Unreadable::Head));
         self.ingress.held.clear();
         self.unpaired = false;
-        // The response of a request whose own response ended belongs to the next.
+        // A request with an ended response has no second response: the response is unasked.
         if self.queue.front().is_none_or(Transaction::response_ended) {
             let mut unasked = Transaction::unasked(at_ns);
             unasked.request_head(&Head { partial: true, ..Head::default() }, context);
@@ -504,7 +506,7 @@ impl Http1 {
         };
     }
 
-    /// Drops what is over, keeps what was never asked for.
+    /// Drops finished exchanges; keeps inference responses without a seen request.
     fn reap(&mut self) {
         while let Some(first) = self.queue.front() {
             if !(first.request_ended() && first.response_ended()) {
@@ -518,7 +520,7 @@ impl Http1 {
         }
     }
 
-    /// Bytes are missing in a direction, before position `at`.
+    /// Takes a gap in a direction, before position `at`.
     pub(crate) fn gap(
         &mut self,
         at_ns: u64,
@@ -569,7 +571,7 @@ impl Http1 {
         self.reap();
     }
 
-    /// A hole that ends exactly where the body does ends the body.
+    /// Ends the body if a gap ends exactly at the end of the body.
     fn end_at_gap(&mut self, direction: Direction, at_ns: u64, at: u64, sink: &mut dyn Sink) {
         let ended = State::Body(Framing::Length(0));
         if direction == Direction::Egress && self.egress.state == ended {
@@ -585,7 +587,7 @@ impl Http1 {
         }
     }
 
-    /// The connection ended, at position `at` of egress.
+    /// Ends the connection, at position `at` of egress.
     pub(crate) fn close(&mut self, at_ns: u64, at: u64, sink: &mut dyn Sink) {
         if self.partial_head().is_some() {
             let mut transaction =
@@ -609,7 +611,7 @@ impl Http1 {
 }
 
 impl Side {
-    /// Steps over missing bytes. Returns whether they were all within the body.
+    /// Skips missing bytes. Returns whether all missing bytes were within the body.
     fn skip(&mut self, bytes: Option<u64>) -> bool {
         let within = match (&mut self.state, bytes) {
             (State::Body(Framing::Length(left)), Some(bytes)) if bytes <= *left => {
@@ -640,7 +642,7 @@ enum Next {
 }
 
 impl Framing {
-    /// Takes bytes of the body. Returns how many were used.
+    /// Takes bytes of the body. Returns the number of bytes used.
     fn take(self, bytes: &[u8], mut data: impl FnMut(&[u8])) -> (usize, Next) {
         match self {
             Self::Close => {
@@ -677,7 +679,7 @@ impl Chunk {
     fn take(self, bytes: &[u8], strict: bool, data: &mut impl FnMut(&[u8])) -> (usize, Next) {
         let more = |chunk| Next::More(Framing::Chunked(chunk, strict));
         let Some(&byte) = bytes.first() else { return (0, more(self)) };
-        // A line ends with both bytes (RFC 9112 §7.1): one without the other can be read in two ways.
+        // A line end needs both bytes (RFC 9112 §7.1): a lone byte can be read in two ways.
         let astray = |cr: bool| strict && cr != (byte == b'\n');
         match self {
             Self::Data(left) => {
@@ -740,9 +742,9 @@ impl Chunk {
 }
 
 impl Extension {
-    /// What one more byte of the line makes of it, line ends aside. `None`: not what the grammar has
-    /// ([RFC 9112 §7.1.1][rfc]). Quoted values are left out: in them, readers disagree on where a
-    /// line ends.
+    /// Returns the state after another byte of the line, line ends aside. `None`: not in the
+    /// grammar ([RFC 9112 §7.1.1][rfc]). Quoted values are left out, because readers disagree on
+    /// the end of a line within a quoted value.
     ///
     /// [rfc]: https://www.rfc-editor.org/rfc/rfc9112#section-7.1.1
     fn after(self, byte: u8, strict: bool) -> Option<Self> {
@@ -756,15 +758,16 @@ impl Extension {
     }
 }
 
-/// May be part of a token ([RFC 9110 §5.6.2](https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2)).
+/// Returns whether a byte may be part of a token ([RFC 9110
+/// §5.6.2](https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2)).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Most fields of one head.
+/// Maximum number of fields in a head.
 const FIELD_LIMIT: usize = 1_000;
 
-/// Fields of most heads: room for more is made only where they are more.
+/// Number of fields sufficient for most heads: more room is allocated only if needed.
 const USUAL_FIELDS: usize = 64;
 
 fn parse_request(bytes: &[u8], wanted: &Arc<Wanted>) -> Option<(Head, Option<Framing>)> {
@@ -800,13 +803,13 @@ fn request_of<'b>(
     Ok(Some((head, framing)))
 }
 
-/// A line ends without carriage return: not every server takes that for an end.
+/// Returns whether a line ends without carriage return: not every server accepts a bare line feed.
 fn has_bare_line_end(bytes: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', bytes)
         .any(|at| at.checked_sub(1).and_then(|before| bytes.get(before)) != Some(&b'\r'))
 }
 
-/// Of a head that can't be read: whom it may address.
+/// Salvages the addressed host from an unreadable head.
 fn salvage(bytes: &[u8]) -> Head {
     let mut head = Head::default();
     for line in bytes.split(|byte| *byte == b'\n') {
@@ -845,8 +848,8 @@ fn response_of<'b>(
     Ok(framing.map(|framing| (head, framing.unwrap_or(Framing::Close))))
 }
 
-/// Reads the fields; returns how the body ends, as far as they say. `None`: they contradict, or a
-/// request says it otherwise than the grammar has it.
+/// Reads the fields; returns the framing of the body, if given. `None`: the fields contradict each
+/// other, or a request departs from the grammar.
 #[expect(clippy::option_option, reason = "contradiction and silence are different things")]
 fn read_fields(
     head: &mut Head,
@@ -883,7 +886,7 @@ fn read_fields(
     Some(if chunked { Some(by_chunks) } else { length.map(Framing::Length) })
 }
 
-/// Methods a request may begin with.
+/// Methods accepted at the start of a request.
 const METHODS: [&[u8]; 9] = [
     b"GET ",
     b"POST ",
@@ -896,12 +899,12 @@ const METHODS: [&[u8]; 9] = [
     b"TRACE ",
 ];
 
-/// `bytes` begin with a method.
+/// Returns whether `bytes` begin with a method.
 pub(crate) fn is_request_start(bytes: &[u8]) -> bool {
     METHODS.iter().any(|method| bytes.starts_with(method))
 }
 
-/// More bytes may make of `bytes` the start of a request.
+/// Returns whether further bytes may complete `bytes` to the start of a request.
 pub(crate) fn may_start_request(bytes: &[u8]) -> bool {
     METHODS.iter().any(|method| method.starts_with(bytes))
 }

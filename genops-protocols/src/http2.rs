@@ -1,9 +1,9 @@
-//! HTTP/2 ([RFC 9113][rfc]): frames, header blocks, interleaved streams; from the preface on or
-//! joined midway.
+//! HTTP/2 decoder ([RFC 9113][rfc]): frames, header blocks, interleaved streams; from the preface
+//! on or joined midway.
 //!
-//! A hole inside the payload of a DATA frame is a hole in that body. Any other hole loses the
-//! place: reading goes on at the next nine bytes that can only be a frame's head, the header
-//! tables are forgotten, and every body open in that direction has a hole.
+//! A gap inside the payload of a DATA frame is a gap in the body. Any other gap loses the place:
+//! reading resumes at the next nine bytes plausible only as a frame head, the header tables are
+//! forgotten, and every body open in the direction has a gap.
 //!
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc9113
 
@@ -14,13 +14,15 @@ use std::collections::BTreeMap;
 use crate::call::{Direction, Kind, OpenRequest, Sink, Unreadable};
 use crate::exchange::{Context, Head, Transaction};
 
-/// What a client sends first.
+/// Connection preface of a client.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
+/// Error code of a reset (RFC 9113 §7).
+const REFUSED_STREAM: u32 = 7;
 const SETTINGS: u8 = 4;
 const PUSH_PROMISE: u8 = 5;
 const PING: u8 = 6;
@@ -33,7 +35,7 @@ const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITIZED: u8 = 0x20;
 
-/// The head of a frame.
+/// Head of a frame.
 #[derive(Clone, Copy, Debug)]
 struct FrameHead {
     len: u32,
@@ -60,7 +62,7 @@ impl FrameHead {
     }
 }
 
-/// Nine bytes that hardly anything but a frame's head can be.
+/// Returns whether nine bytes are almost certainly the head of a frame.
 pub(crate) fn plausible(bytes: &[u8; 9]) -> bool {
     let FrameHead { len, kind, flags, stream } = FrameHead::parse(bytes);
     let reserved = bytes.get(5).is_some_and(|byte| byte & 0x80 != 0);
@@ -89,25 +91,25 @@ pub(crate) fn plausible(bytes: &[u8; 9]) -> bool {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// The client's preface: bytes of it seen.
+    /// Within the client's preface: number of bytes seen.
     Preface(usize),
     Frame,
-    /// Within a frame: its head, bytes left, padding among them.
+    /// Within a frame: head, bytes left, padding among the bytes left.
     Payload {
         frame: FrameHead,
         left: u32,
         padding: u32,
         part: Part,
     },
-    /// The place is lost: looking for a frame's head.
+    /// Place lost: searching for the head of a frame.
     Lost,
 }
 
-/// What of a frame's payload comes next.
+/// Next part of a frame's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     PadLength,
-    /// Priority or promised stream: bytes left of it.
+    /// Priority or promised stream: bytes left.
     Fixed(u32),
     Content,
 }
@@ -127,7 +129,7 @@ struct Block {
 #[derive(Debug)]
 struct Side {
     state: State,
-    /// A frame's head, or the payload of a small frame, not yet whole.
+    /// Bytes of an unfinished frame head, or payload of an unfinished small frame.
     held: Vec<u8>,
     hpack: hpack::Decoder,
     fragments: Vec<u8>,
@@ -139,7 +141,7 @@ struct Side {
 impl Side {
     /// Longest header block, in bytes.
     const BLOCK_LIMIT: usize = 64 << 10;
-    /// Longest payload of a frame that is gathered: SETTINGS and the like.
+    /// Longest payload gathered, in bytes: SETTINGS and the like.
     const SMALL_LIMIT: usize = 256;
 
     fn new(state: State, from_start: bool) -> Self {
@@ -159,36 +161,36 @@ impl Side {
     }
 }
 
-/// Which end of the connection this host is.
+/// Role of the host on the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Client,
     Server,
 }
 
-/// Decodes both directions of one connection.
+/// Decoder of both directions of a connection.
 #[derive(Debug)]
 pub(crate) struct Http2 {
     egress: Side,
     ingress: Side,
     streams: BTreeMap<u32, Transaction>,
     next_exchange: u64,
-    /// Seen from the start: every stream's request was seen.
+    /// Seen from the start: the request of every stream was seen.
     complete: bool,
-    /// The client's preface was seen: this host is the client, whatever a block says.
+    /// The client's preface was seen: the host is the client, whatever a block says.
     settled: bool,
-    /// A block of egress asked for something: this host is the client.
+    /// A block of egress held a request: the host is the client.
     asks: bool,
     unasked: Vec<Transaction>,
     role: Role,
-    /// Where egress began that is no client's.
+    /// Position of the first byte of egress not sent by a client.
     misread_from: u64,
 }
 
 impl Http2 {
-    /// Most streams open at a time; the oldest gives way.
+    /// Maximum number of open streams; the oldest gives way.
     const STREAM_LIMIT: usize = 256;
-    /// Most responses without request kept until the connection ends.
+    /// Maximum number of responses without request kept until the connection ends.
     const UNASKED_LIMIT: usize = 16;
 
     pub(crate) fn new(from_start: bool) -> Self {
@@ -208,7 +210,7 @@ impl Http2 {
         }
     }
 
-    /// After `Upgrade: h2c`: the exchange that asked for it goes on as stream 1.
+    /// Continues after `Upgrade: h2c`: the upgraded exchange becomes stream 1.
     pub(crate) fn upgraded(transaction: Transaction, next_exchange: u64) -> Self {
         let mut it = Self::new(true);
         it.next_exchange = next_exchange;
@@ -220,8 +222,8 @@ impl Http2 {
         self.next_exchange
     }
 
-    /// Position of the first byte of egress that is not what a client of HTTP/2 sends, once egress
-    /// has said that this host is none.
+    /// Returns the position of the first byte of egress not sent by an HTTP/2 client, once egress
+    /// has shown the host to be no client.
     pub(crate) fn misread_from(&self) -> u64 {
         self.misread_from
     }
@@ -237,7 +239,7 @@ impl Http2 {
         self.streams.values().chain(&self.unasked).map(Transaction::retained_bytes).sum()
     }
 
-    /// The request that began first of those that have not ended.
+    /// Returns the oldest open request. `None` if an unfinished frame began earlier.
     pub(crate) fn open(&self) -> Option<OpenRequest<'_>> {
         let open = self.streams.values().filter_map(Transaction::open);
         let first = open.min_by_key(|request| request.start)?;
@@ -247,7 +249,7 @@ impl Http2 {
         }
     }
 
-    /// Position of a frame of egress that is not yet whole and may begin a request.
+    /// Returns the position of an unfinished frame of egress, able to begin a request.
     pub(crate) fn partial_frame(&self) -> Option<u64> {
         let side = &self.egress;
         if let Some(block) = &side.block {
@@ -262,12 +264,12 @@ impl Http2 {
         }
     }
 
-    /// Position of a header block of egress that has begun and not ended.
+    /// Returns the position of an unfinished header block of egress.
     pub(crate) fn partial_block(&self) -> Option<u64> {
         self.egress.block.as_ref().map(|block| block.start)
     }
 
-    /// Takes the next bytes of a direction.
+    /// Takes the next bytes of a direction. Returns the role of the host.
     pub(crate) fn data(
         &mut self,
         at_ns: u64,
@@ -339,7 +341,7 @@ impl Http2 {
         taken.len()
     }
 
-    /// After a hole: the next bytes that can only be a frame's head.
+    /// Finds the next unmistakable head of a frame after a gap.
     fn find_frame(&mut self, bytes: &[u8], input: &mut Input<'_>) -> usize {
         let side = self.side(input.direction);
         let Some(&byte) = bytes.first() else { return 0 };
@@ -492,7 +494,10 @@ impl Http2 {
             HEADERS | CONTINUATION | PUSH_PROMISE if frame.has(END_HEADERS) => {
                 self.end_block(frame_end, input);
             }
-            RST_STREAM => self.reset(frame.stream, frame_end, input),
+            RST_STREAM => {
+                let code = small.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
+                self.reset(frame.stream, code == Some(REFUSED_STREAM), frame_end, input);
+            }
             SETTINGS if !frame.has(1) => self.settings(&small, input.direction),
             GOAWAY if input.direction == Direction::Ingress => {
                 let last = small.first_chunk().map(|bytes| u32::from_be_bytes(*bytes));
@@ -502,7 +507,7 @@ impl Http2 {
         }
     }
 
-    /// What one side allows bounds the table of the other.
+    /// Takes SETTINGS: the table size allowed by a side bounds the table of the other side.
     fn settings(&mut self, payload: &[u8], direction: Direction) {
         const HEADER_TABLE_SIZE: u16 = 1;
         for setting in payload.chunks_exact(6) {
@@ -593,14 +598,14 @@ impl Http2 {
         if !readable {
             transaction.unreadable(Unreadable::Head);
         }
-        // Where nothing is missing, a field that is not known is one that does not exist.
+        // If nothing is missing, an unknown field does not exist.
         let unknown = head.partial && self.complete;
         if answers || self.settled && (unknown || !head.partial && head.method.is_none()) {
             transaction.doubt();
         }
         transaction.request_head(head, input.context);
         if head.method.as_deref() == Some("CONNECT") && transaction.call().provider.is_some() {
-            // What goes through it is not read, and may never end.
+            // The tunnelled data is not read, and may never end.
             transaction.unreadable(Unreadable::Head);
             transaction.end_request(end, false, input.sink);
         }
@@ -616,7 +621,7 @@ impl Http2 {
         input: &mut Input<'_>,
     ) {
         if head.method.is_some() && head.status.is_none() {
-            return; // of a client; which end this host is, only what it sends itself says
+            return; // of a client; only egress tells the role of the host
         }
         if !self.streams.contains_key(&block.stream) {
             if self.complete {
@@ -642,7 +647,7 @@ impl Http2 {
         transaction.response_trailers(head);
     }
 
-    /// The oldest stream gives way where there are too many.
+    /// Ends the oldest stream if too many are open.
     fn make_room(&mut self, end: u64, input: &mut Input<'_>) {
         if self.streams.len() < Self::STREAM_LIMIT {
             return;
@@ -663,8 +668,12 @@ impl Http2 {
         self.reap(stream);
     }
 
-    fn reset(&mut self, stream: u32, end: u64, input: &mut Input<'_>) {
+    /// Ends a stream after a reset. `refused`: the code says nothing was done.
+    fn reset(&mut self, stream: u32, refused: bool, end: u64, input: &mut Input<'_>) {
         let Some(mut transaction) = self.streams.remove(&stream) else { return };
+        if refused && input.direction == Direction::Ingress && !transaction.response_began() {
+            transaction.call_mut().unprocessed = true;
+        }
         let end = match input.direction {
             Direction::Egress => end,
             Direction::Ingress => transaction.start(),
@@ -674,12 +683,12 @@ impl Http2 {
         self.keep_unasked(transaction);
     }
 
-    /// The server will not answer streams past `last`.
+    /// Ends the streams past `last`: the server will answer none of the streams.
     fn go_away(&mut self, last: u32, end: u64, input: &mut Input<'_>) {
         let refused: Vec<u32> =
             self.streams.keys().copied().filter(|&stream| stream > last).collect();
         for stream in refused {
-            self.reset(stream, end, input);
+            self.reset(stream, true, end, input);
         }
     }
 
@@ -701,7 +710,7 @@ impl Http2 {
         }
     }
 
-    /// Bytes are missing in a direction, before position `at`.
+    /// Takes a gap in a direction, before position `at`.
     pub(crate) fn gap(
         &mut self,
         at_ns: u64,
@@ -750,7 +759,7 @@ impl Http2 {
         }
     }
 
-    /// The connection ended, at position `at` of egress.
+    /// Ends the connection, at position `at` of egress.
     pub(crate) fn close(&mut self, at_ns: u64, at: u64, sink: &mut dyn Sink) {
         let mut left: Vec<Transaction> = std::mem::take(&mut self.streams).into_values().collect();
         left.sort_by_key(Transaction::start);
@@ -767,15 +776,15 @@ impl Http2 {
     }
 }
 
-/// What makes a header block malformed ([RFC 9113 §8.2 and §8.3][rfc]), so that one server refuses it
-/// and another reads it in its own way.
+/// Detects malformed header blocks ([RFC 9113 §8.2 and §8.3][rfc]): some servers refuse a malformed
+/// block, others read the block differently.
 ///
 /// [rfc]: https://www.rfc-editor.org/rfc/rfc9113#section-8.2
 #[derive(Debug, Default)]
 struct Grammar {
     fields_began: bool,
     broken: bool,
-    /// Pseudo-header fields that came, as bits.
+    /// Pseudo-header fields seen, as bits.
     seen: u8,
 }
 
@@ -804,7 +813,8 @@ impl Grammar {
             || OF_CONNECTION.contains(&name);
     }
 
-    /// All that a request needs came ([RFC 9113 §8.3.1][rfc]), or part of the block is not known.
+    /// Returns whether all fields required of a request came ([RFC 9113 §8.3.1][rfc]), or part of
+    /// the block is unknown.
     ///
     /// [rfc]: https://www.rfc-editor.org/rfc/rfc9113#section-8.3.1
     fn is_whole(&self, head: &Head) -> bool {
@@ -814,14 +824,14 @@ impl Grammar {
     }
 }
 
-/// The pseudo-header fields there are, each at its bit of [`Grammar::seen`].
+/// Pseudo-header fields; the index is the number of the bit in [`Grammar::seen`].
 const PSEUDO: [&[u8]; 6] =
     [b":method", b":scheme", b":path", b":authority", b":status", b":protocol"];
 const METHOD: u8 = 1;
 const SCHEME: u8 = 1 << 1;
 const PATH: u8 = 1 << 2;
 
-/// What one piece of bytes came with.
+/// Context of a piece of bytes.
 struct Input<'a> {
     at_ns: u64,
     direction: Direction,

@@ -1,12 +1,12 @@
-//! JSON, read as it comes: wanted values at wanted paths, in constant memory.
+//! Streaming JSON scanner: reports wanted values at wanted paths, in constant memory.
 //!
-//! A body may be a gigabyte, cut anywhere, and only a handful of its values matter. [`Scanner`]
-//! walks the text byte by byte, follows a [`Schema`] of wanted paths and tells a [`Reader`] what
-//! it finds there; everything else is skipped without being kept. It does not validate: a text
-//! that is not JSON yields fewer values, never a panic. Several texts may follow each other.
+//! A body may be a gigabyte long and cut anywhere, and only a handful of values matter. [`Scanner`]
+//! walks the text byte by byte, follows a [`Schema`] of wanted paths and reports the values found
+//! to a [`Reader`]; everything else is skipped without being kept. The scanner does not validate: a
+//! text other than JSON yields fewer values, never a panic. Several texts may follow each other.
 //!
-//! What it does not do: it does not judge values, and it does not join texts across a hole. For
-//! what can still be proved after a hole, see [`tail`].
+//! The scanner neither judges values nor joins texts across a gap. See [`tail`] for values still
+//! provable after a gap.
 
 pub(crate) mod schema;
 pub(crate) mod tail;
@@ -15,7 +15,7 @@ pub(crate) use schema::{NodeId, Schema};
 
 use schema::{DEEP, NONE, ROOT, Want};
 
-/// A value that is neither string, object nor array.
+/// A value other than a string, object or array.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Scalar<'a> {
     /// As written; at most 64 bytes.
@@ -28,7 +28,7 @@ pub(crate) enum Scalar<'a> {
 pub(crate) trait Reader {
     /// A string begins.
     fn text_begin(&mut self, want: Want);
-    /// The next decoded bytes of the string; may be cut within a character.
+    /// The next decoded bytes of a string; may be cut within a character.
     fn text(&mut self, want: Want, piece: &[u8]);
     fn text_end(&mut self, want: Want);
     fn scalar(&mut self, want: Want, scalar: Scalar<'_>);
@@ -37,13 +37,13 @@ pub(crate) trait Reader {
     fn leave(&mut self, want: Want);
 }
 
-/// Where the unwanted scalars of one text lie: what may differ without anything changing.
+/// Position of an unwanted scalar in a text: free to differ without changing a fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hole {
     pub(crate) start: usize,
     pub(crate) end: usize,
     pub(crate) string: bool,
-    /// What a model wrote: its length counts.
+    /// Text written by a model: the length counts.
     pub(crate) written: bool,
 }
 
@@ -81,16 +81,16 @@ enum Escape {
     },
 }
 
-/// Follows UTF-8 through pieces of any size.
+/// Checks UTF-8 through pieces of any size.
 #[derive(Debug, Default)]
 struct Utf8 {
-    /// A character that has begun.
+    /// Bytes of an unfinished character.
     held: [u8; 4],
     len: usize,
 }
 
 impl Utf8 {
-    /// Returns false where the bytes are none.
+    /// Returns false if the bytes are not UTF-8.
     fn feed(&mut self, mut bytes: &[u8]) -> bool {
         while self.len > 0 {
             let Some((&byte, rest)) = bytes.split_first() else { return true };
@@ -115,7 +115,7 @@ impl Utf8 {
     }
 }
 
-/// Follows one JSON text after another through pieces of any size.
+/// Scans a series of JSON texts through pieces of any size.
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Debug)]
 pub(crate) struct Scanner {
@@ -124,39 +124,39 @@ pub(crate) struct Scanner {
     /// Open objects and arrays, outermost first; a set bit is an object.
     objects: [u64; Self::DEPTH_LIMIT / 64],
     depth: usize,
-    /// Schema node of each open container; deeper ones inherit.
+    /// Schema node of each open container; deeper containers inherit.
     nodes: [NodeId; Self::NODE_LIMIT],
-    /// Node of the value that comes next or is being read.
+    /// Node of the next or current value.
     value: NodeId,
     escape: Escape,
     /// First half of a surrogate pair.
     high_surrogate: Option<u16>,
     small: [u8; Self::KEY_LIMIT],
     small_len: usize,
-    /// Open containers within the unwanted one, itself included.
+    /// Open containers within the unwanted container, including the unwanted container.
     skip_depth: u64,
     texts_seen: u64,
     holes: Vec<Hole>,
     record_holes: bool,
-    /// The text of a client: see [`Scanner::strict`].
+    /// Text of a client: see [`Scanner::strict`].
     strict: bool,
-    /// More than one text may follow another.
+    /// Several texts may follow each other.
     many: bool,
-    /// Two parsers can read it differently.
+    /// Two parsers may read the text differently.
     ambiguous: bool,
     utf8: Utf8,
-    /// Wanted keys of the objects that are open, with their depth.
+    /// Wanted keys of the open objects, each with the depth.
     keys: Vec<(usize, NodeId)>,
 }
 
 impl Scanner {
-    /// Most levels of nesting followed; deeper texts count as broken.
+    /// Maximum levels of nesting; deeper texts count as broken.
     pub(crate) const DEPTH_LIMIT: usize = 512;
     /// Levels at which a path is followed.
     const NODE_LIMIT: usize = 24;
-    /// Most bytes of a key or number; longer ones match nothing.
+    /// Maximum bytes of a key or number; longer keys and numbers match nothing.
     const KEY_LIMIT: usize = 64;
-    /// Most holes recorded of one text.
+    /// Maximum number of holes recorded per text.
     const HOLE_LIMIT: usize = 24;
 
     pub(crate) fn new(schema: &'static Schema) -> Self {
@@ -183,20 +183,20 @@ impl Scanner {
         }
     }
 
-    /// A scanner for what a client sends: it follows the whole text, and marks what two parsers can
-    /// read in two ways (RFC 8259 §4, §8 and §9 leave it open): a wanted key that comes twice, or is
-    /// spelt in other case, a second text (unless `many`), half a surrogate pair or a zero character
-    /// where a name is, what is no UTF-8 or no JSON.
+    /// Creates a scanner for the text of a client. Follows the whole text, and marks everything two
+    /// parsers may read differently (RFC 8259 §4, §8 and §9 leave the reading open): a repeated
+    /// wanted key, a wanted key in other case, a second text (unless `many`), half a surrogate pair
+    /// or a zero character in a name, invalid UTF-8, invalid JSON.
     pub(crate) fn strict(schema: &'static Schema, many: bool) -> Self {
         Self { strict: true, many, ..Self::new(schema) }
     }
 
-    /// The text was read to its end, in the one way in which it can be read.
+    /// Returns whether the text was read to the end and has a single reading.
     pub(crate) fn is_sound(&self) -> bool {
         !self.ambiguous && self.state == State::Start && self.utf8.len == 0
     }
 
-    /// Forgets the text that is being read.
+    /// Forgets the current text.
     pub(crate) fn reset(&mut self) {
         self.state = State::Start;
         self.depth = 0;
@@ -216,7 +216,7 @@ impl Scanner {
         self.state = State::Value;
     }
 
-    /// Texts that ended properly so far.
+    /// Returns the number of texts ended properly so far.
     pub(crate) fn texts_seen(&self) -> u64 {
         self.texts_seen
     }
@@ -225,18 +225,18 @@ impl Scanner {
         self.state == State::Broken
     }
 
-    /// Nothing of a text was seen, or the last one ended.
+    /// Returns whether no text has begun, or the last text has ended.
     pub(crate) fn is_between_texts(&self) -> bool {
         self.state == State::Start
     }
 
-    /// Notes the holes of the text that the next [`Self::feed`] holds whole.
+    /// Records the holes of a text; the next [`Self::feed`] must hold the whole text.
     pub(crate) fn record_holes(&mut self) {
         self.holes.clear();
         self.record_holes = true;
     }
 
-    /// The holes noted; `None` where there were too many.
+    /// Returns the recorded holes; `None` if there were too many.
     pub(crate) fn holes(&self) -> Option<&[Hole]> {
         (self.holes.len() < Self::HOLE_LIMIT).then_some(&self.holes)
     }
@@ -247,9 +247,10 @@ impl Scanner {
             + self.keys.capacity() * size_of::<(usize, NodeId)>()
     }
 
-    /// The body ended: a number that nothing followed ends too.
+    /// Ends the body. A number outside objects and arrays ends too. A number within an open object
+    /// or array does not: the number may have been cut, and 12 may be the beginning of 1234.
     pub(crate) fn finish(&mut self, reader: &mut impl Reader) {
-        if self.state == State::Number {
+        if self.state == State::Number && self.depth == 0 {
             self.end_number(reader);
         }
     }
@@ -270,7 +271,7 @@ impl Scanner {
         }
     }
 
-    /// One byte outside strings. Returns how many bytes were used: 0 or 1, or white space skipped.
+    /// Takes the next token outside strings. Returns the number of bytes used.
     fn structure(&mut self, rest: &[u8], at: usize, reader: &mut impl Reader) -> usize {
         let Some(&byte) = rest.first() else { return 0 };
         match self.state {
@@ -300,7 +301,7 @@ impl Scanner {
         1
     }
 
-    /// Begins a value with `byte`, the first of `rest`. Returns how many bytes were used.
+    /// Begins a value with `byte`, the first byte of `rest`. Returns the number of bytes used.
     fn begin_value(&mut self, byte: u8, rest: &[u8], at: usize, reader: &mut impl Reader) -> usize {
         let want = self.want();
         match byte {
@@ -379,7 +380,8 @@ impl Scanner {
         }
     }
 
-    /// Node of the innermost open container. Past the levels followed only prose is inherited.
+    /// Returns the node of the innermost open container. Past the followed levels only prose is
+    /// inherited.
     fn container(&self) -> NodeId {
         match self.depth.checked_sub(1).map(|at| self.nodes.get(at)) {
             Some(Some(&node)) => node,
@@ -455,8 +457,7 @@ impl Scanner {
 
     fn end_number(&mut self, reader: &mut impl Reader) {
         let want = self.want();
-        let sound = self.small().is_some_and(is_json_number);
-        self.ambiguous |= self.strict && !sound;
+        self.ambiguous |= self.strict && !self.small().is_some_and(is_json_number);
         if want != Want::Nothing
             && let Some(text) = self.small().and_then(|bytes| std::str::from_utf8(bytes).ok())
         {
@@ -526,7 +527,7 @@ impl Scanner {
         self.end_key_of(small.get(..self.small_len));
     }
 
-    /// `None`: longer than any that is wanted.
+    /// Ends a key. `None`: longer than any wanted key.
     fn end_key_of(&mut self, key: Option<&[u8]>) {
         self.value = match (self.container(), key) {
             (DEEP, None) => DEEP,
@@ -542,7 +543,7 @@ impl Scanner {
         self.state = State::Colon;
     }
 
-    /// A wanted key that came already, or one that differs from it in case only.
+    /// Marks a repeated wanted key, or a key differing from a wanted key only in case.
     fn compare_key(&mut self, container: NodeId, child: NodeId, key: &[u8]) {
         if container == DEEP || child == DEEP {
             return;
@@ -560,7 +561,7 @@ impl Scanner {
         }
     }
 
-    /// Takes one byte of an escape; returns the character it completes.
+    /// Takes a byte of an escape; returns the completed character, if any.
     fn unescape(&mut self, byte: u8) -> Option<char> {
         match self.escape {
             Escape::None => None,
@@ -612,8 +613,8 @@ impl Scanner {
         Some(char::from_u32(u32::from(unit)).unwrap_or(char::REPLACEMENT_CHARACTER))
     }
 
-    /// Half a surrogate pair stays alone: readers make different characters of it, or none (RFC 8259
-    /// §8.2). That matters in names; prose may be cut anywhere.
+    /// Marks a lone half of a surrogate pair: readers make different characters of the half, or
+    /// none (RFC 8259 §8.2). Only names matter; prose may be cut anywhere.
     fn lone_surrogate(&mut self, lone: bool) {
         let name = self.state == State::Key || matches!(self.want(), Want::Keep(_));
         self.ambiguous |= self.strict && lone && name;
@@ -722,9 +723,10 @@ impl Scanner {
 const LITERALS: [(&[u8], Scalar<'static>); 3] =
     [(b"null", Scalar::Null), (b"true", Scalar::Bool(true)), (b"false", Scalar::Bool(false))];
 
-/// Index of the first quote or backslash, or the length.
+/// Returns the index of the first quote or backslash, or the length.
 pub(crate) fn string_stop(bytes: &[u8]) -> usize {
-    /// Strings of a stream's events are mostly shorter than this; the call below pays past it.
+    /// Most strings in the events of a stream are shorter; the `memchr` call below pays past the
+    /// limit.
     const SHORT: usize = 16;
     let near = bytes.iter().take(SHORT).position(|&byte| matches!(byte, b'"' | b'\\'));
     near.or_else(|| {
@@ -734,14 +736,17 @@ pub(crate) fn string_stop(bytes: &[u8]) -> usize {
     .unwrap_or(bytes.len())
 }
 
-/// Characters that a string has only as escapes ([RFC 8259 §7][rfc]).
+/// Returns whether bytes hold control characters, allowed in a string only as escapes ([RFC 8259
+/// §7][rfc]).
 ///
 /// [rfc]: https://www.rfc-editor.org/rfc/rfc8259#section-7
 fn has_control(bytes: &[u8]) -> bool {
-    bytes.iter().any(|byte| *byte < b' ')
+    // Without an early exit, the compiler tests many bytes at a time; control characters are rare.
+    bytes.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < b' '
 }
 
-/// A number as [RFC 8259 §6](https://www.rfc-editor.org/rfc/rfc8259#section-6) has it.
+/// Returns whether a text is a number as defined by [RFC 8259
+/// §6](https://www.rfc-editor.org/rfc/rfc8259#section-6).
 fn is_json_number(text: &[u8]) -> bool {
     let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let text = text.strip_prefix(b"-").unwrap_or(text);
@@ -765,7 +770,7 @@ fn is_json_number(text: &[u8]) -> bool {
     rest.is_empty()
 }
 
-/// May be part of a JSON number.
+/// Returns whether a byte may be part of a JSON number.
 pub(crate) fn is_number(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E')
 }

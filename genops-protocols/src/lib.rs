@@ -1,8 +1,8 @@
-//! Captured bytes to model calls.
+//! Decodes captured bytes into model calls.
 //!
-//! [`Connection`] takes the plaintext bytes of one connection, in pieces of any size and with
-//! holes, and tells a [`Sink`] which requests were made and what came of them. No I/O, no clock,
-//! no policy; nothing a peer sends can make it panic or grow past its limits.
+//! [`Connection`] takes the plaintext bytes of a connection, in pieces of any size and with gaps,
+//! and reports requests and outcomes to a [`Sink`]. No I/O, no clock, no policy; no input of a peer
+//! can cause a panic or growth past the limits.
 
 #![forbid(unsafe_code)]
 

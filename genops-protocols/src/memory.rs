@@ -1,36 +1,36 @@
-//! What all decoders of an engine may hold together, whoever makes them work.
+//! Memory budget of all decoders of an engine, shared by users.
 //!
-//! One user may hold as much as all of them leave free: alone, half of it all. So whatever some hold, there is room
-//! for one more.
+//! A user may hold as much as all users leave free: alone, half of the total. However much some
+//! users hold, there is room for another user.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// One budget of memory, shared by connections: windows of decompressors and texts.
+/// A budget of memory shared by connections: windows of decompressors and texts.
 #[derive(Debug, Default)]
 pub struct Memory {
     used: AtomicUsize,
-    /// What it is a user's part of.
+    /// Total budget, for the budget of a user.
     of: Option<Arc<Memory>>,
 }
 
 impl Memory {
-    /// Most bytes of all together. What would need more is not read.
+    /// Maximum bytes of all users together. Data needing more is not read.
     pub const LIMIT: usize = 32 << 20;
 
-    /// What the connections of one user hold of it.
+    /// Creates the budget for the connections of a user, within the total.
     #[must_use]
     pub fn of_user(all: &Arc<Self>) -> Self {
         Self { used: AtomicUsize::new(0), of: Some(Arc::clone(all)) }
     }
 
-    /// Bytes held at the moment.
+    /// Returns the bytes held at the moment.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Takes so many bytes. False: there is no room for them, and none were taken.
+    /// Takes `bytes`. Returns false and takes none if there is no room.
     fn take(&self, bytes: usize) -> bool {
         let own = self.used.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         let fits = match &self.of {
@@ -54,7 +54,7 @@ impl Memory {
     }
 }
 
-/// What one decoder holds of it; given back when it is dropped.
+/// Memory held by a decoder; given back on drop.
 #[derive(Debug, Default)]
 pub(crate) struct Share {
     of: Option<Arc<Memory>>,
@@ -66,9 +66,9 @@ impl Share {
         Self { of: Some(Arc::clone(memory)), bytes: 0 }
     }
 
-    /// It holds so many bytes now. False: there is no room for them, and it must let go.
+    /// Sets the bytes held. Returns false if there is no room and the decoder must let go.
     pub(crate) fn set(&mut self, bytes: usize) -> bool {
-        let Some(memory) = &self.of else { return true };
+        let Some(memory) = self.of.as_ref().filter(|_| bytes != self.bytes) else { return true };
         if bytes <= self.bytes {
             memory.give_back(self.bytes - bytes);
         } else if !memory.take(bytes - self.bytes) {

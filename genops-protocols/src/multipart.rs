@@ -1,6 +1,6 @@
-//! `multipart/form-data` request bodies ([RFC 7578][rfc]): the small fields, as they come.
+//! Streaming reader of `multipart/form-data` request bodies ([RFC 7578][rfc]), for small fields.
 //!
-//! A file's content is skipped, not kept; that it is there is noted.
+//! The content of a file is skipped, not kept; the presence of a file is noted.
 //!
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc7578
 
@@ -14,7 +14,8 @@ use crate::json::{Reader, Schema};
 enum State {
     /// Before the first delimiter, or within a part; `None` skips it.
     Part(Option<Want>),
-    /// After a delimiter: `--` ends the body, a line end begins the part's headers. The byte before.
+    /// After a delimiter: `--` ends the body, a line end begins the headers of a part. Holds the
+    /// byte before.
     AfterDelimiter(u8),
     Headers,
     End,
@@ -26,9 +27,9 @@ pub(crate) struct Decoder {
     state: State,
     /// Line end, two dashes, boundary.
     delimiter: Vec<u8>,
-    /// Bytes that may begin a delimiter, or headers not yet whole.
+    /// Bytes of a possible delimiter, or of unfinished headers.
     held: Vec<u8>,
-    /// It breaks the grammar, or says something in a way that readers differ about.
+    /// The body breaks the grammar, or readers differ on the meaning.
     odd: bool,
     /// A delimiter came.
     parts: bool,
@@ -37,7 +38,7 @@ pub(crate) struct Decoder {
 impl Decoder {
     /// Longest boundary (RFC 2046 §5.1.1).
     const BOUNDARY_LIMIT: usize = 70;
-    /// Most bytes of one part's headers.
+    /// Maximum bytes of the headers of a part.
     const HEADERS_LIMIT: usize = 4 << 10;
 
     /// Reads the boundary from a `Content-Type` field value.
@@ -63,7 +64,7 @@ impl Decoder {
         })
     }
 
-    /// It was read to its last delimiter, in the one way in which it can be read.
+    /// Returns whether the body was read to the last delimiter and has a single reading.
     pub(crate) fn is_sound(&self) -> bool {
         !self.odd && self.state == State::End
     }
@@ -87,7 +88,7 @@ impl Decoder {
                 State::AfterDelimiter(before) => self.after_delimiter(before, bytes),
                 State::Headers => self.headers(bytes, schema, reader),
                 State::End => {
-                    // Some readers look for parts there.
+                    // Some readers look for parts after the last delimiter.
                     self.odd |= !bytes.trim_ascii().is_empty();
                     return;
                 }
@@ -96,7 +97,7 @@ impl Decoder {
         }
     }
 
-    /// Hands on what cannot be part of a delimiter. Returns how many bytes were used.
+    /// Passes on bytes outside any possible delimiter. Returns the number of bytes used.
     fn part(&mut self, bytes: &[u8], want: Option<Want>, reader: &mut impl Reader) -> usize {
         if !self.held.is_empty() {
             return self.part_across(bytes, want, reader);
@@ -113,7 +114,7 @@ impl Decoder {
         bytes.len()
     }
 
-    /// The bytes held begin like a delimiter: takes one byte and sees.
+    /// Takes a byte while the held bytes begin like a delimiter.
     fn part_across(&mut self, bytes: &[u8], want: Option<Want>, reader: &mut impl Reader) -> usize {
         self.held.extend_from_slice(bytes.get(..1).unwrap_or_default());
         if self.held == self.delimiter {
@@ -150,7 +151,8 @@ impl Decoder {
         1
     }
 
-    /// Hands on bytes of a part. Before the first delimiter there are none that every reader skips.
+    /// Passes on bytes of a part. Bytes before the first delimiter are odd: not every reader skips
+    /// the bytes.
     fn emit(&mut self, bytes: &[u8], want: Option<Want>, reader: &mut impl Reader) {
         self.odd |= !self.parts && !bytes.trim_ascii().is_empty();
         if let Some(want) = want.filter(|_| !bytes.is_empty()) {
@@ -169,14 +171,14 @@ impl Decoder {
                 reader.text_begin(want);
             }
             self.held.clear();
-            // An empty part's delimiter begins with the line end that ended its headers.
+            // The delimiter of an empty part begins with the line end of the headers.
             self.state = State::Part(want);
         }
         1
     }
 }
 
-/// Length of the longest end of `bytes` that begins `delimiter` and is not all of it.
+/// Returns the length of the longest proper start of `delimiter` at the end of `bytes`.
 fn longest_start(bytes: &[u8], delimiter: &[u8]) -> usize {
     let most = bytes.len().min(delimiter.len() - 1);
     let tail = bytes.get(bytes.len() - most..).unwrap_or_default();
@@ -185,7 +187,7 @@ fn longest_start(bytes: &[u8], delimiter: &[u8]) -> usize {
         .map_or(0, |at| tail.len() - at)
 }
 
-/// What is wanted of a part with these headers.
+/// Returns the action for the content of a part, by the headers.
 fn wanted(
     headers: &[u8],
     schema: &Schema,
@@ -207,7 +209,7 @@ fn wanted(
     *odd |= names.next().is_some() || disposition.contains(['\\', '%']) && name == "model";
     let want = schema.want(schema.child(ROOT, name.as_bytes()));
     if parameters.any(|(name, _)| matches!(name.trim(), "filename" | "filename*")) {
-        // Some servers take the contents for the value.
+        // Some servers take the contents of a file for the value.
         *odd |= want == Want::Keep(Field::Model);
         reader.enter(Want::Keep(Field::HasFile));
         return None;
@@ -215,7 +217,7 @@ fn wanted(
     matches!(want, Want::Keep(_) | Want::Prose | Want::ProseAnd(_) | Want::Claim(_)).then_some(want)
 }
 
-/// Every line is a name, a colon and a value, and ends as it must.
+/// Returns whether every line is a name, a colon and a value, with a proper line end.
 fn are_fields(headers: &[u8]) -> bool {
     let mut lines = headers.split_inclusive(|byte| *byte == b'\n');
     lines.all(|line| {
@@ -229,7 +231,7 @@ fn are_fields(headers: &[u8]) -> bool {
     })
 }
 
-/// A type of a part, in lower case, that says that its text is no UTF-8.
+/// Returns whether the type of a part, in lower case, names a charset other than UTF-8.
 fn is_other_text(line: &str) -> bool {
     let known = ["utf-8", "\"utf-8\"", "us-ascii"];
     let charset = line.split_once("charset=").map(|(_, rest)| rest.split(';').next());

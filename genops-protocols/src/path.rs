@@ -1,14 +1,14 @@
-//! Paths of requests, normalised before they are compared.
+//! Paths of requests, normalised for comparison.
 //!
-//! Servers differ in what they undo before they route. Here everything is undone that some server
-//! undoes: percent-encoding once, dot segments, empty segments ([RFC 3986 §6.2.2][rfc]); what would
-//! still read differently afterwards is marked.
+//! Servers differ in the decoding before routing. The decoding of any server is done here:
+//! percent-encoding once, dot segments, empty segments ([RFC 3986 §6.2.2][rfc]); paths still
+//! ambiguous afterwards are marked.
 //!
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc3986#section-6.2.2
 
 use crate::dialect::percent_decode;
 
-/// A path as it is compared.
+/// A path in comparable form.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Path {
     segments: Vec<String>,
@@ -17,10 +17,10 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    /// Most segments looked at; a longer path is odd.
+    /// Maximum number of segments read; a longer path is odd.
     const LIMIT: usize = 64;
 
-    /// `sent`: as the request line has it, without query.
+    /// Normalises a path. `sent`: the path of the request line, without query.
     pub(crate) fn normalise(sent: &str) -> Self {
         let decoded = percent_decode(sent);
         let strange =
@@ -49,17 +49,18 @@ impl Path {
         self.segments.iter().map(String::as_str)
     }
 
-    /// Servers read it differently: it climbs, or is encoded twice, or holds what some of them cut.
+    /// Returns whether servers read the path differently: the path has dot segments, is encoded
+    /// twice, or holds characters cut by some servers.
     pub(crate) fn is_odd(&self) -> bool {
         self.odd
     }
 
-    /// It has the same segments for whoever decodes it and whoever does not.
+    /// Returns whether the segments are the same with and without decoding.
     pub(crate) fn is_plain(&self) -> bool {
         self.plain
     }
 
-    /// In lower case, for servers that ignore it.
+    /// Returns the path in lower case, for servers ignoring case.
     pub(crate) fn lower(&self) -> Self {
         let segments = self.segments.iter().map(|it| it.to_ascii_lowercase()).collect();
         Self { segments, ..*self }

@@ -1,8 +1,9 @@
-//! Server-sent events, as the [WHATWG HTML standard §9.2.6][spec] defines their parsing.
+//! Parser of server-sent events, as defined by the [WHATWG HTML standard §9.2.6][spec].
 //!
-//! Bytes in, `data` lines out, as they come: nothing of an event is kept, whatever its length. No
-//! opinion about what the events mean. One deviation: the standard drops an event that the end
-//! of the stream cut off; usage often stands in it, so it is handed on.
+//! Takes bytes and passes `data` lines on at once: no part of an event is kept, whatever the
+//! length. The handler judges the meaning of events. Deviation from the standard: an event cut off
+//! by the end of the stream is passed on, not dropped, because usage often stands in the last
+//! event.
 //!
 //! [spec]: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 
@@ -10,13 +11,13 @@ use memchr::memchr2;
 
 /// Receives the `data` of events.
 pub(crate) trait Handler {
-    /// A whole line of data that came in one piece.
+    /// A whole line of data, received in a single piece.
     fn line(&mut self, line: &[u8]);
-    /// A line of data that comes in pieces begins.
+    /// A line of data in several pieces begins.
     fn begin(&mut self);
-    /// The next piece of the line begun.
+    /// Next piece of the begun line.
     fn piece(&mut self, piece: &[u8]);
-    /// The line begun ended.
+    /// The begun line ended.
     fn end(&mut self);
     /// The event ended. Called for events without data too.
     fn dispatch(&mut self);
@@ -26,14 +27,14 @@ pub(crate) trait Handler {
 enum State {
     #[default]
     LineStart,
-    /// Within the field name `data` or its colon; so many bytes of it matched.
+    /// Within the field name `data` or the colon; number of bytes matched.
     Name(usize),
-    /// After `data:`; one space may follow.
+    /// After `data:`; a single space may follow.
     Space,
     Value,
     /// Within a line of another field, or a comment.
     Other,
-    /// After a hole: nothing counts until an empty line.
+    /// After a gap: nothing counts until an empty line.
     Lost {
         line_empty: bool,
     },
@@ -43,9 +44,9 @@ enum State {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Decoder {
     state: State,
-    /// The last byte was a carriage return, so a line feed next belongs to the same line end.
+    /// The last byte was a carriage return: a following line feed belongs to the same line end.
     after_cr: bool,
-    /// Bytes of a byte order mark seen at the stream's start; 3 when past it.
+    /// Bytes of a byte order mark seen at the start of the stream; 3 when past the mark.
     bom: u8,
 }
 
@@ -87,7 +88,7 @@ impl Decoder {
         }
     }
 
-    /// The stream ended: what was cut off counts as ended.
+    /// Ends the stream: an event cut off counts as ended.
     pub(crate) fn finish(&mut self, handler: &mut impl Handler) {
         if !matches!(self.state, State::Lost { .. }) {
             if self.state != State::LineStart {
@@ -97,14 +98,14 @@ impl Decoder {
         }
     }
 
-    /// Bytes are missing: the event they belong to and the rest of it count for nothing.
+    /// Takes a gap: the event around the missing bytes is dropped.
     pub(crate) fn gap(&mut self) {
         self.state = State::Lost { line_empty: false };
         self.after_cr = false;
         self.bom = 3;
     }
 
-    /// Part of a line.
+    /// Takes part of a line.
     fn part(&mut self, mut bytes: &[u8], handler: &mut impl Handler) {
         while let Some(&byte) = bytes.first() {
             match self.state {
@@ -147,7 +148,7 @@ impl Decoder {
                 handler.line(b"");
                 State::LineStart
             }
-            // The line after a hole may itself begin within the hole: only the next can be empty.
+            // The line after a gap may begin within the gap: only the next line can be empty.
             State::Lost { line_empty: false } => State::Lost { line_empty: true },
             State::Lost { line_empty: true } | State::LineStart | State::Name(_) | State::Other => {
                 State::LineStart
@@ -215,7 +216,8 @@ mod tests {
         events.out
     }
 
-    /// Decodes `body` whole, byte by byte and cut in two at every byte: it must not matter.
+    /// Decodes `body` whole, byte by byte and cut in two at every byte: the result must be the
+    /// same.
     #[track_caller]
     #[expect(clippy::needless_pass_by_value, reason = "reads better at the call")]
     fn check(body: &str, expected: Expect) {

@@ -1,20 +1,20 @@
-//! One direction of one connection: order, overlap, gaps.
+//! Position in a direction of a connection: order, overlap, gaps.
 //!
-//! Pieces come with their position. What was seen before is skipped, a jump ahead is a [`Piece`]
-//! with a gap before it. Nothing is held back: capture delivers a direction in order, so a piece
-//! that is not there when a later one comes never will be.
+//! Pieces come with a position. Bytes seen before are skipped, a jump ahead is a [`Piece`] with a
+//! gap before. Nothing is held back: capture delivers a direction in order, so a piece absent at
+//! the arrival of a later piece never comes.
 
-/// What is new of a piece.
+/// New bytes of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece<'a> {
-    /// Bytes missing before it.
+    /// Bytes missing before the piece.
     pub(crate) gap: u64,
-    /// Position of its first byte.
+    /// Position of the first byte.
     pub(crate) start: u64,
     pub(crate) bytes: &'a [u8],
 }
 
-/// How far a direction was read.
+/// Progress of reading a direction.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Position(u64);
 
@@ -23,7 +23,7 @@ impl Position {
         self.0
     }
 
-    /// What of `bytes` at `offset` is new.
+    /// Returns the new part of `bytes` at `offset`.
     pub(crate) fn take<'a>(&mut self, offset: u64, bytes: &'a [u8]) -> Piece<'a> {
         let seen = usize::try_from(self.0.saturating_sub(offset)).unwrap_or(usize::MAX);
         let bytes = bytes.get(seen..).unwrap_or_default();

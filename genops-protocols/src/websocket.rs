@@ -1,10 +1,12 @@
-//! WebSocket ([RFC 6455][rfc]) with permessage-deflate ([RFC 7692][deflate]), for realtime APIs.
+//! WebSocket decoder ([RFC 6455][rfc]) with permessage-deflate ([RFC 7692][deflate]), for realtime
+//! APIs.
 //!
-//! The handshake is an exchange of its own. On a connection of a realtime API, what the client
-//! sends until it asks for a response is that request, and what the server sends until it says
-//! that the response is done is its response: one exchange a turn. Other connections are left
-//! alone. A hole loses the place for good: frames say nothing by which to find it again. Data that
-//! can't be decompressed loses its message only, and every compressed one after it: frames go on.
+//! The handshake is a separate exchange. On a connection of a realtime API, the messages of the
+//! client up to the request for a response form a request, and the messages of the server up to the
+//! end of the response form the response: an exchange per turn. A transcription of the audio by
+//! another model is an exchange too. Other connections are not read. A gap loses the place for
+//! good, because frames carry no mark for resuming. Data failing to decompress loses only the
+//! message, and every later compressed message; frames go on.
 //!
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc6455
 //! [deflate]: https://www.rfc-editor.org/rfc/rfc7692
@@ -17,7 +19,7 @@ use crate::dialect;
 use crate::exchange::{Context, Transaction};
 use crate::facts::{Facts, Field};
 
-/// Longest head of a frame: two bytes, eight of length, four of mask (RFC 6455 §5.2).
+/// Longest head of a frame, in bytes: two, eight of length, four of mask (RFC 6455 §5.2).
 const HEAD_LIMIT: usize = 14;
 const FIN: u8 = 0x80;
 const COMPRESSED: u8 = 0x40;
@@ -25,7 +27,7 @@ const CONTINUATION: u8 = 0;
 const TEXT: u8 = 1;
 const BINARY: u8 = 2;
 
-/// What ends the data of a message (RFC 7692 §7.2.2).
+/// Bytes appended to the compressed data of a message (RFC 7692 §7.2.2).
 const DEFLATE_TAIL: &[u8] = &[0, 0, 0xff, 0xff];
 
 #[derive(Debug)]
@@ -39,36 +41,36 @@ enum State {
         data: bool,
         last: bool,
     },
-    /// The place is lost.
+    /// Place lost.
     Lost,
 }
 
-/// Where the compressed data of a message is.
+/// State of the compressed data of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deflated {
     Open,
-    /// It said itself that it is over: the next message begins anew.
+    /// The compressed data ended with a final block: the next message starts a new stream.
     Ended,
-    /// The one zero byte came that may stand behind its end (RFC 7692 §7.2.3.4).
+    /// After the end, the single permitted zero byte came (RFC 7692 §7.2.3.4).
     Padded,
 }
 
-/// Frames of one direction.
+/// Frames of a direction.
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 struct Side {
     state: State,
-    /// The head of a frame that has begun: at most [`HEAD_LIMIT`].
+    /// Bytes of an unfinished frame head: at most [`HEAD_LIMIT`].
     held: Vec<u8>,
-    /// The message being read is compressed.
+    /// The current message is compressed.
     compressed: bool,
-    /// `None`: nobody agreed on compression, or its state is lost.
+    /// `None`: compression was not agreed, or the state is lost.
     inflate: Option<Box<Decompress>>,
-    /// The message being read is compressed, and can't be decompressed.
+    /// The current message is compressed, and can't be decompressed.
     spoiled: bool,
     deflated: Deflated,
-    /// Its head breaks the grammar: whoever goes on reads what it likes.
+    /// The head of a frame breaks the grammar: readers may differ from here on.
     broken: bool,
-    /// What a client sends.
+    /// Direction of the client.
     client: bool,
     /// Position and time of the first byte of the message.
     start: u64,
@@ -99,8 +101,8 @@ impl Side {
         }
     }
 
-    /// Takes the next bytes; hands on pieces of messages. Returns how many were used, and whether
-    /// a message ended with them.
+    /// Takes the next bytes; passes on pieces of messages. Returns the number of bytes used, and
+    /// whether a message ended.
     fn step(&mut self, at_ns: u64, at: u64, bytes: &[u8], out: impl FnMut(&[u8])) -> (usize, bool) {
         match &mut self.state {
             State::Lost => (bytes.len(), false),
@@ -130,7 +132,7 @@ impl Side {
         }
     }
 
-    /// A byte of the head came. Returns whether an empty message ended.
+    /// Takes a byte of the head. Returns whether an empty message ended.
     fn head(&mut self, out: impl FnMut(&[u8])) -> bool {
         let &[first, second, ref rest @ ..] = self.held.as_slice() else { return false };
         let extended = match second & 0x7f {
@@ -169,7 +171,7 @@ impl Side {
         data && last
     }
 
-    /// The head of a frame is as [RFC 6455 §5.2][rfc] and the extension have it.
+    /// Returns whether the head of a frame follows [RFC 6455 §5.2][rfc] and the extension.
     ///
     /// [rfc]: https://www.rfc-editor.org/rfc/rfc6455#section-5.2
     fn is_sound_head(&self, first: u8, masked: bool, left: u64, extended: usize) -> bool {
@@ -233,7 +235,7 @@ impl Side {
             let made = usize::try_from(inflate.total_out() - before_out).unwrap_or(0);
             out(room.get(..made).unwrap_or_default());
             let Ok(status) = status else {
-                // Frames are still known: the message ends where it says, however it was cut.
+                // Frames are still known: the message ends with the last frame, however cut.
                 self.spoiled = true;
                 self.inflate = None;
                 return;
@@ -250,7 +252,7 @@ impl Side {
         }
     }
 
-    /// Bytes behind the end of compressed data: but for padding, not every reader reads them.
+    /// Takes bytes behind the end of compressed data: readers differ on bytes other than padding.
     fn behind_end(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             self.spoiled |= byte != 0 || self.deflated == Deflated::Padded;
@@ -258,7 +260,7 @@ impl Side {
         }
     }
 
-    /// Returns whether all of the message was handed on.
+    /// Ends a message. Returns whether the whole message was passed on.
     fn end_message(&mut self, out: &mut impl FnMut(&[u8])) -> bool {
         if std::mem::take(&mut self.compressed) && self.deflated == Deflated::Open {
             self.inflate(DEFLATE_TAIL, out);
@@ -274,25 +276,27 @@ impl Side {
     }
 }
 
-/// Decodes both directions after the handshake.
+/// Decoder of both directions after the handshake.
 #[derive(Debug)]
 pub(crate) struct WebSocket {
     egress: Side,
     ingress: Side,
-    /// The handshake: what turns have in common.
+    /// The handshake, with the facts shared by the turns.
     session: Transaction,
     handshake_over: bool,
-    /// Whether anything is read at all.
+    /// Whether messages are read at all.
     realtime: bool,
-    /// The request being put together.
+    /// Request being assembled.
     asking: Transaction,
     asking_began: bool,
-    /// The request that is being answered.
+    /// Request being answered.
     answering: Option<Transaction>,
     answer: Body,
     next_exchange: u64,
-    /// Position of egress up to which messages were read.
+    /// Position of egress after the last byte read.
     sent_to: u64,
+    /// Transcription model: as last requested by the client, and as last reported by the server.
+    transcribers: [Option<String>; 2],
 }
 
 impl WebSocket {
@@ -309,8 +313,9 @@ impl WebSocket {
             asking_began: false,
             answering: None,
             answer: new_answer(),
-            next_exchange,
+            next_exchange: next_exchange + 1,
             sent_to: 0,
+            transcribers: [None, None],
         }
     }
 
@@ -328,7 +333,8 @@ impl WebSocket {
             + transactions.into_iter().flatten().map(Transaction::retained_bytes).sum::<usize>()
     }
 
-    /// A message that has begun and not ended may be the one that asks.
+    /// Returns the request being assembled if a message is unfinished: the message may ask for a
+    /// response.
     pub(crate) fn open(&self) -> Option<OpenRequest<'_>> {
         let within = self.egress.within_message || !self.egress.held.is_empty();
         let open = self.asking.open().filter(|_| self.realtime && within)?;
@@ -390,9 +396,11 @@ impl WebSocket {
         }
         let whole = egress.end_message(&mut |piece| asking.request_data(piece));
         let sound = asking.end_message() && whole;
+        let [asked, _] = &mut self.transcribers;
+        *asked = asking.take_transcriber().or(asked.take());
         asking.refresh_if_changed();
         if !sound {
-            // Whoever reads it otherwise may take it for a question.
+            // Another reader may take the message for a request.
             asking.unreadable(Unreadable::Body);
             self.ask(false, context, sink);
         } else if asking.asks() {
@@ -401,11 +409,27 @@ impl WebSocket {
         used
     }
 
-    /// The request is whole: the next response answers it.
-    fn ask(&mut self, complete: bool, context: &Context, sink: &mut dyn Sink) {
-        self.asking.number(self.next_exchange);
+    fn take_number(&mut self) -> u64 {
         self.next_exchange += 1;
-        let next = self.session.turn(self.next_exchange, context);
+        self.next_exchange - 1
+    }
+
+    /// Returns a number for an exchange before the request being assembled. If a message of the
+    /// assembled request has begun, the number of the request may be known, and stays.
+    fn number_before(&mut self) -> u64 {
+        let fresh = self.take_number();
+        if self.open().is_some() || self.asking.request_ended() {
+            return fresh;
+        }
+        let number = self.asking.call().exchange;
+        self.asking.number(fresh);
+        number
+    }
+
+    /// Ends the assembled request: the next response answers the request.
+    fn ask(&mut self, complete: bool, context: &Context, sink: &mut dyn Sink) {
+        let number = self.take_number();
+        let next = self.session.turn(number, context);
         let mut asked = std::mem::replace(&mut self.asking, next);
         if !std::mem::take(&mut self.asking_began) {
             asked.begin_at(asked.call().request_at_ns, self.sent_to);
@@ -441,12 +465,13 @@ impl WebSocket {
         used
     }
 
-    /// A message of the server ended: what it says of the turn.
+    /// Takes the end of a message of the server, and updates the turn.
     fn judge(&mut self, at_ns: u64, context: &Context, sink: &mut dyn Sink) {
+        let [_, told] = &mut self.transcribers;
+        *told = self.answer.facts_mut().take_text(Field::Transcriber).or(told.take());
         let said = self.answer.facts().text(Field::Type).unwrap_or_default();
         if said.starts_with("conversation.item.input_audio_transcription") {
-            // Another model wrote down what was heard, and is paid for apart.
-            self.answer.facts_mut().forget_usage();
+            self.transcribed(at_ns, context, sink);
         }
         let facts = self.answer.facts();
         let kind = facts.text(Field::Type).unwrap_or_default();
@@ -455,6 +480,7 @@ impl WebSocket {
         let told = self.answering.is_some() || matches!(self.egress.state, State::Lost);
         if (begins || ends && kind != "error") && !told {
             // The server answered by itself, for instance when the user stopped speaking.
+            self.asking.mark_under_way();
             self.ask(true, context, sink);
         }
         if ends && let Some(mut answered) = self.answering.take() {
@@ -462,6 +488,23 @@ impl WebSocket {
             answered.answer(answer);
             answered.end_response(at_ns, true, sink);
         }
+    }
+
+    /// Reports a transcription by another model. The usage becomes a separate call, finished and
+    /// never requested separately.
+    fn transcribed(&mut self, at_ns: u64, context: &Context, sink: &mut dyn Sink) {
+        let mut answer = new_answer();
+        let told = self.answer.facts_mut().move_usage(answer.facts_mut());
+        let [asked, said] = &self.transcribers;
+        let Some(model) = said.clone().or_else(|| asked.clone()).filter(|_| told) else { return };
+        let number = self.number_before();
+        let mut heard = self.session.turn(number, context);
+        heard.become_transcription(model);
+        heard.begin_at(at_ns, self.sent_to);
+        heard.mark_under_way();
+        heard.answer(answer);
+        heard.end_request(self.sent_to, true, sink);
+        heard.end_response(at_ns, true, sink);
     }
 
     pub(crate) fn gap(
@@ -495,7 +538,8 @@ impl WebSocket {
         }
     }
 
-    /// Whatever the client asks from here on, nobody can read: one request, to the end of the connection.
+    /// Reports a single request up to the end of the connection: later messages of the client are
+    /// unreadable.
     fn lose_questions(
         &mut self,
         at_ns: u64,
@@ -508,8 +552,6 @@ impl WebSocket {
         if !std::mem::replace(&mut self.asking_began, true) {
             asking.begin_at(at_ns, at.saturating_sub(bytes.unwrap_or(0)));
         }
-        asking.number(self.next_exchange);
-        self.next_exchange += 1;
         asking.unreadable(reason);
         if reason == Unreadable::Gap {
             asking.missing(bytes);
@@ -528,8 +570,6 @@ impl WebSocket {
         }
         let half = self.egress.within_message || !self.egress.held.is_empty();
         if self.realtime && half && !matches!(self.egress.state, State::Lost) {
-            self.asking.number(self.next_exchange);
-            self.next_exchange += 1;
             self.asking.unreadable(Unreadable::Body);
             self.asking.end_request(at, false, sink);
             self.asking.end_response(at_ns, false, sink);
@@ -541,7 +581,7 @@ fn new_answer() -> Body {
     Body::of_messages(&dialect::RESPONSES, None)
 }
 
-/// The message that ends a response.
+/// Returns whether a message ends a response.
 fn is_last(kind: &str, facts: &Facts) -> bool {
     matches!(
         kind,

@@ -1,4 +1,4 @@
-//! Our own small recordings, one at least a dialect and a form: decoded as recorded, byte by byte
+//! Small recordings of the project, for every dialect and form: decoded as recorded, byte by byte
 //! and with every piece cut in two, always to the same calls.
 #![allow(
     clippy::disallowed_methods,
@@ -18,7 +18,7 @@ use genops_protocols::Connection;
 use recording::{Cut, Replayed, replay};
 use serde_json::Value;
 
-/// Stated bound of a connection, and of each message in flight beside it.
+/// Stated bound of a connection with two messages in flight.
 const MEMORY_LIMIT: usize = Connection::MEMORY_LIMIT + 2 * Connection::MESSAGE_LIMIT;
 
 fn root() -> PathBuf {
@@ -36,7 +36,8 @@ fn rendered(Replayed { lines, texts, peak_bytes: _ }: &Replayed) -> String {
     out
 }
 
-/// Lines as values: whether `serde_json` keeps the order of keys depends on what else is built.
+/// Parses lines to values, because the order of keys in `serde_json` depends on the other crates
+/// built.
 fn values(lines: &str) -> Vec<Value> {
     lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
@@ -71,7 +72,7 @@ fn every_capture_decodes_as_expected_however_it_is_cut() {
     }
 }
 
-/// The recordings of real exchanges beside the project, where they are there.
+/// Checks the recordings of real exchanges beside the project, if present.
 #[test]
 fn real_exchanges_are_told_apart() {
     for (name, unknown_allowed) in [("http1", 0), ("http2", 0), ("midway", 10)] {

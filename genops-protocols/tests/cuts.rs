@@ -1,4 +1,4 @@
-//! What is told of a connection is the same however its bytes were cut.
+//! Checks a connection for the same reports however the bytes were cut.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use genops_protocols::{
     Call, Connection, ConnectionFacts, Direction, Exchange, Hosts, Kind, Request, Sink, Unreadable,
 };
 
-/// A request as it was told: its number, whether it is complete, where it begins and ends.
+/// A reported request: number, completeness, start and end.
 type Asked = (u64, bool, u64, u64);
 
 #[derive(Default)]
@@ -26,7 +26,7 @@ impl Sink for Told {
     }
 }
 
-/// Bytes of a direction; `Err`: so many are missing.
+/// Bytes of a direction; `Err`: number of missing bytes.
 type Step = (Direction, Result<Vec<u8>, u64>);
 
 fn run(steps: &[Step], len: usize) -> Told {
@@ -48,7 +48,7 @@ fn run(steps: &[Step], len: usize) -> Told {
     told
 }
 
-/// What is told of `steps`, which must be the same for pieces of any length.
+/// Returns the reports of `steps`, checked to be the same for pieces of any length.
 #[track_caller]
 fn told(steps: &[Step]) -> Told {
     let whole = run(steps, usize::MAX);
@@ -69,7 +69,7 @@ fn received(bytes: impl Into<Vec<u8>>) -> Step {
     (Direction::Ingress, Ok(bytes.into()))
 }
 
-/// A text message of WebSocket; `first` is the first byte of its frame.
+/// Encodes a text message of WebSocket; `first` is the first byte of the frame.
 fn message(first: u8, mask: &[u8], payload: &[u8]) -> Vec<u8> {
     let len = u8::try_from(payload.len()).expect("short") | if mask.is_empty() { 0 } else { 0x80 };
     [&[first, len], mask, payload].concat()
@@ -87,7 +87,7 @@ fn handshake(extensions: &str) -> [Step; 2] {
 const TEXT: u8 = 0x81;
 const COMPRESSED_TEXT: u8 = 0xc1;
 const DEFLATE: &str = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
-/// A block of a type that deflate does not have, and more that is never reached.
+/// A block of a type unknown to deflate, and further bytes never reached.
 const DAMAGED: &[u8] = b"\x07 nothing of this can be decompressed";
 const ASKS: &[u8] = br#"{"type":"response.create"}"#;
 
@@ -139,12 +139,12 @@ fn an_answer_goes_on_after_a_message_that_cannot_be_decompressed() {
 
 #[test]
 fn what_half_a_body_looked_like_is_forgotten() {
-    /// The head of a frame of stream 1.
+    /// Encodes a frame of stream 1.
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let len = u8::try_from(payload.len()).expect("short");
         [&[0, 0, len, kind, flags, 0, 0, 0, 1], payload].concat()
     }
-    // POST, and no word of where to: only the body says that a model is asked.
+    // POST without a target: only the body shows a request to a model.
     let head = frame(1, 0x4, &[0x83]);
     let body = frame(0, 0x1, br#"{"model":"gpt-4o","messages":[]}"#);
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -162,7 +162,7 @@ fn of_two_reasons_the_first_is_told() {
     let head = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n";
     let text = br#"{"id":"chatcmpl-1","#;
     let len = u8::try_from(text.len()).expect("short");
-    // A stored block that says something, then a block of a type that deflate does not have.
+    // A stored block with content, then a block of a type unknown to deflate.
     let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
     let damaged = [gzip.as_slice(), &[0, len, 0, !len, 0xff], text.as_slice(), &[7]].concat();
     let told =
@@ -191,7 +191,7 @@ fn what_was_sent_before_a_connection_was_joined_is_no_hole() {
     };
     let mut connection = Connection::new(facts, Arc::new(Hosts::builtin()));
     let mut told = Told::default();
-    // The answer to a request that another has read comes first.
+    // The answer to an unseen earlier request comes first.
     let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
     connection.data_at(1, Direction::Ingress, 0, answer, &mut told);
     let request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\n\

@@ -1,5 +1,5 @@
-//! Bounds and positions: what a peer sends cannot make a connection grow, and whoever holds bytes
-//! back is told the truth about them.
+//! Bounds and positions: input of a peer cannot make a connection grow, and the positions reported
+//! for holding bytes back are right.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -172,7 +172,7 @@ fn positions_tell_what_is_open_and_what_may_leave() {
     assert_eq!(told.requests, [(0, true, 0, end, Kind::Inference, model)]);
     assert_eq!(told.texts, ["secret words"]);
     assert!(connection.egress().open.is_none());
-    // The next one begins where this one ended.
+    // The next request begins at the end of the first.
     connection.data_at(1, Direction::Egress, end, &request, &mut told);
     assert_eq!(told.requests.last().map(|it| (it.0, it.2, it.3)), Some((1, end, 2 * end)));
 }

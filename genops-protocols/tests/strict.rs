@@ -1,10 +1,10 @@
-//! What a client sends is read in the one way in which it can be read, or said to be unreadable.
+//! Checks input of a client: read if a single reading exists, else reported as unreadable.
 
 use std::sync::Arc;
 
 use genops_protocols::{Connection, ConnectionFacts, Direction, Exchange, Hosts, Request, Sink};
 
-/// Whether each request told can be read, and the model it asks for.
+/// Readability and requested model of each reported request.
 #[derive(Default)]
 struct Told(Vec<(bool, Option<String>)>);
 
@@ -24,7 +24,7 @@ fn connection() -> Connection {
     Connection::new(facts, Arc::new(Hosts::builtin()))
 }
 
-/// Reads what a client sends, whole and byte by byte: how it was cut must not matter.
+/// Reads input of a client, whole and byte by byte: the cuts must not matter.
 fn told(sent: &[u8]) -> Vec<(bool, Option<String>)> {
     let read = |size: usize| {
         let (mut connection, mut told) = (connection(), Told::default());
@@ -262,7 +262,7 @@ fn http2(frames: &[Vec<u8>]) -> Vec<u8> {
     [preface, frame(4, 0, 0, &[]), frames.concat()].concat()
 }
 
-/// A request with these fields behind those that it needs.
+/// Encodes a request with further fields after the required fields.
 fn asked_with(more: &[(&str, &str)]) -> Vec<u8> {
     asked(&[&ASKED, more].concat())
 }
@@ -317,7 +317,7 @@ fn what_follows_a_request_on_its_stream_of_http2_is_trailers_or_a_fault() {
     refuses(&more(5, &ASKED));
     refuses(&more(4, &[("x-sum", "1")]));
     refuses(&more(5, &[("transfer-encoding", "chunked")]));
-    // A body that is longer than announced, where it is no matter what it says.
+    // A body longer than announced, in a request harmless whatever the body says.
     let mut fields = ASKED.to_vec();
     fields[0].1 = "DELETE";
     fields.push(("content-length", "0"));
@@ -348,14 +348,14 @@ fn what_a_peer_sends_does_not_say_which_end_this_host_is() {
     assert_eq!(told.0, [(true, Some("o4-mini".to_owned()))]);
 }
 
-/// A frame of a client, its mask all zeros.
+/// A frame of a client, with a mask of zeros.
 fn message(first: u8, text: &[u8]) -> Vec<u8> {
     let len = u8::try_from(text.len()).expect("short");
     assert!(len < 126, "one byte of length");
     [&[first, 0x80 | len, 0, 0, 0, 0], text].concat()
 }
 
-/// What is told of messages on a realtime connection.
+/// Returns the reports for messages on a realtime connection.
 fn session(messages: &[Vec<u8>]) -> Vec<(bool, Option<String>)> {
     let (mut connection, mut told) = (connection(), Told::default());
     let ask = "GET /v1/realtime?model=gpt-realtime HTTP/1.1\r\nHost: api.openai.com\r\n\
@@ -379,7 +379,7 @@ fn a_message_of_a_session_is_whole_and_sound_or_told_to_be_unreadable() {
     let model = || Some("gpt-realtime".to_owned());
     assert_eq!(session(&[message(0x81, ASK)]), [(true, model())]);
     assert_eq!(session(&[message(0x01, &ASK[..9]), message(0x80, &ASK[9..])]), [(true, model())]);
-    // It never ends, or the connection does first.
+    // The message never ends, or the connection ends first.
     assert_eq!(session(&[message(0x01, ASK)]), [(false, model())]);
     assert_eq!(session(&[message(0x81, ASK)[..12].to_vec()]), [(false, model())]);
     for odd in [

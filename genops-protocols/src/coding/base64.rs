@@ -1,10 +1,10 @@
-//! Base64 ([RFC 4648 §4 and §5][rfc]), decoded as it comes.
+//! Streaming decoder of base64 ([RFC 4648 §4 and §5][rfc]).
 //!
-//! White space, padding and anything else outside the alphabet is skipped.
+//! Bytes outside the alphabet are skipped: white space, padding and others.
 //!
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc4648#section-4
 
-/// Decodes one string through pieces of any size.
+/// Decodes a string through pieces of any size.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Base64 {
     bits: u32,

@@ -1,5 +1,5 @@
 //! Anthropic's API: messages with thinking, caching and tools, and the legacy completions; also
-//! Claude on Vertex AI, whose path names the model.
+//! Claude on Vertex AI, with the model in the path.
 
 use super::{
     Bodies, Dialect, Endpoint, Paths, Target, anthropic_usage, percent_decode, read_answer,
@@ -82,7 +82,7 @@ impl Dialect for Anthropic {
         if kind == "completion" && request.has(Field::HasPrompt) {
             return Some(Endpoint::new(&Anthropic, "anthropic.complete", "text_completion"));
         }
-        // An error is typed too, and no other API says so at the top of it.
+        // An error has a type too; no other API has a type at the top of an error.
         let failed = kind == "error" && response.has(Field::ErrorType);
         (failed && request.has(Field::HasMessages) && request.has(Field::MaxTokens))
             .then(messages)
@@ -104,7 +104,7 @@ impl Dialect for Anthropic {
     }
 }
 
-/// Tools and stop reason of a message, whole or streamed.
+/// Reads tools and stop reason of a message, whole or streamed.
 pub(super) fn read_items(response: &Facts, call: &mut Call) {
     call.finish_reasons = response.text(Field::StopReason).map(str::to_owned).into_iter().collect();
     for list in [List::Content, List::Announced] {

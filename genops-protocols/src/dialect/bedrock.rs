@@ -1,5 +1,5 @@
-//! AWS Bedrock: Converse and InvokeModel with their streams, for each family of models; agents
-//! and knowledge bases. The OpenAI-compatible endpoints of Bedrock are the OpenAI dialect.
+//! AWS Bedrock: Converse and InvokeModel with streams, for each family of models; agents and
+//! knowledge bases. The OpenAI-compatible endpoints of Bedrock use the OpenAI dialect.
 
 use super::anthropic::read_items;
 use super::{
@@ -20,7 +20,7 @@ impl Dialect for Bedrock {
         }
         let endpoint = |api, operation| Endpoint::new(&Bedrock, api, operation).of("aws.bedrock");
         let here = target.host_provider == Some("aws.bedrock");
-        // An ARN may hold slashes that the client left as they are.
+        // An ARN may hold slashes left unencoded by the client.
         let model = target.segments.iter().position(|name| *name == "model");
         let after_model = model.and_then(|at| target.segments.get(at + 1..)).unwrap_or_default();
         match target.segments {
@@ -132,7 +132,7 @@ impl Dialect for Bedrock {
     }
 }
 
-/// What an InvokeModel request asks of the model: its body's format says.
+/// Returns the operation of an InvokeModel request, by the format of the body.
 fn operation(request: &Facts) -> &'static str {
     let embeds = request.has(Field::HasTexts)
         || request.has(Field::Dimensions)
@@ -148,7 +148,7 @@ fn operation(request: &Facts) -> &'static str {
     }
 }
 
-/// The family's own count, else what Bedrock measured.
+/// Returns the count of the model family, else the count measured by Bedrock.
 fn usage(response: &Facts) -> Usage {
     let count = |fields: &[Field]| fields.iter().find_map(|&field| response.count(field));
     if response.has(Field::InputTokens) {

@@ -93,7 +93,7 @@ impl Dialect for Cohere {
     }
 }
 
-/// What was billed, where both are reported.
+/// Returns the billed tokens, else the counted tokens.
 fn usage(endpoint: &Endpoint, response: &Facts) -> Usage {
     let count = |fields: &[Field]| fields.iter().find_map(|&field| response.count(field));
     let writes = matches!(endpoint.operation, Some("chat" | "text_completion"));

@@ -137,7 +137,7 @@ impl Dialect for Gemini {
     }
 }
 
-/// What the client libraries call when they speak gRPC.
+/// Returns the endpoint of a gRPC call of the client libraries.
 fn grpc_endpoint(service: &str, method: &str) -> Option<Endpoint> {
     let vertex =
         service.starts_with("google.cloud.aiplatform.") && service.ends_with(".PredictionService");
@@ -212,7 +212,7 @@ fn predicts(model: &str) -> &'static str {
     }
 }
 
-/// Thoughts are outside of the candidates' count and belong to the output.
+/// Returns the tokens used. Thoughts are outside of the candidates' count and belong to the output.
 fn usage(endpoint: &Endpoint, response: &Facts) -> Usage {
     let thoughts = response.count(Field::ThoughtTokens);
     let candidates = response.count(Field::CandidateCount);

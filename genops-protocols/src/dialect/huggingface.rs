@@ -1,4 +1,4 @@
-//! Hugging Face: the inference API's own tasks, and text-generation-inference. Its router is
+//! Hugging Face: tasks of the inference API, and text-generation-inference. The router is
 //! OpenAI-compatible.
 
 use super::{

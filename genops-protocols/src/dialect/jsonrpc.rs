@@ -1,5 +1,5 @@
 //! Model Context Protocol over HTTP (streamable, old SSE, stateless) and Agent2Agent: JSON-RPC,
-//! recognised by its body, told apart by its methods. Never a model call.
+//! recognised by the body, told apart by the methods. Never a model call.
 
 use super::{Bodies, Dialect, Endpoint, Paths, Target};
 use crate::call::{Call, Kind, McpCall};
@@ -9,7 +9,7 @@ use crate::json::schema::Want;
 #[derive(Debug)]
 pub(crate) struct JsonRpc;
 
-/// How a method of MCP begins, or all of it.
+/// Beginnings or full names of MCP methods.
 const MCP_METHODS: &[&str] = &[
     "completion/complete",
     "elicitation/",
@@ -25,7 +25,7 @@ const MCP_METHODS: &[&str] = &[
     "tools/",
 ];
 
-/// How a method of A2A begins: JSON-RPC binding of versions 0.x and 1.0.
+/// Beginnings of A2A methods: JSON-RPC binding of versions 0.x and 1.0.
 const A2A_METHODS: &[&str] = &[
     "message/",
     "tasks/",
@@ -66,7 +66,7 @@ impl Dialect for JsonRpc {
     fn guess(&self, Bodies { request, response }: &Bodies<'_>) -> Option<Endpoint> {
         if request.has(Field::Jsonrpc) {
             let Some(method) = request.text(Field::RpcMethod) else {
-                // An answer to the server. Only MCP has servers that ask.
+                // An answer to the server. Only MCP servers send requests.
                 return Some(Self::named(Kind::Mcp));
             };
             let among = |list: &[&str]| list.iter().any(|name| method.starts_with(name));

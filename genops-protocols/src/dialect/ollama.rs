@@ -1,4 +1,4 @@
-//! Ollama's native API. Its OpenAI-compatible one is the OpenAI dialect.
+//! Ollama's native API. The OpenAI-compatible API uses the OpenAI dialect.
 
 use super::{
     Bodies, Dialect, Endpoint, Paths, Target, read_answer, read_error, read_parameters, set,
@@ -69,7 +69,7 @@ impl Dialect for Ollama {
         set(&mut call.request_model, request.text(Field::Model));
         call.finish_reasons =
             response.text(Field::FinishReason).map(str::to_owned).into_iter().collect();
-        // These stream unless told not to.
+        // Generation streams unless told otherwise.
         let writes = endpoint.operation != Some("embeddings");
         call.stream = writes && request.flag(Field::Stream).unwrap_or(request.has(Field::Model));
         call.usage = Usage {

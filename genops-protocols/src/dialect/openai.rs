@@ -12,7 +12,7 @@ pub(crate) struct OpenAi;
 
 impl Dialect for OpenAi {
     fn endpoint(&self, target: &Target<'_>) -> Option<Endpoint> {
-        // Azure's paths name the deployment, which is what the client asks for.
+        // Azure's paths name the deployment, requested by the client in place of a model.
         let mut after = target.segments.iter().skip_while(|name| **name != "deployments");
         let deployment = after.nth(1).map(|name| percent_decode(name));
         let endpoint =
@@ -26,11 +26,11 @@ impl Dialect for OpenAi {
         let azure = deployment.is_some() && target.segments.contains(&"openai");
         let endpoint = |api, operation| {
             let endpoint: Option<Endpoint> = endpoint(api, operation);
-            // Nobody else has these paths, whatever host stands before it.
+            // Only Azure has these paths, whatever host stands in front.
             if azure { endpoint.map(|it| it.of("azure.ai.openai")) } else { endpoint }
         };
         match (target.method, target.segments) {
-            // The handshake of a connection whose turns are the calls.
+            // Handshake of a connection with turns as calls.
             ("GET" | "CONNECT", [.., "realtime"]) => {
                 endpoint("openai.realtime", "chat").map(Endpoint::handshake)
             }
@@ -155,7 +155,7 @@ impl Dialect for OpenAi {
         set(&mut call.request_model, request.text(Field::Model).or(endpoint.model.as_deref()));
         call.stream |= endpoint.stream;
         call.usage = openai_usage(response);
-        // xAI's chat counts reasoning beside the answer, its Responses API within.
+        // xAI's chat counts reasoning beside the answer, the Responses API within the answer.
         let provider = call.provider.as_deref().unwrap_or_default();
         let google = provider.starts_with("gcp.");
         let apart = provider == "x_ai" && endpoint.api == "openai.chat";
@@ -163,7 +163,7 @@ impl Dialect for OpenAi {
             count_thoughts(&mut call.usage);
         }
         read_error(response, call);
-        // The counts of an answer that failed half-way are what they were until then.
+        // An answer failed half-way has partial counts, left as reported.
         if call.error_type.is_none() {
             add_reasoning(&mut call.usage, apart);
         }
@@ -194,7 +194,8 @@ impl Dialect for OpenAi {
     }
 }
 
-/// Models of partners on Vertex AI take and give their makers' own form, which is OpenAI's.
+/// Returns the endpoint of a partner's model on Vertex AI. The bodies have the form of the model's
+/// maker: OpenAI's form.
 fn vertex_partner(target: &Target<'_>) -> Option<Endpoint> {
     let post = matches!(target.method, "POST" | "");
     let (region, model) = match target.segments {
@@ -217,14 +218,14 @@ fn vertex_partner(target: &Target<'_>) -> Option<Endpoint> {
     Some(Endpoint { region: Some(region.to_owned()), ..endpoint.model(model).streaming(stream) })
 }
 
-/// APIs of providers' own beside the compatible ones, whose bodies are enough alike.
+/// Returns the endpoint of a provider's native API, with bodies similar to the compatible API.
 fn native(target: &Target<'_>) -> Option<Endpoint> {
     if !matches!(target.method, "POST" | "") {
         return None;
     }
     let (api, operation) = match (target.host_provider?, target.segments) {
         ("mistral_ai", segments) => match segments {
-            // Streams have a path of their own, which ends in a fragment as text.
+            // Streams have a separate path, ending in an encoded `#stream`.
             [.., "conversations" | "conversations%23stream"]
             | [.., "conversations", _]
             | [.., "conversations", _, "restart" | "restart%23stream"] => {
@@ -280,7 +281,7 @@ fn native(target: &Target<'_>) -> Option<Endpoint> {
     Some(endpoint.streaming(streams))
 }
 
-/// Searches of the web, and of stored files, among the items of an output.
+/// Counts searches of the web, and of stored files, among the items of an output.
 fn read_searches(response: &Facts, list: List, call: &mut Call) {
     let of = |kind: &str, action: &str| {
         let items = response.items(list).filter(|it| it.kind.as_deref() == Some(kind));
@@ -291,7 +292,7 @@ fn read_searches(response: &Facts, list: List, call: &mut Call) {
     call.usage.file_searches = of("file_search_call", "search");
 }
 
-/// Items and status of the Responses API.
+/// Reads items and status of the Responses API.
 fn read_response_api(response: &Facts, call: &mut Call) {
     let list =
         if response.items(List::Output).next().is_some() { List::Output } else { List::Announced };
@@ -321,7 +322,7 @@ fn read_response_api(response: &Facts, call: &mut Call) {
     call.finish_reasons = reason.map(str::to_owned).into_iter().collect();
 }
 
-/// What Google's compatible API leaves out of the answer's count is in its total.
+/// Adds the tokens left out of the answer's count by Google's compatible API, taken from the total.
 fn count_thoughts(usage: &mut Usage) {
     if let (Some(input), Some(output), Some(total)) =
         (usage.input_tokens, usage.output_tokens, usage.total_tokens)
@@ -331,7 +332,7 @@ fn count_thoughts(usage: &mut Usage) {
     }
 }
 
-/// Mistral's conversations: entries of an output, and whom they belong to.
+/// Reads Mistral's conversations: the conversation and the entries of an output.
 fn read_conversation(response: &Facts, call: &mut Call) {
     set(&mut call.conversation_id, response.text(Field::Conversation));
     for item in response.items(List::Output) {
@@ -343,7 +344,7 @@ fn read_conversation(response: &Facts, call: &mut Call) {
     }
 }
 
-/// A server that names itself in its answers, where the host says nothing.
+/// Names the provider by the server's mark in answers, if the host names none.
 fn read_server(response: &Facts, call: &mut Call) {
     if call.provider.is_some() {
         return;
@@ -364,7 +365,7 @@ const REQUEST: &[(&str, Want)] = &[
     ("max_output_tokens", Want::Keep(Field::MaxCompletionTokens)),
     ("n", Want::Keep(Field::ChoiceCount)),
     ("best_of", Want::Keep(Field::BestOf)),
-    // OpenRouter: what answers where the model can't.
+    // OpenRouter: models to answer if the requested model can't.
     ("models", Want::Append(List::Models)),
     ("models.*", Want::Append(List::Models)),
     ("temperature", Want::Keep(Field::Temperature)),
@@ -402,6 +403,8 @@ const REQUEST: &[(&str, Want)] = &[
     ("functions.**", Want::Prose),
     ("session.instructions", Want::Prose),
     ("session.model", Want::Keep(Field::Model)),
+    ("session.input_audio_transcription.model", Want::Keep(Field::Transcriber)),
+    ("session.audio.input.transcription.model", Want::Keep(Field::Transcriber)),
     ("item.**", Want::Prose),
     ("response.instructions", Want::Prose),
     ("response.model", Want::Keep(Field::Model)),
@@ -615,6 +618,8 @@ const OWN: &[(&str, Want)] = &[
     ("response.status_details.error.type", Want::Keep(Field::ErrorType)),
     ("response.status_details.error.code", Want::Keep(Field::ErrorCode)),
     ("duration", Want::Keep(Field::AudioSeconds)),
+    ("session.input_audio_transcription.model", Want::Keep(Field::Transcriber)),
+    ("session.audio.input.transcription.model", Want::Keep(Field::Transcriber)),
     ("usage_info.pages_processed", Want::Keep(Field::Pages)),
     ("choices.*.delta.content", Want::Written),
     ("choices.*.delta.reasoning_content", Want::Written),

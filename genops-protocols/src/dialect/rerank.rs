@@ -1,4 +1,4 @@
-//! Reranking as Jina, Voyage, llama.cpp, vLLM and others offer it under `/rerank`.
+//! Reranking under `/rerank`, as offered by Jina, Voyage, llama.cpp, vLLM and others.
 
 use super::{Bodies, Dialect, Endpoint, Paths, Target, openai_usage, read_answer, read_error};
 use super::{read_parameters, set};

@@ -1,9 +1,9 @@
-//! HPACK ([RFC 7541][rfc]), tolerant of a beginning that was not seen.
+//! HPACK decoder ([RFC 7541][rfc]), tolerant of an unseen beginning.
 //!
-//! Where a connection was joined midway, or header blocks are missing, the dynamic table's older
-//! entries are not known. An index that points to one yields a field of which name or value is
-//! `None`: unknown stays unknown, and never becomes another field. Entries added since are
-//! counted from the newest, so they are right whatever came before.
+//! If a connection was joined midway, or header blocks are missing, the older entries of the
+//! dynamic table are unknown. An index of an unknown entry yields a field with `None` for name or
+//! value: unknown stays unknown, and never becomes another field. Entries added since are counted
+//! from the newest, and stay right whatever came before.
 //!
 //! [rfc]: https://www.rfc-editor.org/rfc/rfc7541
 
@@ -11,49 +11,49 @@ use std::collections::VecDeque;
 
 use httlib_huffman::DecoderSpeed;
 
-/// Why a block could not be decoded. What follows it is not known either.
+/// Failure to decode a block. The data after the failure is unknown too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
 type Text = Option<Box<[u8]>>;
 
-/// The decoding context of one direction.
+/// Decoding context of a direction.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     /// Newest first.
     table: VecDeque<(Text, Text)>,
-    /// Sum of sizes as RFC 7541 §4.1 counts them.
+    /// Sum of the sizes of entries, as counted by RFC 7541 §4.1.
     size: usize,
-    /// Size the peer's table is held to.
+    /// Current size limit of the peer's table.
     limit: usize,
-    /// Size the settings allow.
+    /// Size allowed by the settings.
     allowed: usize,
     scratch: Vec<u8>,
 }
 
 impl Decoder {
-    /// Most bytes of table kept, whatever the settings allow; entries beyond count as unknown.
+    /// Maximum bytes of table kept, whatever the settings allow; entries beyond count as unknown.
     pub(crate) const TABLE_LIMIT: usize = 12 << 10;
-    /// What §4.1 adds to each entry.
+    /// Size added to each entry by §4.1.
     const OVERHEAD: usize = 32;
-    /// Where a peer's settings are not known.
+    /// Table size before any settings of the peer.
     const DEFAULT: usize = 4096;
 
     pub(crate) fn new(from_start: bool) -> Self {
-        // Settings that were not seen may allow more than the default: too many entries kept are
-        // harmless, the peer does not name those that it dropped.
+        // Unseen settings may allow more than the default. Keeping too many entries is harmless,
+        // because the peer does not name dropped entries.
         let limit = if from_start { Self::DEFAULT } else { Self::TABLE_LIMIT };
         Self { table: VecDeque::new(), size: 0, limit, allowed: limit, scratch: Vec::new() }
     }
 
-    /// Header blocks are missing: what the table held is at an index not known.
+    /// Forgets the table after missing header blocks: the indexes of old entries are unknown.
     pub(crate) fn forget(&mut self) {
         self.table.clear();
         self.size = 0;
         self.limit = Self::TABLE_LIMIT;
     }
 
-    /// `SETTINGS_HEADER_TABLE_SIZE` of the receiver.
+    /// Takes `SETTINGS_HEADER_TABLE_SIZE` of the receiver.
     pub(crate) fn allow(&mut self, bytes: u32) {
         self.allowed = usize::try_from(bytes).unwrap_or(usize::MAX).min(Self::TABLE_LIMIT);
         if self.allowed < self.limit {
@@ -66,7 +66,7 @@ impl Decoder {
         self.size + self.table.capacity() * size_of::<(Text, Text)>() + self.scratch.capacity()
     }
 
-    /// Decodes one header block, field by field; `None` is what is not known.
+    /// Decodes a header block, field by field; `None` is an unknown name or value.
     pub(crate) fn decode(
         &mut self,
         mut block: &[u8],
@@ -153,7 +153,7 @@ fn entry_size(name: &Text, value: &Text) -> usize {
     len(name) + len(value) + Decoder::OVERHEAD
 }
 
-/// An integer with a prefix of `bits` bits (§5.1).
+/// Reads an integer with a prefix of `bits` bits (§5.1).
 fn integer(block: &mut &[u8], bits: u32) -> Result<usize, Malformed> {
     let mask = (1_u8 << bits) - 1;
     let (&first, mut rest) = block.split_first().ok_or(Malformed)?;
@@ -280,7 +280,7 @@ mod tests {
         );
     }
 
-    /// RFC 7541 Appendix C.6: responses, a table of 256 bytes that evicts.
+    /// RFC 7541 Appendix C.6: responses, with evictions from a table of 256 bytes.
     #[test]
     fn responses_of_the_appendix_decode() {
         let mut decoder = Decoder::new(true);
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn an_entry_from_before_joining_stays_unknown() {
         let mut decoder = Decoder::new(false);
-        // Index 62 and 63 are of a past we did not see; then an entry of ours becomes index 62.
+        // Indexes 62 and 63 belong to an unseen past; then a new entry becomes index 62.
         assert_eq!(decode(&mut decoder, "be bf"), ["?: ?", "?: ?"]);
         assert_eq!(decode(&mut decoder, "4003 666f 6f03 6261 72"), ["foo: bar"]);
         assert_eq!(decode(&mut decoder, "be bf"), ["foo: bar", "?: ?"]);

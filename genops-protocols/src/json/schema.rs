@@ -1,43 +1,42 @@
-//! Which values of a JSON text are wanted: paths, compiled into a tree.
+//! Wanted values of a JSON text: paths, compiled into a tree.
 //!
-//! A path is written `choices.*.delta.role`: names of keys, `*` for any element of an array. A
-//! path that ends in `.**` wants every string below as prose, but for keys that never hold any.
+//! A path is written `choices.*.delta.role`: names of keys, `*` for any element of an array. A path
+//! ending in `.**` wants every string below as prose, except under keys without prose.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use crate::facts::{Field, List};
 
-/// What is done with the value at a path.
+/// Action for the value at a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Want {
     #[default]
     Nothing,
-    /// Kept as a fact; the last one counts. Of an object or array, that it is there.
+    /// Kept as a fact; the last value counts. Of an object or array, only the presence is kept.
     Keep(Field),
     /// Text for content policy.
     Prose,
-    /// Text for content policy, and whom the request is for: by index in
-    /// [`crate::claims::BODY_PATHS`].
+    /// Text for content policy, and a claim, by index in [`crate::claims::BODY_PATHS`].
     Claim(u8),
-    /// Text for content policy, and a fact that it is there.
+    /// Text for content policy, with the presence kept as a fact.
     ProseAnd(Field),
     /// Every string is appended to a list.
     Append(List),
-    /// An object whose [`Want::Slot`]s belong together: a choice of the response.
+    /// An object grouping [`Want::Slot`]s: a choice of the response.
     Choice,
-    /// An object whose [`Want::Slot`]s belong together: a tool call or other item.
+    /// An object grouping [`Want::Slot`]s: a tool call or other item.
     Item(List),
-    /// A value of the object that surrounds it.
+    /// A value of the surrounding object.
     Slot(Slot),
-    /// Text that a model wrote: only its length counts. Two events that differ in nothing else say
-    /// the same otherwise.
+    /// Text written by a model: only the length counts. Events with no other difference state the
+    /// same facts.
     Written,
-    /// A number that is added to those before it.
+    /// A number added to the earlier numbers.
     Add(Field),
-    /// An object with the tokens of one sort: a modality, or the lifetime of what a cache took in.
+    /// An object with the tokens of a single sort: a modality, or a lifetime of cached tokens.
     Split(Split),
-    /// A string that holds base64 of a JSON text of the same schema.
+    /// A string holding base64 of a JSON text of the same schema.
     Base64,
 }
 
@@ -50,13 +49,13 @@ pub(crate) enum Slot {
     Type,
     Name,
     Id,
-    /// What a provider's own tool did.
+    /// Action of a tool run by the provider.
     Action,
     /// Tokens of a [`Want::Split`].
     Count,
 }
 
-/// What a [`Want::Split`] is a part of.
+/// Total divided by a [`Want::Split`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Split {
     Input,
@@ -75,8 +74,8 @@ pub(crate) const DEEP: NodeId = 1;
 /// The text itself.
 pub(crate) const ROOT: NodeId = 2;
 
-/// Keys below a prose path whose strings are no prose: identifiers, types, and what the provider
-/// itself has coded. Whatever can carry a text that the sender wrote is not among them.
+/// Keys without prose below a prose path: identifiers, types, and data coded by the provider. Keys
+/// able to carry text of the sender are not listed.
 const NEVER_PROSE: &[&str] = &[
     "cache_control",
     "call_id",
@@ -102,7 +101,8 @@ const NEVER_PROSE: &[&str] = &[
 #[derive(Debug, Default)]
 struct Node {
     want: Want,
-    /// Sorted by length, then name: most names differ in length, which is the cheaper question.
+    /// Sorted by length, then name: most names differ in length, and lengths are cheaper to
+    /// compare.
     keys: Vec<(&'static str, NodeId)>,
     element: NodeId,
     deep: bool,
@@ -115,11 +115,11 @@ pub(crate) struct Schema {
 }
 
 impl Schema {
-    /// Compiles `paths`. The elements of an outermost array count as texts of their own.
+    /// Compiles `paths`. The elements of an outermost array count as separate texts.
     ///
     /// # Panics
     ///
-    /// Where two lines want different things of one path: a mistake in this crate's tables.
+    /// If two lines want different things of the same path: a mistake in the tables of the crate.
     pub(crate) fn new(paths: impl Iterator<Item = (&'static str, Want)>) -> Self {
         let mut nodes: Vec<Node> = (0..=ROOT).map(|_| Node::default()).collect();
         let mut seen: HashMap<&str, Want> = HashMap::new();
@@ -159,8 +159,8 @@ impl Schema {
         }
     }
 
-    /// A key that is none of those wanted here, and is one of them for a reader that ignores case: as
-    /// Go's does, which takes two letters beyond ASCII for theirs.
+    /// Returns whether an unwanted key equals a wanted key for a reader ignoring case. Go's reader
+    /// ignores case, and takes U+017F for `s` and U+212A for `k`.
     pub(crate) fn differs_in_case(&self, id: NodeId, key: &[u8]) -> bool {
         let mut plain = [0_u8; 64];
         let (mut len, mut at) = (0, 0);

@@ -1,16 +1,16 @@
-//! What can still be proved of a JSON text after a hole in it.
+//! Pairs of a JSON text still provable after a gap.
 //!
-//! Where the text's end is known, its last byte closes the outermost object, and from there the
-//! text can be read backwards without doubt: a quote that ends a string was begun by the nearest
-//! quote before it that an even number of backslashes precedes. So the last pairs of the
-//! outermost object are known as far as whole ones were kept. Anything else is not known.
+//! If the end of the text is known, the last byte closes the outermost object. From there the text
+//! can be read backwards without doubt: a string begins at the nearest earlier quote preceded by an
+//! even number of backslashes. The last pairs of the outermost object are therefore known, as far
+//! as whole pairs were kept. Nothing else is known.
 
 use super::{ROOT, Reader, Scanner, Schema};
 
-/// Most bytes kept of the end of a text with a hole.
+/// Maximum bytes kept of the end of a text with a gap.
 pub(crate) const TAIL_LIMIT: usize = 16 << 10;
 
-/// Keeps the last [`TAIL_LIMIT`] bytes of what it is given.
+/// Keeps the last [`TAIL_LIMIT`] bytes of the input.
 pub(crate) fn keep(tail: &mut Vec<u8>, bytes: &[u8]) {
     let bytes = bytes.get(bytes.len().saturating_sub(TAIL_LIMIT)..).unwrap_or(bytes);
     let excess = (tail.len() + bytes.len()).saturating_sub(TAIL_LIMIT);
@@ -18,7 +18,7 @@ pub(crate) fn keep(tail: &mut Vec<u8>, bytes: &[u8]) {
     tail.extend_from_slice(bytes);
 }
 
-/// Reads the pairs at the end of the text that `tail` ends.
+/// Reads the last pairs of a text; `tail` holds the end of the text.
 pub(crate) fn read(tail: &[u8], schema: &'static Schema, reader: &mut impl Reader) {
     let mut scanner = Scanner::new(schema);
     for (key, value) in pairs(tail).into_iter().rev() {
@@ -29,7 +29,8 @@ pub(crate) fn read(tail: &[u8], schema: &'static Schema, reader: &mut impl Reade
     }
 }
 
-/// Pairs of the outermost object, last first. An outermost array counts as its last element.
+/// Returns the pairs of the outermost object, last first. Of an outermost array, takes the last
+/// element.
 fn pairs(text: &[u8]) -> Vec<(&[u8], &[u8])> {
     let mut found = Vec::new();
     let mut end = trim(text, text.len());
@@ -53,7 +54,7 @@ fn pairs(text: &[u8]) -> Vec<(&[u8], &[u8])> {
 
 type Pair<'a> = (&'a [u8], &'a [u8]);
 
-/// The pair that ends at `end`, and where it starts.
+/// Returns the pair ending at `end`, and the start of the pair.
 fn pair(text: &[u8], end: usize) -> Option<(Pair<'_>, usize)> {
     let value_start = value_start(text, end)?;
     let colon = trim(text, value_start);
@@ -62,7 +63,7 @@ fn pair(text: &[u8], end: usize) -> Option<(Pair<'_>, usize)> {
     }
     let key_end = trim(text, colon - 1);
     let key_start = string_start(text, key_end)?;
-    // What precedes the pair must be there to be seen: else the key may be longer.
+    // The byte before the pair must be known: otherwise the key may be longer.
     let before = trim(text, key_start);
     matches!(last(text, before), Some(b',' | b'{')).then_some(())?;
     let key = text.get(key_start + 1..key_end - 1)?;
@@ -104,7 +105,7 @@ fn container_start(text: &[u8], end: usize) -> Option<usize> {
     }
 }
 
-/// Where the string that ends at `end` starts.
+/// Returns the start of the string ending at `end`.
 fn string_start(text: &[u8], end: usize) -> Option<usize> {
     if last(text, end)? != b'"' {
         return None;
@@ -127,7 +128,7 @@ fn last(text: &[u8], end: usize) -> Option<u8> {
     text.get(end.checked_sub(1)?).copied()
 }
 
-/// `end` without the white space before it.
+/// Returns `end`, moved before any white space.
 fn trim(text: &[u8], end: usize) -> usize {
     let head = text.get(..end).unwrap_or(text);
     head.trim_ascii_end().len()

@@ -1,4 +1,4 @@
-//! Reads recordings and prints calls: what the example and the tests share.
+//! Reads recordings and prints calls, for the example and the tests.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,14 +8,14 @@ use genops_protocols::{
 };
 use serde_json::{Map, Value, json};
 
-/// How the bytes of a recording are handed to the decoder.
+/// Cutting of a recording's bytes for the decoder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Cut {
     /// As recorded.
     Never,
-    /// Into pieces of this many bytes.
+    /// Into pieces of the given number of bytes.
     Every(usize),
-    /// Each piece in two, after this many bytes.
+    /// Each piece in two, after the given number of bytes.
     At(usize),
 }
 
@@ -40,14 +40,14 @@ impl Sink for Lines<'_> {
     }
 }
 
-/// What a recording decodes to.
+/// Result of decoding a recording.
 #[derive(Debug, Default)]
 pub(crate) struct Replayed {
-    /// One line an exchange, in the order they ended.
+    /// A line per exchange, in order of completion.
     pub(crate) lines: Vec<Value>,
     /// Text sent to models.
     pub(crate) texts: Vec<String>,
-    /// Most bytes any connection held beside what it retains because it is wanted.
+    /// Maximum bytes held by a connection beside the data retained for use.
     pub(crate) peak_bytes: usize,
 }
 
