@@ -1,8 +1,8 @@
-//! What a decision, a reservation and a reload cost: `cargo xtask bench governance`.
+//! Cost of a decision, a reservation and a reload: `cargo xtask bench governance`.
 //!
-//! 1,000 policies over 199 teams, of which 6 concern the principal; the request included: its
-//! context is built anew each time, from bytes on the wire to the outputs. With `--tiny` each
-//! part runs a few times only, to see that it works.
+//! 1,000 policies over 199 teams, 6 of the policies concern the principal; the request included:
+//! each round goes from bytes on the wire to the outputs, with a new context. With `--tiny` each
+//! part runs a few times only, as a check.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panic")]
 #![expect(clippy::print_stdout, reason = "its result")]
@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use genops_governance::{
-    AwuId, BudgetConfig, ConnId, ConnectionOpen, Demand, Engine, HoldLevel, Ledger, MatchConfig,
-    Mechanism, Mode, Now, PolicyConfig, PolicyText, PrincipalConfig, ProcessFacts, ProcessKey,
-    Sections, Settings, Unit,
+    AwuId, BudgetConfig, ConnId, ConnectionOpen, Demand, Engine, GrantBudgetConfig, GrantConfig,
+    GrantRateConfig, HoldLevel, HumanConfig, Ledger, MatchConfig, Mechanism, Mode, Now, Per,
+    PolicyConfig, PolicyText, PrincipalConfig, ProcessFacts, ProcessKey, ScopeConfig, Sections,
+    Settings, Unit,
 };
 use genops_protocols::Direction;
 
@@ -31,7 +32,7 @@ const NONE: Goal = (None, None);
 
 fn main() {
     let asked = |option: &str| std::env::args().any(|it| it == option);
-    // Cargo says so where it is to measure; `cargo test` only wants to see that it works.
+    // Cargo passes `--bench` for a measurement; `cargo test` only checks the program.
     let tiny = asked("--tiny") || !asked("--bench");
     let rounds = if tiny { 20 } else { 20_000 };
     let sections = sections();
@@ -41,11 +42,15 @@ fn main() {
     let loaded = resident_kib();
     decisions("decide, no policy at all", &Settings::compile(&bare()).unwrap(), rounds, NONE);
     decisions("decide, 6 of 1,000 policies apply", &settings, rounds, DECISION);
+    for (name, of) in CHAINS {
+        decisions(name, &Settings::compile(&granted(of)).unwrap(), rounds, NONE);
+    }
     beside_a_reload(&sections, &settings, rounds);
     reservations(rounds);
     let reloads = (0..if tiny { 1 } else { 20 })
         .map(|_| nanoseconds(|| drop(Settings::compile(&sections).unwrap())));
     report("reload: read and compile 1,000 policies", reloads.collect(), RELOAD);
+    many_grants(if tiny { 1 } else { 5 });
     swap(&settings, if tiny { 1 } else { 20 });
     let (end, most) = (resident_kib(), peak_kib());
     println!(
@@ -54,7 +59,74 @@ fn main() {
     );
 }
 
-/// The same decisions while another thread compiles policies without a pause.
+/// Chains of grants: the length of each, and whether each link has a budget and a rate.
+const CHAINS: [(&str, (usize, bool)); 4] = [
+    ("decide, under one grant", (1, false)),
+    ("decide, under a chain of four grants", (4, false)),
+    ("decide, under one grant with budget and rate", (1, true)),
+    ("decide, under a chain of four, each with budget and rate", (4, true)),
+];
+
+/// The bot under a chain of grants, each with a scope.
+fn granted((length, limited): (usize, bool)) -> Sections {
+    let list = |it: &[&str]| Some(it.iter().map(|it| (*it).to_owned()).collect());
+    let budget = GrantBudgetConfig { limit: 1e6, unit: Unit::Usd, period: None, timezone: None };
+    let rate = GrantRateConfig {
+        requests: Some(1_000_000),
+        per: Some(Per::Second),
+        concurrent: Some(1_000_000),
+        ..GrantRateConfig::default()
+    };
+    let grant = |number: usize| GrantConfig {
+        name: format!("g{number}"),
+        parent: (number > 0).then(|| format!("g{}", number - 1)),
+        delegated_by: (number == 0).then(|| "alice".to_owned()),
+        scope: ScopeConfig {
+            providers: list(&["openai", "anthropic"]),
+            models: list(&["gpt-4o*", "claude-*"]),
+            operations: list(&["chat"]),
+            endpoints: list(&["api.openai.com", "api.anthropic.com"]),
+            max_cost: Some(5.0),
+            ..ScopeConfig::default()
+        },
+        budget: limited.then(|| budget.clone()),
+        rate: limited.then(|| rate.clone()),
+        ..GrantConfig::default()
+    };
+    let human = HumanConfig {
+        name: "alice".to_owned(),
+        identity: "alice@example.com".to_owned(),
+        ..HumanConfig::default()
+    };
+    let mut sections = Sections { require_authority: true, humans: vec![human], ..bare() };
+    sections.grants = (0..length).map(grant).collect();
+    let lowest = length.checked_sub(1).map(|it| format!("g{it}"));
+    sections.principals.iter_mut().for_each(|it| it.grant.clone_from(&lowest));
+    sections
+}
+
+/// 10,000 grants: 100 of a human, each above 99 others.
+fn many_grants(rounds: u32) {
+    let mut sections = granted((1, true));
+    let one = sections.grants.pop().unwrap();
+    let grant = |number: usize| GrantConfig {
+        name: format!("g{number}"),
+        parent: (!number.is_multiple_of(100)).then(|| format!("g{}", number - number % 100)),
+        delegated_by: (number.is_multiple_of(100)).then(|| "alice".to_owned()),
+        ..one.clone()
+    };
+    sections.grants = (0..10_000).map(grant).collect();
+    let before = resident_kib();
+    let kept = Settings::compile(&sections).unwrap();
+    let grown = resident_kib() - before;
+    let times = (0..rounds).map(|_| nanoseconds(|| drop(Settings::compile(&sections).unwrap())));
+    let times: Vec<u64> = times.collect();
+    report("read and compile 10,000 grants", times, (Some(200_000_000), None));
+    decisions("decide, with 10,000 grants", &kept, 20, NONE);
+    println!("| memory of 10,000 grants | {grown} KiB | | | | |");
+}
+
+/// Measures the same decisions while another thread compiles policies without a pause.
 fn beside_a_reload(sections: &Sections, settings: &Settings, rounds: u64) {
     let (stop, stopped) = (AtomicBool::new(false), Ordering::Relaxed);
     std::thread::scope(|scope| {
@@ -68,7 +140,7 @@ fn beside_a_reload(sections: &Sections, settings: &Settings, rounds: u64) {
     });
 }
 
-/// Four shapes of rules, as `governance.md` counts them.
+/// Four shapes of rules, as counted in `governance.md`.
 fn sections() -> Sections {
     let mut cedar = String::new();
     for number in 0..994 {
@@ -128,7 +200,7 @@ fn now(mono_ns: u64) -> Now {
     Now { mono_ns, unix_ns: 1_795_341_600_000_000_000 + mono_ns }
 }
 
-/// From the last byte of a held request to its `Release`.
+/// From the last byte of a held request to the `Release`.
 fn decisions(name: &str, settings: &Settings, rounds: u64, goal: Goal) {
     let body = r#"{"model":"gpt-4o-mini","max_tokens":100,"messages":[{"role":"user","content":"hello"}]}"#;
     let request = format!(
@@ -168,7 +240,8 @@ fn decisions(name: &str, settings: &Settings, rounds: u64, goal: Goal) {
 
 fn reservations(rounds: u64) {
     let mut ledger = Ledger::new();
-    let key = genops_governance::AccountKey { budget: "all".to_owned(), part: None, start_s: 0 };
+    let (budget, unit) = ("all".to_owned(), Unit::Usd);
+    let key = genops_governance::AccountKey { budget, part: None, start_s: 0, unit };
     let demand = Demand {
         key,
         end_s: i64::MAX,
@@ -190,7 +263,7 @@ fn reservations(rounds: u64) {
     report("reserve in one budget", times, RESERVATION);
 }
 
-/// What a reload costs the thread that decides, with 500 processes known.
+/// Cost of a reload to the deciding thread, with 500 processes known.
 fn swap(settings: &Settings, rounds: u32) {
     let mut engine = engine(settings);
     for pid in 0..500 {

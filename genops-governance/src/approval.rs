@@ -1,47 +1,48 @@
-//! Human approvals: single-use, expiring, and bound to what was asked for.
+//! Human approvals: single-use, expiring, and bound to a request.
 //!
-//! An approval is for one request: the very one that was blocked, known by a keyed digest of all that it says. The
-//! exception is an approval of one request of a kind, which says no more than who asks whom for which model.
+//! An approval is for a single request: the blocked request, recognized by a keyed digest of the
+//! whole content. The exception is an approval of a request of a kind, identified by client,
+//! provider and model without the content.
 
 use serde::{Deserialize, Serialize};
 
-/// Longest time an approval may be valid, in nanoseconds: 15 minutes.
+/// Maximum validity of an approval, in nanoseconds: 15 minutes.
 pub const LONGEST_NS: u64 = 15 * 60 * 1_000_000_000;
 
-/// One approval of one request.
+/// An approval of a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Approval {
-    /// Its name, unique.
+    /// Identifier, unique.
     pub id: String,
-    /// What it is for, as the blocked unit's `genops.approval.request` says: a keyed digest of the request; of its
-    /// kind, once an approval of a [`Scope::Kind`] was taken.
+    /// Request to approve, from the blocked unit's `genops.approval.request`: a keyed digest of the
+    /// request; after taking an approval of [`Scope::Kind`], the digest of the request's kind.
     pub request: String,
-    /// Whether it is for that request, or for one of its kind.
+    /// Whether the approval is for the blocked request, or for a request of the same kind.
     #[serde(default)]
     pub scope: Scope,
-    /// The human who gave it.
+    /// Name of the approving human.
     pub approver: String,
-    /// Most the request may cost, in nano-USD.
+    /// Maximum cost of the request, in nano-USD.
     pub ceiling_nano_usd: i64,
-    /// When it was given, in nanoseconds since 1970.
+    /// Start of the approval, in nanoseconds since 1970.
     pub given_unix_ns: u64,
-    /// When it ends, in nanoseconds since 1970; at most [`LONGEST_NS`] later.
+    /// End of the approval, in nanoseconds since 1970; at most [`LONGEST_NS`] after the start.
     pub expires_unix_ns: u64,
 }
 
-/// What an approval is for.
+/// Scope of an approval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// The very request that was blocked.
+    /// The blocked request only.
     #[default]
     Request,
-    /// One request of the same principal, chain, operation, provider and model, whatever it says.
+    /// A request of the same principal, chain, operation, provider and model, with any content.
     Kind,
 }
 
 impl Scope {
-    /// As evidence names it.
+    /// Returns the scope as named in evidence.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -51,33 +52,35 @@ impl Scope {
     }
 }
 
-/// A blocked request that a human may approve.
+/// A blocked request waiting for a human's approval.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Waiting {
-    /// People who may not: those of its chain, and whoever asks.
+    /// People who may not approve: the people of the principal's chain, and the asking user.
     pub(crate) involved: Vec<String>,
-    /// The digest of its kind.
+    /// Digest of the request's kind.
     pub(crate) kind: String,
-    /// All of it was read, so that it can be known again.
+    /// Whether the whole request was read, so that the request can be recognized.
     pub(crate) is_known: bool,
-    /// Most that it may cost, in nano-USD; none where no price is known.
+    /// Maximum cost of the request, in nano-USD; absent if no price is known.
     pub(crate) worst_nano_usd: Option<i64>,
 }
 
 impl Waiting {
-    /// Whether a name, as somebody has written it, is that of one of the people involved: without regard to case and
-    /// blanks, also within a longer text such as `Alice <alice@example.com>`.
+    /// Returns whether a written name belongs to a person involved. The comparison ignores case and
+    /// blanks, and finds names inside a longer text, for example `Alice <alice@example.com>`.
     pub(crate) fn involves(&self, name: &str) -> bool {
-        let is_part = |it: char| it.is_whitespace() || "<>()[]\"',;:".contains(it);
-        let parts: Vec<String> = name.split(is_part).map(alike).collect();
+        let is_end = |it: char| "<>()[]\"',;:".contains(it);
+        let words = name.split(|it: char| it.is_whitespace() || is_end(it));
+        // Names may contain blanks.
+        let parts: Vec<String> = name.split(is_end).chain(words).map(alike).collect();
         let whole = alike(name);
         let mut people = self.involved.iter().map(|it| alike(it));
         people.any(|it| !it.is_empty() && (it == whole || parts.contains(&it)))
     }
 }
 
-/// A name as it is compared.
-fn alike(name: &str) -> String {
+/// Normalizes a name for comparison.
+pub(crate) fn alike(name: &str) -> String {
     name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
@@ -95,6 +98,8 @@ mod tests {
             "Dana <dana@example.org>",
             "mailto:dana@example.org",
             "joe public",
+            "Joe Public <joe@example.net>",
+            "ops: joe public, on call",
         ] {
             assert!(waiting.involves(own), "{own}");
         }

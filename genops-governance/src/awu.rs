@@ -1,5 +1,4 @@
-//! The AI Workload Unit (spec §2): one inference exchange, whom it belongs to, what was decided
-//! about it, and what became of it.
+//! The AI Workload Unit (spec §2): an inference exchange with attribution, decision and outcome.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,8 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::config::{Dimension, Mode, Signal, Unit};
 use crate::decision::{Decision, Permission, Refusal};
+use crate::hex::hex;
 
-/// Identity of a unit: the trace and span it is exported as. Never reused.
+/// Identity of a unit: the trace and span of the export. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AwuId {
     /// W3C trace id.
@@ -23,18 +23,13 @@ pub struct AwuId {
 
 impl fmt::Display for AwuId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for byte in self.trace {
-            write!(f, "{byte:02x}")?;
-        }
+        f.write_str(&hex(&self.trace))?;
         f.write_str("-")?;
-        for byte in self.span {
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
+        f.write_str(&hex(&self.span))
     }
 }
 
-/// A text that is no unit's identity.
+/// Error for a text that is not the identity of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not 32 hexadecimal digits, a hyphen, and 16 more")]
 pub struct NotAnId;
@@ -75,19 +70,19 @@ impl<'de> Deserialize<'de> for AwuId {
     }
 }
 
-/// How much of the exchange was read.
+/// Amount read of the exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CaptureLevel {
     /// Request and response, every byte of both.
     Full,
-    /// Some of it was lost or could not be read.
+    /// Some bytes were lost or could not be read.
     Partial,
-    /// Only that it took place.
+    /// Only the fact of the exchange is known.
     Metadata,
 }
 
 impl CaptureLevel {
-    /// The level as telemetry spells it.
+    /// Returns the level as spelled in telemetry.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -98,21 +93,21 @@ impl CaptureLevel {
     }
 }
 
-/// By which mechanism a request was held until the decision.
+/// Mechanism holding a request until the decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mechanism {
-    /// A security hook that fails the send call.
+    /// A security hook failing the send call.
     Lsm,
-    /// Packets that stay in the send queue.
+    /// Packets kept in the send queue.
     EgressHold,
     /// The connection was refused.
     Connect,
-    /// None: it was only observed.
+    /// No hold: the request was only observed.
     None,
 }
 
 impl Mechanism {
-    /// The mechanism as telemetry spells it.
+    /// Returns the mechanism as spelled in telemetry.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -124,21 +119,21 @@ impl Mechanism {
     }
 }
 
-/// Whether egress of a connection is held by the kernel before it leaves the host.
+/// Whether the kernel holds the egress of a connection before the bytes leave the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HoldLevel {
-    /// It is not: decisions come too late to prevent anything.
+    /// No hold: decisions come too late to prevent anything.
     None,
-    /// It is, by this mechanism.
+    /// Held by the mechanism.
     Held(Mechanism),
 }
 
-/// Whom a unit belongs to. Fixed when the unit is opened (spec §2.3).
+/// Attribution of a unit. Fixed when the unit is opened (spec §2.3).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attribution {
     /// Name of the principal.
     pub principal: String,
-    /// A configured principal, not one derived from the process.
+    /// Whether the principal is configured, not derived from the process.
     pub mapped: bool,
     /// `genops.team`.
     pub team: Option<String>,
@@ -154,16 +149,16 @@ pub struct Attribution {
     pub feature: Option<String>,
     /// `genops.session_id`.
     pub session_id: Option<String>,
-    /// Which of these the request says itself, and where: `customer_id=header:x-customer`.
+    /// Values claimed by the request, each with the place: `customer_id=header:x-customer`.
     pub said: Vec<String>,
-    /// The grants it acts under, from its own to the root.
+    /// Grants of the principal, from the principal's own grant to the root.
     pub chain: Vec<String>,
-    /// The human who answers for it.
+    /// Human accountable for the principal.
     pub accountable: Option<String>,
 }
 
 impl Attribution {
-    /// The customer, feature or session.
+    /// Returns the customer, feature or session.
     #[must_use]
     pub fn of(&self, dimension: Dimension) -> Option<&str> {
         match dimension {
@@ -181,14 +176,14 @@ impl Attribution {
         }
     }
 
-    /// Takes the client's word for whom a request is for.
+    /// Takes the client's claim for whom a request is made.
     pub(crate) fn take(&mut self, dimension: Dimension, source: &ClaimSource, value: &str) {
         self.said.push(format!("{}={source}", dimension.as_str()));
         *self.of_mut(dimension) = Some(value.to_owned());
     }
 
-    /// What of it the configuration alone says: without the human who answers for it, and without
-    /// what a request said itself.
+    /// Returns the part given by the configuration: without the accountable human, and without the
+    /// values claimed by the request.
     #[must_use]
     pub fn configured(&self) -> Self {
         let mut own = Self { accountable: None, said: Vec::new(), ..self.clone() };
@@ -201,79 +196,80 @@ impl Attribution {
         own
     }
 
-    /// Whose part of a limit that holds for each by itself a request draws on.
+    /// Returns the part drawn on by a request in a limit with a count for each customer, feature or
+    /// session.
     pub(crate) fn part(&self, dimension: Dimension) -> &str {
         self.of(dimension).unwrap_or(UNNAMED)
     }
 }
 
-/// The part of what says nobody: one among the others.
+/// Part for requests without a name: a part like any other.
 const UNNAMED: &str = "~unnamed";
-/// The part of everybody beyond [`PARTS_LIMIT`].
+/// Part shared by all names beyond [`PARTS_LIMIT`].
 pub(crate) const OTHERS: &str = "~others";
-/// Most customers, features or sessions that one limit tells apart.
+/// Maximum number of customers, features or sessions with a part of their own in a limit.
 pub(crate) const PARTS_LIMIT: usize = 10_000;
 
-/// What was set aside for a unit before it ran (spec §3.1).
+/// Amount reserved for a unit before execution (spec §3.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {
-    /// What the amount is.
+    /// Unit of the amount.
     pub unit: Unit,
-    /// Nano-USD or tokens.
+    /// Nano-USD, tokens or nanoseconds.
     pub amount: i64,
-    /// Of the budgets of this unit that it draws on, the one with the least left.
+    /// Budget in the reservation's unit with the least left among the budgets drawn on.
     pub budget: Option<BudgetView>,
-    /// The other budgets that it draws on, each in a unit of its own.
+    /// Other budgets drawn on, each in a unit of the budget's own.
     pub others: Vec<BudgetView>,
-    /// When.
+    /// Time of the reservation, in nanoseconds since 1970.
     pub unix_ns: u64,
 }
 
-/// A budget as one unit saw it, in the budget's own unit.
+/// State of a budget at a unit's decision, in the budget's own unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BudgetView {
-    /// Its name.
+    /// Name of the budget.
     pub name: String,
-    /// Its period.
+    /// Period of the budget.
     pub period: String,
-    /// What the amounts are.
+    /// Unit of the amounts.
     pub unit: Unit,
-    /// The limit, with adjustments.
+    /// Limit, with adjustments.
     pub allocated: i64,
-    /// Used by calls that ended.
+    /// Used by ended calls.
     pub consumed: i64,
-    /// Set aside for calls that have not ended.
+    /// Reserved for calls that have not ended.
     pub reserved: i64,
-    /// Neither used nor set aside.
+    /// Neither used nor reserved.
     pub remaining: i64,
 }
 
-/// What a unit used (spec §3.2), in its reservation's unit.
+/// Actual usage of a unit (spec §3.2), in the reservation's unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Actual {
-    /// Nano-USD or tokens; what was reserved, where it is not known.
+    /// Nano-USD, tokens or nanoseconds; the reserved amount if the usage is not known.
     pub amount: i64,
-    /// It did not become known in full.
+    /// Whether the usage never became known in full.
     pub incomplete: bool,
-    /// What the amount goes by.
+    /// Basis of the amount.
     pub basis: Basis,
-    /// When it was clear.
+    /// Time at which the usage was known, in nanoseconds since 1970.
     pub unix_ns: u64,
 }
 
-/// What an actual goes by.
+/// Basis of an actual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Basis {
-    /// What the provider says that was used, or what is counted exactly in the request.
+    /// Usage reported by the provider, or counted or measured exactly.
     Reported,
-    /// What was seen of the text, at so many bytes a token.
+    /// Text seen, at a fixed number of bytes for a token, or the time until the client left.
     Estimated,
-    /// Nothing is known: all that was set aside.
+    /// Nothing is known: the whole reservation.
     Reserved,
 }
 
 impl Basis {
-    /// As telemetry spells it.
+    /// Returns the basis as spelled in telemetry.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -284,20 +280,20 @@ impl Basis {
     }
 }
 
-/// What became of a unit. A refused one has no accounts, and only one that ran has an actual:
-/// what the specification forbids can't be built.
+/// Outcome of a unit. A refused unit has no accounts, and only an executed unit has an actual:
+/// combinations forbidden by the specification cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was stopped before it ran.
+    /// The unit was stopped before execution.
     Refused(Refusal),
-    /// It was permitted, and its connection ended before any of it could run.
+    /// The unit was permitted, and the connection ended before any part could run.
     NotExecuted(Permission, Reservation),
-    /// It ran.
+    /// The unit ran.
     Executed(Permission, Reservation, Actual),
 }
 
 impl Outcome {
-    /// The decision.
+    /// Returns the decision.
     #[must_use]
     pub fn decision(&self) -> Decision {
         match self {
@@ -308,7 +304,7 @@ impl Outcome {
         }
     }
 
-    /// What was set aside.
+    /// Returns the reservation.
     #[must_use]
     pub fn reservation(&self) -> Option<&Reservation> {
         match self {
@@ -319,7 +315,7 @@ impl Outcome {
         }
     }
 
-    /// What was used.
+    /// Returns the actual usage.
     #[must_use]
     pub fn actual(&self) -> Option<&Actual> {
         match self {
@@ -329,26 +325,27 @@ impl Outcome {
     }
 }
 
-/// How a decision came about, beside its result.
+/// Grounds of a decision, beside the result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grounds {
-    /// The policy, grant, budget or limit that decided.
+    /// Deciding policy, grant, budget or limit.
     pub policy: Option<String>,
-    /// Why, in words for the developer.
+    /// Reason, in words for the developer.
     pub reason: Option<String>,
-    /// What that policy sends to a process that it refuses something; see [`Awu::signal`].
+    /// Signal sent by the policy to a process after a refusal; see [`Awu::signal`].
     pub signal: Option<Signal>,
-    /// Every policy that matched.
+    /// All matching policies.
     pub matched: Vec<String>,
-    /// When, in nanoseconds since 1970.
+    /// Time of the decision, in nanoseconds since 1970.
     pub unix_ns: u64,
-    /// What an approval would be for, where one is asked for.
+    /// Request to approve, if the decision asks for an approval.
     pub approval_request: Option<String>,
-    /// The approval that was used.
+    /// Approval used.
     pub approval: Option<String>,
-    /// Budgets that had too little left for it, or that are used up to a threshold.
+    /// Budgets with too little left for the unit, or used up to a threshold.
     pub alerts: Vec<BudgetView>,
-    /// No price is known for the model: the dearest of its provider's was taken.
+    /// Whether the highest price of the model's family or provider was assumed, because no price is
+    /// known for the model.
     pub price_assumed: bool,
     /// SHA-256 of the price table.
     pub price_hash: [u8; 32],
@@ -356,96 +353,99 @@ pub struct Grounds {
     pub policy_hash: [u8; 32],
 }
 
-/// How a decision was carried out.
+/// Execution of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
     /// The principal's mode at the decision.
     pub mode: Mode,
-    /// By which mechanism the request was held.
+    /// Mechanism holding the request.
     pub mechanism: Mechanism,
-    /// The kernel's deadline came first, and let it pass or stopped it.
+    /// Whether the kernel's deadline came first, and released or denied the request.
     pub timed_out: bool,
-    /// Bytes of the request that had left before the decision.
+    /// Bytes of the request that left before the decision.
     pub bytes_before_decision: u64,
-    /// Other exchanges that ended with the connection, for a refusal.
+    /// Number of other exchanges ended with the connection by a refusal.
     pub collateral: u64,
 }
 
 impl Held {
-    /// The decision and the reservation were made before the request could leave as a whole.
+    /// Returns whether the decision and the reservation came before the whole request could leave.
     #[must_use]
     pub fn before_execution(&self) -> bool {
         self.mechanism != Mechanism::None && !self.timed_out
     }
 }
 
-/// The transport below a unit, as far as it is known.
+/// Transport of a unit, as far as known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Network {
-    /// The client's end.
+    /// Address of the client.
     pub local: Option<SocketAddr>,
-    /// The server's end.
+    /// Address of the server.
     pub remote: Option<SocketAddr>,
-    /// Bytes that left on the connection; only where it is all that is known of the unit.
+    /// Bytes sent on the connection; only if nothing else is known of the unit.
     pub sent_bytes: Option<u64>,
-    /// Bytes that came, likewise.
+    /// Bytes received on the connection; only if nothing else is known of the unit.
     pub received_bytes: Option<u64>,
 }
 
-/// A latency target and how the call did.
+/// A latency target and the measured latency.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sla {
     /// `genops.sla.tier`.
     pub tier: String,
-    /// The target.
+    /// Target, in milliseconds.
     pub target_ms: u64,
-    /// What it took.
+    /// Measured latency, in milliseconds.
     pub actual_ms: u64,
 }
 
-/// One finished unit: everything for its JSON line and its span.
+/// A finished unit: all data for the JSON line and the span.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Awu {
     /// Trace and span.
     pub id: AwuId,
-    /// The connection's name.
+    /// Name of the connection.
     pub conn: String,
-    /// The exchange, as far as it was read.
+    /// Exchange, as far as read.
     pub call: Call,
-    /// The response ended as its framing says.
+    /// Whether the response ended as given by the framing.
     pub response_complete: bool,
-    /// When the request's first byte was seen, in nanoseconds since 1970.
+    /// Time of the request's first byte, in nanoseconds since 1970.
     pub start_unix_ns: u64,
-    /// When the response's last byte was seen, or it was clear that none will come.
+    /// Time of the response's last byte, or the time at which no further byte could come.
     pub end_unix_ns: u64,
-    /// Whom it belongs to.
+    /// Attribution of the unit.
     pub attribution: Arc<Attribution>,
-    /// Number of the process.
+    /// Pid of the process.
     pub pid: Option<u32>,
-    /// Path of its executable.
+    /// Path of the executable.
     pub exe: Option<String>,
-    /// What became of it.
+    /// Outcome of the unit.
     pub outcome: Outcome,
-    /// Why.
+    /// Grounds of the decision.
     pub grounds: Grounds,
-    /// How.
+    /// Execution of the decision.
     pub enforcement: Held,
-    /// How much of it was read.
+    /// Amount read of the exchange.
     pub capture: CaptureLevel,
-    /// Why it could not be read, if nothing explains it.
+    /// Reason for not reading the exchange, if no plaintext explains the bytes.
     pub capture_reason: Option<&'static str>,
-    /// Over which connection.
+    /// Transport of the unit.
     pub network: Network,
-    /// Cost in nano-USD, where a price and the usage are known.
+    /// Cost in nano-USD, if a price and the usage are known.
     pub cost_nano_usd: Option<i64>,
-    /// Where the model computes, as far as known.
+    /// Duration in nanoseconds, if a price or a budget counts durations.
+    pub compute_ns: Option<i64>,
+    /// Region of the model's computation, as far as known.
     pub region: Option<String>,
-    /// The latency target, for a call that ended.
+    /// Latency target and latency of an ended call.
     pub sla: Option<Sla>,
 }
 
 impl Awu {
-    /// What its process is sent: only where the request was refused, by a policy that asks for it.
+    /// Returns the signal for the process: only if the request was refused by a policy with a
+    /// signal.
     #[must_use]
     pub fn signal(&self) -> Option<Signal> {
         self.grounds.signal.filter(|_| matches!(self.outcome, Outcome::Refused(_)))

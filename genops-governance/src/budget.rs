@@ -1,16 +1,16 @@
-//! Budgets: which of them a call draws on, and how much it may need of each.
+//! Budgets: selects the budgets drawn on by a call, and computes the demand on each.
 
 use jiff::tz::TimeZone;
 
 use crate::awu::{Attribution, OTHERS, PARTS_LIMIT};
-use crate::config::{BudgetConfig, Dimension, Sections, Unit};
+use crate::config::{BudgetConfig, Dimension, GrantBudgetConfig, Sections, Unit};
 use crate::glob;
 use crate::ledger::{AccountKey, Demand, Ledger};
-use crate::money::from_usd;
+use crate::money::{from_seconds, from_usd};
 use crate::settings::Faults;
 use crate::time::{Period, parse_zone};
 
-/// One configured budget.
+/// A configured budget.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {
     pub(crate) name: String,
@@ -24,7 +24,7 @@ pub(crate) struct Budget {
     feature: Option<String>,
     pub(crate) per: Option<Dimension>,
     pub(crate) unit: Unit,
-    /// In nano-USD or tokens.
+    /// In nano-USD, tokens or nanoseconds.
     pub(crate) limit: i64,
     pub(crate) period: Period,
     zone: TimeZone,
@@ -43,6 +43,11 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Budget> {
             sections.budgets.iter().take(count).any(|other| other.name == config.name)
         };
         faults.name_is_new(&place, &config.name, before, index);
+        if let Some(grant) = config.name.strip_prefix(OF_GRANT)
+            && sections.grants.iter().any(|it| it.name == grant && it.budget.is_some())
+        {
+            faults.add(&place, "name", &format!("is that of the budget of the grant `{grant}`"));
+        }
         if let Some(name) = &config.principal
             && !sections.principals.iter().any(|it| it.name == *name)
         {
@@ -58,6 +63,25 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Budget> {
         budgets.push(budget(config.clone(), &place, faults));
     }
     budgets
+}
+
+/// Prefix of the names of a grant's budget and rate, before the grant's name.
+pub(crate) const OF_GRANT: &str = "grant:";
+
+/// Compiles the budget of a grant.
+pub(crate) fn of_grant(
+    grant: &str,
+    config: &GrantBudgetConfig,
+    place: &str,
+    faults: &mut Faults,
+) -> Budget {
+    let GrantBudgetConfig { limit, unit, period, timezone } = config.clone();
+    let name = format!("{OF_GRANT}{grant}");
+    let config = BudgetConfig { name, unit, limit, period, timezone, ..BudgetConfig::default() };
+    let mut own = Faults::default();
+    let budget = budget(config, place, &mut own);
+    faults.extend_under("budget", &own);
+    budget
 }
 
 fn budget(config: BudgetConfig, place: &str, faults: &mut Faults) -> Budget {
@@ -81,6 +105,7 @@ fn budget(config: BudgetConfig, place: &str, faults: &mut Faults) -> Budget {
     let limit = match unit {
         Unit::Usd => from_usd(limit),
         Unit::Tokens => whole(limit),
+        Unit::ComputeSeconds => from_seconds(limit),
     };
     let limit = limit.map_err(|why| faults.add(place, "limit", &why)).unwrap_or_default();
     let zone = timezone.as_deref().map_or(Ok(TimeZone::UTC), parse_zone);
@@ -122,7 +147,7 @@ fn whole(limit: f64) -> Result<i64, String> {
 }
 
 impl Budget {
-    /// Whether a call draws on it.
+    /// Returns whether a call draws on the budget.
     pub(crate) fn concerns(
         &self,
         who: &Attribution,
@@ -145,12 +170,12 @@ impl Budget {
             })
     }
 
-    /// Whose part of it a request draws on, where it holds for each by itself.
+    /// Returns the part drawn on by a request, if the budget has a limit for each part.
     pub(crate) fn part<'a>(&self, who: &'a Attribution) -> Option<&'a str> {
         self.per.map(|dimension| who.part(dimension))
     }
 
-    /// The part that an account's name means; `None`: it is not an account of this budget.
+    /// Returns the part in an account's name; `None`: the account belongs to another budget.
     #[expect(clippy::option_option, reason = "no part, and no account, are different things")]
     pub(crate) fn part_named<'n>(&self, name: &'n str) -> Option<Option<&'n str>> {
         let rest = name.strip_prefix(&self.name)?;
@@ -160,8 +185,8 @@ impl Budget {
         rest.strip_prefix('[').and_then(|it| it.strip_suffix(']')).map(Some)
     }
 
-    /// A demand of this amount on the period that a time lies in, and on this part of it. There are
-    /// [`PARTS_LIMIT`] of them; whoever comes later shares one.
+    /// Returns a demand of the amount on the part, in the period of the time. The budget keeps
+    /// [`PARTS_LIMIT`] parts; all later parts share a single account.
     pub(crate) fn demand(
         &self,
         ledger: &Ledger,
@@ -172,12 +197,13 @@ impl Budget {
         let window = self.period.at(unix_ns, &self.zone);
         let key_of = |part: Option<&str>| AccountKey {
             budget: self.name.clone(),
-            start_s: ledger.place(&self.name, part, window),
+            start_s: ledger.place(&self.name, part, self.unit, window),
             part: part.map(str::to_owned),
+            unit: self.unit,
         };
         let mut key = key_of(part);
         let is_new = part.is_some() && ledger.account(&key).is_none();
-        if is_new && ledger.parts(&self.name, key.start_s) >= PARTS_LIMIT {
+        if is_new && ledger.parts(&self.name, self.unit, key.start_s) >= PARTS_LIMIT {
             key = key_of(Some(OTHERS));
         }
         let (end_s, period) = match ledger.account(&key) {

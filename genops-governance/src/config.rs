@@ -1,23 +1,23 @@
-//! The sections of the configuration file that governance owns, field for field.
+//! Sections of the configuration file owned by governance, field for field.
 //!
-//! Only shapes here; [`crate::Settings::compile`] says whether the values make sense. A key that
-//! does not exist is an error: it is a typo in a policy.
+//! The module has shapes only; [`crate::Settings::compile`] checks the values. An unknown key is an
+//! error, because an unknown key is a typo in a policy.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Whether refusals are carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Everything passes; what would have been refused is a warning.
+    /// Every request passes; a refusal becomes a warning.
     #[default]
     Observe,
-    /// Refusals are carried out where the kernel can hold the request.
+    /// Refusals are carried out if the kernel can hold the request.
     Enforce,
 }
 
 impl Mode {
-    /// The name, as in the configuration.
+    /// Returns the name used in the configuration.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -27,86 +27,87 @@ impl Mode {
     }
 }
 
-/// What happens in enforce mode to a process that no configured principal matches.
+/// Treatment, in enforce mode, of a process matched by no configured principal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unmapped {
-    /// It passes with a warning, if nothing else speaks against it.
+    /// The request passes with a warning, unless another rule refuses the request.
     #[default]
     Warn,
-    /// It is refused.
+    /// The request is refused.
     Block,
 }
 
-/// What happens to a connection to a provider whose plaintext no probe reads: of it only process, provider,
-/// time and bytes are known.
+/// Treatment of a connection to a provider if no probe reads the plaintext: only the process, the
+/// provider, the time and the number of bytes are known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Uninspectable {
-    /// It passes, if nothing that is known speaks against it.
+    /// The connection passes, unless a known fact leads to a refusal.
     Allow,
-    /// Likewise, with a warning.
+    /// The connection passes with a warning, unless a known fact leads to a refusal.
     #[default]
     Warn,
-    /// In enforce mode it is ended before it carries a request.
+    /// In enforce mode, the connection is ended before carrying a request.
     Block,
 }
 
-/// What happens to a TLS handshake of a process in enforce mode that no probe reads, and whose server name is absent,
-/// hidden, or not what name servers or the hosts file call the address.
+/// Treatment of a TLS handshake by a process in enforce mode if no probe reads the process and the
+/// server name is absent, hidden, or different from the name given to the address by name servers
+/// or the hosts file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unnamed {
-    /// It passes, and nobody is told.
+    /// The connection passes without a warning.
     #[default]
     Allow,
-    /// It passes, with a warning.
+    /// The connection passes with a warning.
     Warn,
-    /// The connection is ended before it carries anything.
+    /// The connection is ended before carrying any data.
     Block,
 }
 
-/// What a request is assumed to cost when no price is known for its model.
+/// Cost assumed for a request to a model without a known price.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnknownModel {
-    /// The dearest price of its provider, and a warning. Where the provider is not known either,
-    /// it is accounted in tokens, and refused where a budget in USD applies; a server of your own
-    /// (Ollama, vLLM, llama.cpp) draws nothing from such a budget.
+    /// The highest price of the model's family, or else of the provider, and a warning. If the
+    /// provider is unknown too, the request is accounted in tokens, and refused if a budget in USD
+    /// applies. A self-hosted server (Ollama, vLLM, llama.cpp) draws nothing from a budget in USD.
     #[default]
     Conservative,
-    /// It is refused.
+    /// The request is refused.
     Block,
-    /// Nothing in USD: it is accounted in tokens.
+    /// Nothing in USD: the request is accounted in tokens.
     TokensOnly,
 }
 
-/// How much is reserved for a request.
+/// Amount reserved for a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Estimate {
-    /// As much as it can cost at most, as far as the request says.
+    /// The maximum possible cost, as far as the request sets bounds.
     #[default]
     WorstCase,
-    /// The 95th percentile of what this principal's calls to this model cost lately; the worst
-    /// case until 20 of them are known.
+    /// The 95th percentile of the recent costs of the principal's calls to the model; the worst
+    /// case until 20 calls are known.
     P95,
 }
 
 /// One entry of `principals`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrincipalConfig {
-    /// What it is called.
+    /// Name of the principal.
     pub name: String,
-    /// Which processes are it.
+    /// Conditions for a process to belong to the principal.
     #[serde(default, rename = "match")]
     pub matches: MatchConfig,
     /// `genops.team`.
     pub team: Option<String>,
     /// `genops.project`.
     pub project: Option<String>,
-    /// `genops.environment`, where it differs from the file's.
+    /// `genops.environment`, if different from the file's `environment`.
     pub environment: Option<String>,
     /// `genops.cost_center`.
     pub cost_center: Option<String>,
@@ -114,27 +115,27 @@ pub struct PrincipalConfig {
     pub customer_id: Option<String>,
     /// `genops.feature`.
     pub feature: Option<String>,
-    /// Where its requests say whom they are for, each by itself.
+    /// Places in each request that say for whom the request is made.
     #[serde(default)]
     pub attribution: AttributionConfig,
-    /// The human who answers for it.
+    /// Human accountable for the principal.
     pub delegated_by: Option<String>,
-    /// From when its authority holds.
+    /// Start of the principal's authority.
     pub not_before: Option<String>,
-    /// Until when its authority holds.
+    /// End of the principal's authority.
     pub expires: Option<String>,
-    /// Observe or enforce, where it differs from the file's.
+    /// Observe or enforce, if different from the file's `mode`.
     pub mode: Option<Mode>,
-    /// The grant it acts under.
+    /// Grant under which the principal acts.
     pub grant: Option<String>,
-    /// It is a sub-agent: only descendants of a process of this principal match, and everything
-    /// that binds that principal binds them too.
+    /// Parent principal of a sub-agent: only descendants of a process of the parent match, and
+    /// every rule binding the parent binds the sub-agent too.
     pub subagent_of: Option<String>,
 }
 
-/// Where requests say whom they are for: `header:NAME`, `baggage:KEY`, `body:PATH` or
-/// `conversation`; the first that says something counts. It is the client's word: it splits what
-/// the principal may use, and grants nothing.
+/// Places in a request that say for whom the request is made: `header:NAME`, `baggage:KEY`,
+/// `body:PATH` or `conversation`. The first place with a value counts. The value is a claim by the
+/// client: the claim splits the principal's allowance, and grants nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttributionConfig {
@@ -149,7 +150,7 @@ pub struct AttributionConfig {
     pub session_id: Vec<String>,
 }
 
-/// What a request can be for.
+/// Attribute for splitting limits among requests: customer, feature or session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dimension {
@@ -162,10 +163,10 @@ pub enum Dimension {
 }
 
 impl Dimension {
-    /// Every one.
+    /// Every dimension.
     pub const ALL: [Self; 3] = [Self::CustomerId, Self::Feature, Self::SessionId];
 
-    /// Its name in the configuration.
+    /// Returns the name used in the configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -176,15 +177,17 @@ impl Dimension {
     }
 }
 
-/// What a process must be like. All that are given must hold; `*` stands for any text.
+/// Conditions on a process. All given conditions must hold; `*` stands for any text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MatchConfig {
-    /// Name of the user, or its number. In a container it counts only together with `container`,
-    /// `namespace` or `service_account`.
+    /// Name or number of the user. For a process in a container, the condition counts only together
+    /// with `container`, `namespace` or `service_account`.
     pub user: Option<String>,
-    /// Path of the executable: the very file that the host has there, or had. In a container, as
-    /// with `user`, its path in there.
+    /// Path of the executable. On the host, the process must run the very file that the host has,
+    /// or had, under the path. In a container, the path is the path inside the container, and the
+    /// condition counts only together with `container`, `namespace` or `service_account`, as for
+    /// `user`.
     pub exe: Option<String>,
     /// systemd unit.
     pub systemd_unit: Option<String>,
@@ -197,41 +200,92 @@ pub struct MatchConfig {
 }
 
 impl MatchConfig {
-    /// Whether a program of this path would be asked for.
+    /// Returns whether a program under the path can match the `exe` condition.
     #[must_use]
     pub fn may_be_program(&self, path: &str) -> bool {
         self.exe.as_deref().is_some_and(|it| crate::glob::matches(it, path))
     }
 }
 
-/// One entry of `grants`: authority handed down by somebody.
+/// One entry of `humans`: a person from whom authority can come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HumanConfig {
+    /// Name of the human.
+    pub name: String,
+    /// Identity of the human at the identity provider, for example an address.
+    pub identity: String,
+    /// Public keys of the human, as written by `ssh-keygen`.
+    #[serde(default)]
+    pub keys: Vec<String>,
+    /// User name of the human on the host.
+    pub unix_user: Option<String>,
+}
+
+/// One entry of `grants`: authority delegated by a human or a principal.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GrantConfig {
-    /// What it is called.
+    /// Name of the grant.
     pub name: String,
-    /// The grant it narrows; a root grant has none.
+    /// Parent grant, narrowed by the grant; absent for a root grant.
     pub parent: Option<String>,
-    /// Who hands it down. A root grant's must be a human.
+    /// Delegator. For a root grant, the delegator must be one of `humans`.
     pub delegated_by: Option<String>,
-    /// The human who answers for it; of a root grant `delegated_by` unless given.
+    /// Accountable human, one of `humans`; for a root grant, `delegated_by` unless given.
     pub accountable: Option<String>,
-    /// From when it holds.
+    /// Start of the grant.
     pub not_before: Option<String>,
-    /// Until when it holds.
+    /// End of the grant.
     pub expires: Option<String>,
-    /// How many further grants may hang below it.
+    /// Maximum number of further grants in a chain below the grant.
+    #[serde(alias = "depth")]
     pub max_depth: Option<u32>,
-    /// It was taken back.
+    /// Whether the grant was revoked.
     #[serde(default)]
     pub revoked: bool,
-    /// What it covers.
+    /// Scope of the grant.
     #[serde(default)]
     pub scope: ScopeConfig,
+    /// Amount usable under the grant and all grants below together.
+    pub budget: Option<GrantBudgetConfig>,
+    /// Request rate under the grant and all grants below together.
+    pub rate: Option<GrantRateConfig>,
+    /// Purpose of the grant.
+    pub purpose: Option<String>,
 }
 
-/// What a grant covers. A list that is absent covers everything.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+/// Amount usable under a grant and the grants below together.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantBudgetConfig {
+    /// Limit, in `unit`.
+    pub limit: f64,
+    /// `USD`, `tokens` or `compute_seconds`.
+    #[serde(default)]
+    pub unit: Unit,
+    /// Period of the limit; no end unless given.
+    pub period: Option<crate::time::Period>,
+    /// Time zone of the period's borders; UTC unless given.
+    pub timezone: Option<String>,
+}
+
+/// Request rate under a grant and the grants below together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantRateConfig {
+    /// Number of requests for each `per`.
+    pub requests: Option<u32>,
+    /// Unit of time; a minute unless given.
+    pub per: Option<Per>,
+    /// Number of requests allowed at once after a pause; `requests` unless given.
+    pub burst: Option<u32>,
+    /// Maximum number of requests running at the same time.
+    pub concurrent: Option<u32>,
+}
+
+/// Scope of a grant. An absent list covers everything.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScopeConfig {
     /// Providers.
@@ -240,51 +294,54 @@ pub struct ScopeConfig {
     pub models: Option<Vec<String>>,
     /// Regions; `*` stands for any text.
     pub regions: Option<Vec<String>>,
-    /// Operations, such as `chat`.
+    /// Operations, for example `chat`.
     pub operations: Option<Vec<String>>,
-    /// Most one request may cost, in USD.
+    /// Endpoints, for example `api.openai.com` or `POST /v1/chat/*`; `*` stands for any text.
+    pub endpoints: Option<Vec<String>>,
+    /// Maximum cost of a request, in USD.
     pub max_cost: Option<f64>,
 }
 
 /// One entry of `budgets`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BudgetConfig {
-    /// What it is called.
+    /// Name of the budget.
     pub name: String,
-    /// Whose: without any of these, everyone's.
+    /// Team to count. Without team, project, principal and cost center, the budget counts everyone.
     pub team: Option<String>,
-    /// Whose.
+    /// Project to count.
     pub project: Option<String>,
-    /// Whose.
+    /// Principal to count.
     pub principal: Option<String>,
-    /// Whose.
+    /// Cost center to count.
     pub cost_center: Option<String>,
-    /// For calls to this provider.
+    /// Only calls to the provider.
     pub provider: Option<String>,
-    /// For calls to these models; `*` stands for any text.
+    /// Only calls to the models; `*` stands for any text.
     pub model: Option<String>,
-    /// For calls of this customer.
+    /// Only calls of the customer.
     pub customer_id: Option<String>,
-    /// For calls of this feature.
+    /// Only calls of the feature.
     pub feature: Option<String>,
-    /// The limit holds for each customer, feature or session by itself.
+    /// Dimension with a limit for each value: each customer, feature or session has the whole
+    /// limit.
     pub per: Option<Dimension>,
-    /// `USD` or `tokens`.
+    /// `USD`, `tokens` or `compute_seconds`.
     #[serde(default)]
     pub unit: Unit,
-    /// How much.
+    /// Limit, in `unit`.
     pub limit: f64,
-    /// For how long.
+    /// Period of the limit.
     pub period: Option<crate::time::Period>,
     /// Time zone of the period's borders; UTC unless given.
     pub timezone: Option<String>,
-    /// Percentages of the limit from which calls are warnings.
+    /// Percentages of the limit from which calls get a warning.
     #[serde(default)]
     pub thresholds: Vec<u8>,
 }
 
-/// What a budget counts.
+/// Unit counted by a budget.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, serde::Serialize,
 )]
@@ -296,32 +353,38 @@ pub enum Unit {
     /// Input and output tokens together.
     #[serde(rename = "tokens")]
     Tokens,
+    /// Duration of requests in seconds, held in nanoseconds: the price basis of self-hosted
+    /// servers.
+    #[serde(rename = "compute_seconds")]
+    ComputeSeconds,
 }
 
 impl Unit {
-    /// The unit as telemetry spells it.
+    /// Returns the unit as spelled in telemetry.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Usd => "USD",
             Self::Tokens => "tokens",
+            Self::ComputeSeconds => "compute_seconds",
         }
     }
 
-    /// An amount of this unit in words: `0.0125 USD`, `300 tokens`.
+    /// Formats an amount of the unit in words: `0.0125 USD`, `300 tokens`, `2.5 seconds`.
     #[must_use]
     pub fn in_words(self, amount: i64) -> String {
         match self {
             Self::Usd => format!("{} USD", crate::money::format_usd(amount)),
             Self::Tokens => format!("{amount} tokens"),
+            Self::ComputeSeconds => format!("{} seconds", crate::money::format_usd(amount)),
         }
     }
 
-    /// An amount of this unit as the double that telemetry wants.
+    /// Converts an amount of the unit to a double for telemetry.
     #[must_use]
     pub fn to_double(self, amount: i64) -> f64 {
         match self {
-            Self::Usd => crate::money::to_usd(amount),
+            Self::Usd | Self::ComputeSeconds => crate::money::to_usd(amount),
             #[expect(clippy::cast_precision_loss, reason = "telemetry wants a double")]
             Self::Tokens => amount as f64,
         }
@@ -329,34 +392,35 @@ impl Unit {
 }
 
 /// One entry of `rate_limits`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimitConfig {
-    /// What it is called.
+    /// Name of the rate limit.
     pub name: String,
-    /// Whose: each team, principal or provider named has its own count; none: everyone together.
+    /// Principal to count. Without a principal and a team, the limit counts all principals
+    /// together.
     pub principal: Option<String>,
-    /// Whose.
+    /// Team to count.
     pub team: Option<String>,
-    /// For calls to this provider.
+    /// Only calls to the provider.
     pub provider: Option<String>,
-    /// For calls of this customer.
+    /// Only calls of the customer.
     pub customer_id: Option<String>,
-    /// For calls of this feature.
+    /// Only calls of the feature.
     pub feature: Option<String>,
-    /// How many requests a `per`.
+    /// Number of requests for each `per`.
     pub requests: Option<u32>,
-    /// `second`, `minute`, `hour` or `day`; `customer_id`, `feature` or `session_id`, if it holds
-    /// for each by itself; or one of both, as a list.
+    /// `second`, `minute`, `hour` or `day`; or `customer_id`, `feature` or `session_id`, if the
+    /// limit holds for each value separately; or a list with a time and a dimension.
     #[serde(default)]
     pub per: PerConfig,
-    /// How many may come at once after a pause; `requests` unless given.
+    /// Number of requests allowed at once after a pause; `requests` unless given.
     pub burst: Option<u32>,
-    /// How many may run at the same time.
+    /// Maximum number of requests running at the same time.
     pub concurrent: Option<u32>,
 }
 
-/// What a rate is counted by.
+/// Unit of time of a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Per {
@@ -370,12 +434,25 @@ pub enum Per {
     Day,
 }
 
-/// What a rate is counted by, and for each of what.
+impl Per {
+    /// Returns the name used in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Second => "second",
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Day => "day",
+        }
+    }
+}
+
+/// Unit of time of a rate, and the dimension with a count for each value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PerConfig {
-    /// The time; a minute unless given.
+    /// Unit of time; a minute unless given.
     pub time: Option<Per>,
-    /// For each of these by itself.
+    /// Dimension with a count for each value.
     pub each: Option<Dimension>,
 }
 
@@ -438,60 +515,62 @@ impl<'de> Deserialize<'de> for PerConfig {
     }
 }
 
-/// One entry of `policies`: the short form.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// One entry of `policies`: the short form of a policy.
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyConfig {
-    /// What it is called.
+    /// Name of the policy.
     pub name: String,
-    /// Whom it binds; neither a principal nor a team: everyone.
+    /// Principal bound by the policy; without a principal and a team, the policy binds everyone.
     pub principal: Option<String>,
-    /// Whom it binds.
+    /// Team bound by the policy.
     pub team: Option<String>,
-    /// Only these providers.
+    /// Only the listed providers.
     pub allowed_providers: Option<Vec<String>>,
-    /// Not these providers.
+    /// All but the listed providers.
     #[serde(default)]
     pub denied_providers: Vec<String>,
-    /// Only these models; `*` stands for any text.
+    /// Only the listed models; `*` stands for any text.
     pub allowed_models: Option<Vec<String>>,
-    /// Not these models.
+    /// All but the listed models.
     #[serde(default)]
     pub denied_models: Vec<String>,
-    /// Only these regions; a region that is not known is not among them.
+    /// Only the listed regions; an unknown region counts as not listed.
     pub allowed_regions: Option<Vec<String>>,
-    /// Not these regions.
+    /// All but the listed regions.
     #[serde(default)]
     pub denied_regions: Vec<String>,
-    /// Regular expressions that the text sent to the model must not match.
+    /// Regular expressions that must not match the text sent to the model.
     #[serde(default)]
     pub denied_content: Vec<String>,
-    /// Most one request may cost, in USD.
+    /// Maximum cost of a request, in USD.
     pub max_cost: Option<f64>,
-    /// From which worst-case cost on, in USD, a human must approve; 0 means always.
+    /// Worst-case cost, in USD, from which a human must approve; 0 means always.
     pub approval_above: Option<f64>,
-    /// Whether a violation is refused or only a warning.
+    /// Whether a violation leads to a refusal or only to a warning.
     #[serde(default)]
     pub enforcement: Enforcement,
-    /// Sent to a process whose request this policy refuses; none unless given.
+    /// Signal sent to a process after the policy refused a request of the process; none unless
+    /// given.
     pub signal: Option<Signal>,
 }
 
-/// What ends a process. It follows a refusal and stops nothing itself: the request was held before.
+/// Signal ending a process. The signal follows a refusal and stops no request: the request was held
+/// before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Signal {
-    /// The process may clean up.
+    /// `SIGTERM`: the process may clean up.
     Term,
-    /// It may not.
+    /// `SIGKILL`: the process cannot clean up.
     Kill,
 }
 
 impl Signal {
-    /// Every signal that there is.
+    /// Every signal.
     pub const ALL: [Self; 2] = [Self::Term, Self::Kill];
 
-    /// The signal as telemetry and annotations spell it.
+    /// Returns the signal as spelled in telemetry and annotations.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -501,7 +580,7 @@ impl Signal {
     }
 }
 
-/// What a violation of a policy leads to.
+/// Consequence of a policy violation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Enforcement {
@@ -513,147 +592,169 @@ pub enum Enforcement {
 }
 
 /// A Cedar file, read by the caller.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct PolicyText {
-    /// Where it was read: what error messages call it.
+    /// Origin of the text; error messages use the name.
     pub name: String,
-    /// What it says.
+    /// Text of the file.
     pub text: String,
 }
 
 /// One entry of `sla`: a latency target.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlaConfig {
     /// `genops.sla.tier`.
     pub tier: String,
-    /// For calls of this principal.
+    /// Only calls of the principal.
     pub principal: Option<String>,
-    /// For calls to these models; `*` stands for any text.
+    /// Only calls to the models; `*` stands for any text.
     pub model: Option<String>,
-    /// Longest time from the request's first byte to the response's last, in milliseconds.
+    /// Maximum time from the request's first byte to the response's last byte, in milliseconds.
     pub latency_target_ms: u64,
 }
 
 /// The `prices` section.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PricesConfig {
-    /// What an unknown model is assumed to cost.
+    /// Cost assumed for an unknown model.
     #[serde(default)]
     pub unknown_model: UnknownModel,
-    /// How much is reserved.
+    /// Amount reserved for a request.
     #[serde(default)]
     pub estimate: Estimate,
-    /// Output tokens assumed when the request sets no limit and the model's is not known; the
-    /// model's context window, or the most that its provider has of any model, unless given.
+    /// Output tokens assumed if the request sets no limit and the model's limit is unknown. Unless
+    /// given: the model's context window, or the highest output limit among the provider's models.
     pub default_max_output_tokens: Option<u64>,
-    /// Price data beside the built-in ones: a file of the `genai-prices` project's form, which
-    /// comes before them.
+    /// Assumed maximum duration of a request, in seconds, if no price of the configuration gives a
+    /// duration; [`Self::MAX_SECONDS`] unless given.
+    pub default_max_seconds: Option<u64>,
+    /// Price data beside the built-in table: a file in the form of the `genai-prices` project,
+    /// taking precedence over the table.
     pub file: Option<String>,
-    /// SHA-256 of that file, in hexadecimal digits.
+    /// SHA-256 of `file`, in hexadecimal digits.
     pub sha256: Option<String>,
-    /// Ed25519 key, in base64, that the file is signed with; the signature, in base64, is beside it
-    /// under its name and `.sig`.
+    /// Ed25519 key, in base64, of the signature on `file`. The signature, in base64, lies next to
+    /// the file, under the file's name with `.sig` appended.
     pub public_key: Option<String>,
-    /// Prices that replace or add to the built-in ones; first match wins.
+    /// Prices replacing or adding to the built-in prices; the first match wins.
     #[serde(default)]
     pub overrides: Vec<PriceConfig>,
 }
 
-/// A price file, as far as it is needed to look prices up.
+impl PricesConfig {
+    /// Default timeout of the common client libraries, in seconds ([`DEFAULT_TIMEOUT`][oa]); a
+    /// retry is another request.
+    ///
+    /// [oa]: https://github.com/openai/openai-python/blob/main/src/openai/_constants.py
+    pub const MAX_SECONDS: u64 = 600;
+}
+
+/// A price file, reduced to the data needed for price look-ups.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
 pub struct PriceTable {
-    /// Its path.
+    /// Path of the file.
     pub file: String,
-    /// SHA-256 of it, in hexadecimal digits.
+    /// SHA-256 of the file, in hexadecimal digits.
     pub sha256: String,
-    /// Its lines, as [`crate::prices::data::compile`] makes them.
+    /// Lines made from the file by [`crate::prices::data::compile`].
     pub lines: String,
 }
 
-/// A price of your own: a contract, a discount, a model that you host.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// A configured price: a contract, a discount, or a self-hosted model.
+#[derive(Clone, Debug, PartialEq, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct PriceConfig {
-    /// Of which provider; any unless given.
+    /// Provider; any unless given.
     pub provider: Option<String>,
-    /// Of which models; `*` stands for any text.
+    /// Models; `*` stands for any text.
     pub model: String,
-    /// USD for a million input tokens.
-    pub input_per_million: f64,
-    /// USD for a million output tokens.
-    pub output_per_million: f64,
+    /// USD for a million input tokens; may be absent if a price per second is given, and is 0 then.
+    pub input_per_million: Option<f64>,
+    /// USD for a million output tokens; may be absent if a price per second is given, and is 0
+    /// then.
+    pub output_per_million: Option<f64>,
     /// USD for a million input tokens read from a cache; as input unless given.
     pub cache_read_per_million: Option<f64>,
     /// USD for a million input tokens written to a cache; as input unless given.
     pub cache_write_per_million: Option<f64>,
-    /// Most output tokens the model gives.
+    /// USD for a second of a request's duration, from the first byte to the end of the answer.
+    pub per_second: Option<f64>,
+    /// Maximum output tokens of the model.
     pub max_output_tokens: Option<u64>,
+    /// Maximum duration of a request, in seconds; the reservation is for the maximum duration.
+    pub max_seconds: Option<u64>,
 }
 
 /// One entry of `model_tiers`: a name for a group of models, `GenOps::Tier::"name"` in Cedar.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TierConfig {
-    /// What it is called.
+    /// Name of the tier.
     pub name: String,
-    /// Which models; `*` stands for any text.
+    /// Models of the tier; `*` stands for any text.
     pub models: Vec<String>,
 }
 
-/// One entry of `providers`: an endpoint beside the built-in list, or more about one of it.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// One entry of `providers`: an endpoint beside the built-in list, or more facts about a built-in
+/// endpoint.
+#[derive(Clone, Debug, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProviderConfig {
     /// Host name.
     pub host: String,
     /// Port; any unless given.
     pub port: Option<u16>,
-    /// Which API it speaks; may be left out where only the region of a known host is meant.
+    /// API spoken by the endpoint; may be absent if the entry only adds the region of a known host.
     pub dialect: Option<String>,
-    /// Where it computes.
+    /// Region of the endpoint's computation.
     pub region: Option<String>,
-    /// Endpoints of it that need no decision, each a method and a path, such as `POST /v1/files/*`.
+    /// Endpoints of the host that need no decision, each a method and a path, for example
+    /// `POST /v1/files/*`.
     #[serde(default)]
     pub harmless: Vec<String>,
 }
 
-/// What the kernel does when no decision came in time.
+/// Kernel's verdict if no decision came in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnTimeout {
-    /// The request passes.
+    /// The request is released.
     #[default]
     Open,
-    /// It does not.
+    /// The request is denied.
     Closed,
 }
 
-/// Everything of the configuration that governance needs.
-#[derive(Clone, Debug, Default)]
+/// Every section of the configuration needed by governance.
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct Sections {
-    /// `genops.environment` where no principal says otherwise.
+    /// `genops.environment`, unless a principal has another.
     pub environment: Option<String>,
     /// Observe or enforce.
     pub mode: Mode,
-    /// What happens to unmapped processes in enforce mode.
+    /// Treatment of unmapped processes in enforce mode.
     pub unmapped: Unmapped,
-    /// What happens to connections whose plaintext is not read.
+    /// Treatment of connections without a plaintext reader.
     pub uninspectable: Uninspectable,
-    /// What happens to TLS handshakes that no probe reads and whose server name nobody has confirmed.
+    /// Treatment of TLS handshakes without a probe and without a confirmed server name.
     pub unnamed: Unnamed,
-    /// Whether a request that no Cedar `permit` covers is refused.
+    /// Whether to refuse a request covered by neither a Cedar `permit` nor a grant.
     pub default_deny: bool,
-    /// Who is who.
+    /// Whether to refuse a request covered by no grant, even if a policy permits the request.
+    pub require_authority: bool,
+    /// Principals.
     pub principals: Vec<PrincipalConfig>,
-    /// Who may act for whom.
+    /// Humans.
+    pub humans: Vec<HumanConfig>,
+    /// Grants of authority.
     pub grants: Vec<GrantConfig>,
-    /// How much may be used.
+    /// Budgets.
     pub budgets: Vec<BudgetConfig>,
-    /// How often.
+    /// Rate limits.
     pub rate_limits: Vec<RateLimitConfig>,
-    /// The short form of policies.
+    /// Policies in the short form.
     pub policies: Vec<PolicyConfig>,
     /// Cedar files.
     pub policy_files: Vec<PolicyText>,
@@ -663,8 +764,8 @@ pub struct Sections {
     pub providers: Vec<ProviderConfig>,
     /// Latency targets.
     pub sla: Vec<SlaConfig>,
-    /// What things cost.
+    /// Prices.
     pub prices: PricesConfig,
-    /// What the file of `prices` says, read and checked by the caller.
+    /// Contents of the file of `prices`, read and checked by the caller.
     pub price_table: Option<PriceTable>,
 }

@@ -1,9 +1,9 @@
 //! Checks any runtime's export (OTLP as JSON) against the specification, rule by rule.
 //!
-//! Pure: text in, [`Report`] out; it judges what the telemetry says and knows nothing of who made
-//! it. Every span with a `genops.` attribute is a unit of work. To add a rule: write a function
-//! over a [`Unit`] in [`rules`] and a row in [`rules::RULES`], and a mutated export that breaks it
-//! in `tests/conformance.rs`.
+//! Pure: text in, [`Report`] out; the check uses only the telemetry and knows nothing of the
+//! producer. Every span with a `genops.` attribute is a unit of work. To add a rule: write a
+//! function over a [`Unit`] in [`rules`], a row in [`rules::RULES`], and a mutated export breaking
+//! the rule in `tests/conformance.rs`.
 
 mod export;
 mod rules;
@@ -13,19 +13,19 @@ use std::fmt;
 
 use self::export::Unit;
 
-/// How well an export complies (spec §9).
+/// Compliance level of an export (spec §9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Everything that is required, on every unit.
+    /// All requirements hold, for every unit.
     Full,
-    /// Everything but the accounting invariant, and it says so.
+    /// All requirements but the accounting invariant hold, and the export declares the level.
     Partial,
-    /// Not even that.
+    /// Less than partial.
     Not,
 }
 
 impl Level {
-    /// What the specification calls it.
+    /// Returns the level's name in the specification.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -36,55 +36,55 @@ impl Level {
     }
 }
 
-/// One violation.
+/// A violation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     /// Section of the specification, such as `5.3`.
     pub section: &'static str,
     /// Short name of the rule.
     pub rule: &'static str,
-    /// `TRACE/SPAN` of the unit; empty where it concerns the export.
+    /// `TRACE/SPAN` of the unit; empty for a finding on the whole export.
     pub unit: String,
-    /// What is wrong, with the values.
+    /// Description of the violation, with the values.
     pub message: String,
 }
 
-/// The judgement of an export.
+/// The result of checking an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Of the export as a whole: its worst unit's.
+    /// Level of the whole export: the lowest level of a unit.
     pub level: Level,
-    /// How many units are of which level.
+    /// Number of units for each level.
     pub units: BTreeMap<Level, usize>,
-    /// Every violation, in the order of the units.
+    /// All violations, in the order of the units.
     pub findings: Vec<Finding>,
-    /// Rules that were checked: section and name.
+    /// Checked rules: section and name.
     pub rules: Vec<(&'static str, &'static str)>,
 }
 
-/// An export that can't be read.
+/// An export that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// It is not JSON, nor lines of it.
+    /// The text is neither JSON nor JSON lines.
     #[error("line {line}, column {column}: {why}")]
     Json {
-        /// Which line, from 1.
+        /// Line, from 1.
         line: usize,
-        /// Which column, from 1.
+        /// Column, from 1.
         column: usize,
-        /// What the parser says.
+        /// Message of the parser.
         why: String,
     },
-    /// It is JSON and has no `resourceSpans`.
+    /// The JSON has no `resourceSpans`.
     #[error("there are no `resourceSpans`: this is not an OTLP/JSON export of traces")]
     NoSpans,
 }
 
-/// Checks an export: one OTLP/JSON document, or one a line.
+/// Checks an export: an OTLP/JSON document, or a document for each line.
 ///
 /// # Errors
 ///
-/// [`Unreadable`] where it is not an OTLP/JSON export.
+/// [`Unreadable`] if the text is not an OTLP/JSON export.
 pub fn check(json: &str) -> Result<Report, Unreadable> {
     let units = export::read(json)?;
     let mut findings = rules::across(&units);
@@ -109,7 +109,8 @@ pub fn check(json: &str) -> Result<Report, Unreadable> {
     Ok(Report { level, units: counts, findings, rules: rules.collect() })
 }
 
-/// Only the accounting may be missing from a unit that says that it is partial (§9.2).
+/// Returns the level of a unit: only accounting may be missing from a unit declared as partial
+/// (§9.2).
 fn level(unit: &Unit, findings: &[&Finding]) -> Level {
     let partial = unit.text("genops.compliance") == Some("partial");
     match (findings.is_empty(), partial) {
@@ -121,7 +122,7 @@ fn level(unit: &Unit, findings: &[&Finding]) -> Level {
 }
 
 impl fmt::Display for Report {
-    /// A line for each finding, a line for each rule, and the judgement last.
+    /// Writes a line for each finding, a line for each rule, and the result last.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Finding { section, rule, unit, message } in &self.findings {
             let unit = if unit.is_empty() { "export" } else { unit };

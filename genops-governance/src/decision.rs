@@ -1,20 +1,20 @@
-//! Decisions and their reasons (spec §4 and §5). The combinations that the specification forbids
-//! can't be written down: a reason is there exactly where it must be.
+//! Decisions and reasons (spec §4 and §5). Combinations forbidden by the specification cannot be
+//! expressed: a reason is present exactly if required.
 
 use std::fmt;
 
-/// Why a result is not `ALLOWED` (spec §5.2).
+/// Reason for a result other than `ALLOWED` (spec §5.2).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ReasonCode {
-    /// Nothing is left of a budget, or one request would cost more than one may.
+    /// Nothing is left of a budget, or a request would cost more than the maximum for a request.
     BudgetExceeded,
-    /// Something is left, but less than this request may cost.
+    /// Some amount is left, but less than the maximum cost of the request.
     BudgetReservationFailed,
-    /// The model, or its provider, is not for this principal.
+    /// The principal may not use the model or the provider.
     PolicyDenyModel,
-    /// The region is not for this principal.
+    /// The principal may not use the region.
     PolicyDenyRegion,
-    /// The text sent to the model is not.
+    /// The principal may not send the text to the model.
     PolicyDenyContent,
     /// Too many requests.
     RateLimited,
@@ -24,11 +24,11 @@ pub enum ReasonCode {
     ProviderErrorUpstream,
     /// The accounts could not be kept.
     AccountingInvariantViolation,
-    /// An extension, `x_` and lower-case alphanumerics or underscores.
+    /// An extension: `x_` and lower-case alphanumerics or underscores.
     Extension(Extension),
 }
 
-/// The name of an extension code; only names that the specification permits exist.
+/// Name of an extension code; only names permitted by the specification can be built.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Extension(std::borrow::Cow<'static, str>);
 
@@ -39,42 +39,45 @@ macro_rules! extensions {
 }
 
 extensions! {
-    /// Nothing is known of who asks.
+    /// Nothing is known of the client.
     IDENTITY_UNRESOLVED = "x_identity_unresolved";
     /// No configured principal matches the process.
     UNMAPPED_PRINCIPAL = "x_unmapped_principal";
-    /// No grant or no policy permits this.
+    /// No grant or no policy permits the request.
     NO_AUTHORITY = "x_no_authority";
     /// A grant of the chain has expired or is not yet valid.
     AUTHORITY_EXPIRED = "x_authority_expired";
     /// A grant of the chain was revoked.
     AUTHORITY_REVOKED = "x_authority_revoked";
-    /// More than a grant of the chain allows, or too long a chain.
+    /// The request exceeds a grant of the chain, or the chain is too long.
     DELEGATION_EXCEEDED = "x_delegation_exceeded";
     /// A policy could not be evaluated.
     POLICY_ERROR = "x_policy_error";
     /// A human must approve first.
     APPROVAL_REQUIRED = "x_approval_required";
-    /// Too many at the same time.
+    /// Too many requests at the same time.
     CONCURRENCY_EXCEEDED = "x_concurrency_exceeded";
     /// No price is known for the model.
     PRICE_UNKNOWN = "x_price_unknown";
     /// Most of a budget is used.
     BUDGET_THRESHOLD = "x_budget_threshold";
-    /// No decision came in time, and the configuration says to refuse then.
+    /// No decision came in time, and the configuration refuses in the case of a timeout.
     DECISION_TIMEOUT = "x_decision_timeout";
-    /// A connection to a provider whose plaintext nobody reads.
+    /// A connection to a provider without a plaintext reader.
     UNINSPECTABLE = "x_uninspectable";
-    /// The names that a request gives belong to two providers.
+    /// The names in a request belong to two providers.
     PROVIDERS_DIFFER = "x_providers_differ";
-    /// It was refused, and nothing shows that this kept it back.
+    /// The request was refused, and nothing shows that the refusal kept the request back.
     NOT_PREVENTED = "x_not_prevented";
     /// Another request on the same connection was refused, and nothing more of it may leave.
     CONNECTION_DENIED = "x_connection_denied";
+    /// More refusals of the user in a second than permitted: the kernel refused a connect to the
+    /// provider.
+    TOO_MANY_REFUSALS = "x_too_many_refusals";
 }
 
 impl ReasonCode {
-    /// The codes of the specification, in its order.
+    /// Codes of the specification, in the specification's order.
     pub const STANDARD: [(&'static str, Self); 9] = [
         ("BUDGET_EXCEEDED", Self::BudgetExceeded),
         ("BUDGET_RESERVATION_FAILED", Self::BudgetReservationFailed),
@@ -87,7 +90,7 @@ impl ReasonCode {
         ("ACCOUNTING_INVARIANT_VIOLATION", Self::AccountingInvariantViolation),
     ];
 
-    /// Reads a code; `None` where the specification knows no such code.
+    /// Parses a code; `None` if the specification has no code of the name.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         if let Some((_, code)) = Self::STANDARD.iter().find(|(name, _)| *name == text) {
@@ -99,7 +102,7 @@ impl ReasonCode {
         extension.then(|| Self::Extension(Extension(text.to_owned().into())))
     }
 
-    /// The code as telemetry spells it.
+    /// Returns the code as spelled in telemetry.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -130,14 +133,14 @@ pub enum PolicyResult {
     Allowed,
     /// Must not run.
     Blocked,
-    /// May run, and somebody should look.
+    /// May run, with a warning for a human to look at.
     Warning,
     /// Must not run now.
     RateLimited,
 }
 
 impl PolicyResult {
-    /// The result as telemetry spells it.
+    /// Returns the result as spelled in telemetry.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -152,13 +155,13 @@ impl PolicyResult {
 /// A permission: the unit of work runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Permission {
-    /// Without a remark.
+    /// Without a warning.
     Allow,
-    /// With one.
+    /// With a warning.
     Warn(ReasonCode),
 }
 
-/// A refusal: the unit of work does not run. There is always a reason.
+/// A refusal: the unit of work does not run. A reason is always present.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// By policy, authority or budget.
@@ -168,7 +171,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Why.
+    /// Returns the reason.
     #[must_use]
     pub fn reason(&self) -> &ReasonCode {
         match self {
@@ -177,17 +180,17 @@ impl Refusal {
     }
 }
 
-/// A finished evaluation. A reason is present exactly where the spec demands one (§5.3).
+/// A finished evaluation. A reason is present exactly if the specification demands a reason (§5.3).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The work may run.
+    /// The unit may run.
     Permit(Permission),
-    /// It must not.
+    /// The unit must not run.
     Refuse(Refusal),
 }
 
 impl Decision {
-    /// What telemetry calls it.
+    /// Returns the result as named in telemetry.
     #[must_use]
     pub fn result(&self) -> PolicyResult {
         match self {
@@ -198,7 +201,7 @@ impl Decision {
         }
     }
 
-    /// Why, unless allowed.
+    /// Returns the reason, unless allowed.
     #[must_use]
     pub fn reason(&self) -> Option<&ReasonCode> {
         match self {

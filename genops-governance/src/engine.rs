@@ -1,9 +1,10 @@
-//! Owns every connection; takes bytes, facts and the time, and gives [`Output`]s.
+//! The engine: owns every connection, takes bytes, facts and the time, and gives [`Output`]s.
 //!
-//! No I/O: the caller applies what comes out, in its order. The same inputs give the same outputs.
-//! Here is the public face; [`core`] has the state, [`decide`] the order of a decision, [`estimate`]
-//! what a request may need, [`account`] how a unit ends, [`effect`] what a refusal came to, [`again`] how
-//! a recorded decision is made again, and [`link`] what is known of a connection.
+//! No I/O: the caller applies the outputs in order. The same inputs give the same outputs. The
+//! module is the public interface; [`core`] has the state, [`decide`] the order of a decision,
+//! [`estimate`] the possible usage of a request, [`account`] the end of a unit, [`effect`] the
+//! effect of a refusal, [`again`] the repetition of a recorded decision, and [`link`] the facts
+//! about a connection.
 
 mod account;
 mod again;
@@ -13,6 +14,7 @@ mod effect;
 mod estimate;
 mod link;
 mod opaque;
+mod spent;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -23,11 +25,11 @@ use genops_protocols::{
 };
 
 use self::core::Core;
-use self::link::Link;
+use self::link::{Link, Running};
 use crate::approval::Approval;
 use crate::awu::{Awu, AwuId, HoldLevel};
 use crate::config::Mode;
-use crate::ledger::{Closed, Entry, Ledger};
+use crate::ledger::{AccountKey, Closed, Entry, Ledger};
 use crate::process::{ProcessFacts, ProcessKey, User};
 use crate::record::Record;
 use crate::settings::Settings;
@@ -37,117 +39,120 @@ pub use self::again::Again;
 pub use self::effect::Effect;
 pub use self::opaque::Unexplainable;
 
-/// A connection, as the caller numbers them. Never reused.
+/// Number of a connection, given by the caller. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
 
-/// What is known of a connection when it is first seen.
+/// Facts about a connection when first seen.
 #[derive(Clone, Debug)]
 pub struct ConnectionOpen {
     /// `conn` in outputs.
     pub name: String,
-    /// The process.
+    /// Process owning the connection.
     pub process: Option<ProcessKey>,
-    /// Its number, where nothing more is known.
+    /// Pid of the process, also if nothing more is known.
     pub pid: Option<u32>,
-    /// Its command.
+    /// Command name of the process.
     pub comm: Option<String>,
-    /// Its executable.
+    /// Executable of the process.
     pub exe: Option<String>,
     /// Server name of the TLS handshake.
     pub server_name: Option<String>,
-    /// Own address.
+    /// Local address.
     pub local: Option<SocketAddr>,
-    /// Peer's address.
+    /// Remote address.
     pub remote: Option<SocketAddr>,
-    /// Seen from its first byte.
+    /// Whether the connection was seen from the first byte.
     pub from_start: bool,
-    /// Whether its egress is held.
+    /// Whether the kernel holds the connection's egress.
     pub hold: HoldLevel,
 }
 
-/// What became known of a connection later. `None` changes nothing.
+/// Facts about a connection learned later. `None` changes nothing.
 #[derive(Clone, Debug, Default)]
 pub struct ConnectionUpdate {
-    /// The process.
+    /// Process owning the connection.
     pub process: Option<ProcessKey>,
     /// Server name of the TLS handshake.
     pub server_name: Option<String>,
-    /// Own address.
+    /// Local address.
     pub local: Option<SocketAddr>,
-    /// Peer's address.
+    /// Remote address.
     pub remote: Option<SocketAddr>,
-    /// Whether its egress is held from here on.
+    /// Whether the kernel holds the connection's egress from now on.
     pub hold: Option<HoldLevel>,
 }
 
-/// What the kernel did with a connection before anybody here heard of it.
+/// Verdict of the kernel on a connection before the engine heard of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beforehand {
-    /// Nothing: it is to be decided.
+    /// No verdict: the engine decides.
     Nothing,
-    /// Refused it, as it was told after [`Engine::denies_until`].
+    /// The kernel refused the connection, as told after [`Engine::denies_until`].
     Refused,
-    /// Refused it, since nobody was there to decide.
+    /// The kernel refused the connection after too many refusals of the user.
+    TooMany,
+    /// The kernel refused the connection, because no agent was running to decide.
     Undecided,
 }
 
-/// How much of one direction of a connection was read.
+/// Amount read of a direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unread {
-    /// Which.
+    /// Direction.
     pub direction: Direction,
-    /// Bytes that the socket carried, records and all.
+    /// Bytes carried by the socket, TLS records included.
     pub passed_bytes: u64,
-    /// Bytes of plaintext that were read.
+    /// Bytes of plaintext read.
     pub read_bytes: u64,
 }
 
-/// What the caller has to do, in this order.
+/// Task for the caller, in the order of the outputs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
-    /// Egress up to stream position `to` may leave. Only for held connections.
+    /// Releases egress up to stream position `to`. Only for held connections.
     Release {
-        /// Which connection.
+        /// Connection.
         conn: ConnId,
-        /// Stream position after the last byte that may leave.
+        /// Stream position after the last released byte.
         to: u64,
     },
-    /// Nothing more of this connection may leave; destroy its socket.
+    /// Denies all further egress of the connection: the caller destroys the socket.
     Deny {
-        /// Which connection.
+        /// Connection.
         conn: ConnId,
-        /// The refused unit.
+        /// Refused unit.
         awu: AwuId,
-        /// How many other exchanges were in flight on it.
+        /// Number of other exchanges in flight on the connection.
         collateral: u64,
     },
-    /// Units of this connection were refused: see what left of it, and say so by [`Engine::left`] within a
-    /// second. Only after [`Engine::await_effects`].
+    /// Asks for the effect of refusals on the connection: the caller reads the bytes that left, and
+    /// reports the effect through [`Engine::left`] within a second. Only after
+    /// [`Engine::await_effects`].
     Check {
-        /// Which connection.
+        /// Connection.
         conn: ConnId,
     },
-    /// A change of the ledger: make it durable before any later `Release` takes effect.
+    /// Change of the ledger: make the change durable before any later `Release` takes effect.
     Ledger(Entry),
-    /// Evidence: make it durable before any later `Release` or `Deny` takes effect.
+    /// Evidence: make the record durable before any later `Release` or `Deny` takes effect.
     Record(Box<Record>),
-    /// A finished unit, also a refused one.
+    /// Finished unit, refused units included.
     Awu(Box<Awu>),
 }
 
-/// The engine.
+/// The governance engine: connections, accounts and decisions.
 #[derive(Debug)]
 pub struct Engine {
     conns: BTreeMap<ConnId, (Connection, Link)>,
     core: Core,
-    /// What all decoders together may hold.
+    /// Memory limit of all decoders together.
     memory: Arc<Memory>,
-    /// What those of each user hold of it, as long as somebody has a connection.
+    /// Memory limit of the decoders of each user, kept while the user has a connection.
     memories: HashMap<User, Weak<Memory>>,
 }
 
-/// One call into a decoder: what it decodes goes to the core.
+/// A call into a decoder, passing decoded requests and exchanges to the core.
 struct Turn<'a> {
     core: &'a mut Core,
     link: &'a mut Link,
@@ -165,11 +170,11 @@ impl Sink for Turn<'_> {
 }
 
 impl Engine {
-    /// An engine on these settings, going on from this ledger. `entropy` makes identities unique:
-    /// fresh randomness for a live run, anything fixed for a replay.
+    /// Creates an engine with the settings, continuing from the ledger. `entropy` makes identities
+    /// unique: fresh randomness for a live run, any fixed value for a replay.
     ///
-    /// Calls that held a reservation when the ledger was written are charged in full: whether
-    /// they ran is not known.
+    /// Calls holding a reservation when the ledger was written are charged in full, because nobody
+    /// knows whether the calls ran.
     #[must_use]
     pub fn new(settings: Settings, ledger: Ledger, entropy: [u8; 32]) -> Self {
         Self {
@@ -180,24 +185,24 @@ impl Engine {
         }
     }
 
-    /// Has records of decisions carry what was sent to the model, or not.
+    /// Sets whether records of decisions carry the text sent to the model.
     pub fn keep_texts(&mut self, keep: bool) {
         self.core.keeps_texts = keep;
     }
 
-    /// Has requests known again by this key; without one, no approval outlives the engine. It keeps what an approved
-    /// request said from being guessed by its digest.
+    /// Sets the key for recognizing requests; without a key, no approval outlives the engine. The
+    /// key prevents guessing the text of an approved request from the request's digest.
     pub fn know_requests_by(&mut self, key: [u8; 32]) {
         self.core.approvals_key = key;
     }
 
-    /// Refusals on held connections are decided when their effect is known: the caller answers each
-    /// [`Output::Check`].
+    /// Delays the decision records of refusals on held connections until the effect is known: the
+    /// caller answers each [`Output::Check`].
     pub fn await_effects(&mut self) {
         self.core.awaits_effects = true;
     }
 
-    /// What left of a connection on which units were refused.
+    /// Takes the effect of refusals on a connection.
     pub fn left(&mut self, now: Now, conn: ConnId, effect: Effect) {
         if let Some(mut link) = self.core.departed.remove(&conn) {
             self.core.settle_refused(now, &mut link, effect, true);
@@ -207,75 +212,76 @@ impl Engine {
         }
     }
 
-    /// More left of a connection than was said by [`Self::left`].
+    /// Takes the effect on a connection with more egress than reported to [`Self::left`].
     pub fn breach(&mut self, now: Now, conn: ConnId, effect: Effect) {
         self.core.breach(now, conn, effect);
     }
 
-    /// Nothing more can leave of a connection.
+    /// Forgets the stopped units of a connection, because nothing more can leave.
     pub fn forget(&mut self, conn: ConnId) {
         self.core.stopped.remove(&conn);
     }
 
-    /// Has it write down first what the ledger has closed and evidence does not say: an agent that was
-    /// killed between the two did not come to it.
+    /// Takes calls closed in the ledger without a record in evidence, and writes the records first.
+    /// An agent killed between the two writes leaves calls without a record.
     pub fn make_up_for(&mut self, closed: Vec<Closed>) {
         self.core.unsaid = closed;
     }
 
-    /// Puts other settings in force, for every decision from here on.
+    /// Puts new settings in force, for every decision from now on.
     pub fn reload(&mut self, now: Now, settings: Settings) {
         self.core.reload(now, settings);
     }
 
-    /// Other settings were refused, and those in force stay: that is evidence too.
+    /// Records the refusal of new settings as evidence; the settings in force stay.
     pub fn refused(&mut self, now: Now, why: &str) {
         self.core.refused(now, why);
     }
 
-    /// Takes facts about a process, new or better ones, or about the other program that it became.
+    /// Takes facts about a process: a new process, better facts, or another program after an
+    /// `exec`.
     pub fn process(&mut self, now: Now, facts: ProcessFacts) {
         self.core.start(now);
         self.core.process(facts, None);
     }
 
-    /// Takes facts about a process that one of this principal has started, directly or through others,
-    /// whoever its parent is now.
+    /// Takes facts about a process started, directly or through others, by a process of the
+    /// principal, regardless of the present parent.
     pub fn process_of(&mut self, now: Now, facts: ProcessFacts, principal: &str) {
         self.core.start(now);
         self.core.process(facts, Some(principal));
     }
 
-    /// A process ended. What it sent may still arrive for a while.
+    /// Takes the end of a process. Bytes sent by the process may still arrive for a while.
     pub fn process_exit(&mut self, now: Now, key: ProcessKey) {
         self.core.process_exit(now, key);
     }
 
-    /// It was told of this process, and has not forgotten it.
+    /// Returns whether facts about the process are known and not forgotten.
     #[must_use]
     pub fn knows(&self, key: ProcessKey) -> bool {
         self.core.knows(key)
     }
 
-    /// What it was told of this process, as long as it has not forgotten it.
+    /// Returns the facts about the process, until forgotten.
     #[must_use]
     pub fn facts(&self, key: ProcessKey) -> Option<&ProcessFacts> {
         self.core.facts(key)
     }
 
-    /// The configured principal that a process acts for.
+    /// Returns the configured principal of a process.
     #[must_use]
     pub fn principal(&self, key: ProcessKey) -> Option<&str> {
         self.core.principal(key)
     }
 
-    /// What the kernel is told about a process.
+    /// Returns the mode of a process, as told to the kernel.
     #[must_use]
     pub fn principal_mode(&self, key: ProcessKey) -> Mode {
         self.core.mode_of(key)
     }
 
-    /// A connection was first seen.
+    /// Opens a connection when first seen.
     pub fn open(&mut self, now: Now, conn: ConnId, open: ConnectionOpen) {
         self.core.start(now);
         let facts = ConnectionFacts {
@@ -289,7 +295,7 @@ impl Engine {
         self.conns.insert(conn, (connection, link));
     }
 
-    /// What the decoders of a user's connections hold.
+    /// Returns the memory limit shared by the decoders of a user's connections.
     fn memory_of(&mut self, user: User) -> Arc<Memory> {
         if let Some(known) = self.memories.get(&user).and_then(Weak::upgrade) {
             return known;
@@ -300,7 +306,7 @@ impl Engine {
         new
     }
 
-    /// More is known of a connection.
+    /// Takes more facts about a connection.
     pub fn learn(&mut self, _now: Now, conn: ConnId, update: ConnectionUpdate) {
         let Some((connection, link)) = self.conns.get_mut(&conn) else { return };
         let ConnectionUpdate { process, server_name, local, remote, hold } = update;
@@ -312,7 +318,7 @@ impl Engine {
         }
     }
 
-    /// Bytes at a stream position, seen at `at_ns` of the monotonic clock.
+    /// Takes bytes at a stream position, seen at `at_ns` of the monotonic clock.
     pub fn data_at(
         &mut self,
         now: Now,
@@ -327,12 +333,12 @@ impl Engine {
         });
     }
 
-    /// The next bytes in order.
+    /// Takes the next bytes in order.
     pub fn data(&mut self, now: Now, conn: ConnId, at_ns: u64, direction: Direction, bytes: &[u8]) {
         self.turn(now, conn, |connection, sink| connection.data(at_ns, direction, bytes, sink));
     }
 
-    /// Bytes are missing here; `None`: nobody knows how many.
+    /// Takes a gap in the bytes; `None`: the length is unknown.
     pub fn gap(
         &mut self,
         now: Now,
@@ -345,7 +351,35 @@ impl Engine {
         self.turn(now, conn, |connection, sink| connection.gap(at_ns, direction, bytes, sink));
     }
 
-    /// The connection ended.
+    /// Returns whether an account is from before a change of the budget's unit: no new call draws
+    /// on the account.
+    #[must_use]
+    pub fn is_superseded(&self, key: &AccountKey) -> bool {
+        let mut budgets = self.core.settings().0.budgets();
+        budgets.any(|it| it.name == key.budget && it.unit != key.unit)
+    }
+
+    /// Returns the stream position of the first unit at or after `from` that may run; `None` if no
+    /// unit may run there.
+    #[must_use]
+    pub fn running_from(&self, conn: ConnId, from: u64) -> Option<u64> {
+        let (_, link) = self.conns.get(&conn)?;
+        let asked = link.units.values().filter(|it| !it.opened.under_way);
+        asked.map(|it| it.opened.start).filter(|it| *it >= from).min()
+    }
+
+    /// Marks units from `from` on as not executed, because the program has written the request and
+    /// the TLS library has taken no byte. The caller has made sure that no byte has left or will
+    /// leave.
+    pub fn not_taken(&mut self, conn: ConnId, from: u64) {
+        let Some((_, link)) = self.conns.get_mut(&conn) else { return };
+        let asked = |it: &&mut Running| it.opened.start >= from && !it.opened.under_way;
+        for running in link.units.values_mut().filter(asked) {
+            running.sent = false;
+        }
+    }
+
+    /// Closes a connection.
     pub fn close(&mut self, now: Now, conn: ConnId, at_ns: u64) {
         let Some((mut connection, mut link)) = self.conns.remove(&conn) else { return };
         link.closing = true;
@@ -354,13 +388,13 @@ impl Engine {
         self.core.abandon(now, &mut link);
         let mut awaiting = std::mem::take(&mut link.awaiting);
         if !awaiting.is_empty() {
-            // A socket that is refused again and again is always the same connection.
+            // A socket refused again and again is always the same connection.
             self.core.departed.entry(conn).or_insert(link).awaiting.append(&mut awaiting);
         }
     }
 
-    /// No plaintext of this connection will be read, and it goes to this provider: it is one unit, decided
-    /// by what is known of it. [`Self::close`] ends it.
+    /// Opens a connection to the provider without a plaintext reader: the connection is a unit,
+    /// decided by the known facts. [`Self::close`] ends the unit.
     pub fn opaque(
         &mut self,
         now: Now,
@@ -373,15 +407,15 @@ impl Engine {
         self.core.open_opaque(now, link, server, provider, beforehand);
     }
 
-    /// A process that no probe reads began to speak TLS, and nobody has confirmed the name that it says, if any: one
-    /// unit. [`Self::close`] ends it.
+    /// Opens a unit for a TLS handshake of a process without a probe, with an unconfirmed server
+    /// name or none. [`Self::close`] ends the unit.
     pub fn unnamed(&mut self, now: Now, conn: ConnId, server: Option<&str>) {
         let Some((_, link)) = self.conns.get_mut(&conn) else { return };
         self.core.open_unnamed(now, link, server);
     }
 
-    /// A socket sent what no plaintext explains. `conn` was opened for it alone, held if the kernel has stopped it,
-    /// and is closed behind it.
+    /// Opens a unit for bytes sent by a socket and explained by no plaintext. `conn` was opened
+    /// only for the unit, is held if the kernel has stopped the socket, and is closed afterwards.
     pub fn unexplained(
         &mut self,
         now: Now,
@@ -394,40 +428,41 @@ impl Engine {
         self.core.open_unexplained(now, link, server, provider, unread);
     }
 
-    /// What a connection carried, of which no plaintext is read.
+    /// Takes the number of bytes carried by a connection without a plaintext reader.
     pub fn carried(&mut self, conn: ConnId, sent_bytes: u64, received_bytes: u64) {
         let Some((_, link)) = self.conns.get_mut(&conn) else { return };
         link.network.sent_bytes = Some(sent_bytes);
         link.network.received_bytes = Some(received_bytes);
     }
 
-    /// Where every request of this process to this provider would be refused now, whatever it says (by its
-    /// grants, by a policy on the host, or for want of any budget): when the reason for that ends, in
-    /// nanoseconds since 1970; [`u64::MAX`] where time alone does not end it.
+    /// Returns when the reason to refuse every request of the process to the provider ends, in
+    /// nanoseconds since 1970, or [`u64::MAX`] if time alone does not end the reason. The reason is
+    /// independent of the request's content: the principal's grants, a policy on attributes of the
+    /// provider's host, or an exhausted budget. Returns `None` if a request may pass now.
     #[must_use]
     pub fn denies_until(&self, now: Now, process: ProcessKey, provider: &str) -> Option<u64> {
         self.core.denies_until(now, process, provider)
     }
 
-    /// Nobody decided for a while: the agent before was killed.
+    /// Records a time without decisions: the previous agent was killed.
     pub fn note_absence(&mut self, now: Now) {
         self.core.note_absence(now);
     }
 
-    /// Bytes that passed between a process and a provider, and that were not read.
+    /// Records bytes that passed between a process and a provider without being read.
     pub fn note_unread(&mut self, now: Now, conn: ConnId, unread: Unread) {
         self.core.note_unread(now, conn, unread);
     }
 
-    /// The kernel applied the deadline by itself to the bytes up to `to`: they passed, or they
-    /// never will and the connection is dead.
+    /// Takes the kernel's own verdict at the deadline on the bytes up to `to`: the bytes passed, or
+    /// the bytes will never leave and the connection is dead.
     pub fn timed_out(&mut self, now: Now, conn: ConnId, to: u64, passed: bool) {
         let Some((connection, link)) = self.conns.get_mut(&conn) else { return };
         self.core.timed_out(now, link, &connection.egress(), to, passed);
     }
 
-    /// What the last `Release` of this connection let pass never left, since its evidence could
-    /// not be made durable: its units are refused, and nothing more of the connection may leave.
+    /// Refuses the units of the connection's last `Release`, because the evidence could not be made
+    /// durable and the bytes never left. Nothing more of the connection may leave.
     pub fn withhold(&mut self, now: Now, conn: ConnId) {
         let Some((_, link)) = self.conns.get_mut(&conn) else { return };
         self.core.withhold(now, link);
@@ -438,26 +473,27 @@ impl Engine {
         self.core.tick(now);
     }
 
-    /// When [`Self::tick`] has something to do, on the monotonic clock.
+    /// Returns the monotonic time at which [`Self::tick`] has work to do.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
         self.core.next_deadline()
     }
 
-    /// Closes everything, in the order of connection numbers.
+    /// Closes all connections, in the order of connection numbers.
     pub fn finish(&mut self, now: Now) {
         while let Some(conn) = self.conns.keys().next().copied() {
             self.close(now, conn, now.mono_ns);
         }
     }
 
-    /// Takes a human's approval of one request, or of one of its kind. `by`: what else the record is to say of who
-    /// gave it, as name and value.
+    /// Takes a human's approval of a request, or of a request of a kind. `by`: further facts on the
+    /// approver for the record, as name and value.
     ///
     /// # Errors
     ///
-    /// A sentence: where nothing waits for it, where it is expired, too long, does not cover what the request may
-    /// cost, is not from a human outside the chain, or where there is another that was not used yet.
+    /// A sentence: no request waits for the approval; the approval has expired, is too long, does
+    /// not cover the request's maximum cost, is not from a human outside the chain; or another
+    /// unused approval exists.
     pub fn approve(
         &mut self,
         now: Now,
@@ -467,11 +503,12 @@ impl Engine {
         self.core.approve(now, approval, by)
     }
 
-    /// Changes what a budget allocates in its present period by `delta` nano-USD or tokens.
+    /// Changes the amount allocated by a budget in the present period by `delta` nano-USD or
+    /// tokens.
     ///
     /// # Errors
     ///
-    /// A sentence, where no such budget is configured.
+    /// A sentence, if no budget of the name is configured.
     pub fn adjust(
         &mut self,
         now: Now,
@@ -483,36 +520,36 @@ impl Engine {
         self.core.adjust(now, budget, delta, by, why)
     }
 
-    /// The accounts.
+    /// Returns the accounts.
     #[must_use]
     pub fn ledger(&self) -> &Ledger {
         self.core.ledger()
     }
 
-    /// The settings in force.
+    /// Returns the settings in force.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         self.core.settings()
     }
 
-    /// Bytes held for open connections.
+    /// Returns the number of bytes held for open connections.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         self.conns.values().map(|(connection, _)| connection.memory_bytes()).sum()
     }
 
-    /// How many connections are open.
+    /// Returns the number of open connections.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.conns.len()
     }
 
-    /// Everything to do since the last call, in order.
+    /// Returns all outputs since the last call, in order.
     pub fn outputs(&mut self) -> impl Iterator<Item = Output> + '_ {
         self.core.outputs.drain(..)
     }
 
-    /// Decodes, and then says what of the egress may leave.
+    /// Decodes, and then decides the released position of the egress.
     fn turn(
         &mut self,
         now: Now,

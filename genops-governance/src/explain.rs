@@ -1,33 +1,33 @@
-//! A decision in one paragraph, for the developer whose call it was: who asked for what, what was
-//! decided by which policy, grant and budget, and what would have to change.
+//! Explains a decision in a paragraph to the developer of the call: the client and the request, the
+//! decision by policy, grant and budget, and the necessary change.
 //!
-//! Made from plain fields, so that it works from an evidence record, a JSON line or a span.
+//! Built from plain fields, so that evidence records, JSON lines and spans can be explained.
 
 use std::fmt::Write as _;
 
 use crate::awu::Awu;
 use crate::decision::ReasonCode;
 
-/// What is known of a decision. `None` means not known.
+/// Known fields of a decision. `None` means not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Explanation {
-    /// Which unit.
+    /// Unit.
     pub awu: String,
-    /// When, as RFC 3339 writes it.
+    /// Time of the decision, in RFC 3339 format.
     pub when: Option<String>,
     /// The principal.
     pub principal: Option<String>,
-    /// `genops.team` and `genops.project`.
+    /// `genops.team`.
     pub team: Option<String>,
     /// `genops.project`.
     pub project: Option<String>,
-    /// Number of the process.
+    /// Pid of the process.
     pub pid: Option<u32>,
-    /// Path of its executable.
+    /// Path of the executable.
     pub exe: Option<String>,
-    /// The grants, own first.
+    /// Grants, the principal's own first.
     pub chain: Vec<String>,
-    /// The human who answers for it.
+    /// Human accountable for the principal.
     pub accountable: Option<String>,
     /// `gen_ai.operation.name`.
     pub operation: Option<String>,
@@ -41,22 +41,22 @@ pub struct Explanation {
     pub result: String,
     /// The reason code.
     pub code: Option<String>,
-    /// The policy, grant, budget or limit that decided.
+    /// Deciding policy, grant, budget or limit.
     pub policy: Option<String>,
-    /// Why, in words.
+    /// Reason, in words.
     pub reason: Option<String>,
-    /// Every policy that matched.
+    /// All matching policies.
     pub matched: Vec<String>,
     /// Budgets drawn on, each in words.
     pub budgets: Vec<String>,
-    /// What was set aside, in words.
+    /// Amount reserved, in words.
     pub reserved: Option<String>,
-    /// What an approval would be for.
+    /// Request to approve.
     pub approval_request: Option<String>,
 }
 
 impl Explanation {
-    /// From a finished unit.
+    /// Builds the explanation of a finished unit.
     #[must_use]
     pub fn of(awu: &Awu) -> Self {
         let decision = awu.outcome.decision();
@@ -94,15 +94,15 @@ impl Explanation {
         }
     }
 
-    /// The paragraph.
+    /// Returns the paragraph.
     #[must_use]
     pub fn paragraph(&self) -> String {
         let mut text = self.who();
         let _infallible = write!(text, " {}", self.what());
         text.push_str(&self.decided());
-        let due = self.what_would_have_to_change();
-        if !due.is_empty() {
-            let _infallible = write!(text, " {due}");
+        let mend = self.mend();
+        if !mend.is_empty() {
+            let _infallible = write!(text, " {mend}");
         }
         text
     }
@@ -178,7 +178,10 @@ impl Explanation {
         text
     }
 
-    fn what_would_have_to_change(&self) -> String {
+    /// Returns the change needed for a similar request to run, in a sentence or two. Empty if no
+    /// reason code says more than the verdict.
+    #[must_use]
+    pub fn mend(&self) -> String {
         let Some(code) = self.code.as_deref().and_then(ReasonCode::parse) else {
             return String::new();
         };
@@ -192,12 +195,12 @@ impl Explanation {
     }
 }
 
-/// What to do about a model that is newer than the prices.
+/// Advice for a model newer than the prices.
 const NO_PRICE: &str = "No price is known for its model, so that of others was taken: renew \
                         `prices.file`, or give the model a price under `prices.overrides`; \
                         `genops-agent prices show MODEL` says what is known.";
 
-/// What would have to change for a reason not to hold.
+/// Returns the change needed to remove a reason.
 fn remedy(code: &ReasonCode, by: &str, request: Option<&str>) -> String {
     match code {
         ReasonCode::BudgetExceeded | ReasonCode::BudgetReservationFailed => format!(
@@ -235,7 +238,11 @@ fn extension_remedy(code: &ReasonCode, by: &str, request: Option<&str>) -> Strin
             "To run, the process must be one that can be identified.",
         ),
         (ReasonCode::UNMAPPED_PRINCIPAL, "Add it to `principals` to give it a name and a team."),
-        (ReasonCode::NO_AUTHORITY, "To run, a policy must permit it."),
+        (
+            ReasonCode::NO_AUTHORITY,
+            "To run, a grant of its principal must cover it; with `default_deny` a policy may permit it \
+             instead.",
+        ),
         (ReasonCode::AUTHORITY_EXPIRED, "To run, the grant must be renewed."),
         (ReasonCode::AUTHORITY_REVOKED, "To run, the grant must be given again."),
         (ReasonCode::DELEGATION_EXCEEDED, "To run, stay within the grant, or have it widened."),
@@ -245,6 +252,10 @@ fn extension_remedy(code: &ReasonCode, by: &str, request: Option<&str>) -> Strin
         (ReasonCode::BUDGET_THRESHOLD, "Nothing was refused: most of the budget is used."),
         (ReasonCode::DECISION_TIMEOUT, "Try again; the decision came too late."),
         (ReasonCode::CONNECTION_DENIED, "Try again on a new connection."),
+        (
+            ReasonCode::TOO_MANY_REFUSALS,
+            "Stop asking for what is refused, and try again a second later.",
+        ),
         (ReasonCode::NOT_PREVENTED, "Expect the next one to be refused."),
     ];
     if *code == ReasonCode::APPROVAL_REQUIRED {

@@ -1,6 +1,6 @@
-//! Patterns in which `*` stands for any text, also none. Letters count as they are.
+//! Patterns with `*` for any text, also empty. Case-sensitive.
 
-/// Whether `pattern` describes all of `text`. Linear in the text for each `*`.
+/// Returns whether `pattern` matches the whole `text`. Linear in the text for each `*`.
 pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();

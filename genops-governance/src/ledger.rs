@@ -1,9 +1,11 @@
-//! The accounts: what was reserved, spent and overrun in each period of each budget.
+//! The accounts: amounts reserved, spent and overrun in each period of each budget.
 //!
-//! Integers only. Every change is a [`Change`] that is applied and handed out at once, so that
-//! whoever writes the changes down can rebuild the same ledger: [`Ledger::restore`] reads a
-//! snapshot and the changes after it. Reserved and spent together never exceed a limit; what was
-//! used beyond it (an observed call, an estimate that fell short) is kept apart as overrun.
+//! Integers only. Every change is a [`Change`], applied and handed out at once, so that the stored
+//! changes rebuild the same ledger: [`Ledger::restore`] reads a snapshot and the changes after the
+//! snapshot. Reserved and spent together never exceed a limit; usage beyond the limit (an observed
+//! call, a low estimate) is kept apart as overrun. A budget with a changed unit gets a new account,
+//! because amounts of different units cannot be converted. The previous account is kept unchanged,
+//! for calls still drawing on the account, and for a change back.
 
 use std::collections::BTreeMap;
 
@@ -14,22 +16,31 @@ use crate::awu::AwuId;
 use crate::config::Unit;
 use crate::time::Window;
 
-/// One period of one budget.
+/// Key of the account of a budget in a period.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AccountKey {
-    /// The budget's name.
+    /// Name of the budget.
     #[serde(rename = "b")]
     pub budget: String,
-    /// Whose part of it, where it counts for each customer, feature or session.
+    /// Customer, feature or session, if the budget has a limit for each.
     #[serde(rename = "p", default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
     /// First second of the period, since 1970 UTC.
     #[serde(rename = "s")]
     pub start_s: i64,
+    /// Unit of the account. Absent in files of agents with a common account for all units; see
+    /// [`Ledger::restore`].
+    #[serde(rename = "u", default, skip_serializing_if = "is_usd")]
+    pub unit: Unit,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_usd(unit: &Unit) -> bool {
+    *unit == Unit::Usd
 }
 
 impl AccountKey {
-    /// The account by name: `BUDGET`, or `BUDGET[PART]`.
+    /// Returns the name of the account: `BUDGET`, or `BUDGET[PART]`.
     #[must_use]
     pub fn name(&self) -> String {
         match &self.part {
@@ -39,75 +50,75 @@ impl AccountKey {
     }
 }
 
-/// What happened to one period of one budget. Amounts are nano-USD or tokens.
+/// Account of a budget in a period. Amounts are nano-USD, tokens or nanoseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     /// First second after the period.
     pub end_s: i64,
     /// Name of the period.
     pub period: String,
-    /// What the amounts are.
+    /// Unit of the amounts.
     pub unit: Unit,
-    /// The limit that held last, adjustments not included.
+    /// Last limit in force, without adjustments.
     pub limit: i64,
-    /// Sum of the adjustments made by hand.
+    /// Sum of manual adjustments.
     pub adjusted: i64,
-    /// Held for calls that have not ended.
+    /// Reserved for calls that have not ended.
     pub reserved: i64,
-    /// Used by calls that ended, as far as it was reserved.
+    /// Used by ended calls, up to the reservations.
     pub spent: i64,
-    /// Used beyond what was reserved.
+    /// Used beyond the reservations.
     pub overrun: i64,
 }
 
 impl Account {
-    /// The limit with adjustments.
+    /// Returns the limit with adjustments.
     #[must_use]
     pub fn allocated(&self) -> i64 {
         self.limit.saturating_add(self.adjusted).max(0)
     }
 
-    /// What can still be reserved.
+    /// Returns the amount that can still be reserved.
     #[must_use]
     pub fn remaining(&self) -> i64 {
         let used = self.reserved.saturating_add(self.consumed());
         self.allocated().saturating_sub(used).max(0)
     }
 
-    /// What was used.
+    /// Returns the amount used.
     #[must_use]
     pub fn consumed(&self) -> i64 {
         self.spent.saturating_add(self.overrun)
     }
 }
 
-/// What one call wants of one budget.
+/// Amount requested by a call from a budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demand {
-    /// Which account.
+    /// Account.
     pub key: AccountKey,
     /// First second after the period.
     pub end_s: i64,
     /// Name of the period.
     pub period: String,
-    /// What `limit` and `amount` are.
+    /// Unit of `limit` and `amount`.
     pub unit: Unit,
-    /// The budget's limit.
+    /// Limit of the budget.
     pub limit: i64,
-    /// How much.
+    /// Amount requested.
     pub amount: i64,
 }
 
-/// What one call holds of one budget.
+/// Amount held by a call in a budget.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
-    /// Of which account.
+    /// Account.
     #[serde(flatten)]
     pub key: AccountKey,
-    /// Reserved.
+    /// Amount reserved.
     #[serde(rename = "c")]
     pub covered: i64,
-    /// Wanted and not there: only for calls that could not be stopped.
+    /// Amount requested beyond the remaining amount: only for calls that could not be stopped.
     #[serde(rename = "x", default, skip_serializing_if = "is_zero")]
     pub beyond: i64,
 }
@@ -117,64 +128,65 @@ fn is_zero(amount: &i64) -> bool {
     *amount == 0
 }
 
-/// Why a reservation was refused; nothing was reserved anywhere.
+/// Reason for refusing a reservation; nothing was reserved in any account.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("budget `{budget}` has {remaining} left of {allocated}, {wanted} wanted")]
 pub struct Shortfall {
-    /// Which budget.
+    /// Name of the budget.
     pub budget: String,
-    /// What it has left.
+    /// Amount left.
     pub remaining: i64,
-    /// What it had at first.
+    /// Amount allocated.
     pub allocated: i64,
-    /// What was wanted.
+    /// Amount requested.
     pub wanted: i64,
 }
 
 /// One change of the ledger, in the order of [`Entry::sequence`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Dense, from 1.
+    /// Sequence number, dense from 1.
     #[serde(rename = "q")]
     pub sequence: u64,
-    /// When, in nanoseconds since 1970.
+    /// Time, in nanoseconds since 1970.
     #[serde(rename = "t")]
     pub unix_ns: u64,
-    /// What.
+    /// Change.
     #[serde(flatten)]
     pub change: Change,
 }
 
-/// What changed.
+/// Kind of change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "k", rename_all = "snake_case")]
 pub enum Change {
-    /// A period began for a budget, or its limit changed.
+    /// A period of a budget began, or the limit changed.
     Opened {
-        /// Which account.
+        /// Account.
         #[serde(flatten)]
         key: AccountKey,
         /// First second after the period.
         end_s: i64,
         /// Name of the period.
         period: String,
-        /// What the limit is.
+        /// Unit of the limit.
         unit: Unit,
         /// The limit.
         limit: i64,
     },
-    /// Amounts were set aside for a call.
+    /// Amounts were reserved for a call.
     Reserved {
         /// The call.
         awu: AwuId,
-        /// Of which accounts, how much.
+        /// Reserved amounts by account.
         shares: Vec<Share>,
     },
-    /// The call ended. `actual` per share, in its order; `None`: not known, all of it is charged.
+    /// The call ended. `actual` has a value for each share, in order; `None`: not known, the whole
+    /// reservation is charged.
     Settled {
         /// The call.
         awu: AwuId,
-        /// What was used.
+        /// Amounts used.
         actual: Option<Vec<i64>>,
     },
     /// The call never ran.
@@ -182,28 +194,28 @@ pub enum Change {
         /// The call.
         awu: AwuId,
     },
-    /// Somebody changed a period's allocation by hand.
+    /// A human changed the allocation of a period.
     Adjusted {
-        /// Which account.
+        /// Account.
         #[serde(flatten)]
         key: AccountKey,
-        /// By how much.
+        /// Amount of the change.
         delta: i64,
-        /// Who did it.
+        /// Author of the change.
         by: String,
-        /// Why.
+        /// Reason for the change.
         why: String,
     },
     /// A human approved one request.
     Approved(Approval),
-    /// The approval was used.
+    /// An approval was used.
     ApprovalUsed {
-        /// Which.
+        /// Identifier of the approval.
         id: String,
     },
 }
 
-/// A ledger file that can't be read.
+/// A ledger file that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
     /// The file does not begin with a whole snapshot.
@@ -212,45 +224,46 @@ pub enum RestoreError {
     /// A line in the middle is damaged.
     #[error("line {line} of the ledger is damaged, and whole lines follow it")]
     Damaged {
-        /// Which line, from 1.
+        /// Line number, from 1.
         line: usize,
     },
-    /// A line does not follow the one before.
+    /// A line does not follow the previous line.
     #[error("line {line} of the ledger has number {found}, {expected} was due")]
     OutOfOrder {
-        /// Which line, from 1.
+        /// Line number, from 1.
         line: usize,
-        /// The number that was due.
+        /// Expected sequence number.
         expected: u64,
-        /// The number found.
+        /// Sequence number found.
         found: u64,
     },
 }
 
-/// A call that the ledger has closed, and with what.
+/// A call closed by the ledger, with the settlement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Closed {
-    /// Number of the change that closed it.
+    /// Sequence number of the closing change.
     #[serde(rename = "q")]
     pub sequence: u64,
     /// The call.
     pub awu: AwuId,
-    /// What it had set aside.
+    /// Amounts reserved for the call.
     pub shares: Vec<Share>,
-    /// It ran, and used this of each share; `None` within: not known.
+    /// Settlement of a call that ran: the amount used of each share; `Some(None)`: not known.
+    /// `None`: the reservation was released.
     pub settled: Option<Option<Vec<i64>>>,
 }
 
-/// What a restore found.
+/// Result of a restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restored {
     /// The ledger.
     pub ledger: Ledger,
-    /// Calls that were closed since the snapshot, or that the snapshot says to be closed without a
-    /// record in evidence.
+    /// Calls closed since the snapshot, and calls listed in the snapshot as closed without a record
+    /// in evidence.
     pub closed: Vec<Closed>,
-    /// Bytes at the end that were not a whole line: a write that a crash interrupted. Cut them
-    /// off before appending.
+    /// Bytes at the end without a whole line: a write interrupted by a crash. Cut off the bytes
+    /// before appending.
     pub torn_bytes: usize,
 }
 
@@ -261,11 +274,11 @@ pub struct Ledger {
     accounts: BTreeMap<AccountKey, Account>,
     open: BTreeMap<AwuId, Vec<Share>>,
     approvals: BTreeMap<String, Approval>,
-    /// What was used before this moment is not known: see [`Ledger::unknown`].
+    /// Usage before the moment is not known: see [`Ledger::unknown`].
     lost_unix_ns: Option<u64>,
 }
 
-/// A [`Ledger`] as its snapshot writes it.
+/// A [`Ledger`] in the form of the snapshot.
 #[derive(Serialize, Deserialize)]
 struct Snapshot {
     version: u32,
@@ -274,73 +287,81 @@ struct Snapshot {
     accounts: Vec<(AccountKey, Account)>,
     open: Vec<(AwuId, Vec<Share>)>,
     approvals: Vec<Approval>,
-    /// Closed, and evidence may not say so yet.
+    /// Closed calls that may lack a record in evidence.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     closed: Vec<Closed>,
 }
 
 impl Ledger {
-    /// An empty ledger: nothing was ever used.
+    /// Creates an empty ledger without any usage.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A ledger of which everything before `unix_ns` is lost: periods that had begun by then count
-    /// as used up, until they end or somebody adjusts them. What to run on after a
-    /// [`RestoreError`]: never less than what was spent. Changes are numbered on from `last`, the
-    /// last one that anybody knows of.
+    /// Creates a ledger after the loss of everything before `unix_ns`: periods begun by then count
+    /// as used up, until the end of the period or a manual adjustment. Use the ledger after a
+    /// [`RestoreError`]: the recorded spending is never less than the real spending. Sequence
+    /// numbers continue from `last`, the last known change.
     #[must_use]
     pub fn unknown(unix_ns: u64, last: u64) -> Self {
         Self { sequence: last, lost_unix_ns: Some(unix_ns), ..Self::default() }
     }
 
-    /// Number of the last change.
+    /// Returns the sequence number of the last change.
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// Every account, by budget and period.
+    /// Returns every account, by budget and period.
     pub fn accounts(&self) -> impl Iterator<Item = (&AccountKey, &Account)> {
         self.accounts.iter()
     }
 
-    /// One account.
+    /// Returns an account.
     #[must_use]
     pub fn account(&self, key: &AccountKey) -> Option<&Account> {
         self.accounts.get(key)
     }
 
-    /// The accounts of a budget, of every part and period.
-    fn of_budget(&self, budget: &str) -> impl Iterator<Item = (&AccountKey, &Account)> {
-        let first = AccountKey { budget: budget.to_owned(), part: None, start_s: i64::MIN };
+    /// Returns the accounts of a budget, for every part, period and unit.
+    pub(crate) fn of_budget(&self, budget: &str) -> impl Iterator<Item = (&AccountKey, &Account)> {
+        let (start_s, unit) = (i64::MIN, Unit::Usd);
+        let first = AccountKey { budget: budget.to_owned(), part: None, start_s, unit };
         let budget = budget.to_owned();
         self.accounts.range(first..).take_while(move |(it, _)| it.budget == budget)
     }
 
-    /// How many parts a period of a budget has accounts for.
-    pub(crate) fn parts(&self, budget: &str, start_s: i64) -> usize {
-        self.of_budget(budget).filter(|(it, _)| it.part.is_some() && it.start_s == start_s).count()
+    /// Returns the number of parts with an account in a period of a budget.
+    pub(crate) fn parts(&self, budget: &str, unit: Unit, start_s: i64) -> usize {
+        let of_period = |it: &AccountKey| it.unit == unit && it.start_s == start_s;
+        self.of_budget(budget).filter(|(it, _)| it.part.is_some() && of_period(it)).count()
     }
 
-    /// The calls that hold a reservation.
+    /// Returns the calls holding a reservation.
     pub fn open(&self) -> impl Iterator<Item = (AwuId, &[Share])> {
         self.open.iter().map(|(awu, shares)| (*awu, shares.as_slice()))
     }
 
-    /// The approvals that were given and not used.
+    /// Returns the amounts reserved for a call; empty if the call holds no reservation.
+    #[must_use]
+    pub fn held(&self, awu: AwuId) -> &[Share] {
+        self.open.get(&awu).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Returns the unused approvals.
     pub fn approvals(&self) -> impl Iterator<Item = &Approval> {
         self.approvals.values()
     }
 
-    /// The whole ledger as the first line of a file; the lines of later entries follow it.
+    /// Encodes the whole ledger as the first line of a file; the lines of later entries follow.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
         self.snapshot_with(&[])
     }
 
-    /// The same, with calls that are closed and of which evidence may not say so yet.
+    /// Encodes the whole ledger together with closed calls that may lack a record in evidence.
     #[must_use]
     pub fn snapshot_with(&self, closed: &[Closed]) -> Vec<u8> {
         let Self { sequence, accounts, open, approvals, lost_unix_ns } = self;
@@ -361,20 +382,32 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`RestoreError`] where anything but the last line is damaged.
+    /// [`RestoreError`] if a line other than the last is damaged.
     pub fn restore(bytes: &[u8]) -> Result<Restored, RestoreError> {
         let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
         let first = lines.next().and_then(read_line::<Snapshot>).ok_or(RestoreError::NoSnapshot)?;
         let Snapshot { version: _, sequence, lost_unix_ns, accounts, open, approvals, closed } =
             first;
-        let mut closed = closed;
+        let accounts = accounts.into_iter().map(|(mut key, account)| {
+            key.unit = account.unit;
+            (key, account)
+        });
         let approvals = approvals.into_iter().map(|it| (it.id.clone(), it)).collect();
         let (accounts, open) = (accounts.into_iter().collect(), open.into_iter().collect());
         let mut ledger = Self { sequence, accounts, open, approvals, lost_unix_ns };
+        let mut open = std::mem::take(&mut ledger.open);
+        for shares in open.values_mut() {
+            ledger.complete_shares(shares);
+        }
+        ledger.open = open;
+        let mut closed: Vec<Closed> = closed;
+        for it in &mut closed {
+            ledger.complete_shares(&mut it.shares);
+        }
         let mut lines = lines.enumerate().peekable();
         while let Some((index, bytes)) = lines.next() {
             let line = index + 2;
-            let Some(entry) = read_line::<Entry>(bytes) else {
+            let Some(mut entry) = read_line::<Entry>(bytes) else {
                 if lines.peek().is_some() {
                     return Err(RestoreError::Damaged { line });
                 }
@@ -384,18 +417,46 @@ impl Ledger {
             if entry.sequence != expected {
                 return Err(RestoreError::OutOfOrder { line, expected, found: entry.sequence });
             }
+            ledger.complete(&mut entry.change);
             closed.extend(ledger.closed_by(&entry));
             ledger.apply(&entry);
         }
         Ok(Restored { ledger, closed, torn_bytes: 0 })
     }
 
-    /// Sets amounts aside for a call in every account demanded, or in none. The changes are
-    /// appended to `log`.
+    /// Adds the units missing from a change of an older file.
+    fn complete(&self, change: &mut Change) {
+        match change {
+            Change::Opened { key, unit, .. } => key.unit = *unit,
+            Change::Reserved { shares, .. } => self.complete_shares(shares),
+            Change::Adjusted { key, .. } => self.complete_key(key),
+            _ => {}
+        }
+    }
+
+    fn complete_shares(&self, shares: &mut [Share]) {
+        for share in shares {
+            self.complete_key(&mut share.key);
+        }
+    }
+
+    /// Completes a key without a unit: the key means the account of the same name and period, of
+    /// any unit.
+    fn complete_key(&self, key: &mut AccountKey) {
+        let units = [key.unit, Unit::Tokens, Unit::ComputeSeconds];
+        let mut units = units.into_iter();
+        let known =
+            |unit: &Unit| self.accounts.contains_key(&AccountKey { unit: *unit, ..key.clone() });
+        let unit = units.find(known).unwrap_or(key.unit);
+        key.unit = unit;
+    }
+
+    /// Reserves amounts for a call in every account demanded, or in none. The changes are appended
+    /// to `log`.
     ///
     /// # Errors
     ///
-    /// [`Shortfall`] with the first account that has not enough.
+    /// [`Shortfall`] with the first account lacking the amount.
     pub fn reserve(
         &mut self,
         unix_ns: u64,
@@ -415,7 +476,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Sets amounts aside for a call that can't be stopped: what is not there is noted as beyond.
+    /// Reserves amounts for a call that cannot be stopped: missing amounts are recorded as beyond.
     pub fn reserve_unchecked(
         &mut self,
         unix_ns: u64,
@@ -436,8 +497,8 @@ impl Ledger {
         self.commit(unix_ns, Change::Reserved { awu, shares }, log);
     }
 
-    /// The call ended: `actual` has what it used, for each share in order. `None`: not known, and
-    /// all that was set aside is charged. A call without a reservation changes nothing.
+    /// Settles an ended call: `actual` has the usage of each share, in order. `None`: not known,
+    /// and the whole reservation is charged. A call without a reservation changes nothing.
     pub fn settle(
         &mut self,
         unix_ns: u64,
@@ -450,14 +511,14 @@ impl Ledger {
         }
     }
 
-    /// The call never ran: what was set aside is free again.
+    /// Releases the reservation of a call that never ran.
     pub fn release(&mut self, unix_ns: u64, awu: AwuId, log: &mut Vec<Entry>) {
         if self.open.contains_key(&awu) {
             self.commit(unix_ns, Change::Released { awu }, log);
         }
     }
 
-    /// Changes an account's allocation by hand.
+    /// Adjusts an account's allocation manually.
     pub fn adjust(&mut self, unix_ns: u64, at: &Demand, by: &str, why: &str, log: &mut Vec<Entry>) {
         self.begin(unix_ns, at, log);
         let Demand { key, amount: delta, .. } = at.clone();
@@ -465,12 +526,12 @@ impl Ledger {
         self.commit(unix_ns, Change::Adjusted { key, delta, by, why }, log);
     }
 
-    /// Takes an approval.
+    /// Stores an approval.
     pub fn approve(&mut self, unix_ns: u64, approval: Approval, log: &mut Vec<Entry>) {
         self.commit(unix_ns, Change::Approved(approval), log);
     }
 
-    /// Uses an approval up. False: there is none of that name.
+    /// Uses up an approval. Returns false if no approval has the identifier.
     pub fn use_approval(&mut self, unix_ns: u64, id: &str, log: &mut Vec<Entry>) -> bool {
         let known = self.approvals.contains_key(id);
         if known {
@@ -479,7 +540,7 @@ impl Ledger {
         known
     }
 
-    /// The account of a demand as it is, or as it would be opened.
+    /// Returns the account of a demand, existing or as opened by the demand.
     pub(crate) fn standing(&self, demand: &Demand) -> Account {
         let Demand { key, end_s, period, unit, limit, amount: _ } = demand;
         let mut probe = Self { lost_unix_ns: self.lost_unix_ns, ..Self::default() };
@@ -490,7 +551,7 @@ impl Ledger {
         probe.accounts.remove(key).unwrap_or_default()
     }
 
-    /// Makes the account of a demand have what one had, for a decision that is made again.
+    /// Gives the account of a demand the recorded amounts, for repeating a decision.
     pub(crate) fn recall(&mut self, demand: &Demand, allocated: i64, remaining: i64) {
         let Demand { key, end_s, period, unit, limit, amount: _ } = demand;
         self.open_account(key, *end_s, period, *unit, *limit);
@@ -500,13 +561,13 @@ impl Ledger {
         }
     }
 
-    /// The period of a budget, or of a part of it, that a time belongs to. A clock that stepped
-    /// back behind periods that are settled and forgotten gets the oldest one kept: nothing is
-    /// granted twice.
+    /// Returns the start of the period of a budget, or of a part, for a window of time. After a
+    /// clock step back to before all accounts kept, the oldest period kept is returned, so that no
+    /// amount is granted twice.
     #[must_use]
-    pub fn place(&self, budget: &str, part: Option<&str>, window: Window) -> i64 {
+    pub fn place(&self, budget: &str, part: Option<&str>, unit: Unit, window: Window) -> i64 {
         let (budget_name, part) = (budget.to_owned(), part.map(str::to_owned));
-        let key = AccountKey { budget: budget_name, part, start_s: window.start_s };
+        let key = AccountKey { budget: budget_name, part, start_s: window.start_s, unit };
         if self.accounts.contains_key(&key) {
             return window.start_s;
         }
@@ -517,11 +578,10 @@ impl Ledger {
         starts().min().filter(|oldest| window.start_s < *oldest).unwrap_or(window.start_s)
     }
 
-    /// Opens the account, or notes its new limit.
+    /// Opens the account, or records a new limit.
     fn begin(&mut self, unix_ns: u64, demand: &Demand, log: &mut Vec<Entry>) {
         let Demand { key, end_s, period, unit, limit, amount: _ } = demand;
-        let same = |it: &Account| it.limit == *limit && it.unit == *unit;
-        if self.accounts.get(key).is_some_and(same) {
+        if self.accounts.get(key).is_some_and(|it| it.limit == *limit) {
             return;
         }
         let (key, period) = (key.clone(), period.clone());
@@ -530,7 +590,8 @@ impl Ledger {
     }
 
     fn suffices(&self, demand: &Demand, before: &[Demand]) -> Result<(), Shortfall> {
-        let taken: i64 = before.iter().filter(|it| it.key == demand.key).map(|it| it.amount).sum();
+        let same = before.iter().filter(|it| it.key == demand.key).map(|it| it.amount);
+        let taken = same.fold(0, i64::saturating_add);
         let account = self.accounts.get(&demand.key);
         let remaining = account.map_or(0, Account::remaining).saturating_sub(taken);
         if demand.amount >= 0 && demand.amount <= remaining && remaining > 0 {
@@ -544,14 +605,14 @@ impl Ledger {
         })
     }
 
-    /// Applies a change and writes it down: the two can't differ.
+    /// Applies a change and appends the change to the log: ledger and log cannot differ.
     fn commit(&mut self, unix_ns: u64, change: Change, log: &mut Vec<Entry>) {
         let entry = Entry { sequence: self.sequence + 1, unix_ns, change };
         self.apply(&entry);
         log.push(entry);
     }
 
-    /// What an entry is about to close.
+    /// Returns the call closed by an entry about to be applied.
     fn closed_by(&self, entry: &Entry) -> Option<Closed> {
         let (awu, settled) = match &entry.change {
             Change::Settled { awu, actual } => (*awu, Some(actual.clone())),
@@ -562,7 +623,7 @@ impl Ledger {
         Some(Closed { sequence: entry.sequence, awu, shares, settled })
     }
 
-    /// Does what an entry says.
+    /// Applies an entry.
     fn apply(&mut self, entry: &Entry) {
         self.sequence = entry.sequence;
         match &entry.change {
@@ -615,11 +676,11 @@ impl Ledger {
         }
     }
 
-    /// A new period begins: what ended before the one before it, and is settled, is forgotten.
+    /// Opens the account of a new period, or sets the limit. A new period forgets settled accounts
+    /// from before the previous period.
     fn open_account(&mut self, key: &AccountKey, end_s: i64, period: &str, unit: Unit, limit: i64) {
         if let Some(account) = self.accounts.get_mut(key) {
             account.limit = limit;
-            account.unit = unit;
             return;
         }
         let starts = self.of_budget(&key.budget).map(|(it, _)| it.start_s);
@@ -638,17 +699,17 @@ impl Ledger {
 }
 
 impl Entry {
-    /// The entry as a line of the ledger's file, to be appended.
+    /// Encodes the entry as a line to append to the ledger's file.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         line(self)
     }
 }
 
-/// A value as a line: eight hexadecimal digits of its CRC-32C, a space, JSON, a line feed.
+/// Encodes a value as a line: eight hexadecimal digits of the CRC-32C, a space, JSON, a line feed.
 fn line(value: &impl Serialize) -> Vec<u8> {
     let json = serde_json::to_vec(value).expect("plain structs with string keys");
-    let mut line = format!("{:08x} ", crc32c(&json)).into_bytes();
+    let mut line = format!("{:08x} ", crc32c::crc32c(&json)).into_bytes();
     line.extend_from_slice(&json);
     line.push(b'\n');
     line
@@ -658,19 +719,10 @@ fn read_line<T: for<'de> Deserialize<'de>>(line: &[u8]) -> Option<T> {
     let body = line.strip_suffix(b"\n")?;
     let (crc, json) = (body.get(..8)?, body.get(9..)?);
     let crc = u32::from_str_radix(std::str::from_utf8(crc).ok()?, 16).ok()?;
-    if crc != crc32c(json) {
+    if crc != crc32c::crc32c(json) {
         return None;
     }
     serde_json::from_slice(json).ok()
-}
-
-/// CRC-32C (Castagnoli), as RFC 3720 appendix B.4 gives its polynomial.
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc: u32, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
-        })
-    })
 }
 
 #[cfg(test)]
@@ -689,7 +741,8 @@ mod tests {
     }
 
     fn demand(budget: &str, day: i64, amount: i64) -> Demand {
-        let key = AccountKey { budget: budget.to_owned(), part: None, start_s: day * 86_400 };
+        let (start_s, unit) = (day * 86_400, Unit::Usd);
+        let key = AccountKey { budget: budget.to_owned(), part: None, start_s, unit };
         let (end_s, period) = ((day + 1) * 86_400, format!("day {day}"));
         Demand { key, end_s, period, unit: Unit::Usd, limit: LIMIT, amount }
     }
@@ -823,11 +876,62 @@ mod tests {
             crate::time::Period::Day.at(unix_ns, &jiff::tz::TimeZone::UTC)
         };
         let placed: Vec<i64> =
-            (2..7).map(|it| ledger.place("team", None, day(it)) / 86_400).collect();
+            (2..7).map(|it| ledger.place("team", None, Unit::Usd, day(it)) / 86_400).collect();
         assert_eq!(placed, [4, 4, 4, 5, 6]);
     }
 
-    /// One thing that happens to the ledger.
+    #[test]
+    fn amounts_of_one_unit_never_become_amounts_of_another() {
+        let (mut ledger, mut log) = (Ledger::new(), Vec::new());
+        let tokens = |amount: i64| {
+            let mut it = demand("team", 0, amount);
+            (it.unit, it.key.unit, it.limit) = (Unit::Tokens, Unit::Tokens, 70_000);
+            it
+        };
+        ledger.reserve(1, awu(1), &[demand("team", 0, 300)], &mut log).unwrap();
+        ledger.settle(2, awu(1), Some(vec![250]), &mut log);
+        ledger.reserve(3, awu(2), &[demand("team", 0, 400)], &mut log).unwrap();
+        ledger.reserve(4, awu(3), &[tokens(60_000)], &mut log).unwrap();
+        // Open calls are settled in the account of the reservation.
+        ledger.settle(5, awu(2), Some(vec![900]), &mut log);
+        ledger.settle(6, awu(3), Some(vec![9_000]), &mut log);
+        // Changing the unit to and fro gives nothing back.
+        ledger.reserve(7, awu(4), &[demand("team", 0, 1)], &mut log).unwrap_err();
+        let expected = expect![[r"
+            team day 0: reserved 0 spent 650 overrun 500 left 0
+            team day 0: reserved 0 spent 9000 overrun 0 left 61000
+        "]];
+        check(&ledger, &log, &expected);
+        let restored = Ledger::restore(&ledger.snapshot()).unwrap().ledger;
+        assert_eq!(restored, ledger);
+    }
+
+    /// Format of agents with a common account for all units.
+    #[test]
+    fn a_file_that_says_no_units_of_keys_is_read() {
+        let change = |sequence: u64, change: &str| {
+            let json = format!(r#"{{"q":{sequence},"t":1,{change}}}"#);
+            format!("{:08x} {json}\n", crc32c::crc32c(json.as_bytes())).into_bytes()
+        };
+        let awu_json = serde_json::to_string(&awu(1)).unwrap();
+        let mut file = Ledger::new().snapshot();
+        file.extend(change(1, r#""k":"opened","b":"gpu","s":0,"end_s":86400,"period":"day","unit":"tokens","limit":500"#));
+        file.extend(change(
+            2,
+            &format!(r#""k":"reserved","awu":{awu_json},"shares":[{{"b":"gpu","s":0,"c":120}}]"#),
+        ));
+        let restored = Ledger::restore(&file).unwrap();
+        assert_eq!(restored.torn_bytes, 0);
+        let mut ledger = restored.ledger;
+        let (key, account) = ledger.accounts().next().unwrap();
+        assert_eq!((key.unit, account.unit, account.reserved), (Unit::Tokens, Unit::Tokens, 120));
+        ledger.settle(2, awu(1), Some(vec![90]), &mut Vec::new());
+        let again = Ledger::restore(&ledger.snapshot()).unwrap().ledger;
+        let (_, account) = again.accounts().next().unwrap();
+        assert_eq!((account.reserved, account.spent), (0, 90));
+    }
+
+    /// A random event of the ledger.
     #[derive(Clone, Debug)]
     enum Step {
         Reserve { call: u8, budgets: u8, amount: i64 },
@@ -851,7 +955,7 @@ mod tests {
         ]
     }
 
-    /// What must have been spent, counted in the simplest way: budget and day to amount.
+    /// Expected spending, counted in the simplest way: budget and day to amount.
     type Spent = BTreeMap<(String, i64), i64>;
 
     #[derive(Default)]
@@ -895,7 +999,7 @@ mod tests {
                 }
                 Step::NextPeriod => self.day += 1,
                 Step::Restart { torn } => {
-                    // A write that never became durable, and so was never acted upon.
+                    // A write that never became durable, so nothing acted on the write.
                     let mut file = self.file.clone();
                     file.extend(vec![b'x'; torn]);
                     let restored = Ledger::restore(&file).unwrap();
@@ -936,6 +1040,11 @@ mod tests {
                     prop_assert_eq!(account.reserved, held.map(|it| it.amount).sum::<i64>());
                 }
                 prop_assert_eq!(ledger.open().count(), model.open.len());
+                for (call, shares) in ledger.open() {
+                    prop_assert_eq!(ledger.held(call), shares);
+                }
+                let free = (0..=u8::MAX).map(awu).find(|it| !model.open.contains_key(it));
+                prop_assert!(free.is_none_or(|it| ledger.held(it).is_empty()));
             }
         }
     }

@@ -1,9 +1,9 @@
-//! Model calls, who makes them, and policy -> decisions and accounts.
+//! Governance of model calls: decides and accounts for requests by principal and policy.
 //!
-//! [`Engine`] owns every connection. It takes captured bytes, facts about processes and the time,
-//! and gives [`Output`]s: what may leave the host, what must not, what to write down, and the
-//! finished [`Awu`]s. Sans-io and deterministic: the same inputs and state give the same outputs,
-//! byte for byte. It knows no HTTP (that is `genops-protocols`) and no file.
+//! [`Engine`] owns every connection. The engine takes captured bytes, facts about processes and the
+//! time, and gives [`Output`]s: verdicts on egress, evidence records and ledger changes to store,
+//! and the finished [`Awu`]s. Sans-io and deterministic: the same inputs and state give the same
+//! outputs, byte for byte. HTTP is decoded by `genops-protocols`; the crate reads no file.
 
 #![forbid(unsafe_code)]
 
@@ -11,12 +11,14 @@ mod approval;
 mod authority;
 mod awu;
 mod budget;
+mod canonical;
 mod config;
 pub mod conformance;
 mod decision;
 mod engine;
 mod explain;
 mod glob;
+mod hex;
 mod ledger;
 pub mod money;
 mod policy;
@@ -37,10 +39,11 @@ pub use awu::{
     Network, NotAnId, Outcome, Reservation, Sla,
 };
 pub use config::{
-    AttributionConfig, BudgetConfig, Dimension, Enforcement, Estimate, GrantConfig, MatchConfig,
-    Mode, OnTimeout, Per, PerConfig, PolicyConfig, PolicyText, PriceConfig, PriceTable,
-    PricesConfig, PrincipalConfig, ProviderConfig, RateLimitConfig, ScopeConfig, Sections, Signal,
-    SlaConfig, TierConfig, Uninspectable, Unit, UnknownModel, Unmapped, Unnamed,
+    AttributionConfig, BudgetConfig, Dimension, Enforcement, Estimate, GrantBudgetConfig,
+    GrantConfig, GrantRateConfig, HumanConfig, MatchConfig, Mode, OnTimeout, Per, PerConfig,
+    PolicyConfig, PolicyText, PriceConfig, PriceTable, PricesConfig, PrincipalConfig,
+    ProviderConfig, RateLimitConfig, ScopeConfig, Sections, Signal, SlaConfig, TierConfig,
+    Uninspectable, Unit, UnknownModel, Unmapped, Unnamed,
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};
 pub use engine::{
@@ -48,6 +51,7 @@ pub use engine::{
     Unexplainable, Unread,
 };
 pub use explain::Explanation;
+pub use hex::hex;
 pub use ledger::{
     Account, AccountKey, Change, Closed, Demand, Entry, Ledger, RestoreError, Restored, Share,
     Shortfall,

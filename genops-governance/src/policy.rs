@@ -1,9 +1,9 @@
-//! Policies: loading, checking, and evaluating those that concern a principal.
+//! Policies: loading, checking, and evaluating the policies of a principal.
 //!
-//! The short form becomes Cedar text ([`short`]); Cedar files are taken as they are. All of it is
-//! validated strictly and linted at load. At a decision, only the policies that can concern the
-//! principal are evaluated (a [`Slice`]); an evaluation error is never an allow, although Cedar
-//! itself skips a policy that errors.
+//! The short form is translated to Cedar text ([`short`]); Cedar files are taken unchanged. All
+//! Cedar text is validated strictly and linted at load. A decision evaluates only the policies that
+//! can concern the principal (a [`Slice`]). An evaluation error never allows a request, although
+//! Cedar itself skips a policy with an error.
 
 mod attributes;
 mod load;
@@ -22,21 +22,24 @@ use sha2::{Digest as _, Sha256};
 
 use self::attributes::Attributes;
 use self::load::{Loader, Stored, content_rules};
+pub(crate) use self::short::quoted;
+use crate::authority::Chain;
 use crate::awu::Attribution;
+use crate::canonical;
 use crate::config::{PolicyConfig, PolicyText, Sections, Signal, TierConfig};
 use crate::decision::ReasonCode;
 use crate::settings::Faults;
 
-/// What policies may talk about.
+/// Cedar schema of entities and context for policies.
 const SCHEMA: &str = include_str!("policy/genops.cedarschema");
 
-/// Largest amount that a policy sees: products of two of them can overflow, sums can't.
+/// Largest amount shown to a policy: a product of two amounts can overflow, a sum cannot.
 pub(crate) const AMOUNT_LIMIT: i64 = (1 << 53) - 1;
 
-/// Most (principal, model) pairs whose entities are kept.
+/// Maximum number of (principal, model) pairs with cached entities.
 const ENTITIES_LIMIT: usize = 512;
 
-/// What a matching `forbid` leads to.
+/// Consequence of a matching `forbid`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Severity {
     Block,
@@ -44,21 +47,21 @@ pub(crate) enum Severity {
     Warn,
 }
 
-/// What a policy's annotations say.
+/// Annotations of a policy.
 #[derive(Clone, Debug)]
 struct Meta {
     severity: Severity,
     code: ReasonCode,
-    /// Larger goes first.
+    /// A larger value goes first.
     priority: i64,
     reason: Option<String>,
-    /// It looks at the host and not at the request: what it says of a connection holds for every
-    /// request on it.
+    /// Whether the policy reads only attributes known before any request is read: the result for a
+    /// connection holds for every request on the connection.
     of_host: bool,
     signal: Option<Signal>,
 }
 
-/// A policy that matched.
+/// A matching policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Matched {
     pub(crate) severity: Severity,
@@ -71,36 +74,62 @@ pub(crate) struct Matched {
 }
 
 impl Matched {
-    /// The order in which one is chosen of several: severity, priority, taxonomy, name.
+    /// Returns the order of matching policies: severity, priority, taxonomy, name.
     fn rank(&self) -> impl Ord + '_ {
         (self.severity, std::cmp::Reverse(self.priority), &self.code, &self.id)
     }
 }
 
-/// What the policies say about one request.
+/// Result of evaluating the policies for a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Opinion {
-    /// The refusals, the one to report first. Without those that want an approval.
+    /// Refusals, the reported refusal first. Without the policies asking for an approval.
     pub(crate) refusals: Vec<Matched>,
-    /// Those that want a human's approval.
+    /// Policies asking for a human's approval.
     pub(crate) approvals: Vec<Matched>,
-    /// The warnings, the one to report first.
+    /// Warnings, the reported warning first.
     pub(crate) warnings: Vec<Matched>,
-    /// A policy that could not be evaluated, and why.
+    /// A policy with an evaluation error, and the error.
     pub(crate) error: Option<(String, String)>,
-    /// No `permit` matched, although one is needed.
+    /// Whether a `permit` is needed and none matched.
     pub(crate) not_permitted: bool,
 }
 
 impl Opinion {
-    /// Names of all that matched.
+    /// Adds the result of a chain's grants: a request not covered by every grant is refused, and a
+    /// request covered by all grants needs no other permit. If authority is `required`, a request
+    /// not covered by the principal's own grant is outside of every grant, and the refusal goes
+    /// before every policy.
+    pub(crate) fn weigh(&mut self, chain: &Chain, facts: &Facts<'_>, required: bool) {
+        let before = self.refusals.len();
+        self.refusals.extend(chain.missed(facts).map(|(rule, own)| Matched {
+            severity: Severity::Block,
+            code: if own && required {
+                ReasonCode::NO_AUTHORITY
+            } else {
+                ReasonCode::DELEGATION_EXCEEDED
+            },
+            priority: if required { i64::MAX - i64::from(!own) } else { 0 },
+            id: rule.id.clone(),
+            reason: Some(rule.reason.clone()),
+            of_host: rule.is_of_host(),
+            signal: None,
+        }));
+        if self.refusals.len() > before {
+            self.refusals.sort_by(|a, b| a.rank().cmp(&b.rank()));
+        } else if chain.is_granted() {
+            self.not_permitted = false;
+        }
+    }
+
+    /// Returns the names of all matching policies.
     pub(crate) fn matched(&self) -> Vec<String> {
         let all = self.refusals.iter().chain(&self.approvals).chain(&self.warnings);
         all.map(|it| it.id.clone()).collect()
     }
 }
 
-/// What a request is like, for policies.
+/// Attributes of a request for policies.
 #[expect(clippy::struct_excessive_bools, reason = "the attributes of the schema, one by one")]
 #[derive(Clone, Debug)]
 pub(crate) struct Facts<'a> {
@@ -128,22 +157,23 @@ pub(crate) struct Facts<'a> {
     pub(crate) unix_s: u64,
 }
 
-/// The policies of a configuration.
+/// All policies of a configuration.
 pub(crate) struct Policies {
     all: Vec<Stored>,
     metas: HashMap<PolicyId, Meta>,
     content: Vec<(PolicyConfig, RegexSet)>,
     tiers: Vec<TierConfig>,
     texts: Vec<(String, String)>,
-    /// One of them asks for an approval.
+    /// Whether a policy asks for an approval.
     approvals: bool,
     default_deny: bool,
     hash: [u8; 32],
     types: Types,
     authorizer: Authorizer,
-    /// Slices by the policies in them: principals that the same policies concern share one.
+    /// Slices by the contained policies: principals with the same policies share a slice.
     slices: Mutex<BTreeMap<Vec<usize>, Arc<Slice>>>,
-    /// Entities by principal and model. They never change, so the lock can't change an outcome.
+    /// Entities by principal and model. The entities never change, so the lock cannot change an
+    /// outcome.
     entities: Mutex<HashMap<(String, String), Arc<Entities>>>,
 }
 
@@ -153,7 +183,7 @@ impl fmt::Debug for Policies {
     }
 }
 
-/// What a [`Loader`] found.
+/// Policies found by a [`Loader`].
 #[derive(Default)]
 struct Loaded {
     policies: Vec<Stored>,
@@ -161,20 +191,20 @@ struct Loaded {
     texts: Vec<(String, String)>,
 }
 
-/// The policies that can concern one principal.
+/// The policies that can concern a principal.
 #[derive(Debug)]
 pub(crate) struct Slice {
-    /// Refusals, and permits where they count.
+    /// Refusals, and permits if a permit is needed.
     enforcing: PolicySet,
-    /// Warnings: evaluated apart, so that they can never grant.
+    /// Warnings: evaluated apart, so that a warning can never grant.
     advisory: PolicySet,
     /// Indices of the content rules.
     content: Vec<usize>,
-    /// What of a request these policies look at: nothing else is made for them.
+    /// Attributes of a request read by the policies: no other attribute is computed.
     looks_at: Attributes,
 }
 
-/// The names of entity types, parsed once.
+/// Names of the entity types, parsed once.
 struct Types {
     workload: EntityTypeName,
     model: EntityTypeName,
@@ -212,8 +242,7 @@ fn uid(name: &EntityTypeName, id: &str) -> EntityUid {
 
 impl Policies {
     pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Self {
-        let plain = sections.policies.is_empty() && sections.grants.is_empty();
-        if plain && sections.policy_files.is_empty() {
+        if sections.policies.is_empty() && sections.policy_files.is_empty() {
             return Self::of(Loaded::default(), sections, faults);
         }
         let mut loader = Loader::new();
@@ -237,7 +266,10 @@ impl Policies {
             hash.update(text);
         }
         for policy in &sections.policies {
-            hash.update(format!("{:?}", policy.denied_content));
+            canonical::hash(&mut hash, &policy.denied_content);
+        }
+        for grant in &sections.grants {
+            canonical::hash(&mut hash, &(&grant.name, &grant.scope));
         }
         let approvals = metas.values().any(|it| it.code == ReasonCode::APPROVAL_REQUIRED);
         Self {
@@ -256,22 +288,23 @@ impl Policies {
         }
     }
 
-    /// SHA-256 over the Cedar texts and content expressions.
+    /// Returns the SHA-256 of the Cedar texts, the content expressions and the scopes of grants.
     pub(crate) fn hash(&self) -> [u8; 32] {
         self.hash
     }
 
-    /// How many policies there are.
+    /// Returns the number of policies.
     pub(crate) fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// The Cedar texts, by file or short-form rule: what the configuration became.
+    /// Returns the Cedar texts made from the configuration, by file or short-form rule.
     pub(crate) fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
         self.texts.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
-    /// The policies that can concern a principal. `lineage`: it, and those it is a sub-agent of.
+    /// Returns the policies that can concern a principal. `lineage`: the principal and all
+    /// superiors.
     pub(crate) fn slice(&self, who: &Attribution, lineage: &[String]) -> Arc<Slice> {
         let (own, ancestors) = (self.own_uid(who), self.ancestors(who, lineage));
         let concerns = |policy: &Stored| match &policy.concerns {
@@ -313,7 +346,7 @@ impl Policies {
         uid(&self.types.workload, &who.principal)
     }
 
-    /// Everything that a principal is in, itself included.
+    /// Returns all groups of a principal, and the principal itself.
     fn ancestors(&self, who: &Attribution, lineage: &[String]) -> HashSet<EntityUid> {
         let Types { workload, team, project, cost_center, environment, grant, .. } = &self.types;
         let mut all: HashSet<EntityUid> = lineage.iter().map(|it| uid(workload, it)).collect();
@@ -330,29 +363,29 @@ impl Policies {
         all
     }
 
-    /// The slice has rules about text.
+    /// Returns whether the slice has rules about text.
     pub(crate) fn looks_at_content(slice: &Slice) -> bool {
         !slice.content.is_empty()
     }
 
-    /// A human may have to approve something.
+    /// Returns whether a policy may ask for a human's approval.
     pub(crate) fn has_approvals(&self) -> bool {
         self.approvals
     }
 
-    /// There are rules about text.
+    /// Returns whether rules about text exist.
     pub(crate) fn has_content_rules(&self) -> bool {
         !self.content.is_empty()
     }
 
-    /// Names of the content rules of a slice that match one of the texts.
+    /// Returns the names of the slice's content rules matching a text.
     pub(crate) fn content(&self, slice: &Slice, texts: &[&str]) -> Vec<String> {
         let rules = slice.content.iter().filter_map(|index| self.content.get(*index));
         let matching = rules.filter(|(_, set)| texts.iter().any(|text| set.is_match(text)));
         matching.map(|(policy, _)| short::content_rule(&policy.name)).collect()
     }
 
-    /// What the policies of a slice say about a request.
+    /// Evaluates the policies of a slice for a request.
     pub(crate) fn evaluate(
         &self,
         slice: &Slice,
@@ -431,7 +464,7 @@ impl Policies {
             .map_err(|error| error.to_string())
     }
 
-    /// The principal and the model, each with everything it is in.
+    /// Returns the principal and the model, each with all groups.
     fn entities(&self, who: &Attribution, lineage: &[String], facts: &Facts<'_>) -> Arc<Entities> {
         let model = format!("{}/{}", facts.provider, facts.model);
         let key = (who.principal.clone(), model);
@@ -465,7 +498,7 @@ mod tests {
 
     use super::*;
 
-    /// Nothing checks requests while the agent runs: here they are.
+    /// The agent does not check requests against the schema at run time; the test does.
     #[test]
     fn every_request_is_what_the_schema_says() {
         let (schema, warnings) = Schema::from_cedarschema_str(SCHEMA).expect("it parses");

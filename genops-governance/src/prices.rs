@@ -1,10 +1,10 @@
-//! What a call costs: integer rate cards, in pico-USD for one token.
+//! Prices of calls: integer rate cards, in pico-USD for a token.
 //!
-//! `data/prices.tsv` is compiled by [`data`] from what the `genai-prices` crate brings (MIT,
-//! Pydantic); `tests/price_table.rs` compares every price with what that crate computes. A file of
-//! the same form comes before it. It is embedded as text and read where it lies: 2,000 models cost
-//! no memory until they are asked for. Searches, seconds, characters and pages have rates of their
-//! own; see [`RateCard`].
+//! `data/prices.tsv` is compiled by [`data`] from the data of the `genai-prices` crate (MIT,
+//! Pydantic); `tests/price_table.rs` compares every price with the price computed by the crate. A
+//! configured file of the same form takes precedence. The table is embedded as text and parsed on
+//! demand: 2,000 models cost no memory until looked up. Searches, seconds, characters and pages
+//! have rates of their own; see [`RateCard`].
 
 pub mod data;
 mod limits;
@@ -17,20 +17,21 @@ use std::sync::{Arc, Mutex};
 use regex::Regex;
 use sha2::{Digest as _, Sha256};
 
+use crate::canonical;
 use crate::config::{PriceConfig, PriceTable, PricesConfig, UnknownModel};
 use crate::glob;
-use crate::money::pico_per_token;
+use crate::money::{nanoseconds, pico_per_second, pico_per_token};
 use crate::settings::Faults;
 
 pub use self::list::Listed;
 
-/// The table: a line `@PROVIDER<tab>FALLBACKS`, then a line for each of its models.
+/// The price table: for each provider a line `@PROVIDER<tab>FALLBACKS`, then a line for each model.
 const TABLE: &str = include_str!("../data/prices.tsv");
 
-/// Most (provider, model) pairs whose price is remembered.
+/// Maximum number of (provider, model) pairs with a remembered price.
 const CACHE_LIMIT: usize = 256;
 
-/// Names of providers where telemetry's differ from the table's.
+/// Provider names in telemetry and in the table, if different.
 const PROVIDERS: [(&str, &str); 12] = [
     ("aws.bedrock", "aws"),
     ("azure.ai.inference", "azure"),
@@ -46,10 +47,10 @@ const PROVIDERS: [(&str, &str); 12] = [
     ("z_ai", "zai"),
 ];
 
-/// Servers that run on somebody's own machines: nobody is billed for a token.
+/// Providers running on the user's own machines: no bill for tokens.
 const SELF_HOSTED: [&str; 6] = ["ollama", "vllm", "llama_cpp", "llama-cpp", "lmstudio", "tgi"];
 
-/// Tokens of one call. The special kinds are parts of `input` and `output`.
+/// Usage of a call. The special kinds of tokens are parts of `input` and `output`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
     /// All input tokens.
@@ -66,39 +67,42 @@ pub struct Tokens {
     pub audio_input: u64,
     /// Of the output: audio.
     pub audio_output: u64,
-    /// Of what was written to a cache: kept for an hour.
+    /// Of the tokens written to a cache: kept for an hour.
     pub cache_write_hour: u64,
-    /// Of what was read from a cache: audio.
+    /// Of the tokens read from a cache: audio.
     pub audio_cached: u64,
     /// Of the input: pictures.
     pub image_input: u64,
     /// Of the output: pictures.
     pub image_output: u64,
-    /// Of what was read from a cache: pictures.
+    /// Of the tokens read from a cache: pictures.
     pub image_cached: u64,
     /// Of the input: video.
     pub video_input: u64,
     /// Of the output: video.
     pub video_output: u64,
-    /// Citations, which the output does not include.
+    /// Citations, not included in the output.
     pub citations: u64,
-    /// Searches of the web that the provider ran.
+    /// Web searches run by the provider.
     pub web_searches: u64,
-    /// Searches of stored files that the provider ran.
+    /// Searches of stored files run by the provider.
     pub file_searches: u64,
-    /// Milliseconds of sound that was taken in.
+    /// Milliseconds of audio input.
     pub audio_ms: u64,
-    /// Characters of text that was spoken.
+    /// Characters of text converted to speech.
     pub characters: u64,
-    /// Pages of documents that were read.
+    /// Pages of documents read.
     pub pages: u64,
+    /// Nanoseconds from the request's first byte to the end of the answer.
+    pub compute_ns: u64,
 }
 
-/// A price that may depend on how long the prompt is.
+/// A price, possibly dependent on the length of the prompt.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Rate {
     base: u64,
-    /// Above this many input tokens of the call, this rate for all of them; ascending.
+    /// Threshold in input tokens of the call, and the rate for all tokens above the threshold;
+    /// ascending.
     tiers: Vec<(u64, u64)>,
 }
 
@@ -112,7 +116,7 @@ impl Rate {
         reached.map_or(self.base, |(_, rate)| *rate)
     }
 
-    /// `BASE>START:RATE>START:RATE`.
+    /// Parses `BASE>START:RATE>START:RATE`.
     fn parse(text: &str) -> Result<Self, ParseIntError> {
         let mut parts = text.split('>');
         let base = parts.next().unwrap_or_default().parse()?;
@@ -124,7 +128,7 @@ impl Rate {
     }
 }
 
-/// What one model costs, in pico-USD.
+/// Rate card of a model, in pico-USD.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RateCard {
     input: Option<Rate>,
@@ -143,23 +147,27 @@ pub struct RateCard {
     video_input: Option<Rate>,
     video_output: Option<Rate>,
     citation: Option<Rate>,
-    /// For one search.
+    /// For a search.
     web_search: Option<Rate>,
-    /// For one search.
+    /// For a search.
     file_search: Option<Rate>,
-    /// For an hour of sound.
+    /// For an hour of audio.
     audio_hour: Option<Rate>,
-    /// For one character that is spoken.
+    /// For a character converted to speech.
     character: Option<Rate>,
-    /// For one page.
+    /// For a page.
     page: Option<Rate>,
+    /// For a second of a request's duration; only configured prices have a rate for seconds.
+    second: Option<Rate>,
 }
 
-/// Milliseconds of the hour that sound is paid by.
+/// Nanoseconds in a second, the unit of the price for durations.
+const SECOND_NS: u128 = 1_000_000_000;
+/// Milliseconds in an hour, the unit of the price for audio.
 const HOUR_MS: u128 = 3_600_000;
-/// Fewest bytes of a second of sound: no coding that an API takes has fewer.
+/// Minimum number of bytes in a second of audio: no encoding accepted by an API has fewer.
 const SOUND_BYTES_PER_S: u64 = 500;
-/// Most pages of one document that an API takes.
+/// Maximum number of pages in a document accepted by an API.
 const PAGES_LIMIT: u64 = 1_000;
 
 impl RateCard {
@@ -191,10 +199,11 @@ impl RateCard {
             audio_hour: next()?,
             character: next()?,
             page: next()?,
+            second: None,
         })
     }
 
-    /// What a call with these tokens costs, rounded half to even.
+    /// Returns the cost of a call with the tokens, rounded half to even.
     #[must_use]
     pub fn actual_nano_usd(&self, tokens: &Tokens) -> i64 {
         let input = tokens.input;
@@ -203,7 +212,7 @@ impl RateCard {
         };
         let own = |rate: &Option<Rate>, count: u64| if rate.is_some() { count } else { 0 };
         let reasoning = own(&self.reasoning, tokens.reasoning);
-        // A picture or a sound that a cache served is paid as cached, and not a second time.
+        // A picture or audio read from a cache is charged as cached, and not a second time.
         let audio_cached = tokens.audio_cached.min(tokens.cache_read);
         let image_cached = tokens.image_cached.min(tokens.cache_read.saturating_sub(audio_cached));
         let text_cached =
@@ -243,25 +252,46 @@ impl RateCard {
             (1, at(&self.request, &none)),
         ];
         let sound = u128::from(tokens.audio_ms) * at(&self.audio_hour, &none) / HOUR_MS;
-        half_even(sound + pico.iter().map(|(count, rate)| u128::from(*count) * rate).sum::<u128>())
+        let time = u128::from(tokens.compute_ns) * at(&self.second, &none);
+        let whole = pico.iter().map(|(count, rate)| u128::from(*count) * rate).sum::<u128>();
+        half_even(sound + time / SECOND_NS + whole, time % SECOND_NS > 0)
     }
 
-    /// It has no price for tokens, only for seconds, characters or pages.
+    /// Returns the cost of a request's duration, if durations have a price; rounded half to even.
+    #[must_use]
+    pub fn time_nano_usd(&self, compute_ns: u64) -> i64 {
+        let rate = u128::from(self.second.as_ref().map_or(0, |it| it.base));
+        let pico = u128::from(compute_ns) * rate;
+        half_even(pico / SECOND_NS, pico % SECOND_NS > 0)
+    }
+
+    /// Returns whether the card has a price for seconds and none for tokens: the usage reported by
+    /// the server does not change the cost.
+    #[must_use]
+    pub fn is_by_time(&self) -> bool {
+        self.second.is_some() && self.input.is_none() && self.output.is_none()
+    }
+
+    /// Returns whether the card has no price for tokens, only for seconds, characters or pages.
     #[must_use]
     pub fn is_by_piece(&self) -> bool {
         let pieces = [&self.audio_hour, &self.character, &self.page];
         self.input.is_none() && self.output.is_none() && pieces.iter().any(|it| it.is_some())
     }
 
-    /// What has to be known of a call beside its tokens: milliseconds, characters, pages.
+    /// Returns the further quantities needed for the cost: milliseconds, characters, pages.
     pub(crate) fn counts(&self) -> [bool; 3] {
         [&self.audio_hour, &self.character, &self.page].map(Option::is_some)
     }
 
-    /// Most that a call with up to these tokens can cost, rounded up: every token at the dearest
-    /// rate that its kind may have, at every prompt length up to the one given.
+    /// Returns the maximum cost of a call with up to the given tokens, rounded up: every token at
+    /// the highest rate of the token's kind, at every prompt length up to the given length.
     #[must_use]
     pub fn worst_nano_usd(&self, input: u64, output: u64) -> i64 {
+        self.worst_with_time(input, output, 0)
+    }
+
+    fn worst_with_time(&self, input: u64, output: u64, compute_ns: u64) -> i64 {
         let dearest = |rates: &[&Option<Rate>]| {
             let reachable = |it: &Rate| {
                 let tiers = it.tiers.iter().filter(|(start, _)| input > *start);
@@ -293,31 +323,36 @@ impl RateCard {
             + times(input, dearest(&[&self.character]))
             + times(PAGES_LIMIT, dearest(&[&self.page]))
             + times(seconds * 1_000, dearest(&[&self.audio_hour])).div_ceil(HOUR_MS)
-            + times(1, dearest(&[&self.request]));
+            + times(1, dearest(&[&self.request]))
+            + times(compute_ns, dearest(&[&self.second])).div_ceil(SECOND_NS);
         i64::try_from(pico.div_ceil(1_000)).unwrap_or(i64::MAX)
     }
 }
 
-fn half_even(pico: u128) -> i64 {
+/// Converts pico-USD to nano-USD, rounded half to even. `more`: whether the amount has a further
+/// fraction of a pico-USD.
+fn half_even(pico: u128, more: bool) -> i64 {
     let (nano, rest) = (pico / 1_000, pico % 1_000);
-    let up = rest > 500 || (rest == 500 && nano % 2 == 1);
+    let up = rest > 500 || (rest == 500 && (more || nano % 2 == 1));
     i64::try_from(nano + u128::from(up)).unwrap_or(i64::MAX)
 }
 
-/// The prices of one model at one moment: the standard one, and those of other service tiers.
+/// Prices of a model: the standard prices by date, and the prices of other service tiers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelPrice {
-    /// From which second on, ascending.
+    /// Rate cards with the first second of validity, ascending.
     dated: Vec<(u64, RateCard)>,
     tiers: Vec<(String, RateCard)>,
-    /// Tokens of prompt and answer together, where known.
+    /// Maximum tokens of prompt and answer together, if known.
     pub context_tokens: Option<u64>,
-    /// Tokens of an answer, where known.
+    /// Maximum tokens of an answer, if known.
     pub max_output_tokens: Option<u64>,
+    /// Maximum duration of a request, in nanoseconds, if configured.
+    pub max_compute_ns: Option<i64>,
 }
 
 impl ModelPrice {
-    /// The card for a call of a service tier; the standard one where the tier has none.
+    /// Returns the rate card for a call of a service tier; the standard card if the tier has none.
     #[must_use]
     pub fn card(&self, unix_s: u64, service_tier: Option<&str>) -> Option<&RateCard> {
         let tier = service_tier.and_then(|tier| self.tiers.iter().find(|(name, _)| name == tier));
@@ -325,7 +360,7 @@ impl ModelPrice {
         tier.map(|(_, card)| card).or_else(|| dated().map(|(_, card)| card))
     }
 
-    /// Most a call can cost. A request that does not name its service tier may get any.
+    /// Returns the maximum cost of a call. A request without a service tier may get any tier.
     #[must_use]
     pub fn worst_nano_usd(
         &self,
@@ -334,21 +369,35 @@ impl ModelPrice {
         input: u64,
         output: u64,
     ) -> Option<i64> {
-        let standard = self.card(unix_s, service_tier)?.worst_nano_usd(input, output);
+        self.worst_with_time(unix_s, service_tier, input, output, 0)
+    }
+
+    /// Returns the maximum cost of a call with a duration.
+    pub(crate) fn worst_with_time(
+        &self,
+        unix_s: u64,
+        service_tier: Option<&str>,
+        input: u64,
+        output: u64,
+        compute_ns: i64,
+    ) -> Option<i64> {
+        let worst =
+            |it: &RateCard| it.worst_with_time(input, output, compute_ns.max(0).unsigned_abs());
+        let standard = worst(self.card(unix_s, service_tier)?);
         let open = matches!(service_tier, None | Some("auto"));
         let others = self.tiers.iter().filter(|_| open);
-        others.map(|(_, card)| card.worst_nano_usd(input, output)).chain([standard]).max()
+        others.map(|(_, card)| worst(card)).chain([standard]).max()
     }
 }
 
-/// Every price: the built-in table, and those of the configuration before it.
+/// All prices: the configured prices, then the built-in table.
 pub struct Prices {
-    /// A file, whose lines come before the built-in ones.
+    /// Configured price file; the lines take precedence over the built-in lines.
     file: Option<PriceTable>,
     overrides: Vec<(PriceConfig, ModelPrice)>,
     unknown_model: UnknownModel,
     hash: [u8; 32],
-    /// Remembered look-ups. The values never change, so the lock can't change an outcome.
+    /// Remembered look-ups. The values never change, so the lock cannot change an outcome.
     cache: Mutex<Vec<(String, Option<Arc<ModelPrice>>)>>,
 }
 
@@ -358,21 +407,23 @@ impl fmt::Debug for Prices {
     }
 }
 
-/// A price that was found, or assumed.
+/// A price, found or assumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The price.
     pub price: Arc<ModelPrice>,
-    /// The model is not known: it is the dearest of its family, or of the provider's.
+    /// Whether the price is assumed, because the model is unknown: the highest price of the model's
+    /// family or of the provider.
     pub assumed: bool,
-    /// How the names of that family begin; empty where it is the provider's dearest.
+    /// Common beginning of the family's model names; empty if the provider's highest price was
+    /// assumed.
     pub family: String,
-    /// Where it is assumed: the dearest of the provider's, which limits for a request go by.
+    /// For an assumed price: the highest price of the provider, used for limits of a request.
     pub dearest: Option<Arc<ModelPrice>>,
 }
 
 impl Prices {
-    /// The built-in table alone.
+    /// Returns the built-in table alone.
     #[must_use]
     pub fn builtin() -> Self {
         Self {
@@ -396,7 +447,7 @@ impl Prices {
         }
         let mut overrides = Vec::new();
         for (index, price) in config.overrides.iter().enumerate() {
-            hash.update(format!("{price:?}"));
+            canonical::hash(&mut hash, price);
             let place = Faults::entry("prices.overrides", index, &price.model);
             overrides.push((price.clone(), own_price(price, &place, faults)));
         }
@@ -405,20 +456,21 @@ impl Prices {
         Self { file, overrides, unknown_model: config.unknown_model, hash, ..Self::builtin() }
     }
 
-    /// The price file in force, and its SHA-256.
+    /// Returns the price file in force, and the file's SHA-256.
     #[must_use]
     pub fn file(&self) -> Option<(&str, &str)> {
         self.file.as_ref().map(|it| (it.file.as_str(), it.sha256.as_str()))
     }
 
-    /// SHA-256 of the tables and the overrides.
+    /// Returns the SHA-256 of the tables and the overrides.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
         self.hash
     }
 
-    /// The price of a provider's model, or what the rule for unknown models assumes: the dearest
-    /// of the provider's. A provider that the table does not know has none.
+    /// Returns the price of a provider's model. Under the conservative rule for unknown models, an
+    /// unknown model gets the highest price of the model's family, or else of the provider;
+    /// otherwise an unknown model has no price. A provider missing from the table has no price.
     #[must_use]
     pub fn find(&self, provider: Option<&str>, model: Option<&str>) -> Option<Found> {
         let exact = model.and_then(|model| self.known(provider, model));
@@ -439,8 +491,8 @@ impl Prices {
         Some(Found { price, assumed: true, family, dearest: Some(dearest) })
     }
 
-    /// The price of the model that answered, else of the one that was asked for. What the
-    /// configuration says of either comes first.
+    /// Returns the price of the answering model, or else of the requested model. A configured price
+    /// of either model comes first.
     #[must_use]
     pub fn answered(
         &self,
@@ -453,13 +505,17 @@ impl Prices {
         own.or_else(|| models().find_map(|model| self.known(provider, model)))
     }
 
-    /// Whether a call without a price may draw on budgets in USD as if it cost nothing.
+    /// Returns whether a call without a price may draw on budgets in USD at no cost.
     pub(crate) fn free_without_price(&self, provider: Option<&str>) -> bool {
-        self.unknown_model == UnknownModel::TokensOnly
-            || provider.is_some_and(|it| SELF_HOSTED.contains(&it))
+        self.unknown_model == UnknownModel::TokensOnly || Self::is_own_server(provider)
     }
 
-    /// What holds for models without a price.
+    /// Returns whether a provider is a self-hosted server without a bill for tokens.
+    pub(crate) fn is_own_server(provider: Option<&str>) -> bool {
+        provider.is_some_and(|it| SELF_HOSTED.contains(&it))
+    }
+
+    /// Returns the rule for models without a price.
     #[must_use]
     pub fn unknown_model(&self) -> UnknownModel {
         self.unknown_model
@@ -476,7 +532,7 @@ impl Prices {
         })
     }
 
-    /// What the configuration says of a model.
+    /// Returns the configured price of a model.
     fn own(&self, provider: Option<&str>, model: &str) -> Option<Arc<ModelPrice>> {
         let own = self.overrides.iter().find(|(it, _)| {
             it.provider.as_deref().is_none_or(|name| Some(name) == provider)
@@ -485,13 +541,13 @@ impl Prices {
         own.map(|(_, price)| Arc::new(price.clone()))
     }
 
-    /// The card of a model by the table's own names, for tests and tools.
+    /// Returns the rate card of a model under the table's own names, for tests and tools.
     #[must_use]
     pub fn find_raw(&self, provider: &str, model: &str, unix_s: u64) -> Option<RateCard> {
         self.look_up(provider, model)?.card(unix_s, None).cloned()
     }
 
-    /// The tables, in the order in which they are asked.
+    /// Returns the tables in the order of look-up.
     fn tables(&self) -> impl Iterator<Item = &str> {
         self.file.iter().map(|it| it.lines.as_str()).chain([TABLE])
     }
@@ -500,13 +556,13 @@ impl Prices {
         self.tables().find_map(|table| parse_model(look_up(table, provider, model)?))
     }
 
-    /// The lines of the models of a provider.
+    /// Returns the lines of a provider's models.
     fn lines<'s>(&'s self, provider: &'s str) -> impl Iterator<Item = &'s str> {
         self.tables().filter_map(move |it| section(it, provider)).flat_map(|(_, it)| it.lines())
     }
 
-    /// How the names of the models begin that are most like this one: the longest beginning, in
-    /// whole words, that it has in common with the stem of any. Empty where there is none.
+    /// Returns the family of a model: the longest beginning, in whole words, shared with the stem
+    /// of a known model of the provider. Empty if no model shares a beginning.
     fn family(&self, provider: &str, model: &str) -> String {
         let folded = model.to_lowercase();
         let own = stem(&folded);
@@ -522,8 +578,8 @@ impl Prices {
         own.get(..longest).unwrap_or_default().to_owned()
     }
 
-    /// The dearest model of a provider, by input and output together, of those whose names begin
-    /// so.
+    /// Returns the provider's model with the highest price, input and output together, among the
+    /// models with names beginning with `family`.
     fn dearest(&self, provider: &str, family: &str) -> Option<ModelPrice> {
         let of_family = |line: &&str| {
             family.is_empty() || names_of(line).any(|name| limits::bare(name).starts_with(family))
@@ -554,17 +610,17 @@ impl Prices {
     }
 }
 
-/// Most tokens that a request without a limit of its own can be answered with: what the
-/// configuration says of the model, what is documented for it, what the configuration says of
-/// models that are not known, the model's context window, and at last the most that the provider
-/// documents for any model.
+/// Returns the maximum output tokens of a request without an output limit. The first known value
+/// counts: the configured limit of the model, the documented limit of the model, the configured
+/// limit for unknown models, the context window of the model, the documented limit of the family,
+/// and last the highest documented limit of the provider.
 pub(crate) fn output_limit(
     provider: Option<&str>,
     model: Option<&str>,
     price: Option<&Found>,
     unknown: Option<u64>,
 ) -> u64 {
-    // What an assumed price says is about another model.
+    // An assumed price is about another model.
     let own = price.filter(|it| !it.assumed).map(|it| &it.price);
     own.and_then(|it| it.max_output_tokens)
         .or_else(|| limits::of_model(model?))
@@ -579,18 +635,38 @@ fn own_price(config: &PriceConfig, place: &str, faults: &mut Faults) -> ModelPri
         let pico = pico_per_token(usd?).map_err(|why| faults.add(place, key, &why)).ok()?;
         Some(Rate::flat(pico))
     };
-    let card = RateCard {
-        input: rate("input_per_million", Some(config.input_per_million)),
-        output: rate("output_per_million", Some(config.output_per_million)),
+    let mut card = RateCard {
+        input: rate("input_per_million", config.input_per_million),
+        output: rate("output_per_million", config.output_per_million),
         cache_read: rate("cache_read_per_million", config.cache_read_per_million),
         cache_write: rate("cache_write_per_million", config.cache_write_per_million),
         ..RateCard::default()
     };
+    let second = config.per_second.map(pico_per_second).transpose();
+    card.second =
+        second.map_err(|why| faults.add(place, "per_second", &why)).ok().flatten().map(Rate::flat);
+    if config.per_second.is_none() {
+        for (key, price) in [
+            ("input_per_million", config.input_per_million),
+            ("output_per_million", config.output_per_million),
+        ] {
+            if price.is_none() {
+                faults.add(place, key, "is missing, and no `per_second` is given either");
+            }
+        }
+    }
+    let longest = config.max_seconds.map(nanoseconds).transpose();
+    let longest = longest.map_err(|why| faults.add(place, "max_seconds", &why));
     let max_output_tokens = config.max_output_tokens;
-    ModelPrice { dated: vec![(0, card)], max_output_tokens, ..ModelPrice::default() }
+    ModelPrice {
+        dated: vec![(0, card)],
+        max_output_tokens,
+        max_compute_ns: longest.ok().flatten(),
+        ..ModelPrice::default()
+    }
 }
 
-/// The built-in tables, hashed.
+/// Returns the hash state after the built-in tables.
 fn tables() -> Sha256 {
     Sha256::new_with_prefix(TABLE).chain_update(limits::TABLE)
 }
@@ -600,7 +676,7 @@ fn table_name(provider: &str) -> &str {
     renamed.map_or(provider, |(_, table)| table)
 }
 
-/// The models of a provider, and the providers to look at where it has not the model.
+/// Returns the fallback providers for missing models, and the lines of the provider's models.
 fn section<'t>(table: &'t str, provider: &str) -> Option<(&'t str, &'t str)> {
     let start = table.match_indices(provider).map(|(at, _)| at).find(|at| {
         let (before, after) = table.split_at(*at);
@@ -613,7 +689,7 @@ fn section<'t>(table: &'t str, provider: &str) -> Option<(&'t str, &'t str)> {
     Some((head.split_once('\t').map_or("", |(_, it)| it), models))
 }
 
-/// The model by the lines of a table.
+/// Returns the line of a model in a table.
 fn look_up<'t>(table: &'t str, provider: &str, model: &str) -> Option<&'t str> {
     let (fallbacks, models) = section(table, provider)?;
     let folded = model.to_lowercase();
@@ -627,7 +703,7 @@ fn look_up<'t>(table: &'t str, provider: &str, model: &str) -> Option<&'t str> {
     })
 }
 
-/// One clause of a rule: its first byte says which sort.
+/// Tests a clause of a rule: the first byte gives the kind of clause.
 fn fits(clause: &str, raw: &str, folded: &str) -> bool {
     let Some((kind, value)) = clause.split_at_checked(1) else { return false };
     let regex = || Regex::new(value).is_ok_and(|it| it.is_match(raw));
@@ -656,14 +732,14 @@ fn parse_model(line: &str) -> Option<ModelPrice> {
         tiers.push((name.to_owned(), RateCard::parse(card).ok()?));
     }
     let context_tokens = (context > 0).then_some(context);
-    Some(ModelPrice { dated, tiers, context_tokens, max_output_tokens: None })
+    Some(ModelPrice { dated, tiers, context_tokens, ..ModelPrice::default() })
 }
 
-/// Gateways that pass on to others, and bill what those ask for.
+/// Gateways passing requests on to other providers and billing the other providers' prices.
 const PASSING_ON: [&str; 4] = ["cloudflare", "portkey", "pydantic_gateway", "vercel"];
 
-/// The spellings under which a model is looked up, with the provider to look at: as it is, then
-/// without what deployments, routers and clouds put around a name.
+/// Returns the spellings for looking up a model, each with the provider: the name unchanged, then
+/// without the additions of deployments, routers and clouds.
 fn aliases<'a>(provider: &'a str, model: &'a str) -> Vec<(&'a str, &'a str)> {
     let mut names = vec![model];
     let mut also = |name: Option<&'a str>| {
@@ -671,14 +747,14 @@ fn aliases<'a>(provider: &'a str, model: &'a str) -> Vec<(&'a str, &'a str)> {
             names.push(name);
         }
     };
-    // `openai/gpt-4o:nitro` is served as any other; but what is `:free` costs nothing.
+    // `openai/gpt-4o:nitro` has the price of any other variant; but `:free` variants cost nothing.
     let variant = model.rsplit_once(':').filter(|(_, it)| *it != "free");
     let plain = variant
         .filter(|(_, it)| it.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'))
         .map(|(name, _)| name);
     also(plain);
     let plain = plain.unwrap_or(model);
-    // Not so an application profile of Bedrock, which says nothing of its model.
+    // Not for an application profile of Bedrock: the name tells nothing about the model.
     let tells = !plain.contains("application-inference-profile");
     let last = plain.rsplit('/').next().filter(|_| tells && provider != "openrouter");
     also(last);
@@ -698,13 +774,13 @@ fn aliases<'a>(provider: &'a str, model: &'a str) -> Vec<(&'a str, &'a str)> {
     all
 }
 
-/// A model's name up to its first digit, without what stands around it.
+/// Returns a model's bare name up to the first digit.
 fn stem(model: &str) -> &str {
     let name = limits::bare(model);
     name.split(|it: char| it.is_ascii_digit()).next().unwrap_or_default()
 }
 
-/// The names that the rule of a model is about.
+/// Returns the model names in the rule of a line.
 fn names_of(line: &str) -> impl Iterator<Item = &str> {
     let rule = line.split('\t').next().unwrap_or_default();
     let clauses = rule.split([' ', '&']);
@@ -745,7 +821,8 @@ mod tests {
         assert_eq!(prices.find(Some("ollama"), Some("llama3")), None);
     }
 
-    /// Input and output of a model in pico-USD for a token, and the family where it is a guess.
+    /// Formats input and output price of a model in pico-USD for a token, and the family of a
+    /// guess.
     fn known(provider: &str, model: &str) -> String {
         let found = Prices::builtin().find(Some(provider), Some(model)).unwrap();
         let card = found.price.card(TODAY, None).unwrap();
@@ -825,7 +902,7 @@ mod tests {
             output_limit(Some(provider), Some(model), found.as_ref(), unknown)
         };
         assert_eq!(limit("openai", "gpt-4o-mini-2024-07-18", Some(5)), 16_384);
-        // No longer listed, but its price says how long its context is.
+        // No longer listed, but the price table has the length of the context.
         assert_eq!(limit("openai", "gpt-4-32k", None), 32_000);
         assert_eq!(limit("openai", "no-such-model", Some(5)), 5);
         assert_eq!(limit("openai", "no-such-model", None), limits::of_provider("openai"));
@@ -834,6 +911,7 @@ mod tests {
 
     #[test]
     fn halves_round_to_even() {
-        assert_eq!([500, 1_500, 2_500, 2_501].map(half_even), [0, 2, 2, 3]);
+        assert_eq!([500, 1_500, 2_500, 2_501].map(|it| half_even(it, false)), [0, 2, 2, 3]);
+        assert_eq!([499, 500, 2_500].map(|it| half_even(it, true)), [0, 1, 3]);
     }
 }

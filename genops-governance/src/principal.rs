@@ -1,9 +1,10 @@
-//! Who a process acts for: which configured principal it is, or what its own identity says.
+//! Maps a process to a configured principal, or derives attribution from the process's identity.
 //!
-//! Precedence of facts, not their discovery. The first principal that matches the process itself
-//! wins; else it stays what it was before it became another program, or what it was started by, or is
-//! what its parent is within the same unit and container; else team and project come from its user,
-//! unit, namespace and executable. Values that would be placeholders are left out.
+//! The module has the precedence of facts, not the discovery. The first principal matching the
+//! process itself wins. Without a match, a process keeps the principal from before an `exec` or
+//! from the starting process, or takes the parent's principal within the same unit and container.
+//! Otherwise, team and project come from user, unit, namespace and executable. Placeholder values
+//! are left out.
 
 use std::sync::Arc;
 
@@ -17,35 +18,35 @@ use crate::process::ProcessFacts;
 use crate::settings::Faults;
 use crate::telemetry::says_something;
 
-/// What a process is to governance.
+/// Governance identity of a process.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
-    /// Fixed for every unit that begins while this holds.
+    /// Fixed for every unit begun while the identity holds.
     pub(crate) attribution: Arc<Attribution>,
-    /// Index of the configured principal, its own or inherited.
+    /// Index of the configured principal, matched or inherited.
     pub(crate) principal: Option<usize>,
-    /// It is not what the process itself matches.
+    /// Whether the principal is inherited, not matched by the process itself.
     pub(crate) inherited: bool,
     /// Whether refusals are carried out.
     pub(crate) mode: Mode,
 }
 
-/// One configured principal.
+/// A configured principal.
 #[derive(Clone, Debug)]
 pub(crate) struct Principal {
     pub(crate) name: String,
     matches: MatchConfig,
     attribution: Arc<Attribution>,
     mode: Mode,
-    /// The grants it acts under; those of the principals it is a sub-agent of included.
+    /// Grants of the principal, including the grants of the superior principals.
     pub(crate) chain: Chain,
-    /// The principal that it is a sub-agent of.
+    /// Superior principal of a sub-agent.
     superior: Option<usize>,
-    /// Where its requests say whom they are for.
+    /// Places in requests that say for whom a request is made.
     sources: Vec<(Dimension, Vec<ClaimSource>)>,
 }
 
-/// Every configured principal, and what holds for processes that none of them is.
+/// All configured principals, and the values for processes without a principal.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Roster {
     principals: Vec<Principal>,
@@ -96,7 +97,8 @@ impl Roster {
         roster
     }
 
-    /// A principal that is a sub-agent of another must come after it: then no cycle can exist.
+    /// Returns the superior of a sub-agent. The superior must come earlier in the list, so that no
+    /// cycle can exist.
     fn superior(
         &self,
         config: &PrincipalConfig,
@@ -153,12 +155,13 @@ impl Roster {
         self.principals.get(index)
     }
 
-    /// Index of the configured principal of that name.
+    /// Returns the index of the configured principal with the name.
     pub(crate) fn position(&self, name: &str) -> Option<usize> {
         self.principals.iter().position(|it| it.name == name)
     }
 
-    /// Tells of every configured principal, with the names of those it is a sub-agent of.
+    /// Calls `tell` for every configured principal, with the names of the principal and the
+    /// superiors.
     pub(crate) fn each(&self, mut tell: impl FnMut(&Attribution, &[String])) {
         for (index, principal) in self.principals.iter().enumerate() {
             let lineage: Vec<String> =
@@ -167,7 +170,7 @@ impl Roster {
         }
     }
 
-    /// The principal and those it is a sub-agent of, itself first.
+    /// Returns the principal and all superiors, the principal first.
     pub(crate) fn lineage(&self, index: Option<usize>) -> impl Iterator<Item = &Principal> {
         let first = index.and_then(|it| self.principals.get(it));
         std::iter::successors(first, |it| it.superior.and_then(|at| self.principals.get(at)))
@@ -181,13 +184,13 @@ impl Roster {
         !self.principals.is_empty()
     }
 
-    /// Every place where somebody's requests may say whom they are for.
+    /// Returns every place in requests that may say for whom a request is made.
     pub(crate) fn wanted(&self) -> Wanted {
         let all = self.principals.iter().flat_map(|it| &it.sources).flat_map(|(_, it)| it);
         all.cloned().collect()
     }
 
-    /// Resolves a process that is `inherited` where it matches nothing itself.
+    /// Resolves a process; `inherited` is the principal if the process itself matches none.
     pub(crate) fn identify(&self, facts: &ProcessFacts, inherited: Option<usize>) -> Identity {
         let own = self.principals.iter().position(|it| {
             it.fits(facts) && it.superior.is_none_or(|above| self.descends(inherited, above))
@@ -208,13 +211,13 @@ impl Roster {
         }
     }
 
-    /// `of` is `above`, or a sub-agent of it.
+    /// Returns whether `of` is `above` or a sub-agent of `above`.
     fn descends(&self, of: Option<usize>, above: usize) -> bool {
         let is = |it: &Principal| self.principals.get(above).is_some_and(|at| at.name == it.name);
         self.lineage(of).any(is)
     }
 
-    /// Attribution from the process's own identity.
+    /// Derives attribution from the process's own identity.
     fn derive(&self, facts: &ProcessFacts) -> Attribution {
         let project = project_of(facts);
         let team = team_of(facts).or_else(|| project.clone());
@@ -226,7 +229,7 @@ impl Roster {
     }
 }
 
-/// Longest customer, feature or session, in bytes.
+/// Maximum length of a customer, feature or session, in bytes.
 const SAID_LIMIT: usize = 128;
 
 fn sources(
@@ -259,7 +262,7 @@ fn sources(
     all
 }
 
-/// What a field says, unless it says nothing or could not be a name.
+/// Returns the name in a field, unless the value is a placeholder or cannot be a name.
 fn name_in(value: &str) -> Option<&str> {
     let value = value.trim();
     let fits = value.len() <= SAID_LIMIT && !value.chars().any(char::is_control);
@@ -267,8 +270,8 @@ fn name_in(value: &str) -> Option<&str> {
 }
 
 impl Principal {
-    /// Whom a request of it is charged to: what the configuration says, and of the rest what the
-    /// request says itself. `None`: it says nothing.
+    /// Returns the attribution of a request: the configured values, completed by the values claimed
+    /// in the request. `None`: the request claims no value.
     pub(crate) fn attribute(&self, call: &Call) -> Option<Attribution> {
         let mut said: Option<Attribution> = None;
         for (dimension, sources) in &self.sources {
@@ -293,8 +296,9 @@ impl Principal {
         &self.attribution
     }
 
-    /// Whether the process is one of it. A path counts where the host itself has the file there; in
-    /// a container, paths and users are the image's, and count only for a match that says where.
+    /// Returns whether the process matches the principal. On the host, a path counts only if the
+    /// host has the file under the path. In a container, paths and users come from the image, and
+    /// count only for a match with container, namespace or service account.
     fn fits(&self, facts: &ProcessFacts) -> bool {
         let MatchConfig { user, exe, systemd_unit, container, namespace, service_account } =
             &self.matches;
@@ -318,24 +322,24 @@ impl Principal {
     }
 }
 
-/// Environment of a process outside of any container, where nobody said a better name.
+/// Environment of a process outside of any container, unless configured.
 const HOST: &str = "host";
 
-/// Whose it is: namespace, else systemd service, else user.
+/// Returns the team: namespace, or else systemd service, or else user.
 fn team_of(facts: &ProcessFacts) -> Option<String> {
     let user = || facts.user.clone().or_else(|| facts.uid.map(|it| format!("uid-{it}")));
     let service = || facts.systemd_unit.as_deref().and_then(service_of);
     said(facts.namespace.clone()).or_else(service).or_else(|| said(user()))
 }
 
-/// What it is: the executable's name, else the command's.
+/// Returns the project: the executable's name, or else the command name.
 fn project_of(facts: &ProcessFacts) -> Option<String> {
     let exe = facts.exe.as_deref().map(|it| it.strip_suffix(" (deleted)").unwrap_or(it));
     let file = exe.and_then(|it| it.rsplit('/').next()).map(str::to_owned);
     said(file).or_else(|| said(Some(facts.comm.clone())))
 }
 
-/// Where it runs.
+/// Returns the environment.
 fn environment_of(facts: &ProcessFacts) -> &'static str {
     if facts.pod_uid.is_some() || facts.namespace.is_some() {
         "kubernetes"
@@ -346,7 +350,8 @@ fn environment_of(facts: &ProcessFacts) -> &'static str {
     }
 }
 
-/// `refund.service` and `refund@7.service` are `refund`; sessions and slices say nothing.
+/// Returns the service name: `refund` for `refund.service` and `refund@7.service`; sessions and
+/// slices have no service name.
 fn service_of(unit: &str) -> Option<String> {
     let name = unit.strip_suffix(".service")?;
     let name = name.split('@').next().unwrap_or(name);
@@ -354,7 +359,7 @@ fn service_of(unit: &str) -> Option<String> {
     (!generic).then(|| said(Some(name.to_owned()))).flatten()
 }
 
-/// A value, unless it says nothing, such as the namespace `default`.
+/// Returns a value, unless the value is a placeholder, for example the namespace `default`.
 fn said(value: Option<String>) -> Option<String> {
     value.filter(|it| says_something(it))
 }
@@ -366,7 +371,7 @@ mod tests {
     use super::*;
     use crate::process::ProcessKey;
 
-    /// A process that nothing configured matches, changed by the test.
+    /// Checks a process matched by no configured principal, changed by the test.
     #[track_caller]
     fn check(change: impl FnOnce(&mut ProcessFacts), expected: &Expect) {
         let key = ProcessKey { pid: 1, start_ns: 1 };
@@ -434,7 +439,7 @@ mod tests {
         );
     }
 
-    /// Whether a match fits a program at `/opt/desk/bot` of the user `desk`.
+    /// Returns whether a match fits a program at `/opt/desk/bot` of the user `desk`.
     fn fits(matches: MatchConfig, change: impl FnOnce(&mut ProcessFacts)) -> bool {
         let mut facts = ProcessFacts::bare(ProcessKey { pid: 1, start_ns: 1 }, "bot");
         facts.exe = some("/opt/desk/bot");

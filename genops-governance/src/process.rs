@@ -1,9 +1,10 @@
-//! What is known of a process. The facts are discovered elsewhere; here they are only described.
+//! Facts about a process. The facts are discovered elsewhere; the module only has the types.
 
-/// Most ancestors that are reported.
+/// Maximum number of reported ancestors.
 pub const ANCESTRY_LIMIT: usize = 16;
 
-/// A process, also after its number was given to another: number and start time.
+/// Identity of a process, pid and start time: still unique after the pid was given to another
+/// process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProcessKey {
     /// Thread-group id, in the initial pid namespace.
@@ -12,22 +13,22 @@ pub struct ProcessKey {
     pub start_ns: u64,
 }
 
-/// A user in one place: the host, or one container or pod. By it is counted what somebody takes of what
-/// all share.
+/// A user in a place: the host, a container or a pod. The unit for counting each user's share of
+/// common resources.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct User {
-    /// Its number; absent where it is not known.
+    /// Numeric user id; absent if not known.
     pub uid: Option<u32>,
     /// The pod, else the container; absent on the host.
     pub place: Option<String>,
 }
 
-/// A process above another.
+/// A process above another process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ancestor {
     /// Thread-group id.
     pub pid: u32,
-    /// Name of the command, as the kernel keeps it (15 bytes).
+    /// Command name, as kept by the kernel (15 bytes).
     pub comm: String,
     /// Path of the executable.
     pub exe: Option<String>,
@@ -36,24 +37,25 @@ pub struct Ancestor {
 /// Facts about a process. `None` means not known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessFacts {
-    /// Which process.
+    /// Identity of the process.
     pub key: ProcessKey,
-    /// The process that started it.
+    /// Parent process.
     pub parent: Option<ProcessKey>,
-    /// Name of the command, as the kernel keeps it (15 bytes).
+    /// Command name, as kept by the kernel (15 bytes).
     pub comm: String,
-    /// Path of the executable, as the process itself sees it.
+    /// Path of the executable, as seen by the process.
     pub exe: Option<String>,
-    /// The host itself has another file under `exe`, or none: whoever has a mount namespace of
-    /// their own shows any file there. Such a path names nobody outside of a container.
+    /// Whether the host has another file under `exe`, or none: a user with a mount namespace of the
+    /// user's own can show any file there. Outside of a container, the path is no identity then.
     pub exe_is_elsewhere: bool,
-    /// Numeric user.
+    /// Numeric user id.
     pub uid: Option<u32>,
     /// Name of the user.
     pub user: Option<String>,
     /// Path in the cgroup tree.
     pub cgroup: Option<String>,
-    /// systemd unit, such as `refund.service`: of the host, not what is made below a user's slice.
+    /// systemd unit, for example `refund.service`: a unit of the host, not created below a user's
+    /// slice.
     pub systemd_unit: Option<String>,
     /// Container id.
     pub container_id: Option<String>,
@@ -63,32 +65,34 @@ pub struct ProcessFacts {
     pub namespace: Option<String>,
     /// Kubernetes service account.
     pub service_account: Option<String>,
-    /// The processes above, nearest first.
+    /// Ancestors, nearest first.
     pub ancestry: Vec<Ancestor>,
 }
 
 impl ProcessFacts {
-    /// Whose it is.
+    /// Returns the user in the process's place.
     #[must_use]
     pub fn owner(&self) -> User {
         let place = self.pod_uid.as_ref().or(self.container_id.as_ref());
         User { uid: self.uid, place: place.cloned() }
     }
 
-    /// Its files and users are not the host's: there, a path and a user's number say what an image
-    /// or a pod's author wrote.
+    /// Returns whether files and users of the process are not the host's: in a container, the
+    /// author of an image or a pod chooses paths and user ids.
     pub(crate) fn is_contained(&self) -> bool {
         self.container_id.is_some() || self.pod_uid.is_some() || self.namespace.is_some()
     }
 
-    /// It runs in the same unit, container and pod as another: there, a child is what its parent is.
+    /// Returns whether the process runs in the same unit, container and pod as the other: inside, a
+    /// child inherits the parent's principal.
     pub(crate) fn is_beside(&self, other: &Self) -> bool {
         self.systemd_unit == other.systemd_unit
             && self.container_id == other.container_id
             && self.pod_uid == other.pod_uid
     }
 
-    /// Facts of a process that this one has just forked: the same in all but its number.
+    /// Returns the facts of a just forked child: the same except the key, the parent and the
+    /// ancestors.
     #[must_use]
     pub fn forked(&self, key: ProcessKey) -> Self {
         let Self { key: parent, comm, exe, .. } = self.clone();
@@ -97,7 +101,7 @@ impl ProcessFacts {
         Self { key, parent: Some(parent), ancestry, ..self.clone() }
     }
 
-    /// Facts of a process of which only the key and the name are known.
+    /// Returns facts of a process with only the key and the name known.
     #[must_use]
     pub fn bare(key: ProcessKey, comm: &str) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Rate limits by the generic cell rate algorithm, and limits on what runs at the same time.
+//! Rate limits by the generic cell rate algorithm, and limits on concurrent requests.
 //!
 //! Integers and the caller's monotonic clock only. State is in memory: a restart forgives at most
 //! one burst.
@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 
 use crate::awu::{Attribution, OTHERS, PARTS_LIMIT};
-use crate::config::{Dimension, Per, RateLimitConfig, Sections};
+use crate::budget::OF_GRANT;
+use crate::config::{Dimension, GrantRateConfig, Per, RateLimitConfig, Sections};
 use crate::decision::ReasonCode;
 use crate::settings::Faults;
 
-/// One configured limit.
+/// A configured limit.
 #[derive(Clone, Debug)]
 pub(crate) struct Limit {
     pub(crate) name: String,
@@ -24,23 +25,23 @@ pub(crate) struct Limit {
     concurrent: Option<u32>,
 }
 
-/// A rate: one request each `interval_ns`, and `tolerance_ns` of them in advance.
+/// A rate: a request each `interval_ns`, and requests up to `tolerance_ns` in advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pace {
     interval_ns: u64,
     tolerance_ns: u64,
 }
 
-/// A limit that is reached.
+/// A reached limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Reached {
     pub(crate) code: ReasonCode,
     pub(crate) limit: String,
-    /// When to try again, from now.
+    /// Time until the next try, from now.
     pub(crate) retry_after_ns: Option<u64>,
 }
 
-/// What is counted: a limit, or somebody's part of it.
+/// Subject of a count: a limit, or a part of a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Meter {
     pub(crate) limit: String,
@@ -48,7 +49,7 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    /// `LIMIT`, or `LIMIT[PART]`.
+    /// Returns `LIMIT`, or `LIMIT[PART]`.
     pub(crate) fn name(&self) -> String {
         match &self.part {
             Some(part) => format!("{}[{part}]", self.limit),
@@ -61,21 +62,21 @@ impl Meter {
     }
 }
 
-/// What the limits count, by name of the limit.
+/// Counts of all limits, by name of the limit.
 #[derive(Debug, Default)]
 pub(crate) struct Meters(HashMap<String, Counted>);
 
-/// What one limit counts, by part; `""` where it is one for all.
+/// Counts of a limit, by part; `""` for a limit without parts.
 #[derive(Debug, Default)]
 struct Counted {
-    /// The theoretical arrival time of the next request.
+    /// Theoretical arrival time of the next request.
     arrivals: HashMap<String, u64>,
     running: HashMap<String, u32>,
-    /// When what has rested since was forgotten last.
+    /// Time of the last removal of idle parts.
     swept_ns: u64,
 }
 
-/// How often what rests is looked for.
+/// Minimum time between removals of idle parts.
 const SWEEP_NS: u64 = 1_000_000_000;
 
 impl Counted {
@@ -87,7 +88,7 @@ impl Counted {
         self.arrivals.len().max(self.running.len()) >= PARTS_LIMIT
     }
 
-    /// Forgets whoever may begin anew: nothing is held against them.
+    /// Forgets idle parts: an idle part has no count against later requests.
     fn sweep(&mut self, mono_ns: u64) {
         if self.is_full() && mono_ns.saturating_sub(self.swept_ns) >= SWEEP_NS {
             self.swept_ns = mono_ns;
@@ -116,19 +117,17 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Limit> {
         let before =
             |count: usize| sections.rate_limits.iter().take(count).any(|other| other.name == name);
         faults.name_is_new(&place, &name, before, index);
+        if let Some(grant) = name.strip_prefix(OF_GRANT)
+            && sections.grants.iter().any(|it| it.name == grant && it.rate.is_some())
+        {
+            faults.add(&place, "name", &format!("is that of the rate of the grant `{grant}`"));
+        }
         if let Some(wanted) = &principal
             && !sections.principals.iter().any(|it| it.name == *wanted)
         {
             faults.add(&place, "principal", &format!("names `{wanted}`, and there is none"));
         }
-        if requests.is_none() && concurrent.is_none() {
-            faults.add(&place, "requests", "or `concurrent` is missing: it limits nothing");
-        }
-        for (key, value) in [("requests", requests), ("burst", burst), ("concurrent", concurrent)] {
-            if value == Some(0) {
-                faults.add(&place, key, "is 0; to refuse everything, use a policy");
-            }
-        }
+        limits_something(requests, burst, concurrent, &place, faults);
         let rate =
             requests.map(|it| pace(it, per.time.unwrap_or(Per::Minute), burst.unwrap_or(it)));
         let part_of = |it: &&RateLimitConfig| {
@@ -154,6 +153,47 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Limit> {
     limits
 }
 
+fn limits_something(
+    requests: Option<u32>,
+    burst: Option<u32>,
+    concurrent: Option<u32>,
+    place: &str,
+    faults: &mut Faults,
+) {
+    if requests.is_none() && concurrent.is_none() {
+        faults.add(place, "requests", "or `concurrent` is missing: it limits nothing");
+    }
+    for (key, value) in [("requests", requests), ("burst", burst), ("concurrent", concurrent)] {
+        if value == Some(0) {
+            faults.add(place, key, "is 0; to refuse everything, use a policy");
+        }
+    }
+}
+
+/// Compiles the rate of a grant.
+pub(crate) fn of_grant(
+    grant: &str,
+    config: &GrantRateConfig,
+    place: &str,
+    faults: &mut Faults,
+) -> Limit {
+    let GrantRateConfig { requests, per, burst, concurrent } = config.clone();
+    let mut own = Faults::default();
+    limits_something(requests, burst, concurrent, place, &mut own);
+    faults.extend_under("rate", &own);
+    Limit {
+        name: format!("{OF_GRANT}{grant}"),
+        principal: None,
+        team: None,
+        provider: None,
+        customer_id: None,
+        feature: None,
+        each: None,
+        pace: requests.map(|it| pace(it, per.unwrap_or(Per::Minute), burst.unwrap_or(it))),
+        concurrent,
+    }
+}
+
 fn pace(requests: u32, per: Per, burst: u32) -> Pace {
     let seconds: u64 = match per {
         Per::Second => 1,
@@ -166,7 +206,7 @@ fn pace(requests: u32, per: Per, burst: u32) -> Pace {
 }
 
 impl Limit {
-    /// It holds for each customer, feature or session by itself.
+    /// Returns whether the limit has a count for each customer, feature or session.
     pub(crate) fn is_parted(&self) -> bool {
         self.each.is_some()
     }
@@ -186,8 +226,8 @@ impl Limit {
 }
 
 impl Meters {
-    /// What a request counts in, of a limit that concerns it. A limit tells [`PARTS_LIMIT`] parts
-    /// apart; whoever comes later shares one.
+    /// Returns the meter of a request under a limit. A limit keeps [`PARTS_LIMIT`] parts; all later
+    /// parts share a meter.
     pub(crate) fn meter(&self, limit: &Limit, who: &Attribution) -> Meter {
         let part = limit.each.map(|dimension| {
             let own = who.part(dimension);
@@ -198,12 +238,12 @@ impl Meters {
         Meter { limit: limit.name.clone(), part }
     }
 
-    /// The meter of everybody beyond the parts that are told apart.
+    /// Returns the meter shared by all parts beyond the maximum.
     pub(crate) fn others(limit: &Limit) -> Meter {
         Meter { limit: limit.name.clone(), part: Some(OTHERS.to_owned()) }
     }
 
-    /// Counts a request in every limit, or in none where one is reached.
+    /// Counts a request in every limit, or in none if a limit is reached.
     pub(crate) fn admit(
         &mut self,
         limits: &[(&Limit, Meter)],
@@ -218,13 +258,13 @@ impl Meters {
         Ok(())
     }
 
-    /// Counts a request that can't be stopped.
+    /// Counts a request that cannot be stopped.
     pub(crate) fn count(&mut self, limit: &Limit, meter: &Meter, mono_ns: u64) {
         let counted = self.0.entry(meter.limit.clone()).or_default();
         counted.sweep(mono_ns);
         if let Some(pace) = limit.pace {
             let arrival = counted.arrivals.entry(meter.part().to_owned()).or_insert(mono_ns);
-            // What was let through beyond the limit is not held against later requests.
+            // Requests admitted beyond the limit are not held against later requests.
             let most = mono_ns.saturating_add(pace.tolerance_ns);
             *arrival = (*arrival).clamp(mono_ns, most).saturating_add(pace.interval_ns);
         }
@@ -233,8 +273,8 @@ impl Meters {
         }
     }
 
-    /// What a limit has counted: how far its theoretical arrival time lies ahead, in nanoseconds, and
-    /// how many requests run.
+    /// Returns the state of a meter: the distance of the theoretical arrival time in the future, in
+    /// nanoseconds, and the number of running requests.
     pub(crate) fn reading(&self, meter: &Meter, mono_ns: u64) -> (u64, u32) {
         let Some(counted) = self.0.get(&meter.limit) else { return (0, 0) };
         let arrival = counted.arrivals.get(meter.part()).copied().unwrap_or(mono_ns);
@@ -242,14 +282,14 @@ impl Meters {
         (arrival.saturating_sub(mono_ns), running)
     }
 
-    /// Makes a limit have counted what one had, for a decision that is made again.
+    /// Gives a meter the recorded state, for repeating a decision.
     pub(crate) fn recall(&mut self, meter: &Meter, arrival_ns: u64, running: u32) {
         let counted = self.0.entry(meter.limit.clone()).or_default();
         counted.arrivals.insert(meter.part().to_owned(), arrival_ns);
         counted.running.insert(meter.part().to_owned(), running);
     }
 
-    /// A counted request ended.
+    /// Takes the end of a counted request.
     pub(crate) fn ended(&mut self, meter: &Meter) {
         let Some(counted) = self.0.get_mut(&meter.limit) else { return };
         if let Some(running) = counted.running.get_mut(meter.part()) {
@@ -293,7 +333,7 @@ mod tests {
         }
     }
 
-    /// Counts a request of somebody.
+    /// Counts a request of a customer.
     fn admit(meters: &mut Meters, limit: &Limit, who: &str, mono_ns: u64) -> Result<(), Reached> {
         let customer_id = Some(who.to_owned());
         let who = Attribution { customer_id, ..Attribution::default() };
@@ -316,7 +356,7 @@ mod tests {
         assert_eq!(counted, Some(PARTS_LIMIT + 1));
         let late = admit(&mut meters, &limit, "late", 1).map_err(|it| it.limit);
         assert_eq!(late, Err("limit[~others]".to_owned()));
-        // They rest, and are forgotten.
+        // Idle customers are forgotten.
         let later = 3 * 3_600 * SECOND;
         assert!(admit(&mut meters, &limit, "ann", later).is_ok());
         assert!(admit(&mut meters, &limit, "late", later).is_ok());

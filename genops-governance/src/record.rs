@@ -1,4 +1,4 @@
-//! What is written down as evidence: typed values, integers and strings only, no content.
+//! Evidence records: typed values, integers and strings only, no content.
 
 use crate::awu::{Attribution, AwuId, CaptureLevel, Mechanism};
 use crate::config::Unit;
@@ -6,43 +6,43 @@ use crate::decision::{PolicyResult, ReasonCode};
 use crate::process::ProcessKey;
 use crate::time::Now;
 
-/// What sort of record.
+/// Kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RecordKind {
-    /// A unit is about to be refused; its decision follows when the effect is known.
+    /// A unit is about to be refused; the decision follows when the effect is known.
     Intent,
-    /// Bytes left of a unit that was said to be stopped.
+    /// Bytes left of a unit recorded as stopped.
     Breach,
     /// A unit was decided.
     Decision,
-    /// Amounts were set aside before it ran.
+    /// Amounts were reserved before the unit ran.
     Reservation,
     /// The unit ended, and the accounts were settled.
     Reconciliation,
-    /// The unit never ran, and what was set aside is free again.
+    /// The unit never ran, and the reservation was released.
     Release,
     /// A set of policies came into force.
     PolicyLoaded,
-    /// Others were refused; those before stay in force.
+    /// A new set of policies was refused; the previous policies stay in force.
     PolicyRefused,
     /// A price table came into force.
     PriceLoaded,
-    /// A principal is now observed or enforced.
+    /// The mode of a principal changed.
     ModeChange,
     /// Bytes were lost.
     Gap,
-    /// Authority was handed down.
+    /// Authority was granted.
     Grant,
-    /// It was taken back.
+    /// Authority was revoked.
     Revoke,
     /// A human approved a request.
     Approval,
-    /// Somebody changed a budget by hand.
+    /// A human changed a budget.
     Override,
 }
 
 impl RecordKind {
-    /// The kind as records spell it.
+    /// Returns the kind as spelled in records.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -65,26 +65,26 @@ impl RecordKind {
     }
 }
 
-/// One thing to write down. The parts that do not concern it are absent.
+/// An evidence record. Parts without relevance for the kind are absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// When.
+    /// Time of the record.
     pub at: Now,
-    /// What sort.
+    /// Kind of the record.
     pub kind: RecordKind,
-    /// Which unit.
+    /// Unit.
     pub awu: Option<AwuId>,
-    /// Who.
+    /// Client of the request.
     pub who: Option<Who>,
-    /// What was asked for.
+    /// Request.
     pub what: Option<What>,
-    /// What the decision was made from.
+    /// Inputs of the decision.
     pub inputs: Option<Inputs>,
     /// The decision.
     pub decision: Option<Decided>,
-    /// The accounts: one for each budget touched; one without a name where no budget applies.
+    /// Accounts: an entry for each budget touched; an entry without a name if no budget applies.
     pub accounts: Vec<Accounted>,
-    /// Anything else, as pairs of a name and a text.
+    /// Further details, as pairs of a name and a text.
     pub detail: Vec<(&'static str, String)>,
 }
 
@@ -104,34 +104,35 @@ impl Record {
     }
 }
 
-/// Who asked.
+/// Client of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Who {
-    /// The principal, its team and so on, the grants it acts under, and the accountable human.
+    /// Principal, team and further attributes, the grants of the principal, and the accountable
+    /// human.
     pub attribution: Attribution,
     /// The process.
     pub process: Option<ProcessKey>,
-    /// Its number, also where nothing else is known of it.
+    /// Pid of the process, also if nothing else is known of the process.
     pub pid: Option<u32>,
-    /// Path of its executable.
+    /// Path of the executable.
     pub exe: Option<String>,
-    /// The number of its user.
+    /// Numeric user id.
     pub uid: Option<u32>,
-    /// Its user.
+    /// User name.
     pub user: Option<String>,
-    /// Its systemd unit.
+    /// systemd unit.
     pub systemd_unit: Option<String>,
-    /// Its container.
+    /// Container.
     pub container_id: Option<String>,
-    /// Its pod.
+    /// Pod.
     pub pod_uid: Option<String>,
-    /// Its namespace.
+    /// Kubernetes namespace.
     pub namespace: Option<String>,
-    /// Its cgroup.
+    /// Cgroup.
     pub cgroup: Option<String>,
 }
 
-/// What was asked for.
+/// Request of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct What {
     /// `gen_ai.operation.name`.
@@ -144,101 +145,104 @@ pub struct What {
     pub model: Option<String>,
     /// Region.
     pub region: Option<String>,
-    /// Server's name or address.
+    /// Name or address of the server.
     pub server: Option<String>,
     /// API flavour.
     pub api: Option<&'static str>,
-    /// How much was read when this was written.
+    /// Amount read at the time of the record.
     pub capture: CaptureLevel,
-    /// How it was held.
+    /// Mechanism of the hold.
     pub mechanism: Mechanism,
 }
 
-/// What the decision was made from, beside who and what.
+/// Inputs of a decision, beside client and request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inputs {
-    /// Most input tokens the request can be.
+    /// Maximum input tokens of the request.
     pub input_tokens: u64,
-    /// Most output tokens it can cause.
+    /// Maximum output tokens caused by the request.
     pub output_tokens: u64,
-    /// Most it can cost, in nano-USD; absent where no price is known.
+    /// Maximum cost, in nano-USD; absent if no price is known.
     pub nano_usd: Option<i64>,
-    /// The same at its worst, where `nano_usd` is what such requests usually cost.
+    /// Worst-case cost, if `nano_usd` is the usual cost of similar requests.
     pub worst_nano_usd: Option<i64>,
+    /// Maximum duration, in nanoseconds; absent if no budget counts durations.
+    pub compute_ns: Option<i64>,
     /// Bytes of the request.
     pub request_bytes: u64,
-    /// The request was read to its end.
+    /// Whether the request was read to the end.
     pub complete: bool,
-    /// Names of the content rules that matched.
+    /// Names of matching content rules, and of unfulfilled endpoint rules of grants.
     pub content: Vec<String>,
-    /// The approval that was used.
+    /// Approval used.
     pub approval: Option<String>,
-    /// Bytes of the request that had left before the decision.
+    /// Bytes of the request that left before the decision.
     pub bytes_before_decision: u64,
-    /// What stood in memory besides.
+    /// State in memory used by the decision.
     pub seen: Seen,
-    /// What was sent to the model, where somebody asked for it to be kept.
+    /// Text sent to the model, if the configuration asks for texts to be kept.
     pub texts: Texts,
 }
 
-/// What stood in memory when a decision was made: with the rest of its record and the configuration,
-/// enough to make it again.
+/// State in memory at a decision: together with the rest of the record and the configuration,
+/// enough to repeat the decision.
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// A refusal could still keep the request from running.
+    /// Whether a refusal could still keep the request from running.
     pub preventable: bool,
-    /// What had settled the matter before: another refusal on the connection, or the deadline.
+    /// Reason settled before the decision: another refusal on the connection, or the deadline.
     pub settled: Option<ReasonCode>,
-    /// The request had not ended yet; it was refused for what no rest of it could change.
+    /// Whether the request was refused before the end, for a reason that no further byte could
+    /// change.
     pub early: bool,
-    /// It asked for a stream.
+    /// Whether the request asked for a stream.
     pub stream: bool,
-    /// 95th percentile of the provider's last latencies.
+    /// 95th percentile of the provider's recent latencies.
     pub p95_latency_ms: Option<u64>,
-    /// Too many of the last calls missed their latency target.
+    /// Whether too many of the recent calls missed the latency target.
     pub slow: bool,
-    /// The provider had failed the principal less than a minute ago.
+    /// Whether the provider failed the principal less than a minute ago.
     pub failed: bool,
-    /// The rate limits that concern it, before it was counted.
+    /// Rate limits for the request, before the request was counted.
     pub limits: Vec<Metered>,
-    /// The budgets that it draws on, before anything was set aside.
+    /// Budgets drawn on, before the reservation.
     pub budgets: Vec<Had>,
 }
 
-/// What a rate limit had counted.
+/// State of a rate limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metered {
-    /// Its name.
+    /// Name of the rate limit.
     pub limit: String,
-    /// How far its theoretical arrival time lay ahead, in nanoseconds.
+    /// Distance of the theoretical arrival time in the future, in nanoseconds.
     pub ahead_ns: u64,
-    /// Requests that were running.
+    /// Number of running requests.
     pub running: u32,
 }
 
-/// What a budget had, in nano-USD or tokens.
+/// State of a budget, in nano-USD, tokens or nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Had {
-    /// Its name.
+    /// Name of the budget.
     pub budget: String,
-    /// Of its period, adjustments included.
+    /// Amount allocated for the period, adjustments included.
     pub allocated: i64,
-    /// What could still be set aside.
+    /// Amount that could still be reserved.
     pub remaining: i64,
 }
 
-/// Texts of a request. `Debug` shows how many, never what they say.
+/// Texts of a request. `Debug` shows the number of texts, never the contents.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Texts {
-    /// In the order of the request.
+    /// Texts in the order of the request.
     pub texts: Vec<String>,
-    /// Bytes beyond [`Texts::LIMIT`] that were left out.
+    /// Number of bytes left out beyond [`Texts::LIMIT`].
     pub left_out_bytes: u64,
 }
 
 impl Texts {
-    /// Most bytes that are kept of one request.
+    /// Maximum number of bytes kept of a request.
     pub const LIMIT: usize = 256 << 10;
 
     pub(crate) fn of(all: &[&str]) -> Self {
@@ -262,44 +266,44 @@ impl std::fmt::Debug for Texts {
     }
 }
 
-/// A decision, and what it rests on.
+/// A decision with the grounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decided {
     /// The result.
     pub result: PolicyResult,
-    /// The reason, unless allowed.
+    /// Reason code, unless allowed.
     pub reason: Option<ReasonCode>,
-    /// The policy, grant, budget or limit that decided.
+    /// Deciding policy, grant, budget or limit.
     pub policy: Option<String>,
-    /// Every policy that matched.
+    /// All matching policies.
     pub matched: Vec<String>,
     /// SHA-256 of the policies in force.
     pub policy_hash: [u8; 32],
-    /// How often policies were loaded since the start.
+    /// Number of policy loads since the start.
     pub epoch: u64,
-    /// The refusal kept the request from leaving.
+    /// Whether the refusal kept the request from leaving.
     pub prevented: bool,
 }
 
-/// One account of one unit. Amounts are nano-USD or tokens.
+/// An account of a unit. Amounts are nano-USD, tokens or nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accounted {
-    /// The budget; absent where none applies.
+    /// Name of the budget; absent if none applies.
     pub budget: Option<String>,
-    /// Its period.
+    /// Period of the budget.
     pub period: Option<String>,
-    /// What the amounts are.
+    /// Unit of the amounts.
     pub unit: Unit,
-    /// Set aside before.
+    /// Amount reserved before execution.
     pub reserved: i64,
-    /// Used; absent while it is not known.
+    /// Amount used; absent while not known.
     pub actual: Option<i64>,
-    /// What the budget has left after this.
+    /// Amount left in the budget after the record.
     pub remaining: Option<i64>,
-    /// The actual never became known: what was reserved is charged.
+    /// Whether the actual never became known: the reserved amount is charged.
     pub incomplete: bool,
     /// SHA-256 of the price table.
     pub price_hash: [u8; 32],
-    /// Number of the ledger's change.
+    /// Sequence number of the ledger's change.
     pub ledger_sequence: u64,
 }

@@ -1,4 +1,4 @@
-//! Settled configuration: every value checked, every policy compiled. What the engine runs on.
+//! Compiled configuration for the engine: every value checked, every policy compiled.
 
 use std::sync::Arc;
 
@@ -6,7 +6,10 @@ use genops_protocols::{Hosts, Wanted};
 
 use crate::authority::Grants;
 use crate::budget::{self, Budget};
-use crate::config::{Estimate, Mode, ProviderConfig, Sections, Uninspectable, Unmapped, Unnamed};
+use crate::config::{
+    Estimate, Mode, PricesConfig, ProviderConfig, Sections, Uninspectable, Unit, Unmapped, Unnamed,
+};
+use crate::money;
 use crate::policy::Policies;
 use crate::prices::Prices;
 use crate::principal::Roster;
@@ -14,7 +17,7 @@ use crate::rate::{self, Limit};
 use crate::sla::{self, Target};
 use crate::telemetry::says_something;
 
-/// What the engine runs on. Cheap to clone.
+/// Compiled configuration for the engine. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Settings(pub(crate) Arc<Inner>);
 
@@ -22,15 +25,17 @@ pub struct Settings(pub(crate) Arc<Inner>);
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) hosts: Arc<Hosts>,
-    /// Pattern of a host, its port, and where it computes.
+    /// Pattern of a host, port, and region of computation.
     pub(crate) regions: Vec<(String, Option<u16>, String)>,
     pub(crate) mode: Mode,
     pub(crate) unmapped: Unmapped,
     pub(crate) uninspectable: Uninspectable,
     pub(crate) unnamed: Unnamed,
+    /// Whether a request without a covering grant is refused.
+    pub(crate) require_authority: bool,
     pub(crate) grants: Grants,
     pub(crate) roster: Roster,
-    /// Where requests may say whom they are for.
+    /// Places in requests that say for whom a request is made.
     pub(crate) wanted: Arc<Wanted>,
     pub(crate) policies: Policies,
     pub(crate) budgets: Vec<Budget>,
@@ -38,15 +43,19 @@ pub(crate) struct Inner {
     pub(crate) targets: Vec<Target>,
     pub(crate) prices: Prices,
     pub(crate) estimate: Estimate,
-    /// Output tokens assumed where neither the request nor the tables limit them.
+    /// Output tokens assumed if neither the request nor the tables have a limit.
     pub(crate) max_output_tokens: Option<u64>,
+    /// Maximum duration of a request, in nanoseconds, if no price has a duration.
+    pub(crate) max_compute_ns: i64,
+    /// Whether a budget counts durations of requests.
+    pub(crate) counts_time: bool,
 }
 
-/// A configuration that can't be run on: every fault found, each a sentence.
+/// An invalid configuration: every fault found, each a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .faults.join("\n"))]
 pub struct ConfigError {
-    /// One sentence each, with section, index, name and key; or file, line and column.
+    /// A sentence for each fault, with section, index, name and key; or file, line and column.
     pub faults: Vec<String>,
 }
 
@@ -55,7 +64,7 @@ pub struct ConfigError {
 pub(crate) struct Faults(pub(crate) Vec<String>);
 
 impl Faults {
-    /// How an entry is called: section, index and name.
+    /// Returns the label of an entry: section, index and name.
     pub(crate) fn entry(section: &str, index: usize, name: &str) -> String {
         if name.is_empty() {
             format!("{section}[{index}]")
@@ -68,7 +77,12 @@ impl Faults {
         self.0.push(format!("{place}: `{key}` {why}"));
     }
 
-    /// Every entry has a name of its own.
+    /// Adds the faults found under `key`.
+    pub(crate) fn extend_under(&mut self, key: &str, faults: &Self) {
+        self.0.extend(faults.0.iter().map(|it| it.replacen(": `", &format!(": `{key}."), 1)));
+    }
+
+    /// Checks that an entry has a name of its own.
     pub(crate) fn name_is_new(
         &mut self,
         place: &str,
@@ -83,6 +97,13 @@ impl Faults {
         } else if used_before(index) {
             self.add(place, "name", "is used by an entry before it");
         }
+    }
+}
+
+impl Inner {
+    /// Returns every budget: the configured budgets and the budgets of grants.
+    pub(crate) fn budgets(&self) -> impl Iterator<Item = &Budget> {
+        self.budgets.iter().chain(self.grants.budgets())
     }
 }
 
@@ -105,6 +126,7 @@ impl Settings {
             unnamed: sections.unnamed,
             wanted: Arc::new(roster.wanted()),
             roster,
+            require_authority: sections.require_authority,
             grants,
             policies: Policies::compile(sections, &mut faults),
             budgets: budget::compile(sections, &mut faults),
@@ -113,6 +135,8 @@ impl Settings {
             prices: Prices::compile(&sections.prices, sections.price_table.as_ref(), &mut faults),
             estimate: sections.prices.estimate,
             max_output_tokens: sections.prices.default_max_output_tokens,
+            max_compute_ns: max_compute_ns(sections, &mut faults),
+            counts_time: counts_time(sections),
         };
         let empty = sections.environment.as_ref().filter(|it| !says_something(it));
         if let Some(environment) = empty {
@@ -126,69 +150,89 @@ impl Settings {
         }
     }
 
-    /// The AI providers: built-in and configured.
+    /// Returns the AI providers: built-in and configured.
     #[must_use]
     pub fn hosts(&self) -> Arc<Hosts> {
         Arc::clone(&self.0.hosts)
     }
 
-    /// Observe or enforce, where no principal says otherwise.
+    /// Returns the mode of principals without a mode of their own.
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.0.mode
     }
 
-    /// Whether what nobody can read is refused.
+    /// Returns whether connections without a plaintext reader are refused.
     #[must_use]
     pub fn blocks_unread(&self) -> bool {
         self.0.uninspectable == Uninspectable::Block
     }
 
-    /// Whether handshakes concern somebody whose server name nobody has confirmed.
+    /// Returns whether handshakes with an unconfirmed server name have a consequence.
     #[must_use]
     pub fn asks_for_names(&self) -> bool {
         self.0.unnamed != Unnamed::Allow
     }
 
-    /// Whether it matters who started a process: somebody is configured to be inherited.
+    /// Returns whether the parent of a process matters: at least one principal, inherited by
+    /// children, is configured.
     #[must_use]
     pub fn names_principals(&self) -> bool {
         self.0.roster.names_any()
     }
 
-    /// The names of the configured principals.
+    /// Returns the names of the configured principals.
     pub fn principals(&self) -> impl Iterator<Item = &str> {
         self.0.roster.names()
     }
 
-    /// SHA-256 of the policies.
+    /// Returns the SHA-256 of the policies.
     #[must_use]
     pub fn policy_hash(&self) -> [u8; 32] {
         self.0.policies.hash()
     }
 
-    /// SHA-256 of the price table and its overrides.
+    /// Returns the SHA-256 of the price table and the overrides.
     #[must_use]
     pub fn price_hash(&self) -> [u8; 32] {
         self.0.prices.hash()
     }
 
-    /// What is known of prices.
+    /// Returns the prices.
     #[must_use]
     pub fn prices(&self) -> &Prices {
         &self.0.prices
     }
 
-    /// How many Cedar policies there are.
+    /// Returns the number of Cedar policies.
     #[must_use]
     pub fn policy_count(&self) -> usize {
         self.0.policies.len()
     }
 
-    /// The Cedar texts that are in force, by file or short-form rule.
+    /// Returns the Cedar texts in force, by file or short-form rule.
     pub fn cedar(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.policies.texts()
     }
+
+    /// Returns the scopes of the grants as equivalent Cedar text, by rule. The Cedar text does not
+    /// decide.
+    pub fn grants_in_cedar(&self) -> impl Iterator<Item = (String, String)> {
+        self.0.grants.cedar()
+    }
+}
+
+/// Returns whether a budget, or the budget of a grant, counts durations of requests.
+fn counts_time(sections: &Sections) -> bool {
+    let of_grants = sections.grants.iter().filter_map(|it| it.budget.as_ref());
+    let mut units = sections.budgets.iter().map(|it| it.unit).chain(of_grants.map(|it| it.unit));
+    units.any(|it| it == Unit::ComputeSeconds)
+}
+
+fn max_compute_ns(sections: &Sections, faults: &mut Faults) -> i64 {
+    let seconds = sections.prices.default_max_seconds.unwrap_or(PricesConfig::MAX_SECONDS);
+    let found = money::nanoseconds(seconds);
+    found.map_err(|why| faults.add("prices", "default_max_seconds", &why)).unwrap_or_default()
 }
 
 fn hosts(sections: &Sections, faults: &mut Faults) -> Arc<Hosts> {
@@ -214,7 +258,7 @@ fn hosts(sections: &Sections, faults: &mut Faults) -> Arc<Hosts> {
                 continue;
             }
         };
-        // `*.example.com` is every name below it, as `.example.com` is.
+        // `*.example.com` means every name below `example.com`, as `.example.com` does.
         let host = host.strip_prefix('*').unwrap_or(&host);
         if host.contains('*') {
             faults.add(&place, "host", "has a `*` that is not its first label");
@@ -238,7 +282,7 @@ fn regions(sections: &Sections) -> Vec<(String, Option<u16>, String)> {
     named.collect()
 }
 
-/// Host and port of an entry, where either may hold the port.
+/// Returns host and port of an entry; `host` or `port` may hold the port.
 fn host_and_port(provider: &ProviderConfig) -> Result<(String, Option<u16>), String> {
     let host = provider.host.trim().trim_end_matches('.').to_lowercase();
     if host.contains('/') || host.contains(char::is_whitespace) || host.is_empty() {
@@ -258,7 +302,7 @@ fn host_and_port(provider: &ProviderConfig) -> Result<(String, Option<u16>), Str
     Ok((name.to_owned(), Some(port)))
 }
 
-/// Says which names of providers stand for none.
+/// Adds a fault for each name without a matching provider.
 pub(crate) fn check_providers(
     sections: &Sections,
     place: &str,

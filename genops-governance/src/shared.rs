@@ -1,28 +1,29 @@
-//! Tables that all programs share: what one user puts into them makes no room at others' expense.
+//! Tables shared by all programs: the entries of a user never displace the entries of users with
+//! fewer entries.
 
 use std::collections::HashMap;
 
 use crate::process::User;
 
-/// What is remembered under names that strangers may make up.
+/// Values under keys that programs may make up.
 #[derive(Debug)]
 pub(crate) struct Shared<V> {
     entries: HashMap<String, Entry<V>>,
     limit: usize,
-    /// Counts uses.
+    /// Number of uses.
     uses: u64,
 }
 
 #[derive(Debug)]
 struct Entry<V> {
-    /// Who put it there.
+    /// User who created the entry.
     user: User,
     used: u64,
     value: V,
 }
 
 impl<V: Default> Shared<V> {
-    /// A table of at most `limit` entries.
+    /// Creates a table of at most `limit` entries.
     pub(crate) fn new(limit: usize) -> Self {
         Self { entries: HashMap::new(), limit, uses: 0 }
     }
@@ -31,8 +32,8 @@ impl<V: Default> Shared<V> {
         self.entries.get(key).map(|it| &it.value)
     }
 
-    /// The entry under a key, new where there is none. Where there is no room, the user that has most
-    /// loses what was longest not used.
+    /// Returns the entry of a key, creating a missing entry. In a full table, the user with the
+    /// most entries loses the least recently used entry.
     pub(crate) fn entry(&mut self, user: &User, key: &str) -> &mut V {
         if self.entries.len() >= self.limit && !self.entries.contains_key(key) {
             self.make_room(user);
@@ -53,7 +54,7 @@ impl<V: Default> Shared<V> {
         for entry in self.entries.values() {
             *counts.entry(&entry.user).or_default() += 1;
         }
-        // Of two that have as many, the one that wants more.
+        // With equal counts, the requesting user loses an entry.
         let most = counts.iter().max_by_key(|(user, count)| (**count, **user == newcomer));
         let most = most.map_or(newcomer, |(user, _)| *user);
         let oldest = self.entries.iter().filter(|(_, it)| it.user == *most);

@@ -1,4 +1,4 @@
-//! Latency targets (spec §6): what a call should take, and what the last ones took.
+//! Latency targets (spec §6) and the latencies of recent calls.
 
 use std::collections::VecDeque;
 
@@ -8,13 +8,13 @@ use crate::process::User;
 use crate::settings::Faults;
 use crate::shared::Shared;
 
-/// How many calls are remembered for each target or provider.
+/// Number of calls remembered for each target or provider.
 const WINDOW: usize = 20;
 
-/// Most keys whose last calls are remembered.
+/// Maximum number of keys with remembered calls.
 const KEY_LIMIT: usize = 1_024;
 
-/// One configured target.
+/// A configured target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) tier: String,
@@ -44,7 +44,7 @@ pub(crate) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Target> {
     targets
 }
 
-/// The first target for a principal and model.
+/// Returns the first target for a principal and model.
 pub(crate) fn find<'a>(
     targets: &'a [Target],
     lineage: &[String],
@@ -56,7 +56,7 @@ pub(crate) fn find<'a>(
     })
 }
 
-/// Latencies of the last calls.
+/// Latencies of recent calls.
 #[derive(Debug)]
 pub(crate) struct Latencies(Shared<VecDeque<u64>>);
 
@@ -67,7 +67,7 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// A call of a user took so long. Keys may be made up of what programs call themselves and ask for.
+    /// Records the latency of a user's call. Keys may contain names made up by programs.
     pub(crate) fn note(&mut self, user: &User, key: &str, latency_ms: u64) {
         let last = self.0.entry(user, key);
         if last.len() >= WINDOW {
@@ -76,7 +76,7 @@ impl Latencies {
         last.push_back(latency_ms);
     }
 
-    /// The 95th percentile (nearest rank) of the calls remembered.
+    /// Returns the 95th percentile (nearest rank) of the remembered calls.
     pub(crate) fn p95(&self, key: &str) -> Option<u64> {
         let mut last: Vec<u64> = self.0.get(key)?.iter().copied().collect();
         last.sort_unstable();
@@ -84,7 +84,7 @@ impl Latencies {
         last.get(rank.checked_sub(1)?).copied()
     }
 
-    /// Whether as many calls are remembered as there is room for.
+    /// Returns whether the maximum number of calls is remembered.
     pub(crate) fn is_full(&self, key: &str) -> bool {
         self.0.get(key).is_some_and(|it| it.len() >= WINDOW)
     }

@@ -1,12 +1,13 @@
-//! Attribute names and event schemas as data (spec §7 and §8, and the
-//! semantic conventions for generative AI).
+//! Attribute names and event schemas as data (spec §7 and §8, and the semantic conventions for
+//! generative AI).
 //!
-//! The JSON line and the span both iterate over what [`Awu::attributes`] and [`Awu::events`] give.
-//! What is not known is absent.
+//! The JSON line and the span both iterate over the output of [`Awu::attributes`] and
+//! [`Awu::events`]. Unknown values are absent.
 
 use genops_protocols::{Call, RequestParams, Usage};
 
 use crate::awu::{Attribution, Awu, BudgetView, CaptureLevel, Mechanism, Network, Outcome};
+use crate::hex::hex;
 
 /// The specification's version, on every unit.
 pub const SPEC_VERSION: &str = "0.1.0";
@@ -29,7 +30,7 @@ pub enum Value {
 /// An attribute.
 pub type Attribute = (&'static str, Value);
 
-/// Texts that stand for nothing (§9.1 #8).
+/// Placeholder texts without a meaning (§9.1 #8).
 const PLACEHOLDERS: [&str; 14] = [
     "unknown",
     "none",
@@ -47,7 +48,7 @@ const PLACEHOLDERS: [&str; 14] = [
     "nil",
 ];
 
-/// Whether a text is neither empty nor a placeholder.
+/// Returns whether a text is neither empty nor a placeholder.
 pub(crate) fn says_something(text: &str) -> bool {
     let plain = text.trim().to_lowercase();
     !plain.is_empty() && !PLACEHOLDERS.contains(&plain.as_str())
@@ -56,15 +57,15 @@ pub(crate) fn says_something(text: &str) -> bool {
 /// A span event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
-    /// Its name.
+    /// Name of the event.
     pub name: &'static str,
-    /// When, in nanoseconds since 1970.
+    /// Time of the event, in nanoseconds since 1970.
     pub unix_ns: u64,
-    /// What it says.
+    /// Attributes of the event.
     pub attributes: Vec<Attribute>,
 }
 
-/// Attributes in the order in which they were put in; what is absent is not put in.
+/// Attributes in the order of insertion, without absent values.
 #[derive(Default)]
 struct Attributes(Vec<Attribute>);
 
@@ -99,7 +100,7 @@ impl Attributes {
         }
     }
 
-    /// Only ever true.
+    /// Inserts a flag only if the value is true.
     fn flag(&mut self, name: &'static str, value: bool) {
         if value {
             self.0.push((name, Value::Bool(true)));
@@ -114,7 +115,7 @@ impl Attributes {
 }
 
 impl Awu {
-    /// Name of the span: `{operation} {model}`.
+    /// Returns the name of the span: `{operation} {model}`.
     #[must_use]
     pub fn name(&self) -> String {
         let operation = self.call.operation.as_deref().unwrap_or("inference");
@@ -124,20 +125,22 @@ impl Awu {
         }
     }
 
-    /// The span's status is an error: the provider or the connection failed, or it was refused.
+    /// Returns whether the span's status is an error: the provider or the connection failed, or the
+    /// unit was refused.
     #[must_use]
     pub fn is_error(&self) -> bool {
         self.error_type().is_some()
     }
 
-    /// `full` where decision and reservation came before execution, else `partial` (spec §9).
+    /// Returns `full` if decision and reservation came before execution, or else `partial` (spec
+    /// §9).
     #[must_use]
     pub fn compliance(&self) -> &'static str {
         let Attribution { mapped, team, project, environment, .. } = &*self.attribution;
-        // What is derived from a program's name is a guess at whose it is.
+        // Attribution derived from a program's name is a guess.
         let attributed = *mapped && team.is_some() && project.is_some() && environment.is_some();
         let before = self.enforcement.before_execution();
-        // Nothing was set aside for what nobody could read.
+        // No amount was really reserved for an exchange without plaintext.
         let blind = self.capture == CaptureLevel::Metadata && self.outcome.reservation().is_some();
         if attributed && before && !blind { "full" } else { "partial" }
     }
@@ -156,7 +159,7 @@ impl Awu {
         }
     }
 
-    /// Every attribute, in a fixed order, each name once.
+    /// Returns all attributes, in a fixed order, each name once.
     #[must_use]
     pub fn attributes(&self) -> Vec<Attribute> {
         let mut out = Attributes::default();
@@ -266,6 +269,8 @@ impl Awu {
         out.int_if("genops.tokens.output", output_tokens);
         let both = input_tokens.zip(output_tokens).map(|(a, b)| a.saturating_add(b));
         out.int_if("genops.tokens.total", both);
+        let seconds = self.compute_ns.map(crate::money::to_usd);
+        out.double_if("genops.usage.compute_seconds", seconds);
         out.list("genops.tool_calls", &self.call.tool_calls);
     }
 
@@ -302,7 +307,7 @@ impl Awu {
         }
     }
 
-    /// The span's events, in the order they happened (spec §8).
+    /// Returns the span's events, in the order of time (spec §8).
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
         let mut events = vec![self.evaluated()];
@@ -374,7 +379,7 @@ impl Awu {
     }
 }
 
-/// A budget, with its amounts in its own unit.
+/// Adds a budget, with amounts in the budget's own unit.
 fn budget_attributes(budget: &BudgetView, out: &mut Attributes) {
     let BudgetView { name, period, unit, allocated, consumed, reserved, remaining } = budget;
     out.text("genops.budget.name", name);
@@ -394,7 +399,7 @@ fn names(budgets: &[BudgetView]) -> Vec<String> {
     budgets.iter().map(|it| it.name.clone()).collect()
 }
 
-/// `genops.operation.type` of a call.
+/// Returns `genops.operation.type` of a call.
 pub(crate) fn operation_type(call: &Call) -> &'static str {
     match call.operation.as_deref() {
         Some("embeddings") => "embedding",
@@ -409,13 +414,13 @@ pub(crate) fn operation_type(call: &Call) -> &'static str {
     }
 }
 
-/// Whether the operation answers with tokens that are counted.
+/// Returns whether the operation answers with counted tokens.
 pub(crate) fn has_output(call: &Call) -> bool {
     !matches!(call.operation.as_deref(), Some("embeddings" | "rerank" | "moderation"))
 }
 
-/// Both ends of the connection (semantic conventions for networks), and what it carried where no
-/// exchange was read.
+/// Adds both ends of the connection (semantic conventions for networks), and the bytes carried if
+/// no exchange was read.
 fn network(network: &Network, out: &mut Attributes) {
     let Network { local, remote, sent_bytes, received_bytes } = network;
     if let Some(remote) = remote {
@@ -492,7 +497,7 @@ fn response(call: &Call, out: &mut Attributes) {
     let usage = &call.usage;
     out.int_if("gen_ai.usage.input_tokens", usage.input_tokens);
     out.int_if("gen_ai.usage.output_tokens", usage.output_tokens);
-    // Parts of the two, where there are any.
+    // Parts of input and output, if present.
     for (name, count) in [
         ("gen_ai.usage.cache_read.input_tokens", usage.cache_read_input_tokens),
         ("gen_ai.usage.cache_write.input_tokens", usage.cache_creation_input_tokens),
@@ -515,13 +520,4 @@ fn response(call: &Call, out: &mut Attributes) {
     }
     out.text_if("openai.response.service_tier", call.service_tier.as_ref());
     out.text_if("openai.response.system_fingerprint", call.system_fingerprint.as_ref());
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _infallible = write!(text, "{byte:02x}");
-        text
-    })
 }

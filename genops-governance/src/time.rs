@@ -1,22 +1,22 @@
-//! Time as an argument: what the caller's clocks say, and the calendar that budgets live by.
+//! Time as an argument: the readings of the caller's clocks, and the calendar periods of budgets.
 //!
-//! Nothing here reads a clock. Time zones come from the database that is compiled in, so that
-//! the same input gives the same period on every host.
+//! The module reads no clock. Time zones come from the compiled-in database, so that the same input
+//! gives the same period on every host.
 
 use jiff::{Span, Timestamp, ToSpan as _, Zoned, tz::TimeZone};
 use serde::Deserialize;
 
-/// The two clocks of the caller at one moment.
+/// The caller's two clocks at a moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
-    /// Nanoseconds of a clock that never steps; the origin is the caller's.
+    /// Nanoseconds of a clock without steps; the caller chooses the origin.
     pub mono_ns: u64,
     /// Nanoseconds since 1970-01-01 UTC. May step, also backwards.
     pub unix_ns: u64,
 }
 
 impl Now {
-    /// The wall-clock time of a monotonic time near `self`.
+    /// Returns the wall-clock time of a monotonic time near `self`.
     #[must_use]
     pub fn unix_of(self, mono_ns: u64) -> u64 {
         if mono_ns <= self.mono_ns {
@@ -27,7 +27,7 @@ impl Now {
     }
 }
 
-/// How often a budget starts anew.
+/// Period of a budget, given by the moment of the reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Period {
@@ -44,7 +44,7 @@ pub enum Period {
 }
 
 impl Period {
-    /// The name, as in the configuration.
+    /// Returns the name used in the configuration.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -56,9 +56,9 @@ impl Period {
         }
     }
 
-    /// The period that `unix_ns` lies in, as counted in `zone`.
+    /// Returns the period containing `unix_ns`, as counted in `zone`.
     ///
-    /// A time that no calendar has (beyond the year 9999) lies in the total period.
+    /// A time beyond the calendar (after the year 9999) lies in the total period.
     #[must_use]
     pub fn at(self, unix_ns: u64, zone: &TimeZone) -> Window {
         self.window(unix_ns, zone).unwrap_or(Window { start_s: 0, end_s: i64::MAX, of: self })
@@ -70,7 +70,7 @@ impl Period {
         let (start, length): (Zoned, Span) = match self {
             Self::Total => return None,
             Self::Hour => {
-                // Whole hours of the wall clock; zones with an offset of half an hour included.
+                // Whole hours of the wall clock, also in zones with an offset of half an hour.
                 let into = i64::from(now.minute()) * 60 + i64::from(now.second());
                 let start_s = now.timestamp().as_second() - into;
                 return Some(Window { start_s, end_s: start_s + 3600, of: self });
@@ -92,18 +92,19 @@ impl Period {
     }
 }
 
-/// One period of a budget: from `start_s` until just before `end_s`, in seconds since 1970 UTC.
+/// A period of a budget: from `start_s` until just before `end_s`, in seconds since 1970 UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// First second of the period.
     pub start_s: i64,
-    /// First second after it; `i64::MAX` where it never ends.
+    /// First second after the period; `i64::MAX` if the period never ends.
     pub end_s: i64,
     of: Period,
 }
 
 impl Window {
-    /// The period's name in telemetry: `2026-11-22T14`, `2026-11-22`, `2026-W47`, `2026-11`, `total`.
+    /// Returns the period's name in telemetry: `2026-11-22T14`, `2026-11-22`, `2026-W47`,
+    /// `2026-11`, `total`.
     #[must_use]
     pub fn label(&self, zone: &TimeZone) -> String {
         let format = match self.of {
@@ -118,18 +119,18 @@ impl Window {
     }
 }
 
-/// Reads a moment as RFC 3339 writes it (`2027-01-01T00:00:00Z`) into nanoseconds since 1970.
+/// Parses an RFC 3339 moment (`2027-01-01T00:00:00Z`) to nanoseconds since 1970.
 ///
 /// # Errors
 ///
-/// A sentence that says what a moment looks like.
+/// A sentence with an example of a moment.
 pub fn parse_moment(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is not a moment like 2027-01-01T00:00:00Z");
     let moment: Timestamp = text.parse().map_err(|_| wrong())?;
     u64::try_from(moment.as_nanosecond()).map_err(|_| wrong())
 }
 
-/// Writes a moment as RFC 3339 does, in UTC, to the second.
+/// Formats a moment as RFC 3339, in UTC, to the second.
 #[must_use]
 pub fn format_moment(unix_ns: u64) -> String {
     Timestamp::from_nanosecond(i128::from(unix_ns)).map_or_else(
@@ -138,11 +139,11 @@ pub fn format_moment(unix_ns: u64) -> String {
     )
 }
 
-/// Reads a time zone: an IANA name such as `Europe/Berlin`, or `UTC`.
+/// Parses a time zone: an IANA name, for example `Europe/Berlin`, or `UTC`.
 ///
 /// # Errors
 ///
-/// A sentence that names the mend.
+/// A sentence with examples of valid names.
 pub fn parse_zone(name: &str) -> Result<TimeZone, String> {
     TimeZone::get(name)
         .map_err(|_| format!("`{name}` is not a time zone like UTC or Europe/Berlin"))

@@ -1,4 +1,4 @@
-//! Which budgets a unit's telemetry names, and whom it alerts about.
+//! Budgets named in a unit's telemetry, and the receivers of alerts.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panic")]
 
@@ -8,7 +8,8 @@ use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
 use genops_governance::{
-    Awu, BudgetConfig, Enforcement, PolicyConfig, Sections, Unit, Value, time::Period,
+    Awu, Beforehand, BudgetConfig, Dimension, Enforcement, PolicyConfig, Sections, Unit, Value,
+    time::Period,
 };
 use support::*;
 
@@ -26,7 +27,7 @@ fn daily(limit: f64, threshold: u8) -> BudgetConfig {
     BudgetConfig { thresholds: vec![threshold], ..budget(limit) }
 }
 
-/// What one call of 93,750 nano-USD and 325 tokens at most says of its budgets.
+/// Returns the budget attributes of a single call of 93,750 nano-USD and 325 tokens at most.
 fn told(sections: &Sections) -> String {
     let mut host = Host::new(sections);
     let conn = host.open(HELD);
@@ -69,7 +70,7 @@ fn check(budgets: Vec<BudgetConfig>, expected: &Expect) {
 
 #[test]
 fn the_budget_of_an_event_has_its_unit_and_the_others_are_listed() {
-    // Of the tokens there is less left, and they crossed nothing.
+    // Fewer tokens are left, but the tokens crossed no threshold.
     check(
         vec![daily(0.000_15, 60), flow(500.0)],
         &expect![[r#"
@@ -199,6 +200,56 @@ fn a_refusal_alerts_about_each_budget_that_was_short() {
           budget.remaining: Double(300.0)
     "#]],
     );
+}
+
+#[test]
+fn a_refusal_alerts_about_the_part_that_was_short() {
+    let per_customer = |limit| BudgetConfig { per: Some(Dimension::CustomerId), ..daily(limit, 1) };
+    check(
+        vec![per_customer(0.000_08), flow(500.0)],
+        &expect![[r#"
+        span
+        genops.policy.evaluated
+        genops.budget.alert
+          budget.name: Str("daily[~unnamed]")
+          budget.unit: Str("USD")
+          budget.allocated: Double(8e-5)
+          budget.consumed: Double(0.0)
+          budget.reserved: Double(0.0)
+          budget.remaining: Double(8e-5)
+    "#]],
+    );
+}
+
+/// The budget is exhausted, so nothing of the connection is evaluated; the alert is sent all the
+/// same.
+#[test]
+fn a_connection_that_is_refused_since_nothing_is_left_alerts() {
+    let budgets = vec![daily(0.000_093_75, 1), flow(1_000.0)];
+    let mut host = Host::new(&Sections { budgets, ..enforcing() });
+    // The request is never answered, and charged in whole.
+    let first = host.open(HELD);
+    host.egress(first, &chat("gpt-4o-mini", "hello")).close(first);
+    let second = host.open(HELD);
+    host.engine.opaque(host.now, second, None, "openai", Beforehand::Nothing);
+    host.close(second);
+    let awu = host.awus.pop().unwrap();
+    let alerts: Vec<_> =
+        awu.events().into_iter().filter(|it| it.name == "genops.budget.alert").collect();
+    let mut text = String::from("alert\n");
+    for (name, value) in alerts.iter().flat_map(|it| &it.attributes).filter(|it| is_told(it.0)) {
+        line(&mut text, name, value);
+    }
+    expect![[r#"
+        alert
+          budget.name: Str("daily")
+          budget.unit: Str("USD")
+          budget.allocated: Double(9.375e-5)
+          budget.consumed: Double(9.375e-5)
+          budget.reserved: Double(0.0)
+          budget.remaining: Double(0.0)
+    "#]]
+    .assert_eq(&text);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The conformance checker: our own export of a mixed run, and exports that break one rule each.
+//! Conformance checker: the agent's export of a mixed run, and exports with a single broken rule
+//! each.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panic")]
 #![expect(clippy::indexing_slicing, reason = "JSON of a known shape")]
@@ -15,7 +16,7 @@ use genops_governance::{
 use serde_json::{Value as Json, json};
 use support::{HELD, Host, answer, bot, budget, chat, enforcing, ok, policy};
 
-/// Units as an OTLP/JSON export has them.
+/// Returns units in the form of an OTLP/JSON export.
 fn export(awus: &[Awu]) -> Json {
     let value = |value: &Value| match value {
         Value::Str(text) => json!({ "stringValue": text }),
@@ -58,7 +59,7 @@ fn export(awus: &[Awu]) -> Json {
     json!({ "resourceSpans": [{ "scopeSpans": [{ "spans": spans }] }] })
 }
 
-/// Sends one request and takes the unit that comes of it.
+/// Sends a single request and returns the resulting unit.
 fn unit(sections: &Sections, hold: HoldLevel, model: &str, response: Option<&[u8]>) -> Vec<Awu> {
     let mut host = Host::new(sections);
     run(&mut host, hold, model, response);
@@ -75,7 +76,7 @@ fn run(host: &mut Host, hold: HoldLevel, model: &str, response: Option<&[u8]>) {
     host.close(conn);
 }
 
-/// Units of every sort that a held run gives: each reason code, and each end.
+/// Returns units of every sort possible in a held run: each reason code, and each end.
 fn mixed() -> Vec<Awu> {
     let deny = |change: fn(&mut genops_governance::PolicyConfig)| {
         unit(&policy(change), HELD, "gpt-4o-mini", Some(&ok()))
@@ -122,13 +123,13 @@ fn mixed() -> Vec<Awu> {
     let thresholds = BudgetConfig { thresholds: vec![1], ..budget(0.001) };
     let nearly = Sections { budgets: vec![thresholds], ..enforcing() };
     awus.extend(unit(&nearly, HELD, "gpt-4o-mini", Some(&ok())));
-    // Permitted, and its connection was refused for another's sake before it left.
+    // Permitted, but the connection was refused because of another request before the bytes left.
     let mut host = Host::new(&policy(|it| it.denied_models = vec!["*-pro".to_owned()]));
     let conn = host.open(HELD);
     host.egress(conn, &[chat("gpt-4o-mini", "one"), chat("gpt-5-pro", "two")].concat());
     host.close(conn);
     awus.append(&mut host.awus);
-    // Identities are unique within one engine; here every host has the same entropy.
+    // Identities are unique within an engine; here every host has the same entropy.
     for (number, awu) in awus.iter_mut().enumerate() {
         awu.id.trace[0] = u8::try_from(number).unwrap();
     }
@@ -170,7 +171,7 @@ fn an_observed_run_says_that_it_is_partial() {
     assert_eq!((report.level, report.findings.len()), (Level::Partial, 0));
 }
 
-/// Allowed, warned, and blocked: what the mutations start from.
+/// Allowed, warned, and blocked units: the start of the mutations.
 fn sound() -> Json {
     let target =
         SlaConfig { tier: "gold".to_owned(), latency_target_ms: 100, ..SlaConfig::default() };
@@ -232,7 +233,7 @@ fn double(value: f64) -> Json {
     json!({ "doubleValue": value })
 }
 
-/// Checks that exactly these rules are broken by a change, and that it is not compliant.
+/// Checks that a change breaks exactly the expected rules and makes the export noncompliant.
 #[track_caller]
 fn broken(change: impl FnOnce(&mut Export), expected: &Expect) {
     let mut mutated = Export(sound());
@@ -251,7 +252,7 @@ fn what_the_mutations_start_from_is_sound() {
     assert_eq!((report.level, report.findings), (Level::Full, vec![]));
 }
 
-/// A mutated export for each rule: its line names what must be found.
+/// A mutated export for each rule; the line of the mutation names the expected finding.
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn each_mutated_export_breaks_the_rule_that_it_is_made_for() {
@@ -269,6 +270,13 @@ fn each_mutated_export_breaks_the_rule_that_it_is_made_for() {
     broken(|it| set(it.span(RAN), "genops.team", text("unknown")), &expect!["§7.1 team"]);
     broken(|it| set(it.span(RAN), "genops.project", text(" ")), &expect!["§7.1 project"]);
     broken(|it| remove(it.span(STOPPED), "genops.environment"), &expect!["§7.1 environment"]);
+    broken(
+        |it| {
+            let other = json!({"key": "genops.project", "value": text("another")});
+            it.span(RAN)["attributes"].as_array_mut().unwrap().push(other);
+        },
+        &expect!["§7 keys-unique"],
+    );
     broken(|it| remove(it.span(RAN), "genops.operation.name"), &expect!["§7.1 operation-name"]);
     broken(
         |it| set(it.span(RAN), "genops.operation.type", json!({"intValue": "1"})),
@@ -430,7 +438,7 @@ fn a_budget_of_another_unit_or_owner_is_found() {
         §3 budget-one-unit
         §3 budget-unit"#]],
     );
-    // The event that reserves is about another budget than the span.
+    // The reserving event names another budget than the span.
     broken(
         |it| set(it.event(RAN, RESERVED), "genops.budget.name", text("flow")),
         &expect!["§7.3 budget-agrees"],
@@ -439,14 +447,14 @@ fn a_budget_of_another_unit_or_owner_is_found() {
         |it| set(it.event(RAN, RECONCILED), "genops.budget.name", text("flow")),
         &expect!["§7.3 budget-agrees"],
     );
-    // An alert about a budget that the unit does not draw on.
+    // An alert about a budget the unit does not draw on.
     broken(
         |it| set(it.event(RAN, ALERT), "genops.budget.name", text("flow")),
         &expect![[r#"
         §7.3 budget-agrees
         §8 alert-of-cause"#]],
     );
-    // It draws on it, and it is not what crossed its threshold.
+    // The unit draws on the budget, but another budget crossed the threshold.
     broken(
         |it| {
             let others = json!({"arrayValue": {"values": [{"stringValue": "flow"}]}});

@@ -1,4 +1,4 @@
-//! Budgets, limits and policies by what a request says of whom it is for.
+//! Budgets, limits and policies by the customer, feature or session named in a request.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panic")]
 
@@ -11,7 +11,7 @@ use genops_governance::{
 };
 use support::*;
 
-/// A service that says for whom it asks.
+/// A service naming the customer of each request.
 fn desk(sources: &[&str]) -> Sections {
     let customer_id = sources.iter().map(|it| (*it).to_owned()).collect();
     let attribution = AttributionConfig { customer_id, ..AttributionConfig::default() };
@@ -22,7 +22,7 @@ fn per_customer(limit: f64) -> BudgetConfig {
     BudgetConfig { name: "shop".to_owned(), per: Some(Dimension::CustomerId), ..budget(limit) }
 }
 
-/// A request of 93,750 nano-USD at most, with a line of its head.
+/// Returns a request of 93,750 nano-USD at most, with an additional header line.
 fn with(header: &str) -> Vec<u8> {
     let request = String::from_utf8(chat("gpt-4o-mini", "hello")).unwrap();
     let head = if header.is_empty() { String::new() } else { format!("\r\n{header}") };
@@ -30,7 +30,7 @@ fn with(header: &str) -> Vec<u8> {
     request.replacen(line, &format!("{head}{line}"), 1).into_bytes()
 }
 
-/// Sends a request on a connection of its own, and has it answered if it may leave.
+/// Sends a request on a new connection; answers the request if the request may leave.
 fn send(host: &mut Host, request: &[u8]) -> Awu {
     let conn = host.open(HELD);
     host.text.clear();
@@ -56,7 +56,7 @@ fn result(awu: &Awu) -> String {
 
 #[test]
 fn one_process_and_three_customers_each_stopped_at_its_own_cap() {
-    // Of 0.0001 USD, one call takes 0.000009 at the end, and 0.00009375 at first.
+    // Of 0.0001 USD, a call takes 0.000009 at the end, and 0.00009375 at first.
     let budgets = vec![per_customer(0.000_1)];
     let mut host = Host::new(&Sections { budgets, ..desk(&["header:x-shop"]) });
     let ann = with("X-Shop: ann");
@@ -69,7 +69,7 @@ fn one_process_and_three_customers_each_stopped_at_its_own_cap() {
         assert_eq!(result(&refused), format!("BLOCKED shop[{who}]"));
         assert_eq!(text(&refused, "genops.customer_id").as_deref(), Some(who));
     }
-    // Whoever names nobody is one more.
+    // Requests without a customer count as another customer.
     assert_eq!(result(&send(&mut host, &with(""))), "ALLOWED -");
     assert_eq!(result(&send(&mut host, &with(""))), "BLOCKED shop[~unnamed]");
     let left: Vec<(String, i64)> =

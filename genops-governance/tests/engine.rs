@@ -16,9 +16,9 @@ use genops_governance::{
     Unmapped, Value,
 };
 use genops_protocols::Direction;
-use support::{BOT, HELD, Host, START, answer, bot, budget, chat, enforcing, ok, policy};
+use support::{BOT, HELD, Host, START, answer, bot, budget, chat, enforcing, human, ok, policy};
 
-/// One held request, and what comes of it.
+/// A single held request, and the result.
 #[track_caller]
 fn held(sections: &Sections, request: &[u8], expected: &Expect) {
     let mut host = Host::new(sections);
@@ -87,7 +87,7 @@ fn a_denied_model_never_leaves() {
     );
 }
 
-/// Only a refusal sends a signal, never a warning.
+/// Only a refusal sends a signal; a warning never does.
 #[test]
 fn a_policy_may_ask_for_a_signal() {
     let sections = policy(|it| {
@@ -630,7 +630,9 @@ fn a_grant_narrows_and_expires() {
         ..GrantConfig::default()
     };
     let mut sections = enforcing();
-    sections.grants = vec![grant("child", Some("root"), &["*"]), grant("root", None, &["gpt-4o*"])];
+    sections.humans = vec![human("alice@example.com")];
+    sections.grants =
+        vec![grant("child", Some("root"), &["gpt-4o-*"]), grant("root", None, &["gpt-4o*"])];
     sections.principals = vec![PrincipalConfig { grant: Some("child".to_owned()), ..bot() }];
     let mut host = Host::new(&sections);
     for model in ["gpt-4o-mini", "gpt-5"] {
@@ -648,8 +650,8 @@ fn a_grant_narrows_and_expires() {
         awu error=Str("x_delegation_exceeded")
           policy.result: BLOCKED
           policy.reason_code: x_delegation_exceeded
-          policy.name: grant:root.models
-          policy.reason: the grant covers only these models: gpt-4o*; it asks openai for gpt-5
+          policy.name: grant:child.models
+          policy.reason: the grant covers only these models: gpt-4o-*; it asks openai for gpt-5
           compliance: full
           capture.level: full
           enforcement.mechanism: egress_hold
@@ -714,14 +716,14 @@ fn a_child_is_what_its_parent_is() {
     assert_eq!(host.engine.principal_mode(child), Mode::Enforce);
 }
 
-/// A process that nothing configured matches.
+/// A process without a matching principal in the configuration.
 fn stranger(pid: u32, parent: ProcessKey) -> ProcessFacts {
     let key = ProcessKey { pid, start_ns: u64::from(pid) };
     let exe = Some("/usr/bin/curl".to_owned());
     ProcessFacts { exe, parent: Some(parent), ..ProcessFacts::bare(key, "curl") }
 }
 
-/// The principal of the unit that comes of a call by a process.
+/// Returns the principal of the unit of a call by a process.
 fn principal_of(host: &mut Host, process: ProcessKey) -> String {
     let conn = host.open_for(Some(process), HELD);
     host.egress(conn, &chat("gpt-4o-mini", "hello")).ingress(conn, &ok());
@@ -731,11 +733,11 @@ fn principal_of(host: &mut Host, process: ProcessKey) -> String {
 #[test]
 fn a_process_stays_what_it_is_when_it_becomes_another_program_or_its_parent_goes() {
     let mut host = Host::new(&enforcing());
-    // It becomes another program under the same number.
+    // The process becomes another program under the same number.
     let exe = Some("/usr/bin/curl".to_owned());
     host.engine.process(host.now, ProcessFacts { exe, ..ProcessFacts::bare(BOT, "curl") });
     assert_eq!(principal_of(&mut host, BOT), "refund-bot");
-    // Its grandchild outlives its child, and settings come into force meanwhile.
+    // The grandchild outlives the child, and settings come into force meanwhile.
     let (child, grandchild) = (stranger(5000, BOT), stranger(5001, stranger(5000, BOT).key));
     host.engine.process(host.now, child.clone());
     host.engine.process(host.now, grandchild.clone());
@@ -756,7 +758,8 @@ fn a_process_is_what_it_was_started_by_whoever_its_parent_is_now() {
     assert_eq!(host.engine.principal(orphan.key), Some("refund-bot"));
     assert_eq!(host.engine.principal_mode(orphan.key), Mode::Enforce);
     assert_eq!(principal_of(&mut host, orphan.key), "refund-bot");
-    // Its own children, and what it is told of later, change nothing; nor do other settings.
+    // Children of the process, and later reports of the process, change nothing; nor do other
+    // settings.
     let child = stranger(5001, orphan.key);
     host.engine.process(host.now, child.clone());
     host.engine.process(host.now, orphan.clone());
@@ -764,7 +767,8 @@ fn a_process_is_what_it_was_started_by_whoever_its_parent_is_now() {
     for key in [orphan.key, child.key] {
         assert_eq!(principal_of(&mut host, key), "refund-bot");
     }
-    // Another process of its number, and one that a principal which is gone has started.
+    // Another process with the same number, and a process started by a principal no longer
+    // configured.
     let (reused, late) = (ProcessKey { start_ns: 9, ..orphan.key }, stranger(5002, init));
     host.engine.process(host.now, ProcessFacts { key: reused, ..orphan });
     host.engine.process_of(host.now, late.clone(), "nobody");
@@ -825,7 +829,8 @@ fn grants_that_come_change_and_go_are_written_down() {
         },
         ..GrantConfig::default()
     };
-    let with = |grants: Vec<GrantConfig>| Sections { grants, ..enforcing() };
+    let humans = vec![human("alice@example.com")];
+    let with = |grants| Sections { grants, humans: humans.clone(), ..enforcing() };
     let mut host = Host::new(&with(vec![grant("a", false, None), grant("b", false, None)]));
     let mut told = |grants: Vec<GrantConfig>| {
         host.engine.reload(host.now, Settings::compile(&with(grants)).unwrap());
@@ -883,7 +888,7 @@ fn an_approval_of_a_request_is_for_no_other_one() {
         change(&mut approval);
         host.engine.approve(host.now, approval, &[])
     };
-    // What it may cost must be covered, and one is enough.
+    // The approval must cover the maximum cost, and a single approval is enough.
     let said = approve(&mut host, &|it| it.ceiling_nano_usd = 1).unwrap_err();
     assert!(
         said.ends_with("may cost up to 0.0000954 USD, more than the approval covers"),
@@ -898,10 +903,29 @@ fn an_approval_of_a_request_is_for_no_other_one() {
     assert_eq!(asks(&mut host, "delete the draft").grounds.approval.as_deref(), Some("a-1"));
     assert_eq!(asks(&mut host, "delete the draft").grounds.approval_request, Some(request));
 
-    // One of its kind, whatever it says, where somebody has said just that.
+    // An approval of the kind covers any text, if somebody approved exactly the kind.
     approve(&mut host, &|it| it.scope = Scope::Kind).unwrap();
     assert_eq!(asks(&mut host, "delete the report").grounds.approval.as_deref(), Some("a-1"));
     assert!(asks(&mut host, "delete the report").grounds.approval_request.is_some());
+}
+
+#[test]
+fn what_the_library_did_not_take_costs_nothing() {
+    let mut sections = enforcing();
+    sections.principals = vec![bot()];
+    sections.budgets =
+        vec![BudgetConfig { name: "all".to_owned(), limit: 1.0, ..BudgetConfig::default() }];
+    let mut host = Host::new(&sections);
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello"));
+    assert_eq!(host.engine.running_from(conn, 1), None);
+    assert_eq!(host.engine.running_from(conn, 0), Some(0));
+    host.engine.not_taken(conn, 0);
+    host.close(conn);
+    let awu = host.awus.pop().unwrap();
+    assert!(awu.outcome.actual().is_none(), "{awu:?}");
+    let (_, account) = host.engine.ledger().accounts().next().unwrap();
+    assert_eq!((account.reserved, account.consumed()), (0, 0));
 }
 
 #[test]
@@ -1168,10 +1192,58 @@ fn a_restart_charges_what_was_under_way() {
     assert!(account.spent > 0);
 }
 
-/// Under whatever name a program speaks to a server of its own, that server empties no budget.
+/// After a restart and after a reload, 9,000 nano-USD are not counted as 9,000 tokens.
+#[test]
+fn a_budget_that_counts_in_another_unit_begins_anew_and_evidence_says_so() {
+    let usd = Sections { budgets: vec![budget(1.0)], ..enforcing() };
+    let tokens = BudgetConfig { unit: Unit::Tokens, ..budget(5_000.0) };
+    let tokens = Sections { budgets: vec![tokens], ..enforcing() };
+    let compiled = |sections: &Sections| Settings::compile(sections).unwrap();
+    let said = |engine: &mut genops_governance::Engine| {
+        let loaded = |output: Output| match output {
+            Output::Record(it) if it.kind == RecordKind::PolicyLoaded => Some(it.detail),
+            _ => None,
+        };
+        let detail = engine.outputs().filter_map(loaded).last().unwrap();
+        detail.into_iter().find(|(key, _)| *key == "units").map(|(_, units)| units)
+    };
+    let charged = |engine: &genops_governance::Engine| -> Vec<(Unit, i64, bool)> {
+        let accounts = engine.ledger().accounts();
+        accounts.map(|(key, it)| (it.unit, it.consumed(), engine.is_superseded(key))).collect()
+    };
+    let mut host = Host::new(&usd);
+    let conn = host.open(HELD);
+    host.egress(conn, &chat("gpt-4o-mini", "hello"));
+    let mut file = Ledger::new().snapshot();
+    file.extend(host.ledger.iter().flat_map(Entry::encode));
+    host.ingress(conn, &ok());
+    let anew = Some("daily: USD before, tokens now, begins anew".to_owned());
+    let mut again = genops_governance::Engine::new(
+        compiled(&tokens),
+        Ledger::restore(&file).unwrap().ledger,
+        [8; 32],
+    );
+    again.tick(host.now);
+    again.process_exit(host.now, BOT);
+    assert_eq!(said(&mut again), anew);
+
+    host.engine.reload(host.now, compiled(&tokens));
+    assert_eq!(said(&mut host.engine), anew);
+    assert_eq!(asks(&mut host, "hello").outcome.decision().result().as_str(), "ALLOWED");
+    assert_eq!(charged(&host.engine), [(Unit::Usd, 9_000, true), (Unit::Tokens, 30, false)]);
+    host.engine.reload(host.now, compiled(&tokens));
+    assert_eq!(said(&mut host.engine), None);
+    host.engine.reload(host.now, compiled(&usd));
+    let back = Some("daily: tokens before, USD now, goes on as it was".to_owned());
+    assert_eq!(said(&mut host.engine), back);
+    asks(&mut host, "hello");
+    assert_eq!(charged(&host.engine), [(Unit::Usd, 18_000, false), (Unit::Tokens, 30, true)]);
+}
+
+/// A program's own server empties no budget, whatever the name used for the server.
 #[test]
 fn a_server_that_is_no_public_providers_is_not_taken_at_its_word() {
-    let much = r#"{"id":"r1","object":"chat.completion","model":"gpt-4o-mini","choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"hi"}}],"usage":{"prompt_tokens":900000000,"completion_tokens":900000000}}"#;
+    let much = r#"{"id":"r1","object":"chat.completion","model":"gpt-4o-mini","choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"hi"}}],"usage":{"prompt_tokens":9000000,"completion_tokens":9000000}}"#;
     let told = |address: &str| {
         let sections = Sections { budgets: vec![budget(1_000.0)], ..enforcing() };
         let mut host = Host::new(&sections);
@@ -1194,7 +1266,48 @@ fn a_server_that_is_no_public_providers_is_not_taken_at_its_word() {
     assert_eq!(told("104.18.6.192:443"), (false, false, true));
 }
 
-/// Killed after its accounts were durable, and before the record of what closed them was.
+/// No reported count empties a budget of any unit.
+#[test]
+fn a_count_that_no_call_can_reach_is_no_count() {
+    let tokens = BudgetConfig { name: "words".to_owned(), unit: Unit::Tokens, ..budget(1e9) };
+    let sections = Sections { budgets: vec![budget(1_000.0), tokens], ..enforcing() };
+    let charged = |usage: &str| {
+        let mut host = Host::new(&sections);
+        let conn = host.open(HELD);
+        host.egress(conn, &chat("gpt-4o-mini", "hello"));
+        let body = format!(
+            r#"{{"id":"r1","object":"chat.completion","model":"gpt-4o-mini","choices":[{{"index":0,"finish_reason":"stop","message":{{"role":"assistant","content":"hi"}}}}],"usage":{{{usage}}}}}"#
+        );
+        host.ingress(conn, &answer(200, &body)).close(conn);
+        let awu = host.awus.first().unwrap();
+        let actual = awu.outcome.actual().unwrap();
+        let reserved = awu.outcome.reservation().unwrap().amount;
+        let ledger = host.engine.ledger();
+        let amounts: Vec<i64> = ledger.accounts().map(|(_, it)| it.consumed()).collect();
+        (actual.basis.as_str(), actual.amount == reserved, awu.cost_nano_usd.is_some(), amounts)
+    };
+    let (basis, whole, told, set_aside) =
+        charged(r#""prompt_tokens":67108865,"completion_tokens":1"#);
+    assert_eq!((basis, whole, told), ("reserved", true, false));
+    let max = u64::MAX;
+    for usage in [
+        format!(r#""prompt_tokens":1,"completion_tokens":{max}"#),
+        format!(r#""prompt_tokens":{max},"completion_tokens":{max},"total_tokens":{max}"#),
+        format!(
+            r#""prompt_tokens":9,"completion_tokens":9,"prompt_tokens_details":{{"cached_tokens":{max}}}"#
+        ),
+        format!(
+            r#""prompt_tokens":9,"completion_tokens":9,"completion_tokens_details":{{"reasoning_tokens":{max}}}"#
+        ),
+        format!(r#""prompt_tokens":9,"completion_tokens":9,"num_search_queries":{max}"#),
+    ] {
+        assert_eq!(charged(&usage), ("reserved", true, false, set_aside.clone()), "{usage}");
+    }
+    let most = charged(r#""prompt_tokens":67108864,"completion_tokens":67108864"#);
+    assert_eq!((most.0, most.3.last()), ("reported", Some(&134_217_728)));
+}
+
+/// The agent was killed after the accounts were durable, and before the closing record was.
 #[test]
 fn what_the_accounts_closed_and_evidence_does_not_say_is_said_first() {
     let sections = Sections { budgets: vec![budget(1.0)], ..enforcing() };
@@ -1206,7 +1319,7 @@ fn what_the_accounts_closed_and_evidence_does_not_say_is_said_first() {
     let mut file = Ledger::new().snapshot();
     file.extend(host.ledger.iter().flat_map(Entry::encode));
     let restored = Ledger::restore(&file).unwrap();
-    // A second one that is killed as well, before it has said anything, leaves it to a third.
+    // A second agent, killed before a record was written, leaves the closing record to a third.
     let closed: Vec<_> = restored.closed.into_iter().filter(|it| it.sequence > known).collect();
     let file = restored.ledger.snapshot_with(&closed);
     let restored = Ledger::restore(&file).unwrap();
@@ -1245,8 +1358,8 @@ fn token_budgets_and_own_prices_count_too() {
     sections.budgets = vec![BudgetConfig { unit: Unit::Tokens, ..budget(1_000.0) }];
     sections.prices.overrides = vec![PriceConfig {
         model: "gpt-4o*".to_owned(),
-        input_per_million: 1.0,
-        output_per_million: 2.0,
+        input_per_million: Some(1.0),
+        output_per_million: Some(2.0),
         ..PriceConfig::default()
     }];
     let mut host = Host::new(&sections);
@@ -1350,7 +1463,7 @@ fn on_http2_each_stream_is_decided_and_a_refusal_ends_them_all() {
     host.egress(conn, &[preface.to_vec(), frame(4, 0, 0, &[])].concat());
     let (first, third) = (body("gpt-4o-mini"), body("gpt-4o"));
     let (head, tail) = first.split_at(30);
-    // Two streams whose frames alternate: nothing of the older leaves before its end.
+    // Two streams with alternating frames: nothing of the older leaves before the end.
     host.egress(conn, &[headers(1), frame(0, 0, 1, head)].concat());
     host.egress(conn, &[headers(3), frame(0, 1, 3, &third)].concat());
     writeln!(host.text, "-- the first ends").unwrap();

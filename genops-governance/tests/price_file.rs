@@ -1,4 +1,4 @@
-//! Prices from a file, before those that are compiled in.
+//! Prices from a file, with precedence over the compiled-in prices.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panic")]
 
@@ -8,7 +8,7 @@ use genops_governance::prices::data;
 use genops_governance::{PriceTable, PricesConfig, Sections, Settings, UnknownModel};
 use support::*;
 
-/// One model that the built-in table does not have, and one for which it has another price.
+/// A model missing in the built-in table, and a model with another price in the table.
 const DATA: &str = r#"[{"id":"openai","models":[
     {"id":"gpt-9-mega","match":{"starts_with":"gpt-9-mega"},"prices":{"input_mtok":2,"output_mtok":8}},
     {"id":"gpt-4o-mini","match":{"starts_with":"gpt-4o-mini"},"prices":{"input_mtok":1,"output_mtok":2}}]}]"#;

@@ -1,4 +1,4 @@
-//! The price table against the `genai-prices` crate that it is compiled from.
+//! Price table against the source, the `genai-prices` crate.
 //!
 //! `UPDATE_PRICES=1 cargo test -p genops-governance --test price_table` writes the table anew; the
 //! difference is then reviewed like any other change.
@@ -26,7 +26,7 @@ fn the_table_is_what_the_crate_says() {
     assert!(present == table, "run again with UPDATE_PRICES=1 and review the difference");
 }
 
-/// The JSON inside the crate, found where Cargo unpacked it.
+/// Returns the JSON inside the crate, in Cargo's unpacked sources.
 fn source() -> String {
     let cargo = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--offline"])
@@ -41,8 +41,8 @@ fn source() -> String {
     std::fs::read_to_string(manifest.with_file_name("data/prices.json")).unwrap()
 }
 
-/// Every model that the crate prices by tokens costs the same here, to a nano-USD: with a short
-/// prompt, and with one that reaches the tiers of long ones.
+/// Every model priced by tokens in the crate costs the same here, to a nano-USD: with a short
+/// prompt, and with a prompt reaching the tiers of long prompts.
 #[test]
 fn every_model_costs_what_the_crate_says() {
     let prices = Prices::builtin();
@@ -60,7 +60,8 @@ fn every_model_costs_what_the_crate_says() {
 /// 2026-11-18, in seconds since 1970.
 const AT: u64 = 1_795_000_000;
 
-/// Whether the crate knows a price for tokens; it must be ours then.
+/// Compares the prices of a model. Returns false if the crate knows no price for tokens; panics if
+/// the prices differ.
 fn same(card: &RateCard, provider: &str, model: &str, input: u64) -> bool {
     let tokens = Tokens { input, cache_read: input / 4, output: 500, ..Tokens::default() };
     #[expect(clippy::cast_precision_loss, reason = "small")]

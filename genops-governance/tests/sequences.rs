@@ -1,5 +1,5 @@
-//! Laws that hold for every sequence of events, however bytes are cut, lost, timed out or late, clocks
-//! are set, periods end, and the agent is killed in the middle of a write.
+//! Laws for every sequence of events: bytes cut, lost, timed out or late, clocks set, periods
+//! ending, and the agent killed in the middle of a write.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panic")]
 
@@ -18,7 +18,7 @@ use support::{HELD, Host, budget, chat, ok, policy};
 
 const CONNECTIONS: usize = 3;
 
-/// One thing that happens.
+/// Event of a sequence.
 #[derive(Clone, Debug)]
 enum Step {
     /// The next bytes of a connection's script leave the program.
@@ -64,8 +64,8 @@ enum Step {
     SetBack {
         minutes: u64,
     },
-    /// The agent is killed while the consequences of the next bytes are written, so many of a
-    /// thousandth of them later, and starts again.
+    /// The agent is killed while writing the consequences of the next bytes, after `written`
+    /// thousandths of the data to write, and starts again.
     Kill {
         conn: usize,
         bytes: usize,
@@ -121,7 +121,7 @@ fn sections(observe: bool) -> Sections {
     }
 }
 
-/// The same, compiled once: enforcing and observing.
+/// The settings compiled once: enforcing and observing.
 static SETTINGS: LazyLock<[Settings; 2]> =
     LazyLock::new(|| [false, true].map(|it| Settings::compile(&sections(it)).unwrap()));
 
@@ -130,14 +130,15 @@ fn settings(observe: bool) -> Settings {
     if observe { observing.clone() } else { enforcing.clone() }
 }
 
-/// What a program sends on one connection: calls, denied calls, and a request that is no call.
+/// Returns the bytes sent by a program on a connection: calls, denied calls, and a request other
+/// than a call.
 fn script() -> Vec<u8> {
     let other = b"GET /v1/models HTTP/1.1\r\nHost: api.openai.com\r\n\r\n".to_vec();
     let calls = ["gpt-4o-mini", "gpt-4o-mini", "gpt-5-pro", "gpt-4o-mini"];
     calls.iter().flat_map(|it| [chat(it, "hello"), other.clone()].concat()).collect()
 }
 
-/// What is watched while it happens.
+/// State observed during a sequence.
 #[derive(Default)]
 struct Watch {
     released: BTreeMap<ConnId, u64>,
@@ -146,11 +147,11 @@ struct Watch {
     decided: BTreeSet<AwuId>,
     told: BTreeSet<AwuId>,
     exchanges: BTreeSet<(String, u64)>,
-    /// What the agent has on disk.
+    /// Content of the agent's disk.
     file: Vec<u8>,
-    /// What evidence says was used, by budget and period.
+    /// Usage according to evidence, by budget and period.
     used: BTreeMap<(String, String), i64>,
-    /// Units that were under way when the agent was killed: nobody tells how they ended.
+    /// Units running when the agent was killed: nobody reports the end.
     untold: BTreeSet<AwuId>,
 }
 
@@ -195,13 +196,13 @@ struct Run {
     host: Host,
     watch: Watch,
     conns: Vec<(ConnId, usize)>,
-    /// By how much the wall clock was set back.
+    /// Nanoseconds the wall clock was set back.
     back_ns: u64,
-    /// How often it was started.
+    /// Number of starts of the agent.
     starts: u8,
 }
 
-/// One of the connections is not held: there, nothing can be prevented.
+/// A connection is not held: nothing can be prevented there.
 const HOLDS: [HoldLevel; CONNECTIONS] = [HELD, HELD, HoldLevel::None];
 
 impl Run {
@@ -213,7 +214,8 @@ impl Run {
         Self { host, watch, conns, back_ns: 0, starts: 1 }
     }
 
-    /// Killed when so much of what the last bytes came to was on disk, and nothing of it was done.
+    /// Kills the agent after writing `written` thousandths of the pending ledger data, and before
+    /// carrying out any output.
     fn kill(&mut self, written: usize) -> Result<(), TestCaseError> {
         let outputs: Vec<Output> = self.host.engine.outputs().collect();
         let mut pending = Vec::new();

@@ -1,4 +1,4 @@
-//! What is not read whole, or can be read in two ways, or asks for nobody knows what: refused by every
+//! Requests not read whole, readable in two ways, or with an unknown operation: refused by every
 //! rule about models, content or cost, and by a budget.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panic")]
@@ -30,7 +30,7 @@ fn outcome_at(server_name: &'static str, sections: &Sections, request: &[u8]) ->
     said("genops.policy.result").unwrap()
 }
 
-/// Every kind of rule that a request must be read for.
+/// Every kind of rule in need of the request's content.
 fn rules() -> Vec<Sections> {
     vec![
         policy(|it| it.allowed_models = Some(vec!["*".to_owned()])),
@@ -140,7 +140,13 @@ fn an_endpoint_that_is_not_known_to_be_harmless_is_refused_and_the_others_pass()
     let with_body = bare("GET", "/v1/models", "Content-Length: 2\r\n");
     refused(&[with_body.as_slice(), b"{}"].concat());
     refused(&bare("POST", "/v1/responses/..%2fr_1/cancel", "Content-Length: 0\r\n"));
-    // Whatever is harmless ends where everybody sees it end.
+    // A session only transcribing speech has no readable turn.
+    let socket = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    passes(&bare("GET", "/v1/realtime?model=gpt-realtime", socket));
+    refused(&bare("GET", "/v1/realtime?intent=transcription", socket));
+    refused(&bare("GET", "/v1/realtime?model=gpt-realtime&Intent=transcription", socket));
+    refused(&bare("GET", "/v1/realtime?%69ntent=transcription", socket));
+    // A harmless request ends at the same place for every reader.
     refused(&bare("DELETE", "/v1/files/f_1", "Content_Length: 9\r\n"));
     refused(&bare("DELETE", "/v1/files/f_1", "Connection: content-length\r\n"));
     refused(&bare("DELETE", "/v1/files/f_1#/../../chat/completions", ""));

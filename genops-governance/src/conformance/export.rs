@@ -1,10 +1,10 @@
-//! OTLP/JSON into units: only the parts that rules look at.
+//! OTLP/JSON to units, limited to the parts needed by the rules.
 
 use serde_json::Value as Json;
 
 use super::Unreadable;
 
-/// An attribute's value, with its type.
+/// Attribute value with type.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
     Text(String),
@@ -37,7 +37,7 @@ impl Attributes {
         self.0.iter().find(|(it, _)| it == name).map(|(_, value)| value)
     }
 
-    /// Names that are there more than once (OpenTelemetry: keys MUST be unique).
+    /// Returns the names occurring more than once (OpenTelemetry: keys MUST be unique).
     pub(super) fn repeated(&self) -> Vec<&str> {
         let before = |at: usize, name: &str| self.0.iter().take(at).any(|(it, _)| it == name);
         let all = self.0.iter().enumerate();
@@ -53,7 +53,7 @@ impl Attributes {
         }
     }
 
-    /// The texts of a list.
+    /// Returns the texts of a list attribute.
     pub(super) fn list(&self, name: &str) -> &[String] {
         match self.get(name) {
             Some(Value::List(texts)) => texts,
@@ -88,7 +88,7 @@ impl Attributes {
 #[derive(Clone, Debug)]
 pub(super) struct Event {
     pub(super) name: String,
-    /// Nanoseconds since 1970; 0 where it does not say.
+    /// Nanoseconds since 1970; 0 if absent.
     pub(super) unix_ns: u64,
     pub(super) attributes: Attributes,
 }
@@ -110,7 +110,7 @@ impl Unit {
         self.attributes.text(name)
     }
 
-    /// The events of a name.
+    /// Returns the events named `name`.
     pub(super) fn events<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Event> {
         self.events.iter().filter(move |it| it.name == name)
     }
@@ -147,7 +147,8 @@ fn read_resource(resource: &Json, units: &mut Vec<Unit>) {
             if !governed(&own) {
                 continue;
             }
-            // What a resource says holds for its spans, unless they say otherwise.
+            // Attributes of a resource hold for the resource's spans, unless a span overrides the
+            // attribute.
             let inherited = shared.iter().filter(|(name, _)| own.get(name).is_none());
             let inherited: Vec<(String, Value)> =
                 inherited.map(|(name, value)| (name.to_owned(), value.clone())).collect();
@@ -176,7 +177,7 @@ fn unit(span: &Json, attributes: Attributes) -> Unit {
     }
 }
 
-/// Numbers of 64 bits are texts in OTLP/JSON; plain numbers are taken too.
+/// Returns nanoseconds. Numbers of 64 bits are texts in OTLP/JSON; plain numbers are accepted too.
 fn nanoseconds(of: &Json, name: &str) -> u64 {
     match of.get(name) {
         Some(Json::String(text)) => text.parse().unwrap_or(0),
@@ -210,7 +211,7 @@ fn value(json: &Json) -> Value {
     found.unwrap_or(Value::Other)
 }
 
-/// A list, as far as it is of strings.
+/// Returns the strings of a list.
 fn texts(list: &[Json]) -> Value {
     let text = |it: &Json| Some(it.get("stringValue")?.as_str()?.to_owned());
     Value::List(list.iter().filter_map(text).collect())

@@ -1,4 +1,4 @@
-//! The rules, each under the section of the specification that states it.
+//! Conformance rules, each under the section of the specification with the requirement.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ const RESERVED: &str = "genops.budget.reservation";
 const RECONCILED: &str = "genops.budget.reconciliation";
 const ALERT: &str = "genops.budget.alert";
 
-/// A rule over one unit: what it finds wrong, in words.
+/// Rule over a single unit; returns the faults in words.
 pub(super) struct Rule {
     pub(super) section: &'static str,
     pub(super) name: &'static str,
@@ -29,7 +29,7 @@ impl Rule {
 
 macro_rules! rules {
     ($($section:literal $name:literal $check:expr;)*) => {
-        /// Every rule over one unit.
+        /// Every rule over a single unit.
         pub(super) const RULES: &[Rule] =
             &[$(Rule { section: $section, name: $name, check: $check }),*];
     };
@@ -79,14 +79,14 @@ rules! {
 /// The rules over the export as a whole.
 pub(super) const ACROSS: [(&str, &str); 2] = [("2", "identity-unique"), ("3", "budget-one-unit")];
 
-/// What holds between units.
+/// Checks the rules across units.
 pub(super) fn across(units: &[Unit]) -> Vec<Finding> {
     let mut found = identity_unique(units);
     found.extend(budget_one_unit(units));
     found
 }
 
-/// A budget counts one thing, whichever unit draws on it.
+/// Checks for a single unit of measure in each budget, over all AWUs.
 fn budget_one_unit(units: &[Unit]) -> Vec<Finding> {
     let mut first: BTreeMap<&str, &str> = BTreeMap::new();
     let mut found = Vec::new();
@@ -104,18 +104,18 @@ fn budget_one_unit(units: &[Unit]) -> Vec<Finding> {
     found
 }
 
-/// The budget that something names, and what it counts.
+/// Returns the named budget and the budget's unit of measure.
 fn budget_and_unit(it: &Attributes) -> Option<(&str, &str)> {
     let unit = it.text("genops.budget.unit").or_else(|| it.text("genops.accounting.unit"))?;
     Some((it.text("genops.budget.name")?, unit))
 }
 
-/// The span's own attributes, and those of its events.
+/// Returns the attributes of the span and of each event.
 fn parts(unit: &Unit) -> impl Iterator<Item = &Attributes> {
     std::iter::once(&unit.attributes).chain(unit.events.iter().map(|it| &it.attributes))
 }
 
-/// Two units never share an identity.
+/// Checks that no two units share an identity.
 fn identity_unique(units: &[Unit]) -> Vec<Finding> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for unit in units {
@@ -133,7 +133,7 @@ fn identity_unique(units: &[Unit]) -> Vec<Finding> {
         .collect()
 }
 
-/// Whether a partial runtime may break this rule (§9.2).
+/// Returns true if a partial runtime may break the rule (§9.2).
 pub(super) fn of_accounting(finding: &Finding) -> bool {
     let of_events = ["reservation-attributes", "reconciliation-attributes"];
     finding.section == "3" || of_events.contains(&finding.rule)
@@ -143,7 +143,7 @@ fn fault(wrong: bool, message: impl FnOnce() -> String) -> Vec<String> {
     if wrong { vec![message()] } else { Vec::new() }
 }
 
-/// Of two values of one name nobody knows which one holds.
+/// Reports repeated keys: with two values of the same name, the valid value is unknown.
 fn keys_unique(unit: &Unit) -> Vec<String> {
     let of_events = unit.events.iter().flat_map(|it| it.attributes.repeated());
     let all = unit.attributes.repeated().into_iter().chain(of_events);
@@ -191,7 +191,7 @@ fn stopped(unit: &Unit) -> bool {
     matches!(result_of(unit), "BLOCKED" | "RATE_LIMITED")
 }
 
-/// It was permitted, and nothing says that it never ran.
+/// Returns true if the unit was permitted and is not marked as never run.
 fn executed(unit: &Unit) -> bool {
     permitted(unit) && !unit.attributes.is_true("genops.accounting.released")
 }
@@ -306,7 +306,7 @@ fn delta(unit: &Unit) -> Vec<String> {
     all.filter_map(wrong).collect()
 }
 
-/// What a unit is accounted in is what its budget counts.
+/// Checks that each unit is accounted in the unit of measure of the budget.
 fn budget_unit(unit: &Unit) -> Vec<String> {
     let wrong = |it: &Attributes| {
         let (budget, said) = (it.text("genops.budget.unit")?, it.text("genops.accounting.unit")?);
@@ -314,7 +314,7 @@ fn budget_unit(unit: &Unit) -> Vec<String> {
         (budget != said).then(|| format!("accounted in {said}, by the budget `{name}` in {budget}"))
     };
     let mut found: Vec<String> = parts(unit).filter_map(wrong).collect();
-    // The span and its events speak of the same budget in the same unit.
+    // The span and the span's events name the same unit for the same budget.
     let own = budget_and_unit(&unit.attributes);
     for event in &unit.events {
         let there = budget_and_unit(&event.attributes);
@@ -329,7 +329,7 @@ fn budget_unit(unit: &Unit) -> Vec<String> {
     found
 }
 
-/// Events are about the budgets that the span names.
+/// Checks that events name a budget of the span.
 fn budget_agrees(unit: &Unit) -> Vec<String> {
     let Some(own) = unit.text("genops.budget.name") else { return Vec::new() };
     let others = unit.attributes.list("genops.budget.others");
@@ -347,7 +347,8 @@ fn budget_agrees(unit: &Unit) -> Vec<String> {
     found
 }
 
-/// No more of a budget is left, used or set aside than was allocated, unless it has run out.
+/// Checks that remaining, used and reserved amounts stay within the allocation, unless the budget
+/// has run out.
 fn budget_adds_up(unit: &Unit) -> Vec<String> {
     let wrong = |it: &Attributes| {
         let name = it.text("genops.budget.name")?;
@@ -365,13 +366,13 @@ fn budget_adds_up(unit: &Unit) -> Vec<String> {
     parts(unit).filter_map(wrong).collect()
 }
 
-/// Where a budget decided, the alert is about that budget.
+/// Checks that an alert names the deciding budget, if a budget decided.
 fn alert_of_cause(unit: &Unit) -> Vec<String> {
     let code = unit.text("genops.policy.reason_code").unwrap_or_default();
     let Some(cause) = unit.text("genops.policy.name") else { return Vec::new() };
     let named = unit.text("genops.budget.name") == Some(cause)
         || unit.attributes.list("genops.budget.others").iter().any(|it| it == cause);
-    // Elsewhere, what decided may be a policy.
+    // With other codes, a policy may have decided.
     let by_budget = code == "x_budget_threshold"
         || named && matches!(code, "BUDGET_EXCEEDED" | "BUDGET_RESERVATION_FAILED");
     let alerts: Vec<&str> =
@@ -381,7 +382,7 @@ fn alert_of_cause(unit: &Unit) -> Vec<String> {
     })
 }
 
-/// Whom a unit is charged to (§2: never changes for that unit).
+/// Attribution of a unit (§2: never changes for a unit).
 const ATTRIBUTION: [&str; 7] = [
     "genops.team",
     "genops.project",
@@ -443,7 +444,7 @@ fn sla_met(unit: &Unit) -> Vec<String> {
     })
 }
 
-/// Types of the attributes that have one (§7.1, §7.3, §6).
+/// Types of the attributes with a fixed type (§7.1, §7.3, §6).
 const TYPES: [(&str, &str); 41] = [
     ("genops.team", "string"),
     ("genops.project", "string"),
@@ -533,7 +534,7 @@ fn currency(unit: &Unit) -> Vec<String> {
     }
 }
 
-/// A unit that nothing held can't say that it was reserved for before it ran.
+/// Checks that a unit without a hold claims no reservation before the execution.
 fn honest(unit: &Unit) -> Vec<String> {
     let observed = unit.text("genops.enforcement.mechanism") == Some("none")
         || unit.attributes.is_true("genops.enforcement.timed_out");

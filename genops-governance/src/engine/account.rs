@@ -1,13 +1,14 @@
-//! How a unit ends: what it used, what its accounts become, and the unit as it is told.
+//! The end of a unit: usage, settlement of the accounts, and the AWU for the caller.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use genops_protocols::Call;
+use genops_protocols::{Call, Usage};
 
 use super::Output;
 use super::core::{Core, failure_key, provider_key, target_key};
 use super::link::{Link, Opened, Running};
+use super::spent;
 use crate::awu::{Actual, Awu, AwuId, Basis, CaptureLevel, Mechanism, Outcome, Reservation, Sla};
 use crate::config::{Estimate, Unit};
 use crate::decision::{Decision, ReasonCode, Refusal};
@@ -19,7 +20,7 @@ use crate::telemetry::{has_output, operation_type};
 use crate::time::Now;
 
 impl Core {
-    /// A unit that was permitted ended.
+    /// Ends a permitted unit: settles or releases its accounts and emits the AWU.
     pub(super) fn finish(
         &mut self,
         now: Now,
@@ -39,30 +40,36 @@ impl Core {
             return;
         }
         running.sent |= call.status.is_some() || call.response_bytes > 0;
+        running.sent &= !call.unprocessed;
         let end_ns = call.end_at_ns.unwrap_or(now.mono_ns);
         let latency_ms = end_ns.saturating_sub(call.request_at_ns) / 1_000_000;
         let user = self.subject(link).facts.owner();
         self.note_outcome(now, &user, &running, &call, response_complete, latency_ms);
-        let models = (call.response_model.as_deref(), call.request_model.as_deref());
-        let prices = &self.settings.0.prices;
-        let known = prices.answered(call.provider.as_deref(), models.0, models.1).is_some();
-        running.opened.grounds.price_assumed &= !known;
+        let answered = self.answered(&call);
+        running.opened.grounds.price_assumed &= answered.is_none();
+        running.price = answered.or(running.price);
         let cost = self.cost(now, &user, &running, &call, response_complete);
-        let Running { opened, permission, reservation, shares, sent, target, .. } = running;
+        let Running {
+            opened, permission, reservation, worst_nano_usd, shares, sent, target, ..
+        } = running;
+        let timed = cost.by_time || shares.contains(&Unit::ComputeSeconds);
         let outcome = if sent {
-            let actual = self.settle(now, link, &opened, &reservation, &shares, &call, cost);
+            let set_aside = (&reservation, worst_nano_usd);
+            let actual = self.settle(now, link, &opened, set_aside, &shares, &call, cost);
             Outcome::Executed(permission, reservation, actual)
         } else {
             self.release(now, link, &opened, &reservation, &call);
             Outcome::NotExecuted(permission, reservation)
         };
         let mut awu = self.awu(now, link, opened, outcome, call, response_complete);
-        // What an assumed price gives is a bound for the accounts, not a cost.
-        // Neither is what the accounts did not take a server's word for.
+        // An assumed price gives a bound for the accounts, not a cost. A server's figure cut by the
+        // accounts is no cost either.
         let taken = awu.outcome.actual().is_none_or(|it| it.basis == Basis::Reported);
-        let told =
-            cost.filter(|it| !awu.grounds.price_assumed && it.basis == Basis::Reported && taken);
-        awu.cost_nano_usd = told.and_then(|it| it.nano_usd);
+        let reported = |it: &(i64, Basis)| it.1 == Basis::Reported;
+        let told = cost.usd.filter(reported).filter(|_| taken && !awu.grounds.price_assumed);
+        awu.cost_nano_usd = told.map(|(nano_usd, _)| nano_usd);
+        let time = cost.in_unit(Unit::ComputeSeconds).filter(reported);
+        awu.compute_ns = time.filter(|_| timed && awu.outcome.actual().is_some()).map(|(ns, _)| ns);
         let ran = awu.outcome.actual().is_some();
         awu.sla = target.filter(|_| ran).map(|it| Sla {
             tier: it.tier,
@@ -101,7 +108,8 @@ impl Core {
         }
     }
 
-    /// What a call used, as far as its response says, else by what was seen of its text.
+    /// Returns the usage of a call: tokens and money as reported in the response, otherwise
+    /// estimated from the observed text; time as measured.
     fn cost(
         &mut self,
         now: Now,
@@ -109,107 +117,116 @@ impl Core {
         running: &Running,
         call: &Call,
         complete: bool,
-    ) -> Option<Cost> {
-        let usage = &call.usage;
+    ) -> Cost {
         let unix_s = now.unix_of(call.request_at_ns) / 1_000_000_000;
         let tier = call.service_tier.as_deref().or(call.params.service_tier.as_deref());
-        let price = self.price(running, call);
+        let price = running.price.clone();
         let card = price.as_ref().and_then(|it| it.card(unix_s, tier));
-        let reported = usage.input_tokens.is_some() || usage.output_tokens.is_some();
-        if !reported && complete {
-            // The provider refused it, or failed: nothing was used.
-            if call.status.is_some_and(|it| it >= 400) {
-                return Some(Cost { tokens: 0, nano_usd: Some(0), basis: Basis::Reported });
-            }
-            if let Some(card) = card.filter(|it| it.is_by_piece())
-                && let Some(tokens) = pieces(card, running, call)
-            {
-                let nano_usd = Some(card.actual_nano_usd(&tokens));
-                return Some(Cost { tokens: 0, nano_usd, basis: Basis::Reported });
-            }
+        let time = Time::of(now, call, complete);
+        // A refused or failed call, or a call only counting tokens, is no evidence of the usage of
+        // others.
+        let telling = !is_refusal(call, complete) && time.ns > 0;
+        if let (Basis::Reported, true) = (time.basis, self.settings.0.counts_time && telling) {
+            self.note_usual(user, running, call, "time", time.ns);
         }
-        let output = usage.output_tokens.or((!has_output(call)).then_some(0));
-        let whole = usage.input_tokens.zip(output).filter(|_| complete);
-        let Some((input, output)) = whole else {
-            let (input, output) = seen(running, call, complete)?;
-            let tokens = Tokens { input, output, ..tokens_of(call) };
-            let nano_usd = card.map(|it| it.actual_nano_usd(&tokens));
-            let tokens = input.saturating_add(output);
-            return Some(Cost { tokens, nano_usd, basis: Basis::Estimated });
-        };
-        let tokens = Tokens { input, output, ..tokens_of(call) };
-        let nano_usd = card.map(|it| it.actual_nano_usd(&tokens));
-        if let (Some(nano), false) = (nano_usd, running.opened.grounds.price_assumed) {
-            let principal = &running.opened.attribution.principal;
-            let model = call.request_model.as_deref().unwrap_or_default();
-            self.latencies.note(user, &format!("cost {principal} {model}"), nano.unsigned_abs());
+        if let Some(card) = card.filter(|it| it.is_by_time()) {
+            let tokens = counted(None, time, running, call, complete).and_then(|it| it.tokens);
+            let nano_usd = card.time_nano_usd(time.ns);
+            if time.basis == Basis::Reported && telling {
+                self.note_usual(user, running, call, "cost", nano_usd.unsigned_abs());
+            }
+            let usd = Some((nano_usd, time.basis));
+            return Cost { tokens, usd, time, by_time: true, for_time: nano_usd };
         }
-        let tokens = input.saturating_add(output);
-        Some(Cost { tokens, nano_usd, basis: Basis::Reported })
+        let for_time = card.map_or(0, |it| it.time_nano_usd(time.ns));
+        let counted = counted(card, time, running, call, complete);
+        let Counted { tokens, usd, usual } = counted.unwrap_or_default();
+        let usual = usual && !is_refusal(call, complete) && !running.opened.grounds.price_assumed;
+        if let (Some((nano, _)), true) = (usd, usual) {
+            self.note_usual(user, running, call, "cost", nano.unsigned_abs());
+        }
+        Cost { tokens, usd, time, by_time: false, for_time }
     }
 
-    /// The price of the model that answered, else what the decision went by.
-    fn price(&self, running: &Running, call: &Call) -> Option<Arc<ModelPrice>> {
+    /// Adds the amount of a request to the usual amounts of the principal and model.
+    fn note_usual(&mut self, user: &User, running: &Running, call: &Call, what: &str, amount: u64) {
+        let principal = &running.opened.attribution.principal;
+        let model = call.request_model.as_deref().unwrap_or_default();
+        self.latencies.note(user, &format!("{what} {principal} {model}"), amount);
+    }
+
+    /// Returns the price of the model in the response, otherwise of the requested model.
+    fn answered(&self, call: &Call) -> Option<Arc<ModelPrice>> {
         let prices = &self.settings.0.prices;
         let models = (call.response_model.as_deref(), call.request_model.as_deref());
-        let answered = prices.answered(call.provider.as_deref(), models.0, models.1);
-        answered.or_else(|| running.price.clone())
+        prices.answered(call.provider.as_deref(), models.0, models.1)
     }
 
-    /// Settles the accounts of a unit that ran.
+    /// Settles the accounts of an executed unit.
     #[expect(clippy::too_many_arguments, reason = "each is another thing")]
     fn settle(
         &mut self,
         now: Now,
         link: &Link,
         opened: &Opened,
-        reservation: &Reservation,
+        (reservation, worst_nano_usd): (&Reservation, Option<i64>),
         shares: &[Unit],
         call: &Call,
-        cost: Option<Cost>,
+        cost: Cost,
     ) -> Actual {
-        // An estimate never exceeds what was set aside, and neither does the word of a server that is no
-        // provider's: a program may talk to its own under any name, and others share the budget.
+        // An estimate never exceeds the worst case. Neither does a figure from a server
+        // with a local or private address: a program may talk to an own server under any name, and
+        // others share the budget. An amount measured by the agent is not bounded.
         let accounts = self.accounts_of(opened.id);
-        let told = cost.map_or(Basis::Reserved, |it| it.basis);
-        let stranger = self.settings.0.estimate == Estimate::WorstCase
-            && link.network.remote.is_some_and(|it| is_own(it.ip()));
-        let used = |unit: Unit| cost.and_then(|it| it.in_unit(unit));
-        let bounded = |used: i64, reserved: i64| {
-            if told == Basis::Estimated || stranger { used.min(reserved) } else { used }
+        let stranger = link.network.remote.is_some_and(|it| is_own(it.ip()));
+        let bounded = |unit: Unit, reserved: i64| {
+            let (used, basis) = cost.in_unit(unit)?;
+            let usual = unit == Unit::Usd && self.settings.0.estimate == Estimate::P95;
+            let worst = worst_nano_usd.filter(|_| usual).unwrap_or(reserved);
+            let most = worst.max(reserved).max(cost.measured(unit));
+            match basis {
+                Basis::Estimated => Some((used.min(most), basis)),
+                // The basis of a cut figure is the reservation, made or hypothetical.
+                _ if stranger && used > most => Some((most, Basis::Reserved)),
+                _ => Some((used, basis)),
+            }
         };
         let set_aside = |index: usize| {
             let share = accounts.get(index);
             share.map_or(i64::MAX, |it| it.covered.saturating_add(it.beyond))
         };
-        let of_share =
-            |(index, unit): (usize, &Unit)| used(*unit).map(|used| bounded(used, set_aside(index)));
-        let actuals: Option<Vec<i64>> = shares.iter().enumerate().map(of_share).collect();
-        let known = used(reservation.unit).map(|used| bounded(used, reservation.amount));
-        // What a stranger's word was cut to rests on what was set aside.
-        let cut = stranger && known < used(reservation.unit);
-        let basis = if cut { Basis::Reserved } else { told };
+        let shares = shares.iter().enumerate();
+        let actuals: Vec<Option<i64>> = shares
+            .map(|(index, unit)| bounded(*unit, set_aside(index)).map(|(used, _)| used))
+            .collect();
+        let known = bounded(reservation.unit, reservation.amount);
         let mut log = Vec::new();
-        self.ledger.settle(now.unix_ns, opened.id, actuals.clone(), &mut log);
+        // If the usage in a budget's unit is unknown, the reservation is charged.
+        let charged = actuals.iter().enumerate();
+        let charged = charged.map(|(index, used)| used.unwrap_or_else(|| set_aside(index)));
+        let charged = actuals.iter().any(Option::is_some).then(|| charged.collect());
+        self.ledger.settle(now.unix_ns, opened.id, charged, &mut log);
         let mut record = Record::new(now, RecordKind::Reconciliation);
         self.fill(&mut record, link, opened, call);
         record.accounts = self.accounted(&accounts, reservation, |index, unit| {
             if accounts.is_empty() {
-                known.filter(|_| unit == reservation.unit)
+                known.filter(|_| unit == reservation.unit).map(|(used, _)| used)
             } else {
-                actuals.as_ref()?.get(index).copied()
+                actuals.get(index).copied().flatten()
             }
         });
+        let (amount, basis) = known.unwrap_or((reservation.amount, Basis::Reserved));
+        let usd = if reservation.unit == Unit::Usd { Some((amount, basis)) } else { cost.usd };
+        // The cost of unread data is unknown, not zero.
+        let usd = usd.filter(|_| link.opaque.is_none());
+        let (nano_usd, by) = (usd.map(|(nano, _)| nano), usd.map_or(basis, |(_, by)| by));
+        record.detail = spent::detail(call, by, nano_usd, opened.grounds.price_assumed);
         self.put(log, [record]);
-        Actual {
-            amount: known.unwrap_or(reservation.amount),
-            incomplete: known.is_none() || basis != Basis::Reported,
-            basis: if known.is_none() { Basis::Reserved } else { basis },
-            unix_ns: now.unix_ns,
-        }
+        let incomplete = basis != Basis::Reported;
+        Actual { amount, incomplete, basis, unix_ns: now.unix_ns }
     }
 
-    /// Frees what a unit that never ran had set aside.
+    /// Frees the reservation of a unit not executed.
     fn release(
         &mut self,
         now: Now,
@@ -227,13 +244,13 @@ impl Core {
         self.put(log, [record]);
     }
 
-    /// The shares that a unit holds.
+    /// Returns the shares held for a unit.
     pub(super) fn accounts_of(&self, awu: AwuId) -> Vec<Share> {
-        let own = self.ledger.open().find(|(it, _)| *it == awu);
-        own.map(|(_, shares)| shares.to_vec()).unwrap_or_default()
+        self.ledger.held(awu).to_vec()
     }
 
-    /// The accounts of a record: one for each share, or one without a budget.
+    /// Returns the accounts of a record: an entry for each share, or a single entry without a
+    /// budget.
     pub(super) fn accounted(
         &self,
         shares: &[Share],
@@ -275,7 +292,7 @@ impl Core {
         shares.iter().enumerate().map(of_share).collect()
     }
 
-    /// Who and what of a record.
+    /// Fills in the attribution, the process and the operation of a record.
     pub(super) fn fill(&self, record: &mut Record, link: &Link, opened: &Opened, call: &Call) {
         let subject = self.subject(link);
         let facts = &subject.facts;
@@ -306,13 +323,14 @@ impl Core {
         });
     }
 
-    /// The mechanism that is told: none where the socket was to be known, and is not.
+    /// Returns the mechanism to report: none if the caller reads counters back and the socket is
+    /// unknown.
     fn shown(&self, link: &Link, mechanism: Mechanism) -> Mechanism {
         let unknown = self.awaits_effects && link.network.remote.is_none();
         if unknown { Mechanism::None } else { mechanism }
     }
 
-    /// Why a decision is as it is, in words, for its record.
+    /// Adds the reason of a decision, in words, to the decision's record.
     pub(super) fn explain(record: &mut Record, opened: &Opened) {
         let grounds = &opened.grounds;
         let reason = grounds.reason.iter().map(|it| ("reason", it.clone()));
@@ -320,7 +338,7 @@ impl Core {
         record.detail.extend(reason.chain(request));
     }
 
-    /// The decision of a record.
+    /// Returns the decision in the form for a record.
     pub(super) fn decided(&self, opened: &Opened, decision: &Decision) -> Decided {
         let grounds = &opened.grounds;
         Decided {
@@ -366,21 +384,99 @@ impl Core {
             grounds,
             enforcement,
             cost_nano_usd: None,
+            compute_ns: None,
             region,
             sla: None,
         }
     }
 }
 
-/// What a call used.
+/// Usage of a call in each unit, with the basis of each amount; absent if nothing is known.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
-    tokens: u64,
-    nano_usd: Option<i64>,
+    tokens: Option<(i64, Basis)>,
+    usd: Option<(i64, Basis)>,
+    time: Time,
+    /// The money pays for time alone.
+    by_time: bool,
+    /// Part of the money paid for time.
+    for_time: i64,
+}
+
+/// Tokens of a call, counted or estimated, and the price of the tokens.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    tokens: Option<(i64, Basis)>,
+    usd: Option<(i64, Basis)>,
+    /// The amounts may count towards the usual cost of requests.
+    usual: bool,
+}
+
+impl Counted {
+    fn new(tokens: u64, nano_usd: Option<i64>, basis: Basis) -> Self {
+        let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
+        Self { tokens: Some((tokens, basis)), usd: nano_usd.map(|it| (it, basis)), usual: false }
+    }
+}
+
+/// Duration of a call, from the first byte of the request to the end of the answer, or to the
+/// client's departure.
+#[derive(Clone, Copy, Debug)]
+struct Time {
+    ns: u64,
     basis: Basis,
 }
 
-/// Whether an address is of this host or of a private network (RFC 1918, RFC 4193, RFC 3927): no public provider's.
+impl Time {
+    fn of(now: Now, call: &Call, complete: bool) -> Self {
+        let end_ns = call.end_at_ns.filter(|_| complete).unwrap_or(now.mono_ns);
+        let counts = call.operation.as_deref() == Some(Call::COUNT_TOKENS);
+        let ns = if counts { 0 } else { end_ns.saturating_sub(call.request_at_ns) };
+        // Of a call begun before the observation, only a part was measured.
+        let whole = complete && call.request_seen;
+        Self { ns, basis: if whole { Basis::Reported } else { Basis::Estimated } }
+    }
+}
+
+/// Returns the usage of a call as reported in the response, otherwise estimated from the observed
+/// text.
+fn counted(
+    card: Option<&RateCard>,
+    time: Time,
+    running: &Running,
+    call: &Call,
+    complete: bool,
+) -> Option<Counted> {
+    let usage = &call.usage;
+    if !is_credible(usage) {
+        return None;
+    }
+    if usage.input_tokens.is_none() && usage.output_tokens.is_none() {
+        if is_refusal(call, complete) {
+            let for_time = card.map_or(0, |it| it.time_nano_usd(time.ns));
+            return Some(Counted::new(0, Some(for_time), Basis::Reported));
+        }
+        if let Some(card) = card.filter(|it| it.is_by_piece())
+            && let Some(tokens) = pieces(card, running, call)
+        {
+            let nano_usd = card.actual_nano_usd(&tokens);
+            // A client leaving before the end pays at most the price of the whole.
+            let basis = if complete { Basis::Reported } else { Basis::Estimated };
+            return Some(Counted::new(0, Some(nano_usd), basis));
+        }
+    }
+    let output = usage.output_tokens.or((!has_output(call)).then_some(0));
+    let whole = usage.input_tokens.zip(output).filter(|_| complete);
+    let basis = if whole.is_some() { Basis::Reported } else { Basis::Estimated };
+    let (input, output) = whole.or_else(|| seen(running, call, complete))?;
+    let tokens = Tokens { input, output, compute_ns: time.ns, ..tokens_of(call) };
+    let nano_usd = card.map(|it| it.actual_nano_usd(&tokens));
+    let known = Counted::new(input.saturating_add(output), nano_usd, basis);
+    Some(Counted { usual: basis == Basis::Reported, ..known })
+}
+
+/// Returns true for an address of the host or of a private network (RFC 1918, RFC 4193, RFC 3927):
+/// no public provider has an address there.
 fn is_own(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(it) => it.is_loopback() || it.is_private() || it.is_link_local(),
@@ -388,15 +484,74 @@ fn is_own(address: IpAddr) -> bool {
     }
 }
 
-/// Bytes of text that are taken for one token where nobody counted: what tokenizers make of English
-/// and of programs, on average.
+/// Maximum token count of each kind accepted from a server for a single call: 64 times the longest
+/// context on offer, enough for a model working with a provider's tools for hours.
+const TOKENS_BELIEVED: u64 = 64 << 20;
+
+/// Maximum duration of sound: a day, in milliseconds.
+const SOUND_BELIEVED_MS: u64 = 86_400_000;
+
+/// Maximum number of searches, and of document pages, accepted from a server for a single call.
+const PIECES_BELIEVED: u64 = 10_000;
+
+/// Returns true if no count exceeds the possible usage of a single call. A larger count is no
+/// measurement: the reservation is charged instead.
+fn is_credible(usage: &Usage) -> bool {
+    let Usage {
+        input_tokens,
+        output_tokens,
+        total_tokens: _,
+        cache_read_input_tokens,
+        cache_creation_input_tokens,
+        cache_creation_hour_input_tokens,
+        reasoning_output_tokens,
+        audio_input_tokens,
+        audio_output_tokens,
+        audio_cache_read_input_tokens,
+        image_input_tokens,
+        image_output_tokens,
+        image_cache_read_input_tokens,
+        video_input_tokens,
+        video_output_tokens,
+        citation_tokens,
+        web_searches,
+        file_searches,
+        audio_input_ms,
+        pages,
+    } = *usage;
+    let tokens = [
+        input_tokens,
+        output_tokens,
+        cache_read_input_tokens,
+        cache_creation_input_tokens,
+        cache_creation_hour_input_tokens,
+        reasoning_output_tokens,
+        audio_input_tokens,
+        audio_output_tokens,
+        audio_cache_read_input_tokens,
+        image_input_tokens,
+        image_output_tokens,
+        image_cache_read_input_tokens,
+        video_input_tokens,
+        video_output_tokens,
+        citation_tokens,
+    ];
+    let within = |all: &[Option<u64>], most: u64| all.iter().flatten().all(|it| *it <= most);
+    within(&tokens, TOKENS_BELIEVED)
+        && within(&[web_searches, file_searches, pages], PIECES_BELIEVED)
+        && within(&[audio_input_ms], SOUND_BELIEVED_MS)
+}
+
+/// Bytes of text taken for a token if nobody counted: the average of tokenizers on English and on
+/// program code.
 const BYTES_PER_TOKEN: u64 = 4;
 
-/// Input and output as far as they are known: as the provider counted them up to there, else by the
-/// text that was seen. `None`: nothing to go by.
+/// Returns input and output tokens as far as known: counted by the provider up to the client's
+/// departure, otherwise estimated from the observed text. `None`: no basis for an estimate.
 ///
-/// Who leaves a stream ends it: the providers known stop generating and bill what they made. An
-/// answer that comes in one piece is made to its end, and billed, whoever still listens.
+/// A client leaving a stream ends the stream: the known providers stop generating and bill the
+/// tokens generated so far. An answer in a single piece is generated to its end and billed even if
+/// nobody listens.
 fn seen(running: &Running, call: &Call, complete: bool) -> Option<(u64, u64)> {
     let usage = &call.usage;
     let lost = call.missing_bytes > 0 || call.unreadable.is_some() || !call.request_seen;
@@ -405,14 +560,23 @@ fn seen(running: &Running, call: &Call, complete: bool) -> Option<(u64, u64)> {
     let written = call.written_bytes.div_ceil(BYTES_PER_TOKEN);
     let began = call.stream_response || call.stream && call.status.is_some();
     let text = usage.output_tokens.is_some() || written > 0 || !has_output(call);
-    if lost || !(complete && text || began) {
+    // In an answer in a single piece the counts come once, and are final.
+    let counted = usage.input_tokens.is_some() && usage.output_tokens.is_some();
+    let counted = counted && !call.stream_response;
+    if !counted && (lost || !(complete && text || began)) {
         return None;
     }
     let output = usage.output_tokens.unwrap_or(0).max(written);
     Some((input, if has_output(call) { output } else { 0 }))
 }
 
-/// What is paid by the second, the character or the page, where it is known.
+/// Returns true if the provider refused the call, failed or redirected the call: no usage.
+fn is_refusal(call: &Call, complete: bool) -> bool {
+    let whole = complete && !call.stream_response && call.written_bytes == 0;
+    call.status.is_some_and(|it| it >= 300) || whole && call.error_type.is_some()
+}
+
+/// Returns the quantities billed by the second, the character or the page, if known.
 fn pieces(card: &RateCard, running: &Running, call: &Call) -> Option<Tokens> {
     let [sound, characters, pages] = card.counts();
     let spoken = Some(running.asked.1).filter(|count| *count > 0 && running.opened.complete);
@@ -425,7 +589,7 @@ fn pieces(card: &RateCard, running: &Running, call: &Call) -> Option<Tokens> {
     })
 }
 
-/// Everything that a call was counted, but for input and output as a whole.
+/// Returns every count of a call except the totals of input and output.
 fn tokens_of(call: &Call) -> Tokens {
     let usage = &call.usage;
     let count = |it: Option<u64>| it.unwrap_or(0);
@@ -450,14 +614,28 @@ fn tokens_of(call: &Call) -> Tokens {
         audio_ms: count(usage.audio_input_ms),
         characters: 0,
         pages: count(usage.pages),
+        compute_ns: 0,
     }
 }
 
 impl Cost {
-    fn in_unit(self, unit: Unit) -> Option<i64> {
+    fn in_unit(self, unit: Unit) -> Option<(i64, Basis)> {
         match unit {
-            Unit::Usd => self.nano_usd,
-            Unit::Tokens => i64::try_from(self.tokens).ok(),
+            Unit::Usd => self.usd,
+            Unit::Tokens => self.tokens,
+            Unit::ComputeSeconds => {
+                Some((i64::try_from(self.time.ns).unwrap_or(i64::MAX), self.time.basis))
+            }
+        }
+    }
+
+    /// Returns the part of the amount measured by the agent: neither an estimate nor a figure from
+    /// the server.
+    fn measured(self, unit: Unit) -> i64 {
+        match unit {
+            Unit::Usd => self.for_time,
+            Unit::Tokens => 0,
+            Unit::ComputeSeconds => i64::try_from(self.time.ns).unwrap_or(i64::MAX),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Making a recorded decision again, by the steps of [`super::decide`] on what its record holds.
+//! Repetition of a recorded decision, with the steps of [`super::decide`] on the content of the
+//! record.
 //!
-//! Who asked, what for, what it may need and what stood in memory are taken as recorded; identity,
-//! grants, policies, limits, budgets and prices are those of the settings. On other settings than it
-//! was made on, it says what would have come of it.
+//! Principal, purpose, expected usage and engine state are taken from the record; identity, grants,
+//! policies, limits, budgets and prices come from the settings. Under other settings, the result is
+//! the decision those settings would have produced.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,6 +18,7 @@ use crate::config::Mode;
 use crate::decision::{Decision, Permission, PolicyResult, ReasonCode};
 use crate::ledger::Ledger;
 use crate::policy::Opinion;
+use crate::prices::Found;
 use crate::process::{ProcessFacts, ProcessKey};
 use crate::rate::Meter;
 use crate::record::{Inputs, Record, Seen, Texts, What};
@@ -24,21 +26,21 @@ use crate::settings::Settings;
 use crate::sla;
 use crate::time::Now;
 
-/// What a decision comes to when it is made again.
+/// Result of a repeated decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Again {
-    /// The result.
+    /// Result of the decision.
     pub result: PolicyResult,
-    /// The reason, unless allowed.
+    /// Reason code; absent for an allowed call.
     pub reason: Option<ReasonCode>,
-    /// The policy, grant, budget or limit that decided.
+    /// Policy, grant, budget or limit behind the decision.
     pub policy: Option<String>,
-    /// Every policy that matched.
+    /// Every matching policy.
     pub matched: Vec<String>,
 }
 
 impl Again {
-    /// The same where it is a refusal of what the kernel then did not keep back.
+    /// Returns the result for a request the kernel did not keep back in spite of a refusal.
     fn not_prevented(self) -> Self {
         match self.result {
             PolicyResult::Blocked | PolicyResult::RateLimited => Self {
@@ -52,14 +54,14 @@ impl Again {
 }
 
 impl Settings {
-    /// Makes the decision of a record again. `None`: it is not the record of a decision.
+    /// Repeats the decision of a record. `None`: the record holds no decision.
     #[must_use]
     pub fn decide_again(&self, record: &Record) -> Option<Again> {
         self.decide_once_more(record, false)
     }
 
-    /// What these settings, which are others than it was decided by, make of a recorded decision: with
-    /// what its budgets had used, and their limits as they are here.
+    /// Returns the decision of other settings than the recorded settings on a recorded request,
+    /// with the recorded usage of the budgets and the limits of the new settings.
     #[must_use]
     pub fn decide_otherwise(&self, record: &Record) -> Option<Again> {
         self.decide_once_more(record, true)
@@ -79,8 +81,8 @@ impl Settings {
         Some(if reason == Some(&ReasonCode::NOT_PREVENTED) { again.not_prevented() } else { again })
     }
 
-    /// What the settings make of a configured principal; `None`: there is none of that name. Without
-    /// the human who answers for it.
+    /// Returns the attribution of a configured principal, without the accountable human. `None`:
+    /// the name is not configured.
     #[must_use]
     pub fn attribution(&self, principal: &str) -> Option<Attribution> {
         let index = self.0.roster.position(principal)?;
@@ -102,7 +104,7 @@ fn call(what: &What, inputs: &Inputs) -> Call {
 }
 
 impl Core {
-    /// Whoever a record says it was.
+    /// Returns the subject named in a record.
     fn recalled(&self, who: &Attribution) -> Subject {
         let roster = &self.settings.0.roster;
         let principal = roster.position(&who.principal).filter(|_| who.mapped);
@@ -136,11 +138,13 @@ impl Core {
             content: inputs.content.clone(),
             start: 0,
             end: 0,
+            under_way: false,
             estimate: Guess {
                 input_tokens: inputs.input_tokens,
                 output_tokens: inputs.output_tokens,
                 nano_usd: inputs.nano_usd,
                 worst_nano_usd: inputs.worst_nano_usd.or(inputs.nano_usd),
+                compute_ns: self.again_ns(call, inputs, price.as_ref()),
                 price,
             },
             region: what.region.clone(),
@@ -150,7 +154,19 @@ impl Core {
         }
     }
 
-    /// Puts into memory what stood there.
+    /// Returns the maximum duration of a request, even if no budget counted time at the recorded
+    /// decision.
+    fn again_ns(&self, call: &Call, inputs: &Inputs, price: Option<&Found>) -> Option<i64> {
+        if call.operation.as_deref() == Some(Call::COUNT_TOKENS) {
+            return inputs.compute_ns.or(Some(0));
+        }
+        let settings = &self.settings.0;
+        let own_ns = price.and_then(|it| it.price.max_compute_ns);
+        let longest_ns = settings.counts_time.then(|| own_ns.unwrap_or(settings.max_compute_ns));
+        inputs.compute_ns.or(longest_ns)
+    }
+
+    /// Restores the recorded engine state.
     fn recall(&mut self, now: Now, subject: &Subject, ask: &Ask<'_>, seen: &Seen, otherwise: bool) {
         let who = subject.identity.attribution.principal.clone();
         let owner = subject.facts.owner();
@@ -184,7 +200,8 @@ impl Core {
         }
     }
 
-    /// Of which limits the request drew on the part of those beyond the ones that are told apart.
+    /// Restores the names of the limits and budgets with the request counted in the part shared by
+    /// all further customers, features or sessions.
     fn recall_crowds(&mut self, seen: &Seen) {
         let limits = seen.limits.iter().map(|it| &it.limit);
         let names = limits.chain(seen.budgets.iter().map(|it| &it.budget));

@@ -1,21 +1,23 @@
-//! The state behind the connections: who the processes are, the accounts, what calls did lately.
+//! Engine state behind the connections: identities of processes, accounts, and recent outcomes of
+//! calls.
 //!
-//! What happens to a unit, from its request to its end. How it is decided is in [`super::decide`].
+//! Covers a unit from the request to the end. The decision is in [`super::decide`].
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use genops_protocols::{Call, Direction, Egress, Exchange, Hosts, Kind, Request};
 use sha2::{Digest as _, Sha256};
 
-use super::link::Link;
+use super::effect::Stopped;
+use super::link::{Link, Running};
 use super::{ConnId, Output};
 use crate::approval::{Approval, LONGEST_NS, Scope, Waiting};
-use crate::authority::Grants;
+use crate::authority::{Chain, Grants};
 use crate::awu::{Attribution, AwuId, Mechanism};
-use crate::config::{GrantConfig, Mode};
+use crate::config::{GrantConfig, Mode, Per, Unit};
 use crate::decision::ReasonCode;
-use crate::ledger::{Closed, Demand, Entry, Ledger};
+use crate::ledger::{Account, Closed, Demand, Entry, Ledger};
 use crate::money;
 use crate::policy::Slice;
 use crate::principal::Identity;
@@ -25,37 +27,37 @@ use crate::record::{Accounted, Record, RecordKind};
 use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::sla::{self, Latencies};
-use crate::time::Now;
+use crate::time::{Now, Period};
 
-/// How long a process is remembered after its end: what it sent may still be on its way.
+/// Time a process is remembered after its end, because data sent before may still be in transit.
 const REMEMBER_NS: u64 = 10 * 1_000_000_000;
 
-/// Most bytes of an unfinished request that are kept back: the sender may be waiting for room. A fresh
-/// socket has some 40 KiB of it (`tcp_sndbuf_expand`, ten segments of an Ethernet, twice).
+/// Maximum bytes of an unfinished request held back: the sender may be waiting for room. A fresh
+/// socket has about 40 KiB of room (`tcp_sndbuf_expand`, ten segments of an Ethernet, twice).
 pub(super) const HOLD_BYTES: u64 = 24 * 1024;
 
-/// Most characters of why settings were refused that are written down.
+/// Maximum length, in characters, of a recorded reason for refusing settings.
 const REASON_LIMIT: usize = 2_048;
 
-/// Most failures of providers that are remembered.
+/// Maximum number of remembered provider failures.
 const FAILURES_LIMIT: usize = 4_096;
 
-/// Most blocked requests whose approval is still possible.
+/// Maximum number of blocked requests open to approval.
 const PENDING_LIMIT: usize = 1_024;
 
-/// A process as governance sees it.
+/// Process from the governance view.
 #[derive(Debug)]
 pub(super) struct Subject {
     pub(super) facts: ProcessFacts,
     pub(super) identity: Identity,
-    /// Its principal, and those that one is a sub-agent of.
+    /// Principal of the process, followed by the principals above in the chain of sub-agents.
     pub(super) lineage: Vec<String>,
     pub(super) slice: OnceLock<Arc<Slice>>,
-    /// Nothing is known of it, not even a name.
+    /// Nothing is known of the process, not even a name.
     pub(super) nameless: bool,
 }
 
-/// See the module.
+/// State of the engine behind the connections.
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) settings: Settings,
@@ -68,24 +70,26 @@ pub(super) struct Core {
     ended: VecDeque<(u64, ProcessKey)>,
     pub(super) meters: Meters,
     pub(super) latencies: Latencies,
-    /// When a provider last failed a principal, by both names; monotonic.
+    /// Time of a provider's last failure for a principal, by both names; monotonic clock, in
+    /// nanoseconds.
     pub(super) failures: Shared<u64>,
-    /// Blocked requests that a human may approve.
+    /// Blocked requests open to approval by a human.
     pub(super) pending: Shared<Waiting>,
-    /// What requests are known again by.
+    /// Key of the digests for recognizing a repeated request.
     pub(super) approvals_key: [u8; 32],
     pub(super) outputs: VecDeque<Output>,
-    /// Records of decisions carry what was sent to the model.
+    /// Records of decisions carry the text sent to the model.
     pub(super) keeps_texts: bool,
-    /// What the ledger has closed and evidence does not say.
+    /// Units closed in the ledger and not recorded in the evidence.
     pub(super) unsaid: Vec<Closed>,
-    /// What left of a refused connection is read back and told.
+    /// The caller reads back the number of bytes sent on a refused connection.
     pub(super) awaits_effects: bool,
-    /// Connections that have ended, and of which that is not told yet.
+    /// Ended connections with the end not reported yet.
     pub(super) departed: BTreeMap<ConnId, Link>,
-    /// Units of which is written down that nothing of them left.
-    pub(super) stopped: BTreeMap<ConnId, Vec<AwuId>>,
-    /// Limits whose parts had been as many as are told apart, for a decision that is made again.
+    /// Units recorded as stopped without a byte sent.
+    pub(super) stopped: BTreeMap<ConnId, Vec<Stopped>>,
+    /// For a repeated decision: limits and budgets with the maximum number of separate parts in
+    /// use.
     pub(super) crowded: Vec<String>,
 }
 
@@ -127,12 +131,12 @@ impl Core {
         &self.settings
     }
 
-    /// What must be said first, as soon as there is a time to say it at.
+    /// Writes the initial records, as soon as a time is known.
     pub(super) fn start(&mut self, now: Now) {
         if std::mem::replace(&mut self.started, true) {
             return;
         }
-        self.announce(now);
+        self.announce(now, None);
         self.announce_grants(now, &Grants::default());
         for closed in std::mem::take(&mut self.unsaid) {
             let record = self.late(now, &closed);
@@ -150,7 +154,7 @@ impl Core {
         }
     }
 
-    /// What the agent before would have written down, had it not been killed just then.
+    /// Returns the record missing because the previous agent was killed before writing.
     fn late(&self, now: Now, closed: &Closed) -> Record {
         let Closed { sequence, awu, shares, settled } = closed;
         let kind = if settled.is_some() { RecordKind::Reconciliation } else { RecordKind::Release };
@@ -179,23 +183,25 @@ impl Core {
             unit: account.map(|it| it.unit).unwrap_or_default(),
             reserved: share.covered.saturating_add(share.beyond),
             actual: None,
-            remaining: account.map(crate::ledger::Account::remaining),
+            remaining: account.map(Account::remaining),
             incomplete: true,
             price_hash: self.settings.price_hash(),
             ledger_sequence: self.ledger.sequence(),
         }
     }
 
-    fn announce(&mut self, now: Now) {
+    fn announce(&mut self, now: Now, before: Option<&Settings>) {
         let mut policies = Record::new(now, RecordKind::PolicyLoaded);
         policies.detail = vec![
             ("policies", self.settings.policy_count().to_string()),
-            ("hash", crate::telemetry::hex(&self.settings.policy_hash())),
+            ("hash", crate::hex::hex(&self.settings.policy_hash())),
             ("epoch", self.epoch.to_string()),
             ("mode", self.settings.mode().name().to_owned()),
         ];
+        let changed = self.changed_units(now, before);
+        policies.detail.extend((!changed.is_empty()).then(|| ("units", changed.join("; "))));
         let mut prices = Record::new(now, RecordKind::PriceLoaded);
-        prices.detail = vec![("hash", crate::telemetry::hex(&self.settings.price_hash()))];
+        prices.detail = vec![("hash", crate::hex::hex(&self.settings.price_hash()))];
         if let Some((file, sha256)) = self.settings.0.prices.file() {
             let of_file = [("file", file.to_owned()), ("file_sha256", sha256.to_owned())];
             prices.detail.extend(of_file);
@@ -203,7 +209,30 @@ impl Core {
         self.put(Vec::new(), [policies, prices]);
     }
 
-    /// Writes down which grants came into force and which were withdrawn, against those before.
+    /// Describes the budgets counting in another unit than in `before`, or than the accounts of a
+    /// period still running.
+    fn changed_units(&self, now: Now, before: Option<&Settings>) -> Vec<String> {
+        let live =
+            |account: &Account| i128::from(account.end_s) * 1_000_000_000 > i128::from(now.unix_ns);
+        let mut changed = Vec::new();
+        let settings = &self.settings.0;
+        for budget in settings.budgets() {
+            let accounts = self.ledger.of_budget(&budget.name).filter(|(_, it)| live(it));
+            let units: BTreeSet<Unit> = accounts.map(|(key, _)| key.unit).collect();
+            let known = before.and_then(|it| it.0.budgets().find(|it| it.name == budget.name));
+            let known = known.map(|it| it.unit);
+            let own = units.contains(&budget.unit);
+            let from = known.or_else(|| units.first().copied().filter(|_| !own));
+            if let Some(from) = from.filter(|it| *it != budget.unit) {
+                let (from, to) = (from.as_str(), budget.unit.as_str());
+                let how = if own { "goes on as it was" } else { "begins anew" };
+                changed.push(format!("{}: {from} before, {to} now, {how}", budget.name));
+            }
+        }
+        changed
+    }
+
+    /// Records the grants added and withdrawn since `before`.
     fn announce_grants(&mut self, now: Now, before: &Grants) {
         let settings = self.settings.clone();
         let grants = &settings.0.grants;
@@ -220,7 +249,7 @@ impl Core {
         self.put(Vec::new(), records);
     }
 
-    /// Hands out changes of the ledger, then records.
+    /// Emits the changes of the ledger, then the records.
     pub(super) fn put(&mut self, log: Vec<Entry>, records: impl IntoIterator<Item = Record>) {
         self.outputs.extend(log.into_iter().map(Output::Ledger));
         self.outputs.extend(records.into_iter().map(|it| Output::Record(Box::new(it))));
@@ -240,7 +269,7 @@ impl Core {
         let before = self.settings.mode();
         let replaced = std::mem::replace(&mut self.settings, settings);
         self.epoch += 1;
-        self.announce(now);
+        self.announce(now, Some(&replaced));
         self.announce_grants(now, &replaced.0.grants);
         if before != self.settings.mode() {
             let mut record = Record::new(now, RecordKind::ModeChange);
@@ -248,10 +277,11 @@ impl Core {
             record.detail = vec![("from", from), ("to", to)];
             self.put(Vec::new(), [record]);
         }
-        // Parents before children: a process starts after its parent.
+        // Parents before children: a process starts after the parent.
         let mut subjects: Vec<Arc<Subject>> = self.processes.values().cloned().collect();
         subjects.sort_unstable_by_key(|it| (it.facts.key.start_ns, it.facts.key.pid));
-        // What a process matches is found anew; what it inherited from one that has gone is not.
+        // The match of a process is found anew; an inherited principal is kept, because the parent
+        // may be gone.
         self.processes.clear();
         for subject in subjects {
             let inherited = subject.identity.inherited;
@@ -260,7 +290,7 @@ impl Core {
         }
     }
 
-    /// `started_by`: the principal of a process above it, where that was seen as it was started.
+    /// Registers a process. `started_by`: principal of an ancestor process, if seen at the start.
     pub(super) fn process(&mut self, facts: ProcessFacts, started_by: Option<&str>) {
         let key = facts.key;
         let before = self.principal(key).map(str::to_owned);
@@ -270,7 +300,8 @@ impl Core {
         }
     }
 
-    /// `before`: the principal that it was as another program, or was started by. What it is now.
+    /// Registers a process and returns its current principal. `before`: principal before `execve`,
+    /// or principal of the starting process.
     fn place(&mut self, facts: ProcessFacts, before: Option<&str>) -> Option<String> {
         let key = facts.key;
         let subject = self.subject_of(facts, before);
@@ -279,7 +310,7 @@ impl Core {
         now
     }
 
-    /// Children that were told of before their parent take what it is.
+    /// Gives the parent's principal to children registered before the parent.
     fn adopt_children(&mut self, parent: ProcessKey) {
         let of_parent =
             |it: &&Arc<Subject>| it.facts.parent == Some(parent) && it.identity.principal.is_none();
@@ -339,7 +370,8 @@ impl Core {
         self.processes.get(&key).map_or(self.settings.mode(), |it| it.identity.mode)
     }
 
-    /// Whose a connection is: a known process, or what the connection itself says.
+    /// Returns the owner of a connection: the known process, or a process made from the
+    /// connection's own data.
     pub(super) fn subject(&self, link: &Link) -> Arc<Subject> {
         if let Some(known) = link.process.and_then(|it| self.processes.get(&it)) {
             return Arc::clone(known);
@@ -351,11 +383,18 @@ impl Core {
         Arc::new(self.subject_of(facts, None))
     }
 
-    /// Whom a request is charged to: the principal, and whom the request itself says it is for.
+    /// Returns the attribution of a request: the principal, with the customer, feature and session
+    /// named by the request.
     pub(super) fn charged(&self, subject: &Subject, call: &Call) -> Arc<Attribution> {
         let principal = subject.identity.principal.and_then(|it| self.settings.0.roster.get(it));
         let said = principal.and_then(|it| it.attribute(call));
         said.map_or_else(|| Arc::clone(&subject.identity.attribution), Arc::new)
+    }
+
+    /// Returns the chain of grants of the subject's principal.
+    pub(super) fn chain(&self, subject: &Subject) -> Option<&Chain> {
+        let principal = subject.identity.principal?;
+        self.settings.0.roster.get(principal).map(|it| &it.chain)
     }
 
     pub(super) fn slice<'s>(&self, subject: &'s Subject) -> &'s Arc<Slice> {
@@ -364,7 +403,7 @@ impl Core {
         subject.slice.get_or_init(|| policies.slice(who, &subject.lineage))
     }
 
-    /// A new identity: a hash of the entropy and a counter.
+    /// Returns a new AWU identity: a hash of the entropy and a counter.
     pub(super) fn issue(&mut self) -> AwuId {
         let mut hash = Sha256::new();
         hash.update(self.entropy);
@@ -396,48 +435,49 @@ impl Core {
         self.put(Vec::new(), [record]);
     }
 
-    /// A request ended, or no more of it can be read: it is decided.
+    /// Decides a request, at the request's end or if no more can be read.
     pub(super) fn request(&mut self, now: Now, link: &mut Link, request: &Request<'_>) {
         let exchange = request.call.exchange;
         let known = link.over.contains(&exchange) || link.units.contains_key(&exchange);
         let unlisted = request.call.unlisted && self.enforces(link);
         if (request.call.kind == Kind::Inference || unlisted) && !known {
-            let call = self.deciding(now, link, &as_unit(request.call));
+            let call = self.deciding(now, link, as_unit(request.call.clone()));
             self.open_unit(now, link, request, &call);
         }
     }
 
-    /// Whether requests must be known again.
+    /// Returns true if requests need digests, because a repeated request must be recognized.
     pub(super) fn wants_digests(&self) -> bool {
         self.settings.0.policies.has_approvals()
     }
 
-    /// Whether anybody looks at what requests say.
+    /// Returns true if any consumer needs the text of requests.
     pub(super) fn wants_texts(&self) -> bool {
         self.keeps_texts || self.settings.0.policies.has_content_rules()
     }
 
-    /// Whether refusals of whoever asks on this connection are carried out.
+    /// Returns true if refusals on the connection are enforced.
     fn enforces(&self, link: &Link) -> bool {
         self.subject(link).identity.mode == Mode::Enforce
     }
 
-    /// An exchange ended: its unit is settled and told.
+    /// Settles and reports the unit of an ended exchange.
     pub(super) fn exchange(&mut self, now: Now, link: &mut Link, exchange: Exchange) {
         let Exchange { call, response_complete } = exchange;
         if link.over.remove(&call.exchange) {
-            return;
+            return self.answered_all_the_same(now, link, call, response_complete);
         }
         if let Some(running) = link.units.remove(&call.exchange) {
-            self.finish(now, link, running, as_unit(&call), response_complete);
+            self.finish(now, link, running, as_unit(call), response_complete);
         } else if call.kind == Kind::Inference && is_readable(&call) {
-            // Its request did not look like one.
+            // The request did not look like inference.
             let running = self.open_late(now, link, &call);
             self.finish(now, link, running, call, response_complete);
         }
     }
 
-    /// The connection ended: units whose exchange the decoder never ended have no known outcome.
+    /// Ends the units of an ended connection: the outcome of an exchange without an end from the
+    /// decoder is unknown.
     pub(super) fn abandon(&mut self, now: Now, link: &mut Link) {
         self.tell_refused(now, link, 0);
         for (exchange, running) in std::mem::take(&mut link.units) {
@@ -447,7 +487,7 @@ impl Core {
         }
     }
 
-    /// After each turn: tells what was refused, and says how much more may leave.
+    /// Runs after each turn: reports the refused units and extends the released position.
     pub(super) fn settle_egress(&mut self, now: Now, link: &mut Link, egress: &Egress<'_>) {
         if link.mechanism() == Mechanism::None || link.closing {
             self.tell_refused(now, link, 0);
@@ -477,7 +517,7 @@ impl Core {
         self.outputs.push_back(Output::Release { conn: link.id, to });
     }
 
-    /// Everything of a connection may leave, whatever comes.
+    /// Releases all egress of a connection, present and future.
     pub(super) fn let_go(&mut self, link: &mut Link) {
         link.released = u64::MAX;
         for running in link.units.values_mut() {
@@ -488,7 +528,8 @@ impl Core {
         }
     }
 
-    /// Carries out a refusal of this turn: the connection is over. False: there was none.
+    /// Enforces a refusal of the turn and ends the connection. Returns false if there was no
+    /// refusal.
     pub(super) fn deny(&mut self, now: Now, link: &mut Link) -> bool {
         let Some(first) = link.refused.first().map(|it| it.opened.id) else { return false };
         let collateral = link.units.len() as u64;
@@ -529,7 +570,8 @@ impl Core {
     /// See [`super::Engine::withhold`].
     pub(super) fn withhold(&mut self, now: Now, link: &mut Link) {
         link.denied = true;
-        let kept = link.units.values_mut().filter(|it| it.opened.end > link.released_before);
+        let kept = |it: &&mut Running| it.opened.end > link.released_before && !it.opened.under_way;
+        let kept = link.units.values_mut().filter(kept);
         for running in kept.filter(|it| !it.withheld) {
             running.withheld = true;
             let why = "its evidence could not be made durable, so it was kept back";
@@ -605,7 +647,7 @@ impl Core {
         Ok(())
     }
 
-    /// Notes a request that a human may approve.
+    /// Notes a request open to approval by a human.
     pub(super) fn await_approval(&mut self, user: &User, request: &str, waiting: Waiting) {
         *self.pending.entry(user, request) = waiting;
     }
@@ -622,6 +664,7 @@ impl Core {
         let settings = self.settings.clone();
         let named = |it: &'_ crate::budget::Budget| it.part_named(budget).is_some();
         let found = settings.0.budgets.iter().find(|it| named(it));
+        let found = found.or_else(|| settings.0.grants.budget(budget));
         let Some(found) = found else { return Err(format!("there is no budget `{budget}`")) };
         let part = found.part_named(budget).flatten();
         let demand: Demand = found.demand(&self.ledger, now.unix_ns, delta, part);
@@ -641,26 +684,25 @@ impl Core {
     }
 }
 
-/// Under what name the latencies of a provider are remembered.
+/// Returns the key of a provider's latencies.
 pub(super) fn provider_key(provider: &str) -> String {
     format!("provider {provider}")
 }
 
-/// Under what name a provider's failure is remembered.
+/// Returns the key of a provider's failures.
 pub(super) fn failure_key(principal: &str, provider: &str) -> String {
     // No provider's name has a blank.
     format!("{provider} {principal}")
 }
 
-/// Under what name the misses of a target are counted.
+/// Returns the key of the misses of an SLA target.
 pub(super) fn target_key(target: &sla::Target, principal: &str) -> String {
     format!("sla {} {principal}", target.tier)
 }
 
-/// As a unit: what is neither inference nor known to be harmless is one of an operation that nobody
-/// knows.
-pub(super) fn as_unit(call: &Call) -> Call {
-    let mut call = call.clone();
+/// Returns the call as a unit: a call neither known as inference nor known as harmless becomes a
+/// unit with an unknown operation.
+pub(super) fn as_unit(mut call: Call) -> Call {
     if call.kind != Kind::Inference && call.unlisted {
         call.kind = Kind::Inference;
         let operation = if call.counts_tokens { Call::COUNT_TOKENS } else { Call::UNKNOWN };
@@ -670,7 +712,7 @@ pub(super) fn as_unit(call: &Call) -> Call {
     call
 }
 
-/// Something of it was read that makes it an inference call.
+/// Returns true if a decoded field marks the call as inference.
 fn is_readable(call: &Call) -> bool {
     call.api.is_some()
         || call.request_model.is_some()
@@ -679,7 +721,7 @@ fn is_readable(call: &Call) -> bool {
         || call.usage.output_tokens.is_some()
 }
 
-/// What is refused because something else was.
+/// Returns the reason to refuse a request because of an earlier refusal on the connection.
 pub(super) fn aftermath(link: &Link) -> Option<ReasonCode> {
     if link.stopped_by_deadline {
         Some(ReasonCode::DECISION_TIMEOUT)
@@ -690,14 +732,31 @@ pub(super) fn aftermath(link: &Link) -> Option<ReasonCode> {
     }
 }
 
-/// A grant in words that name no person; those are in the configuration that `policy_loaded` names.
+/// Describes a grant without naming persons; the persons are in the configuration named in
+/// `policy_loaded`.
 fn granted(grant: &GrantConfig) -> Vec<(&'static str, String)> {
-    let GrantConfig { name, parent, not_before, expires, .. } = grant;
+    let GrantConfig { name, parent, not_before, expires, max_depth, budget, rate, purpose, .. } =
+        grant;
+    let budget = budget.as_ref().map(|it| {
+        let period = it.period.unwrap_or(Period::Total).name();
+        format!("{} {} {period}", it.limit, it.unit.as_str())
+    });
+    let depth = max_depth.map(|it| it.to_string());
+    let requests = rate.as_ref().and_then(|it| {
+        let per = it.per.unwrap_or(Per::Minute).name();
+        Some(format!("{} {per}", it.requests?))
+    });
+    let concurrent = rate.as_ref().and_then(|it| it.concurrent).map(|it| it.to_string());
     let all = [
         ("grant", Some(name)),
         ("parent", parent.as_ref()),
         ("not_before", not_before.as_ref()),
         ("expires", expires.as_ref()),
+        ("depth", depth.as_ref()),
+        ("budget", budget.as_ref()),
+        ("requests", requests.as_ref()),
+        ("concurrent", concurrent.as_ref()),
+        ("purpose", purpose.as_ref()),
     ];
     all.into_iter().filter_map(|(key, value)| Some((key, value?.clone()))).collect()
 }

@@ -1,12 +1,13 @@
-//! How a request is decided: the fixed order of steps, of which the first that fails decides.
+//! Decision on a request: a fixed order of steps; the first failing step decides.
 //!
 //! 1 identity, 2 grants, 3 policies, 4 approval, 5 rate and concurrency, 6 reservation; then the
-//! warnings. Where a refusal can't be carried out (observe mode, nothing held, or everything has
-//! left already) it is a warning with the same code, and what the call may use is still noted.
+//! warnings. If a refusal can't be enforced (observe mode, nothing held, or everything has left
+//! already), the result is a warning with the same code, and the possible usage of the call is
+//! still noted.
 
 use std::sync::Arc;
 
-use genops_protocols::{Call, OpenRequest, Request};
+use genops_protocols::{Call, OpenRequest, Request, Usage};
 use hmac::{Hmac, Mac as _};
 use sha2::{Digest as _, Sha256};
 
@@ -17,20 +18,25 @@ use crate::approval::{Approval, Scope, Waiting};
 use crate::awu::{AwuId, BudgetView, Grounds, Held, Mechanism, Reservation};
 use crate::config::{Mode, Signal, Unit, UnknownModel, Unmapped};
 use crate::decision::{Decision, Permission, ReasonCode, Refusal};
+use crate::hex::hex;
 use crate::ledger::{Demand, Shortfall};
 use crate::money;
 use crate::policy::{Facts, Matched, Opinion, Policies, Severity};
+use crate::prices::Prices;
 use crate::rate::{Limit, Meter, Meters, Reached};
 use crate::record::{Had, Inputs, Metered, Record, RecordKind, Seen, Texts};
 use crate::settings::Settings;
 use crate::sla;
-use crate::telemetry::hex;
 use crate::time::Now;
 
-/// For how long a provider's failure makes the next call to it a warning.
+/// Time after a provider's failure during which the next call to the provider gets a warning.
 const FAILURE_NS: u64 = 60 * 1_000_000_000;
 
-/// Why a request is not simply allowed.
+/// Minimum sound per token, in milliseconds, for a model counting sound in tokens: Gemini has 32
+/// tokens a second, `OpenAI` 10.
+const SOUND_MS_PER_TOKEN: u64 = 31;
+
+/// Reason against simply allowing a request.
 #[derive(Clone, Debug)]
 pub(super) struct Objection {
     severity: Severity,
@@ -38,7 +44,7 @@ pub(super) struct Objection {
     pub(super) policy: Option<String>,
     reason: String,
     signal: Option<Signal>,
-    /// Budgets that have not enough left.
+    /// Budgets with too little left.
     short: Vec<BudgetView>,
 }
 
@@ -46,6 +52,11 @@ impl Objection {
     pub(super) fn block(code: ReasonCode, policy: Option<&str>, reason: impl Into<String>) -> Self {
         let (policy, reason) = (policy.map(str::to_owned), reason.into());
         Self { severity: Severity::Block, code, policy, reason, signal: None, short: Vec::new() }
+    }
+
+    /// Adds the budgets with too little left.
+    pub(super) fn short_of(self, short: Vec<BudgetView>) -> Self {
+        Self { short, ..self }
     }
 
     fn of(matched: &Matched) -> Self {
@@ -63,16 +74,16 @@ impl Objection {
     }
 }
 
-/// Which mutating steps were done.
+/// Mutating steps done so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Done {
-    /// In what it was counted.
+    /// Meters counting the request.
     counted: Option<Vec<Meter>>,
     reserved: bool,
 }
 
 impl Core {
-    /// Opens the unit of a request and decides it.
+    /// Opens the unit of a request and decides the request.
     pub(super) fn open_unit(
         &mut self,
         now: Now,
@@ -86,11 +97,18 @@ impl Core {
         let text_bytes = texts.iter().map(|it| it.len() as u64).sum::<u64>();
         let text_bytes = text_bytes.saturating_add(request.texts_dropped_bytes());
         let chars = texts.iter().map(|it| it.chars().count() as u64).sum::<u64>();
+        let chars = chars.saturating_add(request.texts_dropped_chars());
         let policies = self.settings.clone();
         let slice = self.slice(&subject);
-        let content = policies.0.policies.content(slice, &texts);
+        let mut content = policies.0.policies.content(slice, &texts);
+        content.extend(self.off_endpoints(&subject, call));
         let unseen = request.texts_truncated() && Policies::looks_at_content(slice);
-        let bytes = call.request_bytes.max(text_bytes);
+        // The server's counts already state the usage of a request begun by the server.
+        let told = if request.under_way { call.usage } else { Usage::default() };
+        let sound = told.audio_input_ms.map(|ms| ms.div_ceil(SOUND_MS_PER_TOKEN));
+        let output = told.output_tokens.or(sound.map(|_| 0));
+        let counted = told.input_tokens.max(sound).unwrap_or(0);
+        let bytes = call.request_bytes.max(text_bytes).max(counted);
         let ask = Ask {
             call,
             who: self.charged(&subject, call),
@@ -99,7 +117,8 @@ impl Core {
             content,
             start: request.start,
             end: request.end,
-            estimate: self.estimate(now, &subject, call, bytes, None),
+            under_way: request.under_way,
+            estimate: self.estimate(now, &subject, call, bytes, output),
             region: self.region(call),
             asked: (text_bytes, chars),
             texts: if self.keeps_texts { Texts::of(&texts) } else { Texts::default() },
@@ -108,14 +127,14 @@ impl Core {
         self.decide(now, link, &subject, &ask, request.complete);
     }
 
-    /// Opens a unit of which only the end was seen: nothing can be prevented any more.
+    /// Opens a unit seen only at the end: nothing can be prevented any more.
     pub(super) fn open_late(&mut self, now: Now, link: &mut Link, call: &Call) -> Running {
         self.start(now);
         let subject = self.subject(link);
         let estimate = self.estimate(now, &subject, call, call.request_bytes, None);
         let region = self.region(call);
         let texts = Texts::default();
-        let content = vec![];
+        let content = self.off_endpoints(&subject, call);
         let ask = Ask {
             call,
             who: self.charged(&subject, call),
@@ -124,6 +143,7 @@ impl Core {
             content,
             start: 0,
             end: 0,
+            under_way: false,
             estimate,
             region,
             asked: (0, 0),
@@ -156,7 +176,7 @@ impl Core {
             let objection = Objection::block(code, None, why);
             let opened = self.opened(now, id, link, subject, ask, &objection, complete);
             let inputs = inputs(ask, 0, None, seen);
-            self.refuse(now, link, subject, ask, opened, objection.refusal(), inputs);
+            self.turn_down(now, link, subject, ask, opened, objection.refusal(), inputs);
             return;
         }
         let approval = self.approval_for(now, subject, ask);
@@ -178,7 +198,7 @@ impl Core {
                 }
                 let left = opened.enforcement.bytes_before_decision;
                 let inputs = inputs(ask, left, None, seen);
-                self.refuse(now, link, subject, ask, opened, objection.refusal(), inputs);
+                self.turn_down(now, link, subject, ask, opened, objection.refusal(), inputs);
             }
             objection => {
                 let running = self.permit(
@@ -190,7 +210,7 @@ impl Core {
         }
     }
 
-    /// Steps 1 to 6. What was counted and reserved on the way is in `done`.
+    /// Runs steps 1 to 6. `done` holds the counted meters and the reservation.
     #[expect(clippy::too_many_arguments, reason = "each is another thing")]
     pub(super) fn objection(
         &mut self,
@@ -230,7 +250,7 @@ impl Core {
         })
     }
 
-    /// Steps 1 to 4: nothing is counted.
+    /// Runs steps 1 to 4: nothing is counted.
     pub(super) fn standing(
         &self,
         now: Now,
@@ -250,6 +270,16 @@ impl Core {
             return Some(Objection::block(ReasonCode::UNMAPPED_PRINCIPAL, None, why));
         }
         let principal = subject.identity.principal.and_then(|it| settings.roster.get(it));
+        let is_granted = principal.is_some_and(|it| it.chain.is_granted());
+        if settings.require_authority && !is_granted {
+            let why = match principal {
+                Some(it) => format!("`{}` acts under no grant", it.name),
+                None => {
+                    "no configured principal matches the process, so no grant is its".to_owned()
+                }
+            };
+            return Some(Objection::block(ReasonCode::NO_AUTHORITY, None, why));
+        }
         if let Some(Err((code, link))) = principal.map(|it| it.chain.check(now.unix_ns)) {
             let why = format!("the grant `{link}` does not hold: {}", grant_fault(&code));
             return Some(Objection::block(code, Some(link), why));
@@ -268,7 +298,8 @@ impl Core {
         opinion.approvals.first().filter(|_| !approved).map(Objection::of)
     }
 
-    /// Opens a unit that may run: with what was reserved, or noted where nothing can stop it.
+    /// Opens a unit permitted to run: with the reservation, or with a noted amount if nothing can
+    /// stop the call.
     #[expect(clippy::too_many_arguments, reason = "each is another thing")]
     fn permit(
         &mut self,
@@ -309,8 +340,9 @@ impl Core {
             opened,
             permission,
             reservation,
+            worst_nano_usd: ask.estimate.worst_nano_usd,
             shares: demands.iter().map(|it| it.unit).collect(),
-            sent: link.mechanism() == Mechanism::None || link.passed >= ask.end,
+            sent: link.mechanism() == Mechanism::None || link.passed >= ask.end || ask.under_way,
             withheld: false,
             price: ask.estimate.price.as_ref().map(|it| it.price.clone()),
             asked: ask.asked,
@@ -319,8 +351,8 @@ impl Core {
         }
     }
 
-    /// Counts and sets aside for a call that may run, as far as that was not done; what it draws on,
-    /// and what speaks for a closer look at it.
+    /// Counts the call and sets the amount aside, unless already done. Returns the demanded budgets
+    /// and the warning, if any.
     #[expect(clippy::too_many_arguments, reason = "each is another thing")]
     pub(super) fn weigh(
         &mut self,
@@ -344,7 +376,7 @@ impl Core {
         (demands, warning)
     }
 
-    /// What stands in memory that the decision will look at.
+    /// Returns the engine state consulted by the decision.
     fn seen(&self, now: Now, subject: &Subject, ask: &Ask<'_>, preventable: bool) -> Seen {
         let who = &subject.identity.attribution.principal;
         let settings = &self.settings.0;
@@ -374,7 +406,7 @@ impl Core {
         }
     }
 
-    /// Too many of the last calls missed the target.
+    /// Returns true if too many of the last calls missed the target.
     fn is_slow(&self, target: &sla::Target, principal: &str) -> bool {
         self.latencies.p95(&target_key(target, principal)) == Some(1)
     }
@@ -384,7 +416,7 @@ impl Core {
         failed.is_some_and(|at| now.mono_ns.saturating_sub(*at) < FAILURE_NS)
     }
 
-    /// Ledger, decision, reservation: in the order in which they must be durable.
+    /// Writes ledger, decision and reservation, in the order required for durability.
     #[expect(clippy::too_many_arguments, reason = "each is another thing")]
     pub(super) fn write_permit(
         &mut self,
@@ -405,16 +437,15 @@ impl Core {
         Self::explain(&mut decision, opened);
         let mut reserved = Record::new(now, RecordKind::Reservation);
         self.fill(&mut reserved, link, opened, call);
-        let shares = self.ledger.open().find(|(it, _)| *it == opened.id);
-        let shares = shares.map(|(_, it)| it.to_vec()).unwrap_or_default();
-        reserved.accounts = self.accounted(&shares, reservation, |_, _| None);
+        let shares = self.ledger.held(opened.id);
+        reserved.accounts = self.accounted(shares, reservation, |_, _| None);
         for account in &mut reserved.accounts {
             account.incomplete = false;
         }
         self.put(log, [decision, reserved]);
     }
 
-    /// What speaks for a closer look although it may run.
+    /// Returns the reason to warn about a permitted call.
     pub(super) fn warning(
         &self,
         now: Now,
@@ -451,22 +482,24 @@ impl Core {
         over.or_else(|| {
             let known = ask.estimate.price.as_ref();
             let assumed = ask.inspectable && known.is_none_or(|it| it.assumed);
-            assumed.then(|| Objection::block(ReasonCode::PRICE_UNKNOWN, None, unpriced(ask)))
+            let provider = ask.call.provider.as_deref();
+            (assumed && !is_by_time(provider, demands))
+                .then(|| Objection::block(ReasonCode::PRICE_UNKNOWN, None, unpriced(ask)))
         })
     }
 
-    /// The budgets that have less left than is wanted of them.
+    /// Returns the budgets with less left than demanded.
     fn short_of(&self, demands: &[Demand]) -> Vec<BudgetView> {
-        let views = self.views(demands);
-        let is_short = |it: &BudgetView| {
-            demands
-                .iter()
-                .any(|wanted| wanted.key.budget == it.name && wanted.amount > it.remaining)
+        let mut views = self.views(demands);
+        let wanted = |it: &BudgetView| {
+            // By the whole name: a customer's part of a budget has a separate limit.
+            demands.iter().find(|demand| demand.key.name() == it.name).map(|demand| demand.amount)
         };
-        views.into_iter().filter(is_short).collect()
+        views.retain(|it| wanted(it) > Some(it.remaining));
+        views
     }
 
-    /// The budgets of a request that may run which somebody should look at, as they stand now.
+    /// Returns the budgets of a permitted request in need of attention, with the current amounts.
     fn alerts(&self, demands: &[Demand], warning: Option<&Objection>) -> Vec<BudgetView> {
         let is_due = |it: &&Demand| {
             let short = warning.iter().flat_map(|it| &it.short);
@@ -487,8 +520,8 @@ impl Core {
         Some(Objection::block(ReasonCode::BUDGET_THRESHOLD, Some(&demand.key.name()), why))
     }
 
-    /// More than [`super::core::HOLD_BYTES`] of an unfinished request are there. True: it is
-    /// refused already, since nothing that is still to come could save it.
+    /// Judges an unfinished request longer than [`super::core::HOLD_BYTES`]. Returns true if the
+    /// request is refused, because no remaining byte could change the result.
     pub(super) fn refuse_early(
         &mut self,
         now: Now,
@@ -502,10 +535,11 @@ impl Core {
         if subject.identity.mode != Mode::Enforce {
             return false;
         }
-        let unit = Call { exchange: open.exchange, ..as_unit(open.call) };
-        let call = &self.deciding(now, link, &unit);
+        let unit = Call { exchange: open.exchange, ..as_unit(open.call.clone()) };
+        let call = &self.deciding(now, link, unit);
         let unread = !is_readable_so_far(call);
-        let content = self.matching(link, &subject, open);
+        let mut content = self.matching(link, &subject, open);
+        content.extend(self.off_endpoints(&subject, call));
         if call.request_model.is_none() && !unread && content.is_empty() {
             return false;
         }
@@ -517,6 +551,7 @@ impl Core {
             content,
             start: open.start,
             end: u64::MAX,
+            under_way: false,
             estimate: self.estimate(now, &subject, call, open.body_bytes, Some(0)),
             region: self.region(call),
             asked: (0, 0),
@@ -540,7 +575,7 @@ impl Core {
         true
     }
 
-    /// What no rest of a request could change.
+    /// Returns the objection independent of the rest of the request.
     pub(super) fn early_objection(
         &self,
         now: Now,
@@ -552,10 +587,10 @@ impl Core {
             .or_else(|| unread_objection(ask, &self.demands(now, subject, ask)))
     }
 
-    /// Names of the content rules that the text seen so far matches. What was looked at before is not
-    /// looked at again, but for as much of it as a match may begin in.
+    /// Returns the names of the content rules matching the text so far. Text from an earlier look
+    /// is skipped, except for the last bytes, because a match may begin there.
     fn matching(&self, link: &mut Link, subject: &Subject, open: &OpenRequest<'_>) -> Vec<String> {
-        /// Bytes that a match may have begun before the text that is new.
+        /// Maximum distance, in bytes, of the start of a match before the new text.
         const OVERLAP: usize = 4 << 10;
         let slice = self.slice(subject);
         if !Policies::looks_at_content(slice) {
@@ -569,15 +604,15 @@ impl Core {
         self.settings.0.policies.content(slice, &texts)
     }
 
-    /// The call as it is decided: where several models may answer, with the one that is refused, else
-    /// the dearest.
-    pub(super) fn deciding(&mut self, now: Now, link: &Link, call: &Call) -> Call {
-        let mut deciding = call.clone();
+    /// Returns the call to decide: if several models may answer, the call with the refused model,
+    /// otherwise with the dearest.
+    pub(super) fn deciding(&mut self, now: Now, link: &Link, call: Call) -> Call {
         if call.other_models.is_empty() {
-            return deciding;
+            return call;
         }
         let subject = self.subject(link);
-        let mut dearest = self.worst(now, &subject, call);
+        let mut dearest = self.worst(now, &subject, &call);
+        let mut deciding = call.clone();
         for model in &call.other_models {
             let other = Call { request_model: Some(model.clone()), ..call.clone() };
             let refused = |core: &Self, call: &Call| core.refuses_model(now, &subject, call);
@@ -607,6 +642,7 @@ impl Core {
             content: Vec::new(),
             start: 0,
             end: 0,
+            under_way: false,
             estimate: self.estimate(now, subject, call, call.request_bytes, None),
             region: self.region(call),
             asked: (0, 0),
@@ -616,7 +652,7 @@ impl Core {
         !self.opinion(now, subject, &ask, None).refusals.is_empty()
     }
 
-    /// Refuses a connection of which no request can be read.
+    /// Refuses a connection without readable requests.
     pub(super) fn refuse_opaque(
         &mut self,
         now: Now,
@@ -626,13 +662,20 @@ impl Core {
         objection: &Objection,
     ) {
         let id = self.issue();
-        let seen = self.seen(now, subject, ask, true);
+        // The kernel acted before the engine was asked: the code follows from nothing in a record.
+        let beforehand = [
+            ReasonCode::CONNECTION_DENIED,
+            ReasonCode::TOO_MANY_REFUSALS,
+            ReasonCode::DECISION_TIMEOUT,
+        ];
+        let settled = beforehand.into_iter().find(|it| *it == objection.code);
+        let seen = Seen { settled, ..self.seen(now, subject, ask, true) };
         let opened = self.opened(now, id, link, subject, ask, objection, false);
         let inputs = inputs(ask, 0, None, seen);
         self.refuse(now, link, subject, ask, opened, objection.refusal(), inputs);
     }
 
-    /// Lets such a connection pass; nothing is counted or set aside for it.
+    /// Permits a connection without readable requests; nothing is counted or set aside.
     pub(super) fn permit_opaque(
         &mut self,
         now: Now,
@@ -652,7 +695,7 @@ impl Core {
         link.units.insert(ask.call.exchange, running);
     }
 
-    /// The kernel's deadline stopped a request before it could be decided.
+    /// Refuses a request stopped by the kernel's deadline before a decision.
     pub(super) fn refuse_stopped(
         &mut self,
         now: Now,
@@ -661,7 +704,7 @@ impl Core {
         received: u64,
     ) {
         let subject = self.subject(link);
-        let call = &Call { exchange: open.exchange, ..as_unit(open.call) };
+        let call = &Call { exchange: open.exchange, ..as_unit(open.call.clone()) };
         let ask = Ask {
             call,
             who: self.charged(&subject, call),
@@ -670,6 +713,7 @@ impl Core {
             content: Vec::new(),
             start: open.start,
             end: received,
+            under_way: false,
             estimate: self.estimate(now, &subject, call, open.body_bytes, None),
             region: self.region(call),
             asked: (0, 0),
@@ -723,12 +767,14 @@ impl Core {
                 collateral: 0,
             },
             region: ask.region.clone(),
+            start: ask.start,
             end: ask.end,
+            under_way: ask.under_way,
             complete,
         }
     }
 
-    /// What the policies say.
+    /// Returns the opinion of the policies and grants.
     pub(super) fn opinion(
         &self,
         now: Now,
@@ -763,10 +809,22 @@ impl Core {
             content: &ask.content,
             unix_s: now.unix_ns / 1_000_000_000,
         };
-        self.settings.0.policies.evaluate(self.slice(subject), who, &subject.lineage, &facts)
+        let settings = &self.settings.0;
+        let slice = self.slice(subject);
+        let mut opinion = settings.policies.evaluate(slice, who, &subject.lineage, &facts);
+        if let Some(chain) = self.chain(subject) {
+            opinion.weigh(chain, &facts, settings.require_authority);
+        }
+        opinion
     }
 
-    /// The limits that concern a request, and what it counts in.
+    /// Returns the names of the endpoint rules met by no endpoint of a grant.
+    fn off_endpoints(&self, subject: &Subject, call: &Call) -> Vec<String> {
+        let chain = self.chain(subject).into_iter();
+        chain.flat_map(|it| it.off_endpoints(call)).map(str::to_owned).collect()
+    }
+
+    /// Returns the limits on a request, each with the meter counting the request.
     pub(super) fn limits<'s>(
         &'s self,
         subject: &'s Subject,
@@ -804,7 +862,7 @@ impl Core {
         counted
     }
 
-    /// Without a price nothing can be set aside in USD.
+    /// Objects if no price is known: without a price nothing can be reserved in USD.
     fn price_objection(&self, ask: &Ask<'_>, demands: &[Demand]) -> Option<Objection> {
         let prices = &self.settings.0.prices;
         if ask.estimate.nano_usd.is_some() {
@@ -821,7 +879,7 @@ impl Core {
         Some(Objection::block(code, Some(&in_usd.key.name()), why))
     }
 
-    /// An approval of this request, or of its kind, that is still good.
+    /// Returns a valid approval of the request or of the kind of the request.
     fn approval_for(&self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Option<String> {
         let mut approvals = self.ledger.approvals().peekable();
         approvals.peek()?;
@@ -839,7 +897,7 @@ impl Core {
         approvals.find(good).map(|it| it.id.clone())
     }
 
-    /// Notes a request that a human may approve: under what name.
+    /// Notes a request open to approval by a human. Returns the name for the approval.
     fn await_human(&mut self, subject: &Subject, ask: &Ask<'_>) -> String {
         let (request, kind) = (self.request_digest(subject, ask), kind_digest(subject, ask.call));
         let waiting = Waiting {
@@ -853,7 +911,8 @@ impl Core {
         request
     }
 
-    /// What a request is known again by: who asks whom, and all that it says. None where not all of it was read.
+    /// Returns the digest for recognizing a repeated request: client, server and the whole content.
+    /// `None` if not all of the request was read.
     fn request_digest(&self, subject: &Subject, ask: &Ask<'_>) -> Option<String> {
         let body = ask.digest.filter(|_| ask.readable)?;
         // Any length of key will do.
@@ -876,27 +935,30 @@ fn concerning<'s>(
 ) -> impl Iterator<Item = &'s Limit> {
     let provider = ask.call.provider.as_deref();
     let limits = settings.0.limits.iter();
-    limits.filter(move |it| it.concerns(&ask.who, &subject.lineage, provider))
+    let own = limits.filter(move |it| it.concerns(&ask.who, &subject.lineage, provider));
+    let principal = subject.identity.principal.and_then(|it| settings.0.roster.get(it));
+    own.chain(principal.into_iter().flat_map(|it| it.chain.rates()))
 }
 
-/// The request was read to its end, and nothing of it was lost.
+/// Returns true if the request was read to the end without a loss.
 fn is_whole(call: &Call, complete: bool) -> bool {
     complete && call.request_seen && call.missing_bytes == 0 && is_readable_so_far(call)
 }
 
-/// Nothing of it was lost, and it asks for something that is known.
+/// Returns true if no part was unreadable so far and the operation is known.
 fn is_readable_so_far(call: &Call) -> bool {
     let known = !call.unlisted || call.operation.as_deref() == Some(Call::COUNT_TOKENS);
     known && call.unreadable.is_none()
 }
 
-/// The names that it gives belong to two providers, or to two regions of one.
+/// Returns an objection if the names in the request belong to two providers, or to two regions of a
+/// provider.
 fn differing(call: &Call) -> Option<(ReasonCode, &'static str)> {
     let why = "the names that the request gives do not belong to one provider and region";
     call.other_provider.as_ref().map(|_| (ReasonCode::PROVIDERS_DIFFER, why))
 }
 
-/// What was not read whole may need any amount of a budget.
+/// Objects to a request not read whole, because the demand on a budget is unknown.
 fn unread_objection(ask: &Ask<'_>, demands: &[Demand]) -> Option<Objection> {
     let first = demands.first().filter(|_| !ask.readable && ask.inspectable)?;
     let why = "it was not read whole, so what it may need of the budget is not known";
@@ -904,7 +966,8 @@ fn unread_objection(ask: &Ask<'_>, demands: &[Demand]) -> Option<Objection> {
     Some(Objection::block(code, Some(&first.key.name()), why))
 }
 
-/// What an approval of a kind of request is bound to: who asks whom, and for which model.
+/// Returns the binding of an approval of a kind of request: principal, operation, provider and
+/// model.
 fn kind_digest(subject: &Subject, call: &Call) -> String {
     let who = &subject.identity.attribution;
     let mut hash = Sha256::new();
@@ -925,12 +988,19 @@ fn kind_digest(subject: &Subject, call: &Call) -> String {
     hex(&bytes)
 }
 
-/// Everybody who may not approve what a principal asks for.
+/// Returns everybody excluded from approving requests of a principal.
 fn involved(subject: &Subject, settings: &Settings) -> Vec<String> {
     let mut names = subject.lineage.clone();
     names.extend(subject.facts.user.clone());
+    // A user without a name on the host is configured by number.
+    names.extend(subject.facts.uid.map(|it| it.to_string()));
     let principal = subject.identity.principal.and_then(|it| settings.0.roster.get(it));
     names.extend(principal.into_iter().flat_map(|it| it.chain.people()));
+    // A requesting human may have several names.
+    let grants = &settings.0.grants;
+    let known = names.iter().filter_map(|it| grants.names_of(it)).flatten();
+    let known: Vec<String> = known.cloned().collect();
+    names.extend(known);
     names
 }
 
@@ -945,6 +1015,7 @@ fn inputs(
         output_tokens: ask.estimate.output_tokens,
         nano_usd: ask.estimate.nano_usd,
         worst_nano_usd: ask.estimate.worst_nano_usd.filter(|it| Some(*it) != ask.estimate.nano_usd),
+        compute_ns: ask.estimate.compute_ns,
         request_bytes: ask.call.request_bytes,
         complete: ask.readable,
         content: ask.content.clone(),
@@ -958,6 +1029,8 @@ fn inputs(
 fn grant_fault(code: &ReasonCode) -> &'static str {
     if *code == ReasonCode::AUTHORITY_REVOKED {
         "it was revoked"
+    } else if *code == ReasonCode::NO_AUTHORITY {
+        "it is not from a human"
     } else if *code == ReasonCode::DELEGATION_EXCEEDED {
         "the chain below it is longer than it permits"
     } else {
@@ -965,14 +1038,17 @@ fn grant_fault(code: &ReasonCode) -> &'static str {
     }
 }
 
-/// A policy's reason, with what it was about.
+/// Returns the objection of a policy, with the matched value in the reason.
 fn explained(matched: &Matched, ask: &Ask<'_>) -> Objection {
     let mut objection = Objection::of(matched);
     let said = |it: &Option<String>| it.clone().unwrap_or_else(|| "not known".to_owned());
     let call = ask.call;
-    let about = if matched.code == ReasonCode::PolicyDenyRegion {
+    let of_grant = |key: &str| matched.id.starts_with("grant:") && matched.id.ends_with(key);
+    let about = if matched.code == ReasonCode::PolicyDenyRegion || of_grant(".regions") {
         format!("the region is {}", said(&ask.region))
-    } else if matched.code == ReasonCode::BudgetExceeded {
+    } else if of_grant(".operations") {
+        format!("it is {}", said(&call.operation))
+    } else if matched.code == ReasonCode::BudgetExceeded || of_grant(".max_cost") {
         let cost = ask.estimate.worst_nano_usd.map(money::format_usd);
         format!("this one may cost up to {} USD", said(&cost))
     } else {
@@ -998,12 +1074,18 @@ fn rate_objection(reached: &Reached) -> Objection {
     }
 }
 
-/// The price that the estimate goes by is that of another model.
+/// Returns true for an own server budgeted by time: no price is needed.
+fn is_by_time(provider: Option<&str>, demands: &[Demand]) -> bool {
+    let timed = demands.iter().all(|it| it.unit == Unit::ComputeSeconds);
+    !demands.is_empty() && timed && Prices::is_own_server(provider)
+}
+
+/// Returns true if the estimate uses the price of another model.
 fn is_unpriced(ask: &Ask<'_>) -> bool {
     ask.estimate.price.as_ref().is_some_and(|it| it.assumed)
 }
 
-/// That no price is known, and what was taken instead.
+/// States the missing price and the price taken instead.
 fn unpriced(ask: &Ask<'_>) -> String {
     let family = ask.estimate.price.as_ref().map(|it| it.family.as_str());
     let model = ask.call.request_model.as_deref().unwrap_or_default();

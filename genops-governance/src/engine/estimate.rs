@@ -1,10 +1,12 @@
-//! What a request may need at most, before it runs: tokens, money, and of which budgets.
+//! Worst-case usage of a request, estimated before the request runs: tokens, money and the budgets
+//! demanded.
 
 use std::sync::Arc;
 
 use genops_protocols::Call;
 
 use super::core::{Core, Subject};
+use crate::authority::Chain;
 use crate::awu::{Attribution, BudgetView, OTHERS, Reservation};
 use crate::budget::Budget;
 use crate::config::{Estimate, Unit};
@@ -14,41 +16,45 @@ use crate::record::Texts;
 use crate::telemetry::has_output;
 use crate::time::Now;
 
-/// Tokens of context where a model's own number is not known: the longest that are offered.
+/// Context length, in tokens, for a model without a known context length: the longest on offer.
 const CONTEXT_TOKENS: u64 = 1_048_576;
 
-/// A request as far as it was read.
+/// Request, as far as read.
 pub(super) struct Ask<'a> {
     pub(super) call: &'a Call,
-    /// Whom it is charged to.
+    /// Attribution of the request.
     pub(super) who: Arc<Attribution>,
-    /// It was read to its end, and all of its text.
+    /// The request was read to the end, including all text.
     pub(super) readable: bool,
-    /// There is a request to read; otherwise only a connection.
+    /// The connection has readable requests; otherwise only the connection is known.
     pub(super) inspectable: bool,
-    /// Names of the content rules that match.
+    /// Names of the matching content rules.
     pub(super) content: Vec<String>,
     pub(super) start: u64,
     pub(super) end: u64,
+    /// The server has begun the request on its own.
+    pub(super) under_way: bool,
     pub(super) estimate: Guess,
     pub(super) region: Option<String>,
-    /// Bytes and characters of its text.
+    /// Bytes and characters of the text.
     pub(super) asked: (u64, u64),
-    /// What it says, where that is to be kept.
+    /// Text of the request, if kept.
     pub(super) texts: Texts,
-    /// SHA-256 over its body, where an approval may ask for it.
+    /// SHA-256 of the body, if an approval may need the digest.
     pub(super) digest: Option<[u8; 32]>,
 }
 
-/// Most that a request can use.
+/// Maximum usage of a request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Guess {
     pub(super) input_tokens: u64,
     pub(super) output_tokens: u64,
     pub(super) nano_usd: Option<i64>,
-    /// As `nano_usd`, whatever such requests usually cost, and of the provider's dearest model if the price is
-    /// assumed: what rules about one request look at.
+    /// As `nano_usd`, without regard to the usual cost, and for the provider's dearest model if the
+    /// price is assumed: the amount for rules about a single request.
     pub(super) worst_nano_usd: Option<i64>,
+    /// Maximum duration, in nanoseconds; absent if no budget counts time.
+    pub(super) compute_ns: Option<i64>,
     pub(super) price: Option<Found>,
 }
 
@@ -61,11 +67,13 @@ impl Guess {
         match unit {
             Unit::Usd => self.nano_usd.unwrap_or(0),
             Unit::Tokens => i64::try_from(self.tokens()).unwrap_or(i64::MAX),
+            Unit::ComputeSeconds => self.compute_ns.unwrap_or(0),
         }
     }
 }
 
-/// Of an assumed price, what the provider's dearest model may cost for it.
+/// Returns the maximum cost; for an assumed price, at least the cost of the provider's dearest
+/// model.
 fn ceiling(
     price: Option<&Found>,
     now: Now,
@@ -78,10 +86,10 @@ fn ceiling(
     nano_usd.max(dearest.and_then(|it| it.worst_nano_usd(unix_s, tier, input, output)))
 }
 
-/// Most tokens of a picture or of sound: the largest that is documented has 6,240.
+/// Maximum tokens of a picture or of sound: the largest documented value is 6,240.
 const MEDIA_TOKENS: u64 = 16_384;
 
-/// No model answers with more than this, where nothing is documented for it.
+/// Returns the maximum answer, in tokens, for a model without a documented maximum.
 fn largest_answer(call: &Call, model: Option<&str>, price: Option<&Found>) -> u64 {
     let known = price.is_some_and(|it| !it.assumed && it.price.max_output_tokens.is_some());
     let operation = call.operation.as_deref().unwrap_or_default();
@@ -97,7 +105,8 @@ fn largest_answer(call: &Call, model: Option<&str>, price: Option<&Found>) -> u6
 }
 
 impl Core {
-    /// Most that a request of so many bytes can use. `output` replaces what the call says.
+    /// Returns the maximum usage of a request of `bytes` bytes. `output` replaces the output limit
+    /// of the call.
     pub(super) fn estimate(
         &self,
         now: Now,
@@ -112,7 +121,7 @@ impl Core {
         if call.operation.as_deref() == Some(Call::COUNT_TOKENS) {
             return Guess { nano_usd: Some(0), worst_nano_usd: Some(0), price, ..Guess::default() };
         }
-        // A token is a byte at least. What lies at the provider may fill the model's context.
+        // A token has at least a byte. Data stored at the provider may fill the model's context.
         let context = || {
             let known = price.as_ref().filter(|it| !it.assumed);
             known.and_then(|it| it.price.context_tokens).unwrap_or(CONTEXT_TOKENS)
@@ -132,23 +141,27 @@ impl Core {
         });
         let unix_s = now.unix_ns / 1_000_000_000;
         let tier = call.params.service_tier.as_deref();
-        let nano_usd = price
-            .as_ref()
-            .and_then(|it| it.price.worst_nano_usd(unix_s, tier, input_tokens, output_tokens));
+        let own_ns = price.as_ref().and_then(|it| it.price.max_compute_ns);
+        let longest_ns = own_ns.unwrap_or(settings.max_compute_ns);
+        let nano_usd = price.as_ref().and_then(|it| {
+            it.price.worst_with_time(unix_s, tier, input_tokens, output_tokens, longest_ns)
+        });
         let usual = settings.estimate == Estimate::P95 && output.is_none();
         let tokens = (input_tokens, output_tokens);
         let worst_nano_usd = ceiling(price.as_ref(), now, tier, tokens, nano_usd);
-        let nano_usd = nano_usd.map(|worst| {
-            let principal = &subject.identity.attribution.principal;
-            let key = format!("cost {principal} {}", model.unwrap_or_default());
+        let principal = &subject.identity.attribution.principal;
+        let usually = |what: &str, worst: i64| {
+            let key = format!("{what} {principal} {}", model.unwrap_or_default());
             let known = usual && self.latencies.is_full(&key);
             let p95 = self.latencies.p95(&key).filter(|_| known);
             p95.and_then(|it| i64::try_from(it).ok()).map_or(worst, |it| it.min(worst))
-        });
-        Guess { input_tokens, output_tokens, nano_usd, worst_nano_usd, price }
+        };
+        let nano_usd = nano_usd.map(|worst| usually("cost", worst));
+        let compute_ns = settings.counts_time.then(|| usually("time", longest_ns));
+        Guess { input_tokens, output_tokens, nano_usd, worst_nano_usd, compute_ns, price }
     }
 
-    /// Where the model computes: what host or path say, else what is configured for the host.
+    /// Returns the region of the model: from host or path, otherwise as configured for the host.
     pub(super) fn region(&self, call: &Call) -> Option<String> {
         let host = call.server_address.as_deref().unwrap_or_default().to_lowercase();
         let configured = || {
@@ -160,7 +173,7 @@ impl Core {
         call.region.clone().or_else(|| configured().map(|(_, _, region)| region.clone()))
     }
 
-    /// What a request may need of each budget that it draws on.
+    /// Returns the demand of a request on each budget concerned.
     pub(super) fn demands(&self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Vec<Demand> {
         let who = &ask.who;
         let (provider, model) = (ask.call.provider.as_deref(), ask.call.request_model.as_deref());
@@ -171,7 +184,8 @@ impl Core {
             let part = it.part(who).map(|part| if crowded { OTHERS } else { part });
             it.demand(&self.ledger, now.unix_ns, ask.estimate.in_unit(it.unit), part)
         };
-        own.map(demand).collect()
+        let of_chain = self.chain(subject).into_iter().flat_map(Chain::budgets);
+        own.chain(of_chain).map(demand).collect()
     }
 
     pub(super) fn reservation(&self, now: Now, ask: &Ask<'_>, demands: &[Demand]) -> Reservation {
@@ -187,7 +201,7 @@ impl Core {
         Reservation { unit, amount, budget, others, unix_ns: now.unix_ns }
     }
 
-    /// How the budgets demanded stand.
+    /// Returns the current state of the demanded budgets.
     pub(super) fn views(&self, demands: &[Demand]) -> Vec<BudgetView> {
         let view = |it: &Demand| {
             let account = self.ledger.account(&it.key)?;
@@ -205,8 +219,8 @@ impl Core {
     }
 }
 
-/// What a request is accounted in: money where there is a price, unless every budget that it draws
-/// on counts something else.
+/// Returns the accounting unit of a request: money if a price is known, unless every demanded
+/// budget counts something else.
 fn unit_of(ask: &Ask<'_>, demands: &[Demand]) -> Unit {
     let is_priced = ask.estimate.nano_usd.is_some();
     let usual = if is_priced { Unit::Usd } else { Unit::Tokens };

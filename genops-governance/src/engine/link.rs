@@ -1,5 +1,4 @@
-//! What the engine knows of one connection beside its decoder: whose it is, how much of it may
-//! leave, and the units that are under way on it.
+//! Engine state of a connection, beside the decoder: owner, released position and running units.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use crate::rate::Meter;
 use crate::record::Inputs;
 use crate::sla::Target;
 
-/// One connection.
+/// Connection.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) id: ConnId,
@@ -28,35 +27,35 @@ pub(super) struct Link {
     pub(super) exe: Option<String>,
     pub(super) hold: HoldLevel,
     pub(super) network: Network,
-    /// Where no plaintext of it is read: what is known of all of its requests together.
+    /// Call standing for all requests of a connection without readable plaintext.
     pub(super) opaque: Option<Call>,
-    /// Why what it stands for could not be read.
+    /// Reason for the unreadable data.
     pub(super) unread: Option<&'static str>,
     /// Egress up to here may leave.
     pub(super) released: u64,
-    /// What `released` was before the last time.
+    /// Previous value of `released`.
     pub(super) released_before: u64,
     /// Egress up to here left because the kernel's deadline came.
     pub(super) passed: u64,
     /// Nothing more may leave.
     pub(super) denied: bool,
-    /// The kernel's deadline came and stopped what was held.
+    /// The kernel's deadline passed and stopped the held data.
     pub(super) stopped_by_deadline: bool,
-    /// The end was seen: what comes now is what the decoder had left.
+    /// The end was seen: further exchanges come from the decoder's remaining data.
     pub(super) closing: bool,
-    /// Units that were permitted, by number of the exchange.
+    /// Permitted units, by number of the exchange.
     pub(super) units: BTreeMap<u64, Running>,
-    /// Units that were refused, until the end of the turn says what else ends with them.
+    /// Refused units, until the end of the turn decides on the other units of the connection.
     pub(super) refused: Vec<Refused>,
-    /// Units that were refused, and of which is not known yet whether that kept them back.
+    /// Refused units with an effect not known yet.
     pub(super) awaiting: Vec<Refused>,
-    /// Exchanges that were refused: what their decoder says later changes nothing.
+    /// Refused exchanges: later reports of the decoder change nothing.
     pub(super) over: BTreeSet<u64>,
-    /// How far the text of the open request was compared with content rules: its exchange, bytes.
+    /// Progress of the content rules in the text of the open request: exchange, bytes.
     pub(super) matched_to: (u64, usize),
 }
 
-/// What permitted and refused units have in common.
+/// Common part of permitted and refused units.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) id: AwuId,
@@ -64,49 +63,60 @@ pub(super) struct Opened {
     pub(super) grounds: Grounds,
     pub(super) enforcement: Held,
     pub(super) region: Option<String>,
+    /// Stream position of the request's first byte.
+    pub(super) start: u64,
     /// Stream position after the request's last byte.
     pub(super) end: u64,
-    /// The request was read to its end.
+    /// The server has begun the request on its own: no position shows whether the request can still
+    /// be kept back.
+    pub(super) under_way: bool,
+    /// The request was read to the end.
     pub(super) complete: bool,
 }
 
-/// A unit that may run.
+/// Unit permitted to run.
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) opened: Opened,
     pub(super) permission: Permission,
     pub(super) reservation: Reservation,
+    /// Maximum cost of the unit, without regard to the usual cost.
+    pub(super) worst_nano_usd: Option<i64>,
     /// The unit of each account's share, in the ledger's order.
     pub(super) shares: Vec<Unit>,
-    /// It may have left the host.
+    /// The unit may have left the host.
     pub(super) sent: bool,
-    /// It was permitted, and then kept back for want of evidence; its accounts are settled.
+    /// The unit was permitted, then kept back for want of evidence; the accounts are settled.
     pub(super) withheld: bool,
     pub(super) price: Option<Arc<ModelPrice>>,
-    /// Bytes and characters of the text that it asked with.
+    /// Bytes and characters of the request's text.
     pub(super) asked: (u64, u64),
-    /// Limits on what runs at the same time that count it.
+    /// Concurrency limits counting the unit.
     pub(super) limits: Vec<Meter>,
     pub(super) target: Option<Target>,
 }
 
-/// A unit that must not run.
+/// Unit not permitted to run.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) opened: Opened,
     pub(super) refusal: Refusal,
     pub(super) call: Call,
-    /// What it was decided from, and what it may cost, until its effect is known.
+    /// Inputs of the decision and worst-case cost, until the effect is known.
     pub(super) stake: Option<Box<(Inputs, Stake)>>,
+    /// Stream position of the connection at the decision: bytes above the position belong to the
+    /// unit or came later. Bytes passed by the deadline later do not move the position.
+    pub(super) position: u64,
 }
 
-/// What is set aside for a refused unit that ran all the same.
+/// Reservation for a refused unit executed all the same.
 #[derive(Debug)]
 pub(super) struct Stake {
     pub(super) demands: Vec<Demand>,
     pub(super) reservation: Reservation,
+    pub(super) worst_nano_usd: Option<i64>,
     pub(super) price: Option<Arc<ModelPrice>>,
-    /// Bytes and characters of the text that it asks with.
+    /// Bytes and characters of the request's text.
     pub(super) asked: (u64, u64),
 }
 
@@ -138,7 +148,7 @@ impl Link {
         }
     }
 
-    /// `received`: egress so far. What was not held has left.
+    /// Updates process and hold. `received`: egress so far; bytes not held have left.
     pub(super) fn learn(
         &mut self,
         process: Option<ProcessKey>,
@@ -157,7 +167,7 @@ impl Link {
         }
     }
 
-    /// By which mechanism it is held.
+    /// Returns the mechanism holding the connection.
     pub(super) fn mechanism(&self) -> Mechanism {
         match self.hold {
             HoldLevel::None => Mechanism::None,
@@ -165,12 +175,12 @@ impl Link {
         }
     }
 
-    /// Bytes of a request that have left.
+    /// Returns the number of bytes sent of a request.
     pub(super) fn left_of(&self, start: u64, end: u64) -> u64 {
         self.released.max(self.passed).min(end).saturating_sub(start)
     }
 
-    /// A refusal can still keep a request that ends at `end` from running.
+    /// Returns true if a refusal can still keep a request ending at `end` from running.
     pub(super) fn can_prevent(&self, end: u64) -> bool {
         self.mechanism() != Mechanism::None && self.passed < end
     }

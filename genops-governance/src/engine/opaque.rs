@@ -1,4 +1,5 @@
-//! Connections of which no plaintext is read: one unit each, decided by who, where and when.
+//! Connections without readable plaintext: a single unit each, decided by principal, server and
+//! time.
 
 use std::sync::Arc;
 
@@ -16,26 +17,26 @@ use crate::process::ProcessKey;
 use crate::record::{Record, RecordKind, Texts};
 use crate::time::Now;
 
-/// `gen_ai.operation.name` of what was sent and nothing explains.
+/// `gen_ai.operation.name` of data sent and not explained by plaintext.
 const UNEXPLAINED: &str = "x_unexplained";
 
-/// `gen_ai.operation.name` of a handshake whose server name nobody has confirmed.
+/// `gen_ai.operation.name` of a handshake with an unconfirmed server name.
 pub(super) const UNNAMED: &str = "x_unnamed";
 
-/// What a socket sent, and no plaintext explains.
+/// Data sent by a socket without plaintext to explain the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unexplainable {
-    /// Why, as `genops.capture.reason` names it.
+    /// Reason, as named in `genops.capture.reason`.
     pub reason: &'static str,
-    /// It was stopped for good; otherwise it has left.
+    /// The data was stopped for good; otherwise the data has left.
     pub stopped: bool,
 }
 
-/// What becomes of a connection.
+/// Judgement on a connection.
 pub(super) enum Judged {
-    /// It is ended.
+    /// The connection is ended.
     Refused(Objection),
-    /// It goes on; what speaks against it is a warning.
+    /// The connection continues; an objection becomes a warning.
     Passes(Option<Objection>),
 }
 
@@ -82,7 +83,7 @@ impl Core {
         self.apply_to_all(now, link, &subject, &ask, judged);
     }
 
-    /// What becomes of a handshake whose server name nobody has confirmed.
+    /// Judges a handshake with a server name confirmed by nobody.
     pub(super) fn judge_unnamed(
         &self,
         subject: &Subject,
@@ -115,6 +116,11 @@ impl Core {
                     "the kernel refused it, as it had been told before the configuration changed";
                 Judged::Refused(Objection::block(ReasonCode::CONNECTION_DENIED, None, why))
             }
+            Judged::Passes(_) if beforehand == Beforehand::TooMany => {
+                let why = "more than 100 requests of this user were refused within a second, so that \
+                           connects to this provider are refused for the next";
+                Judged::Refused(Objection::block(ReasonCode::TOO_MANY_REFUSALS, None, why))
+            }
             _ if beforehand == Beforehand::Undecided => {
                 let why = "no agent was there to decide, and the timeout is closed";
                 Judged::Refused(Objection::block(ReasonCode::DECISION_TIMEOUT, None, why))
@@ -124,7 +130,7 @@ impl Core {
         self.apply_to_all(now, link, &subject, &ask, judged);
     }
 
-    /// Ends a connection, or lets all of it go.
+    /// Ends a connection, or releases all egress.
     fn apply_to_all(
         &mut self,
         now: Now,
@@ -145,7 +151,7 @@ impl Core {
         }
     }
 
-    /// What becomes of a connection of which only the host is known.
+    /// Judges a connection with only the host known.
     pub(super) fn judge_host(
         &self,
         now: Now,
@@ -232,7 +238,8 @@ impl Core {
             content: Vec::new(),
             start: 0,
             end: u64::MAX,
-            // Nothing is set aside for what nobody can count.
+            under_way: false,
+            // Nothing is reserved for uncountable usage.
             estimate: Guess { nano_usd: Some(0), worst_nano_usd: Some(0), ..Guess::default() },
             region: self.region(call),
             asked: (0, 0),
@@ -241,8 +248,8 @@ impl Core {
         }
     }
 
-    /// What speaks against every request to a host: identity, grants, policies that look at nothing
-    /// else, budgets of which nothing is left.
+    /// Returns the objection to every request to a host: identity, grants, policies on the host
+    /// alone, exhausted budgets.
     fn objection_to_host(&self, now: Now, subject: &Subject, ask: &Ask<'_>) -> Option<Objection> {
         let mut opinion = self.opinion(now, subject, ask, None);
         opinion.refusals.retain(|it| it.of_host);
@@ -250,15 +257,16 @@ impl Core {
         // A permit may look at the request.
         opinion.not_permitted = false;
         self.standing(now, subject, ask, &opinion, true).or_else(|| {
-            let demand = self.spent(now, subject, ask).next()?;
-            let budget = demand.key.budget;
+            let spent: Vec<Demand> = self.spent(now, subject, ask).collect();
+            let budget = &spent.first()?.key.budget;
             let why = format!("nothing is left of the budget `{budget}`");
-            Some(Objection::block(ReasonCode::BudgetExceeded, Some(&budget), why))
+            let objection = Objection::block(ReasonCode::BudgetExceeded, Some(budget), why);
+            Some(objection.short_of(self.views(&spent)))
         })
     }
 
-    /// The budgets that a request needs and of which nothing is left. Whose part of one it would be
-    /// is not known before it is read.
+    /// Returns the exhausted budgets needed by a request. Parts of a budget are left out, because
+    /// customer, feature and session are unknown before the request is read.
     fn spent(
         &self,
         now: Now,
@@ -273,7 +281,7 @@ impl Core {
     }
 }
 
-/// Nanoseconds since 1970; what is before that is over.
+/// Nanoseconds since 1970; an earlier time is over.
 fn unix_ns_of(end_s: i64) -> u64 {
     u64::try_from(end_s).unwrap_or(0).saturating_mul(1_000_000_000)
 }
@@ -283,7 +291,7 @@ fn unread() -> Objection {
     Objection::block(ReasonCode::UNINSPECTABLE, None, why)
 }
 
-/// A call of which only the provider is known.
+/// Returns a call with only the provider known.
 fn call_of(provider: &str, server: Option<&str>, at_ns: u64) -> Call {
     Call {
         kind: Kind::Inference,

@@ -1,6 +1,7 @@
-//! What policies may look at in a request: the context, attribute by attribute as the schema has it.
+//! Request attributes available to policies: the Cedar context, attribute by attribute as in the
+//! schema.
 //!
-//! To add one: a line in [`ATTRIBUTES`] and one in the schema.
+//! To add an attribute: a line in [`ATTRIBUTES`] and a line in the schema.
 
 use cedar_policy::{Policy, RestrictedExpression};
 use serde_json::Value;
@@ -8,10 +9,10 @@ use serde_json::Value;
 use super::{AMOUNT_LIMIT, Facts};
 use crate::config::Dimension;
 
-/// One attribute of the context.
+/// Attribute of the context.
 struct Attribute {
     name: &'static str,
-    /// It is known of a connection before any request is read.
+    /// Known of a connection before any request is read.
     of_host: bool,
     value: fn(&Facts<'_>) -> RestrictedExpression,
 }
@@ -63,30 +64,31 @@ fn flag(it: bool) -> RestrictedExpression {
     RestrictedExpression::new_bool(it)
 }
 
-/// 1 is Monday. 1970-01-01 was a Thursday.
+/// Returns the day of the week: 1 is Monday. 1970-01-01 was a Thursday.
 fn weekday(unix_s: u64) -> u64 {
     (unix_s / 86_400 + 3) % 7 + 1
 }
 
-/// The bit of the resource, which is the model: no attribute, but known from the request only.
+/// Bit of the resource, the model: no attribute, but known only from the request.
 const RESOURCE: u32 = 1 << 31;
 
-/// Some of the attributes, a bit each.
+/// Set of attributes, a bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Attributes(u32);
 
 impl Attributes {
-    /// Every one.
+    /// All attributes.
     pub(super) const ALL: Self = Self(((1 << ATTRIBUTES.len()) - 1) | RESOURCE);
 
-    /// What a policy looks at; all, where it uses the context as a whole or has no JSON.
+    /// Returns the attributes mentioned by a policy; all, if the policy uses the context as a whole
+    /// or has no JSON.
     pub(super) fn of(policy: &Policy) -> Self {
         let json = policy.to_json().ok();
         json.as_ref().and_then(|it| it.get("conditions")).map_or(Self::ALL, Self::mentioned)
     }
 
-    /// Cedar's JSON: a variable is `{"Var": "context"}`, an attribute `{".": {"left": .., "attr": ..}}`; `has`
-    /// likewise.
+    /// Returns the attributes mentioned in Cedar's JSON: a variable is `{"Var": "context"}`, an
+    /// attribute `{".": {"left": .., "attr": ..}}`; `has` likewise.
     fn mentioned(json: &Value) -> Self {
         match json {
             Value::Object(fields) => {
@@ -112,29 +114,30 @@ impl Attributes {
         }
     }
 
-    /// None, where the schema has no such attribute: then a policy that mentions it was refused.
+    /// Returns an empty set if the schema has no attribute of the name: a policy mentioning the
+    /// name was refused.
     fn named(name: &str) -> Self {
         let index = ATTRIBUTES.iter().position(|it| it.name == name);
         index.map_or(Self::default(), |it| Self(1 << it))
     }
 
-    /// Both.
+    /// Returns the union of both sets.
     pub(super) fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// Whether one of them is what a request says of whom it is for.
+    /// Returns true if a customer, feature or session named by the request is among the attributes.
     pub(super) fn are_said(self) -> bool {
         let said = Dimension::ALL.map(Dimension::as_str);
         self != Self::ALL && self.chosen().any(|it| said.contains(&it.name))
     }
 
-    /// Whether all of them are known before any request is read.
+    /// Returns true if all attributes are known before any request is read.
     pub(super) fn are_of_host(self) -> bool {
         self.0 & RESOURCE == 0 && self.chosen().all(|it| it.of_host)
     }
 
-    /// The context of a request, as far as it is looked at.
+    /// Returns the mentioned part of a request's context.
     pub(super) fn pairs(self, facts: &Facts<'_>) -> Vec<(String, RestrictedExpression)> {
         self.chosen().map(|it| (it.name.to_owned(), (it.value)(facts))).collect()
     }

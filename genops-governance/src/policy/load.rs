@@ -1,6 +1,7 @@
-//! Loading policies: the short form and Cedar files, parsed, validated strictly and linted.
+//! Loading of policies: the short form and Cedar files, parsed, validated strictly and linted.
 //!
-//! Every fault is a sentence with file, line and column; nothing is taken in half.
+//! Every fault is a sentence with file, line and column; a configuration with a fault is refused as
+//! a whole.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,10 +20,10 @@ use crate::config::{PolicyConfig, Sections, Signal};
 use crate::decision::ReasonCode;
 use crate::settings::Faults;
 
-/// Bytes that one policy's content expressions may take, compiled.
+/// Maximum memory for the compiled content expressions of a policy, in bytes.
 const CONTENT_BYTES: usize = 1 << 20;
 
-/// The expressions over text, of those policies that have some.
+/// Returns the content expressions of each policy with expressions over text.
 pub(super) fn content_rules(
     sections: &Sections,
     faults: &mut Faults,
@@ -48,11 +49,11 @@ pub(super) fn content_rules(
     rules
 }
 
-/// How many policies are validated together: what bounds the memory that a load needs.
+/// Number of policies validated together; bounds the memory of a load.
 const CHUNK: usize = 64;
 
-/// A policy that was parsed, validated and linted, kept as its text: a parsed one takes a hundred
-/// times as much, and few of them concern a principal that runs here.
+/// Parsed, validated and linted policy, kept as text: a parsed policy takes a hundred times as much
+/// memory, and few policies concern a principal running on the host.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) id: PolicyId,
@@ -62,8 +63,9 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// The policy, parsed again, for principals that it concerns: whether it does is not asked at each
-    /// decision once more, nor which action, of which there is one.
+    /// Parses the policy again for principals concerned by the policy. The principal and the action
+    /// are not checked at each decision: the caller has matched the principal, and there is a
+    /// single action.
     pub(super) fn parse(&self) -> Policy {
         let whole = Policy::parse(Some(self.id.clone()), &self.text).expect("it was parsed before");
         let Ok(Value::Object(mut json)) = whole.to_json() else { return whole };
@@ -84,14 +86,14 @@ pub(super) struct Loader {
     places: HashMap<PolicyId, Place>,
 }
 
-/// Where a policy is.
+/// Place of a policy.
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    /// In which text.
+    /// Index of the text.
     index: usize,
-    /// On which line it begins.
+    /// Line of the policy's start.
     line: usize,
-    /// Where its statement begins, in bytes.
+    /// Start of the statement, in bytes.
     start: usize,
 }
 
@@ -107,7 +109,7 @@ impl Loader {
         }
     }
 
-    /// Reads a text statement by statement, so that its size does not matter.
+    /// Reads a text statement by statement, so the size of the text does not matter.
     pub(super) fn read(&mut self, name: &str, text: &str, faults: &mut Faults) {
         let index = self.texts.len();
         self.texts.push((name.to_owned(), text.to_owned()));
@@ -142,7 +144,7 @@ impl Loader {
         self.validate(chunk, faults);
     }
 
-    /// Lints a policy and gives it its own name.
+    /// Lints a policy and sets the policy's id from `@id`.
     fn take(
         &mut self,
         policy: &Policy,
@@ -177,7 +179,7 @@ impl Loader {
         Some(policy.new_id(id))
     }
 
-    /// Strict validation; warnings count.
+    /// Validates strictly; a warning counts as a fault.
     fn validate(&self, chunk: Vec<Policy>, faults: &mut Faults) {
         if chunk.is_empty() {
             return;
@@ -206,7 +208,7 @@ impl Loader {
     }
 }
 
-/// The statements of a text, each with its `;` and what stands before it: together the whole
+/// Splits a text into statements, each with the `;` and the preceding text; together the whole
 /// text. A `;` in a string or a comment ends nothing.
 fn statements(text: &str) -> impl Iterator<Item = &str> {
     let (mut quoted, mut comment, mut before) = (false, false, '\0');
@@ -219,19 +221,20 @@ fn statements(text: &str) -> impl Iterator<Item = &str> {
             '/' if !quoted && before == '/' => comment = true,
             _ => {}
         }
-        // A backslash that is escaped itself escapes nothing.
+        // An escaped backslash escapes nothing.
         before = if char == '\\' && escaped { '\0' } else { char };
         char == ';' && !quoted && !comment
     })
 }
 
-/// The line that a policy of a statement begins on; its annotations come first in its text.
+/// Returns the line of a policy's start in a statement; annotations come first in the policy's
+/// text.
 fn line_at(text: &str, start: usize, statement: &str, policy: &str) -> usize {
     let at = start + statement.find(policy.trim()).unwrap_or(0);
     text.get(..at).unwrap_or_default().matches('\n').count() + 1
 }
 
-/// `FILE:LINE:COLUMN` of an error in a text, as far as it says.
+/// Returns `FILE:LINE:COLUMN` of an error in a text, as far as known.
 fn position(name: &str, text: &str, start: usize, error: &impl Diagnostic) -> String {
     let Some(label) = error.labels().and_then(|mut it| it.next()) else { return name.to_owned() };
     let before = text.get(..start + label.offset()).unwrap_or(text);
@@ -240,7 +243,7 @@ fn position(name: &str, text: &str, start: usize, error: &impl Diagnostic) -> St
     format!("{name}:{line}:{column}")
 }
 
-/// Lints the annotations. `None` for a permit.
+/// Lints the annotations of a policy. Returns `None` for a permit.
 fn meta(policy: &Policy, looks_at: Attributes) -> Result<Option<Meta>, String> {
     let code = policy.annotation("reason_code");
     let result = policy.annotation("genops_result");
@@ -292,7 +295,7 @@ fn signal_named(text: &str, severity: Severity) -> Result<Signal, String> {
     found.ok_or_else(|| format!("`@genops_signal(\"{text}\")` is none of TERM, KILL"))
 }
 
-/// Whether a policy looks at nothing but the host: at no model, content, size or price.
+/// Returns true if a policy depends on the host only: on no model, content, size or price.
 fn of_host(policy: &Policy, looks_at: Attributes) -> bool {
     let any_model = match policy.resource_constraint() {
         ResourceConstraint::Any | ResourceConstraint::Is(_) => true,

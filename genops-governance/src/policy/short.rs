@@ -1,26 +1,24 @@
-//! The short form of policies and the scopes of grants, as the Cedar that they become.
+//! Compilation of the short form of policies to Cedar.
 //!
-//! What an allow-list can't place (a model or region that is not known) is not on it. A request that
-//! was not read whole, or can be read in two ways, is refused by every rule about models, content or
-//! cost, whatever was read of it: the rest could ask for anything.
+//! An allow-list does not cover an unknown model or region. Every rule about models, content or
+//! cost refuses a request not read whole, or readable in two ways, whatever the part read so far:
+//! the rest could ask for anything.
 
 use std::fmt::Write as _;
 
-use crate::config::{
-    Enforcement, GrantConfig, PolicyConfig, ScopeConfig, Sections, Signal, TierConfig,
-};
+use crate::config::{Enforcement, PolicyConfig, Sections, Signal, TierConfig};
 use crate::decision::ReasonCode;
 use crate::money::from_usd;
 use crate::settings::{Faults, check_providers};
 
-/// One Cedar policy as text.
+/// Cedar policy as text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Text {
     pub(super) id: String,
     pub(super) cedar: String,
 }
 
-/// Everything that the short form becomes, in the order of the file.
+/// Compiles the whole short form, in the order of the file.
 pub(super) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Text> {
     let mut texts = Vec::new();
     for (index, policy) in sections.policies.iter().enumerate() {
@@ -43,16 +41,10 @@ pub(super) fn compile(sections: &Sections, faults: &mut Faults) -> Vec<Text> {
             faults.add(&place, "allowed_models", "or another rule is missing: it forbids nothing");
         }
     }
-    for (index, grant) in sections.grants.iter().enumerate() {
-        let place = Faults::entry("grants", index, &grant.name);
-        let providers = grant.scope.providers.as_deref().unwrap_or_default();
-        check_providers(sections, &place, "scope.providers", providers, faults);
-        grant_texts(grant, &place, faults, &mut texts);
-    }
     texts
 }
 
-/// Who a policy binds, as a principal constraint.
+/// Returns the principal constraint of a policy.
 fn bound(policy: &PolicyConfig) -> String {
     match (&policy.principal, &policy.team) {
         (Some(name), None) => format!("principal in GenOps::Workload::{}", quoted(name)),
@@ -61,7 +53,7 @@ fn bound(policy: &PolicyConfig) -> String {
     }
 }
 
-/// One `forbid` in the making.
+/// `forbid` policy in the making.
 struct Rule<'a> {
     /// `policy.key`.
     id: String,
@@ -188,43 +180,12 @@ fn policy_texts(policy: &PolicyConfig, place: &str, faults: &mut Faults, out: &m
     }
 }
 
-/// A grant's scope: a `forbid` for everybody whose chain it is in. Intersection by construction.
-fn grant_texts(grant: &GrantConfig, place: &str, faults: &mut Faults, out: &mut Vec<Text>) {
-    let ScopeConfig { providers, models, regions, operations, max_cost } = &grant.scope;
-    let who = format!("principal in GenOps::Grant::{}", quoted(&grant.name));
-    let lists = [
-        ("provider", "providers", providers),
-        ("model", "models", models),
-        ("region", "regions", regions),
-        ("operation", "operations", operations),
-    ];
-    let mut rule = |key: &str, reason: String, condition: String| {
-        let (id, code) = (format!("grant:{}.{key}", grant.name), &ReasonCode::DELEGATION_EXCEEDED);
-        out.push(Rule { id, who: &who, code, reason, warn: false, signal: None, condition }.text());
-    };
-    for (attribute, key, list) in lists {
-        if let Some(list) = list {
-            let reason = format!("the grant covers only these {key}: {}", list.join(", "));
-            let condition = match attribute {
-                "model" => and_readable(attribute, list),
-                _ => any(attribute, list),
-            };
-            rule(key, reason, unless(&condition));
-        }
-    }
-    if let Some(usd) = max_cost {
-        let nano = from_usd(*usd).map_err(|why| faults.add(place, "scope.max_cost", &why));
-        let reason = format!("the grant covers requests up to {usd} USD");
-        rule("max_cost", reason, when(&above_or_unreadable(nano.unwrap_or(0))));
-    }
-}
-
-/// Name of the content rule of a policy, as `context.content` has it.
+/// Returns the name of a policy's content rule, as in `context.content`.
 pub(super) fn content_rule(policy: &str) -> String {
     format!("{policy}.denied_content")
 }
 
-/// Names of the tiers that a model is in.
+/// Returns the names of a model's tiers.
 pub(super) fn tiers_of<'a>(
     tiers: &'a [TierConfig],
     model: &'a str,
@@ -243,14 +204,10 @@ fn unless(condition: &str) -> String {
     format!("unless {{ {condition} }}")
 }
 
-/// The attribute is like one of the patterns; false for none.
+/// Returns a condition: the attribute is like any of the patterns; `false` without patterns.
 fn any(attribute: &str, patterns: &[String]) -> String {
     let like = |it: &String| {
-        let it = if attribute == "region" || attribute == "operation" {
-            it.clone()
-        } else {
-            it.to_lowercase()
-        };
+        let it = if attribute == "region" { it.clone() } else { it.to_lowercase() };
         format!("context.{attribute} like {}", quoted(&it))
     };
     let all: Vec<String> = patterns.iter().map(like).collect();
@@ -262,18 +219,19 @@ fn or_unreadable(attribute: &str, patterns: &[String]) -> String {
     format!("{any} || !context.readable")
 }
 
-/// An allow-list covers only what was read whole: the rest of it could ask for anything.
+/// Returns the condition of an allow-list, limited to requests read whole: the unread rest could
+/// ask for anything.
 fn and_readable(attribute: &str, patterns: &[String]) -> String {
     format!("context.readable && ({})", any(attribute, patterns))
 }
 
-/// What was not read whole may cost anything.
+/// Returns the condition of a cost limit; a request not read whole may cost anything.
 fn above_or_unreadable(nano: i64) -> String {
     format!("context.est_nano_usd > {nano} || !context.readable")
 }
 
-/// A Cedar string. In a pattern `*` stays the wildcard it is meant to be.
-fn quoted(text: &str) -> String {
+/// Returns a Cedar string. In a pattern, `*` stays a wildcard.
+pub(crate) fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
     for char in text.chars() {

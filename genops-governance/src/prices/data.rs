@@ -1,20 +1,19 @@
-//! Price data as the `genai-prices` project publishes it (JSON), compiled into the lines of the
-//! table.
+//! Compiler from the price data of the `genai-prices` project (JSON) to the lines of the table.
 //!
-//! What a line can't say exactly is taken at its dearest, and never left out. A file that is not of
-//! that form is refused as a whole.
+//! A price without an exact form in a line is taken at the dearest rate, and never left out. A file
+//! in another form is refused as a whole.
 
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// Longest price data that is read, in bytes.
+/// Maximum size of price data, in bytes.
 pub const DATA_LIMIT: usize = 16 << 20;
 
-/// Most models.
+/// Maximum number of models.
 const MODELS_LIMIT: usize = 50_000;
 
-/// Rates of a card, in the order of the table's columns, as the source names them.
+/// Rates of a card, in the order of the table's columns, named as in the source.
 const RATES: [&str; 21] = [
     "input_mtok",
     "output_mtok",
@@ -39,15 +38,14 @@ const RATES: [&str; 21] = [
     "input_document_kpages",
 ];
 
-/// Dearest rate that can be meant, in pico-USD: a million USD for a million tokens, a thousand
-/// times.
+/// Highest plausible rate, in pico-USD: a thousand times a million USD for a million tokens.
 const RATE_LIMIT: f64 = 1e15;
 
 /// Compiles price data.
 ///
 /// # Errors
 ///
-/// A sentence with provider and model, where it is not of the form.
+/// A sentence with provider and model, if the data has another form.
 pub fn compile(json: &str) -> Result<String, String> {
     if json.len() > DATA_LIMIT {
         return Err(format!("is longer than {DATA_LIMIT} bytes"));
@@ -85,14 +83,14 @@ pub fn compile(json: &str) -> Result<String, String> {
     if out.is_empty() { Err("has no model with a price".to_owned()) } else { Ok(out) }
 }
 
-/// A name that can stand in a line.
+/// Returns a name fit for a line.
 fn word(value: Option<&Value>) -> Option<&str> {
     let text = value?.as_str()?;
     let fits = !text.is_empty() && text.bytes().all(|it| it.is_ascii_graphic() && it != b'@');
     fits.then_some(text)
 }
 
-/// A model, unless it has none of the prices that a card has.
+/// Returns the line of a model; none for a model without a price of a card.
 fn model_line(model: &Value) -> Result<Option<String>, String> {
     let prices = model.get("prices").ok_or("no `prices`")?;
     let Some(standard) = dated(prices)? else { return Ok(None) };
@@ -104,8 +102,8 @@ fn model_line(model: &Value) -> Result<Option<String>, String> {
         let (Some(when), Some(own)) = (when, own) else { continue };
         let tier = when.get("service_tier").filter(|_| when.len() == 1);
         let Some(tier) = word(tier) else { continue };
-        // A variant replaces the prices it names; the others stay. Its start is left out: it is
-        // dated on the day it was verified.
+        // A variant replaces the prices in the variant; the others stay. The variant's start is
+        // left out, because the date is the day of verification.
         let mut merged = latest(prices).as_object().cloned().unwrap_or_default();
         merged.extend(own.clone());
         if let Some(card) = card(&Value::Object(merged))? {
@@ -125,8 +123,8 @@ fn latest(prices: &Value) -> &Value {
     last.unwrap_or(prices)
 }
 
-/// `FROM card;FROM card`, with the first second since 1970 at which each holds. Of prices by the
-/// time of day, the dearest.
+/// Returns `FROM card;FROM card`; `FROM` is the first second of validity, since 1970. Of prices by
+/// the time of day, the dearest is taken.
 fn dated(prices: &Value) -> Result<Option<String>, String> {
     let Some(list) = prices.as_array() else {
         return Ok(card(prices)?.map(|card| format!("0 {card}")));
@@ -158,7 +156,8 @@ fn seconds(date: &str) -> Result<u64, String> {
     moment.map(|it| it / 1_000_000_000).map_err(|_error| format!("`{date}` for a date"))
 }
 
-/// Rates in pico-USD, separated by commas: `BASE` or `BASE>START:RATE`; empty where there is none.
+/// Returns the rates in pico-USD, separated by commas: `BASE` or `BASE>START:RATE`; empty if there
+/// is no rate.
 fn card(prices: &Value) -> Result<Option<String>, String> {
     let get = |key: &str| prices.get(key).filter(|it| it.is_number() || it.is_object());
     let of = |key: &str| match key {
@@ -174,7 +173,7 @@ fn card(prices: &Value) -> Result<Option<String>, String> {
     Ok((!card.is_empty()).then_some(card))
 }
 
-/// From the source's unit to pico-USD for one.
+/// Returns the factor from the source's unit to pico-USD per piece.
 fn scale(key: &str) -> f64 {
     match key {
         _ if key.ends_with("_kcount") || key.ends_with("_kpages") => 1e9,
@@ -205,7 +204,7 @@ fn rate(price: &Value, scale: f64) -> Result<String, String> {
     Ok(text)
 }
 
-/// Alternatives separated by spaces, what must hold together by `&`.
+/// Returns alternatives separated by spaces; conditions of a conjunction are joined by `&`.
 fn rule(rule: &Value, separator: &str) -> Result<String, String> {
     let one = rule.as_object().and_then(|it| it.iter().next());
     let (kind, value) = one.ok_or("a `match` that is no rule")?;

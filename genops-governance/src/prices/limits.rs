@@ -1,14 +1,14 @@
-//! Most tokens that a model answers with: what a request without a limit of its own may use.
+//! Maximum answer of each model, in tokens: the possible usage of a request without a limit.
 //!
-//! `data/output_limits.tsv` is made from models.dev by `data/output_limits.py`: for a model the
-//! most that any provider documents for it, and for a provider the most that it documents for any
-//! model. Names are compared without place, vendor, version and date, so that a snapshot counts as
-//! its model. Nothing here is a guess downwards: what is not known is as large as it may be.
+//! `data/output_limits.tsv` is made from models.dev by `data/output_limits.py`: for a model, the
+//! largest value documented by any provider; for a provider, the largest value documented for any
+//! model. Names are compared without place, vendor, version and date, so a snapshot counts as the
+//! model. No value is guessed downwards: an unknown limit is as large as possible.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-/// The table: a line for each model, and one with `@` for each provider.
+/// Table with a line for each model, and a line with `@` for each provider.
 pub(super) const TABLE: &str = include_str!("../../data/output_limits.tsv");
 
 static LIMITS: LazyLock<HashMap<&'static str, u64>> = LazyLock::new(|| {
@@ -18,32 +18,33 @@ static LIMITS: LazyLock<HashMap<&'static str, u64>> = LazyLock::new(|| {
 
 static LARGEST: LazyLock<u64> = LazyLock::new(|| LIMITS.values().copied().max().unwrap_or(0));
 
-/// What is documented for a model.
+/// Returns the documented limit of a model.
 pub(super) fn of_model(model: &str) -> Option<u64> {
     LIMITS.get(bare(&model.to_lowercase())).copied()
 }
 
-/// Most that any model of a provider gives; of one that is not in the table, any model at all.
+/// Returns the largest limit of a provider's models; for a provider missing in the table, the
+/// largest of all models.
 pub(super) fn of_provider(provider: &str) -> u64 {
     LIMITS.get(format!("@{provider}").as_str()).copied().unwrap_or(*LARGEST)
 }
 
-/// Most that any model gives whose name begins so.
+/// Returns the largest limit of the models with names starting with `start`.
 pub(super) fn of_family(start: &str) -> Option<u64> {
     let family = LIMITS.iter().filter(|(name, _)| name.starts_with(start));
     family.map(|(_, limit)| *limit).max()
 }
 
-/// The name without the place where it computes, and without its vendor.
+/// Returns the name without the prefix for the place of computation; `None` without a prefix.
 pub(super) fn without_place(name: &str) -> Option<&str> {
     PLACES.iter().find_map(|it| name.strip_prefix(it))
 }
 
-/// Where a model of Bedrock's computes: the part in front of its vendor.
+/// Prefixes of Bedrock model names for the place of computation, in front of the vendor.
 const PLACES: [&str; 9] = ["global.", "us.", "eu.", "apac.", "au.", "jp.", "us-gov.", "ca.", "sa."];
 
-/// `us.anthropic.claude-haiku-4-5-20251001-v1:0` and `anthropic/claude-haiku-4-5` are
-/// `claude-haiku-4-5`.
+/// Returns the bare model name: `us.anthropic.claude-haiku-4-5-20251001-v1:0` and
+/// `anthropic/claude-haiku-4-5` are `claude-haiku-4-5`.
 pub(super) fn bare(model: &str) -> &str {
     let name = model.rsplit('/').next().unwrap_or(model);
     let name = name.split('@').next().unwrap_or(name);
@@ -60,7 +61,7 @@ pub(super) fn bare(model: &str) -> &str {
     }
 }
 
-/// `vendor.model`; but `qwen2.5` is a version.
+/// Removes the vendor of `vendor.model`; in `qwen2.5`, the part after the point is a version.
 fn without_vendor(name: &str) -> &str {
     let Some((vendor, model)) = name.split_once('.') else { return name };
     let word = vendor.trim_end_matches(|it: char| it.is_ascii_digit());
@@ -69,7 +70,7 @@ fn without_vendor(name: &str) -> &str {
     if is_vendor && is_model { model } else { name }
 }
 
-/// `-latest`, `-2024-08-06`, `-20251001`, `-0613`.
+/// Removes an ending like `-latest`, `-2024-08-06`, `-20251001` or `-0613`.
 fn without_date(name: &str) -> &str {
     let digits = |it: &str| is_number(it) && (it.len() == 4 || it.len() == 8);
     let shorter = without_end(name, |it| it == "latest" || digits(it));

@@ -1,32 +1,34 @@
-//! Prices for people: what is known of a model, by whom, and from where.
+//! Price list for people: known prices of a model, with provider and source.
 
 use super::{
     ModelPrice, Prices, RateCard, TABLE, aliases, limits, look_up, parse_model, table_name,
 };
 
-/// What is known of a model at one provider, or taken where nothing is.
+/// Known price of a model at a provider, or the price assumed without a known price.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listed {
     /// The provider.
     pub provider: String,
     /// `prices.overrides`, `prices.file` or `built-in`.
     pub from: &'static str,
-    /// No price is known: how the names of the models begin of which the dearest is taken; empty
-    /// for the provider's dearest.
+    /// If no price is known: start of the names of the models considered for the dearest price;
+    /// empty for the provider's dearest.
     pub assumed: Option<String>,
-    /// Rates in USD as decimal texts, by what they are for.
+    /// Rates in USD as decimal texts, by purpose.
     pub rates: Vec<(String, String)>,
     /// Tokens of prompt and answer together.
     pub context_tokens: Option<u64>,
-    /// Most tokens of an answer.
+    /// Maximum number of tokens in an answer.
     pub max_output_tokens: Option<u64>,
-    /// Service tiers that have other prices.
+    /// Maximum duration of a request, in seconds, if set in a configured price.
+    pub max_seconds: Option<u64>,
+    /// Service tiers with other prices.
     pub tiers: Vec<String>,
 }
 
 impl Prices {
-    /// What a model costs at a provider, or at every one that has it. Where none has, what is taken
-    /// instead.
+    /// Returns the prices of a model at a provider, or at every provider with the model. Without a
+    /// known price, returns the assumed prices.
     #[must_use]
     pub fn list(&self, provider: Option<&str>, model: &str, unix_s: u64) -> Vec<Listed> {
         let all: Vec<&str> = match provider {
@@ -40,7 +42,7 @@ impl Prices {
         }
         let assumed = all.iter().filter_map(|it| {
             let found = self.find(Some(it), Some(model)).filter(|it| it.assumed)?;
-            // Of all providers, those whose names are alike.
+            // Without a named provider, only providers with models of a similar name.
             let tells = provider.is_some() || !found.family.is_empty();
             let limit = limits::of_family(&found.family).filter(|_| !found.family.is_empty());
             let listed = listed(it, "built-in", &found.price, limit, unix_s)?;
@@ -49,10 +51,12 @@ impl Prices {
         assumed.collect()
     }
 
-    /// The providers that have a table, each once.
+    /// Returns the providers with a table or a configured price, without duplicates.
     fn providers(&self) -> Vec<&str> {
         let heads = self.tables().flat_map(str::lines).filter_map(|it| it.strip_prefix('@'));
-        let mut all: Vec<&str> = heads.filter_map(|it| it.split('\t').next()).collect();
+        let named = self.overrides.iter().filter_map(|(it, _)| it.provider.as_deref());
+        let heads = heads.filter_map(|it| it.split('\t').next());
+        let mut all: Vec<&str> = heads.chain(named).collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -89,6 +93,7 @@ fn listed(
         rates: rates(card),
         context_tokens: price.context_tokens,
         max_output_tokens: price.max_output_tokens.or(limit),
+        max_seconds: price.max_compute_ns.map(|it| it.unsigned_abs() / 1_000_000_000),
         tiers: price.tiers.iter().map(|(name, _)| name.clone()).collect(),
     })
 }
@@ -119,6 +124,7 @@ fn rates(card: &RateCard) -> Vec<(String, String)> {
         ("file_searches_per_thousand", &card.file_search, THOUSAND),
         ("pages_per_thousand", &card.page, THOUSAND),
         ("audio_per_hour", &card.audio_hour, ONE),
+        ("per_second", &card.second, ONE),
     ];
     let mut out = Vec::new();
     for (name, rate, decimals) in all {
@@ -131,7 +137,7 @@ fn rates(card: &RateCard) -> Vec<(String, String)> {
     out
 }
 
-/// A number with its point so many digits from the end: 150000 with 6 of them is 0.15.
+/// Formats a number with `decimals` digits after the point: 150000 with 6 decimals is 0.15.
 fn decimal(number: u64, decimals: usize) -> String {
     let digits = format!("{number:0>width$}", width = decimals + 1);
     let (whole, fraction) = digits.split_at_checked(digits.len() - decimals).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A test host: an engine, a clock that the test moves, and HTTP exchanges to feed it.
+//! Test host: an engine, a clock moved by the test, and HTTP exchanges as input.
 
 #![allow(dead_code, reason = "each test binary uses another part")]
 #![allow(unreachable_pub, reason = "a module of several test binaries")]
@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use expect_test::Expect;
 use genops_governance::{
-    Again, Awu, BudgetConfig, ConnId, ConnectionOpen, Engine, Entry, HoldLevel, Ledger,
-    MatchConfig, Mechanism, Mode, Now, Output, PolicyConfig, PrincipalConfig, ProcessFacts,
+    Again, Awu, BudgetConfig, ConnId, ConnectionOpen, Engine, Entry, HoldLevel, HumanConfig,
+    Ledger, MatchConfig, Mechanism, Mode, Now, Output, PolicyConfig, PrincipalConfig, ProcessFacts,
     ProcessKey, Record, Sections, Settings, Value, time::Period,
 };
 use genops_protocols::Direction;
@@ -19,19 +19,19 @@ pub const START: u64 = 1_795_341_600_000_000_000;
 
 pub const BOT: ProcessKey = ProcessKey { pid: 4242, start_ns: 7 };
 
-/// A test host: one engine, a clock that the test moves, and what came out.
+/// Test host: an engine, a clock moved by the test, and the output.
 pub struct Host {
     pub engine: Engine,
     pub now: Now,
     pub next: u64,
-    /// Server name of the connections opened from here on.
+    /// Server name of the connections opened from now on.
     pub server_name: &'static str,
     pub text: String,
     pub awus: Vec<Awu>,
     pub ledger: Vec<Entry>,
 }
 
-/// What is known of [`BOT`].
+/// Returns the facts of [`BOT`].
 pub fn facts() -> ProcessFacts {
     let exe = Some("/usr/bin/python3.11".to_owned());
     let user = Some("svc-refund".to_owned());
@@ -115,8 +115,8 @@ impl Host {
         self
     }
 
-    /// Renders what came out, one line each; identities are left out. Every decision is made again from
-    /// its record, and has to come to the same.
+    /// Renders the output, a line for each; identities are left out. Every decision is repeated
+    /// from the record, and must have the same result.
     pub fn drain(&mut self) {
         let outputs: Vec<Output> = self.engine.outputs().collect();
         for output in outputs {
@@ -161,7 +161,7 @@ impl Host {
     }
 }
 
-/// What a record says was decided is what comes of deciding it again.
+/// Checks that repeating a recorded decision gives the recorded result.
 fn same_again(settings: &Settings, record: &Record) {
     let again = settings.decide_again(record);
     let decided = record.decision.clone().map(|it| Again {
@@ -173,7 +173,7 @@ fn same_again(settings: &Settings, record: &Record) {
     assert_eq!(again, decided, "{record:#?}");
 }
 
-/// The attributes of a unit that tests look at.
+/// Returns the attributes of a unit of interest to tests.
 pub fn render(awu: &Awu) -> String {
     let mut line = String::from("awu");
     for (name, value) in awu.attributes() {
@@ -253,6 +253,11 @@ pub fn bot() -> PrincipalConfig {
         project: Some("refunds".to_owned()),
         ..PrincipalConfig::default()
     }
+}
+
+pub fn human(identity: &str) -> HumanConfig {
+    let name = identity.split('@').next().unwrap_or_default().to_owned();
+    HumanConfig { name, identity: identity.to_owned(), ..HumanConfig::default() }
 }
 
 pub fn enforcing() -> Sections {
