@@ -1,8 +1,8 @@
-//! Compiles the kernel programs and leaves the object where the agent embeds it.
+//! Compiles the kernel programs and leaves the object for the agent to embed.
 //!
-//! `AYA_BUILD_SKIP=1` leaves an empty object, with which everything but the kernel part works; `run`
-//! refuses it. `GENOPS_BPF_TOOLCHAIN` names the rustup toolchain; without it, `genops-bpf` is taken
-//! where it exists (`cargo xtask build` links it on Debian), otherwise nightly.
+//! `AYA_BUILD_SKIP=1` leaves an empty object: everything but the kernel part works, and `run`
+//! refuses the object. `GENOPS_BPF_TOOLCHAIN` names the rustup toolchain. Without the variable,
+//! `genops-bpf` is taken if it exists (`cargo xtask build` links it on Debian), otherwise nightly.
 
 use std::path::Path;
 use std::process::Command;
@@ -31,7 +31,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// The linked Debian compiler, which has `core` for the bpf target ready.
+/// The linked Debian compiler, with `core` for the bpf target ready.
 fn debian_toolchain() -> Option<String> {
     let listed = Command::new("rustup").args(["toolchain", "list"]).output().ok()?;
     String::from_utf8_lossy(&listed.stdout)

@@ -1,8 +1,9 @@
-//! Work that may take as long as a stranger pleases, or as much memory: in a process of its own.
+//! Work of unbounded time or memory, in a separate process.
 //!
-//! A page of a file may come from a file system that never answers, and a file may say anything of itself. Nobody waits
-//! for such a process: it is asked now and then, killed at its deadline, and what the kernel does not let die (it may be
-//! waiting for that very file system) is left behind.
+//! A page of a file may come from a file system that never answers, and an untrusted file may
+//! contain anything. The agent never waits for the process: the agent polls, kills the process at
+//! the deadline, and leaves behind a process that the kernel can't end yet (the process may be
+//! waiting for the same file system).
 
 use std::{
     io::{self, Read as _},
@@ -12,38 +13,39 @@ use std::{
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-/// Most processes left behind whose end is still looked for.
+/// Most killed processes kept for reaping.
 const LEFT_BEHIND: usize = 64;
 
-/// One piece of work.
+/// A piece of work.
 #[derive(Debug)]
 pub(crate) struct Aside {
     child: Child,
     out: ChildStdout,
     said: Vec<u8>,
-    /// Most bytes that it may say.
+    /// Most bytes of output.
     limit: usize,
     until_mono_ns: u64,
 }
 
-/// How far it is.
+/// Progress of the work.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// Not done.
     Works,
-    /// Done, and this is what it said.
+    /// Done, with the output.
     Done(Vec<u8>),
-    /// It failed, said too much, or took too long.
+    /// The process failed, wrote too much, or took too long.
     Failed,
 }
 
 impl Aside {
-    /// Starts this program once more, with these arguments: a hidden subcommand that writes its result to the standard
-    /// output. It has until `until_mono_ns` of the monotonic clock, and may say `limit` bytes.
+    /// Starts the agent's own program with `args`: a hidden subcommand that writes its result to
+    /// the standard output. The process has until `until_mono_ns` of the monotonic clock, and may
+    /// write `limit` bytes.
     ///
     /// # Errors
     ///
-    /// No process could be started.
+    /// Fails if no process could be started.
     pub(crate) fn start(args: &[String], limit: usize, until_mono_ns: u64) -> io::Result<Self> {
         let mut child = Command::new("/proc/self/exe")
             .arg0("genops-agent")
@@ -57,7 +59,7 @@ impl Aside {
         Ok(Self { child, out, said: Vec::new(), limit, until_mono_ns })
     }
 
-    /// Takes what it has said, and looks whether it is done.
+    /// Takes the output so far, and checks whether the work is done.
     pub(crate) fn look(&mut self, now_mono_ns: u64) -> Progress {
         let mut piece = vec![0; 64 << 10];
         loop {
@@ -75,12 +77,12 @@ impl Aside {
         if now_mono_ns >= self.until_mono_ns { Progress::Failed } else { Progress::Works }
     }
 
-    /// Its process, which may not have ended.
+    /// Returns the process, which may still run.
     pub(crate) fn into_process(self) -> Child {
         self.child
     }
 
-    /// It has closed its output: what remains of it is its exit code.
+    /// Takes the exit code after the end of the output.
     fn ended(&mut self) -> Progress {
         match self.child.wait() {
             Ok(status) if status.success() => Progress::Done(std::mem::take(&mut self.said)),
@@ -89,16 +91,16 @@ impl Aside {
     }
 }
 
-/// Processes that were killed, and whose end nobody waits for.
+/// Killed processes; the agent does not wait for their end.
 #[derive(Debug, Default)]
 pub(crate) struct LeftBehind {
     children: Vec<Child>,
 }
 
 impl LeftBehind {
-    /// Kills one that has not ended.
+    /// Kills a process still running.
     pub(crate) fn leave(&mut self, mut child: Child) {
-        // Ended already is as good.
+        // An already ended process is fine.
         let _ended = child.kill();
         self.children.retain_mut(|it| !matches!(it.try_wait(), Ok(Some(_)) | Err(_)));
         if matches!(child.try_wait(), Ok(None)) && self.children.len() < LEFT_BEHIND {

@@ -1,8 +1,8 @@
-//! The command line: what can be asked for, and what the exit code says.
+//! The command line: subcommands and exit codes.
 //!
-//! Each subcommand is a struct that runs itself and lives beside what it does; this module only
-//! lists them, and turns their end into an exit code: 0 done; 1 the thing checked is not so;
-//! 2 wrong usage or unreadable input; 3 a run that could not start or went on.
+//! Each subcommand is a struct with a `run` method in the module of its work. The present module
+//! only lists the subcommands, and turns their results into exit codes: 0 done; 1 the checked thing
+//! is not so; 2 wrong usage or unreadable input; 3 a run that could not start or go on.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    approve, budget, check, conformance, doctor, explain, policy, prices, run, unpin,
+    approve, budget, check, conformance, doctor, explain, policy, prices, report, run, unpin, why,
 };
 use crate::config::LoadError;
 use crate::discovery::Inspect;
@@ -21,8 +21,8 @@ use crate::{evidence, guard, record, replay, top};
 
 /// Governs the AI calls of a host's unmodified programs.
 ///
-/// Reads each call inside the kernel, knows who makes it, decides before its first byte leaves the
-/// host, and reports it as OpenTelemetry and as evidence that can be checked offline.
+/// Reads each call inside the kernel, identifies the caller, decides before the first byte leaves
+/// the host, and reports the call as OpenTelemetry and as evidence checkable offline.
 #[derive(Debug, Parser)]
 #[command(name = "genops-agent", version, arg_required_else_help = true)]
 struct Cli {
@@ -54,6 +54,8 @@ enum Command {
     Budget(budget::Budget),
     Approve(approve::Approve),
     Explain(explain::Explain),
+    Why(why::Why),
+    Report(Box<report::Report>),
     /// Apply the hold's deadline when the agent cannot; started by the agent
     #[command(hide = true)]
     Guard(guard::Guard),
@@ -65,7 +67,7 @@ enum Command {
     ReadMemory(ReadMemory),
 }
 
-/// How a result is printed where a script may read it.
+/// Format of a result that scripts may read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// For people.
@@ -75,15 +77,15 @@ pub(crate) enum Format {
     Json,
 }
 
-/// `--config FILE`, as most subcommands have it.
+/// `--config FILE`, shared by most subcommands.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct ConfigFile {
-    /// Configuration to use; without one, observe with the defaults.
+    /// Configuration to use; without a file, observe with the defaults.
     #[arg(long = "config", value_name = "FILE")]
     pub(crate) path: Option<PathBuf>,
 }
 
-/// Runs the subcommand that was asked for.
+/// Runs the requested subcommand.
 pub(crate) fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let done = match command {
@@ -108,6 +110,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Budget(it) => it.run(),
         Command::Approve(it) => it.run(),
         Command::Explain(it) => it.run(),
+        Command::Why(it) => it.run(),
+        Command::Report(it) => it.run(),
         Command::Guard(it) => it.run().map_err(Failure::run),
         Command::Inspect(it) => it.run().map_err(Failure::run),
         Command::ReadMemory(it) => it.run().map_err(Failure::run),
@@ -119,38 +123,38 @@ pub(crate) fn main() -> ExitCode {
                 Some(error) => writeln!(io::stderr(), "error: {error:#}"),
                 None => Ok(()),
             };
-            // Without a standard error there is nobody to tell; the exit code says it.
+            // Without a standard error only the exit code remains.
             said.unwrap_or_default();
             ExitCode::from(failure.code)
         }
     }
 }
 
-/// An end other than 0.
+/// An exit code other than 0, with its message.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
-    /// What is said on the standard error; `None`: all was said.
+    /// Message for the standard error; `None`: all was said.
     error: Option<anyhow::Error>,
 }
 
 impl Failure {
-    /// 1: the thing checked is not so, because.
+    /// Exit code 1: the checked thing is not so, with the reason.
     pub(crate) fn not_so(error: impl Into<anyhow::Error>) -> Self {
         Self { code: 1, error: Some(error.into()) }
     }
 
-    /// 1: the thing checked is not so, and the output says why.
+    /// Exit code 1: the checked thing is not so, and the output has the reason.
     pub(crate) fn not_so_as_said() -> Self {
         Self { code: 1, error: None }
     }
 
-    /// 2: wrong usage, or input that cannot be read.
+    /// Exit code 2: wrong usage, or unreadable input.
     pub(crate) fn unreadable(error: impl Into<anyhow::Error>) -> Self {
         Self { code: 2, error: Some(error.into()) }
     }
 
-    /// 3: a run that could not start or go on.
+    /// Exit code 3: a run that could not start or go on.
     pub(crate) fn run(error: impl Into<anyhow::Error>) -> Self {
         Self { code: 3, error: Some(error.into()) }
     }
@@ -174,7 +178,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Writes to the standard output. A reader that went away (`| head`) is not a failure.
+/// Writes to the standard output. A closed reader (`| head`) is not a failure.
 pub(crate) fn print(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<Printed, Failure> {
@@ -182,7 +186,7 @@ pub(crate) fn print(
     match write(&mut out).and_then(|()| out.flush()) {
         Ok(()) => Ok(Printed::All),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            // What is still buffered has no reader; writing it again at drop would fail again.
+            // Buffered bytes have no reader; another write at drop would fail again.
             let (_, _) = out.into_parts();
             Ok(Printed::ReaderGone)
         }
@@ -190,12 +194,12 @@ pub(crate) fn print(
     }
 }
 
-/// What became of the output.
+/// Result of printing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Printed {
-    /// It was written.
+    /// All output was written.
     All,
-    /// Nobody reads it any more.
+    /// The reader is gone.
     ReaderGone,
 }
 

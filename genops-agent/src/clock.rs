@@ -3,7 +3,7 @@
 use genops_governance::Now;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-/// `CLOCK_MONOTONIC`, which the kernel programs stamp records with, and the time of day.
+/// `CLOCK_MONOTONIC`, as in the time stamps of the kernel programs, and the time of day.
 pub(crate) fn now() -> Now {
     Now { mono_ns: mono_ns(), unix_ns: ns(clock_gettime(ClockId::Realtime)) }
 }
@@ -11,6 +11,13 @@ pub(crate) fn now() -> Now {
 /// `CLOCK_MONOTONIC`, in nanoseconds.
 pub(crate) fn mono_ns() -> u64 {
     ns(clock_gettime(ClockId::Monotonic))
+}
+
+/// Converts a time of `CLOCK_BOOTTIME`, as in the start time of `/proc/PID/stat`, to
+/// `CLOCK_MONOTONIC`; too early if the host has slept since.
+pub(crate) fn mono_of_boot_ns(boot_ns: u64) -> u64 {
+    let asleep_ns = ns(clock_gettime(ClockId::Boottime)).saturating_sub(mono_ns());
+    boot_ns.saturating_sub(asleep_ns)
 }
 
 fn ns(time: Timespec) -> u64 {

@@ -1,4 +1,4 @@
-//! The subcommands that are little more than their arguments and their output.
+//! Subcommands consisting of little more than arguments and output.
 
 use std::path::Path;
 
@@ -16,10 +16,12 @@ pub(crate) mod explain;
 mod money;
 pub(crate) mod policy;
 pub(crate) mod prices;
+pub(crate) mod report;
 pub(crate) mod run;
 pub(crate) mod unpin;
+pub(crate) mod why;
 
-/// Asks the running agent; its refusal is exit code 1.
+/// Sends a request to the running agent; a refusal gives exit code 1.
 fn ask(socket: &Path, request: &Request) -> Result<Answer, Failure> {
     let answer = control::ask(socket, request).with_context(|| {
         format!("{}: no agent answers there; start `genops-agent run`", socket.display())

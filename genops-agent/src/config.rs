@@ -1,12 +1,12 @@
-//! The configuration file: what it says, and what the agent runs on.
+//! The configuration file: YAML schema, defaults, validation and the settled result.
 //!
-//! [`File`] is the YAML, key for key; [`Config`] is settled: defaults filled in, every value
-//! checked, referenced files read. Only the second leaves this module. The sections that decide
-//! (principals, policies, budgets ..) have their shape and their checks in `genops-governance`;
-//! this module adds the file, the line and the nearest known key to its refusals. Secrets come
-//! from files or environment variables and are never shown.
+//! [`File`] mirrors the YAML, key for key. [`Config`] is settled: defaults filled in, every value
+//! checked, referenced files read. Only [`Config`] leaves the module. The sections used for
+//! decisions (principals, policies, budgets ..) have their shape and their checks in
+//! `genops-governance`; the module adds the file, the line and the nearest known key to their
+//! refusals. Secrets come from files or environment variables and are never shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use genops_governance::{
-    BudgetConfig, GrantConfig, Mode, OnTimeout, PolicyConfig, PolicyText, PricesConfig,
-    PrincipalConfig, ProviderConfig, RateLimitConfig, Sections, Settings, SlaConfig, TierConfig,
-    Uninspectable, Unmapped, Unnamed,
+    BudgetConfig, GrantConfig, HumanConfig, Mode, OnTimeout, PolicyConfig, PolicyText,
+    PricesConfig, PrincipalConfig, ProviderConfig, RateLimitConfig, Sections, Settings, SlaConfig,
+    TierConfig, Uninspectable, Unmapped, Unnamed,
 };
 use genops_protocols::Hosts;
 use serde::Deserialize;
@@ -42,13 +42,13 @@ pub(crate) use watch::{Watch, load as load_unless_emptied};
 /// Longest configuration or policy file, in bytes.
 const FILE_LIMIT: u64 = 8 << 20;
 
-/// Said where evidence could not hold what decides.
+/// Warning if evidence can't hold the sections used for decisions.
 const NO_RECIPE: &str = "the file spells something in a way that evidence can't keep, so recorded decisions can't be made again; quote its texts";
 
 /// Most Cedar files taken from `policy_files`, directories included.
 const POLICY_FILE_LIMIT: usize = 10_000;
 
-/// How spans travel.
+/// Transport of the spans.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub(crate) enum Protocol {
     /// Protocol buffers over HTTP/1.1, port 4318 by custom.
@@ -60,42 +60,44 @@ pub(crate) enum Protocol {
     Grpc,
 }
 
-/// Where spans go.
+/// Destination of the spans.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Otlp {
-    /// `http://` or `https://`, host, port; for HTTP without the `/v1/traces` that is appended.
+    /// `http://` or `https://`, host, port. For HTTP, the exporter appends `/v1/traces`.
     pub(crate) endpoint: String,
-    /// How they travel.
+    /// Transport of the spans.
     pub(crate) protocol: Protocol,
-    /// Sent with each request; may be secret.
+    /// Headers of each request; may be secret.
     pub(crate) headers: Headers,
-    /// For one export with all its retries.
+    /// Timeout of an export, retries included.
     pub(crate) timeout: Duration,
-    /// Spans that wait at most; what comes when it is full is counted and dropped.
+    /// Most spans in the queue; a span that finds the queue full is counted and dropped.
     pub(crate) queue: usize,
     /// Added to the resource attributes.
     pub(crate) resource: BTreeMap<String, String>,
 }
 
-/// What the agent tells, and where.
+/// Telemetry of the agent, and the destinations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Telemetry {
-    /// Spans; `None`: nowhere.
+    /// Export of spans; `None`: no export.
     pub(crate) otlp: Option<Otlp>,
-    /// `/metrics`, `/healthz`, `/readyz`; `None`: no listener.
+    /// Address of `/metrics`, `/healthz` and `/readyz`; `None`: no listener.
     pub(crate) metrics_listen: Option<SocketAddr>,
-    /// Socket that `genops-agent top` reads; `None`: no socket.
+    /// Socket for `genops-agent top`; `None`: no socket.
     pub(crate) socket: Option<PathBuf>,
+    /// Socket for `genops-agent why`; `None`: no socket.
+    pub(crate) user_socket: Option<PathBuf>,
 }
 
-/// How much is read from the kernel.
+/// Limits of the capture in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Capture {
-    /// Bytes of one message copied at most; the rest is counted, usage figures are kept.
+    /// Most bytes copied of a message; the rest is counted, usage figures are kept.
     pub(crate) message_limit_bytes: u64,
-    /// Size of the kernel's ring buffer: a power of two, at least a page.
+    /// Size of the kernel's ring buffer, in bytes: a power of two, at least a page.
     pub(crate) ring_bytes: u32,
-    /// Priority of the thread that decides, as `setpriority(2)` counts: -20 (first) to 19.
+    /// Priority of the deciding thread, as `setpriority(2)` counts: -20 (first) to 19.
     pub(crate) nice: i32,
 }
 
@@ -108,52 +110,52 @@ impl Default for Capture {
 /// Settled configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// `genops.environment` where no principal says otherwise.
+    /// `genops.environment` if the principal sets none.
     pub(crate) environment: Option<String>,
     /// Whether refusals are carried out.
     pub(crate) mode: Mode,
-    /// What the kernel does when no verdict came in time.
+    /// Verdict of the kernel if the agent's verdict came too late.
     pub(crate) on_timeout: OnTimeout,
-    /// How long the kernel holds egress at most.
+    /// Maximum hold of egress in the kernel.
     pub(crate) hold_deadline: Duration,
-    /// Where, on a BPF file system, programs and maps outlive the agent.
+    /// Directory on a BPF file system for programs and maps to outlive the agent.
     pub(crate) pin_directory: PinDirectory,
-    /// How long, where timeouts are open, a refusal outlives the agent at most.
+    /// Longest time that a refusal outlives the agent, if `on_timeout` is open.
     pub(crate) pinned_for: Duration,
-    /// What the agent tells, and where.
+    /// Telemetry of the agent, and the destinations.
     pub(crate) telemetry: Telemetry,
-    /// What is written down.
+    /// Section `evidence`.
     pub(crate) evidence: Evidence,
-    /// How much is read from the kernel.
+    /// Limits of the capture in the kernel.
     pub(crate) capture: Capture,
     /// AI providers: built-in and configured.
     pub(crate) hosts: Arc<Hosts>,
-    /// SHA-256 of the file and of each Cedar file it names; of nothing without a file.
+    /// SHA-256 of the file and of each Cedar file named there; without a file, of nothing.
     pub(crate) hash: [u8; 32],
-    /// What of it decides, for evidence: see [`recipe::read`].
+    /// Part of the configuration used for decisions, for evidence: see [`recipe::read`].
     pub(crate) recipe: Option<Vec<u8>>,
-    /// What is odd about it, a sentence each.
+    /// Valid but probably unintended settings, a sentence each.
     pub(crate) warnings: Vec<String>,
-    /// What it lets pass all the same.
+    /// Gaps in the enforcement left by the configuration, a sentence each.
     pub(crate) left_open: Vec<String>,
     sections: Sections,
     settings: Settings,
-    /// The file itself, and the others that it names.
+    /// Text of the file itself and of the files named there.
     texts: Texts,
 }
 
-/// Why a configuration was refused.
+/// Reason for refusing a configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadError {
-    /// It, or a file it names, could not be read.
+    /// The file, or a file named there, could not be read.
     #[error("{path}: cannot be read: {reason}")]
     Unreadable {
-        /// Which file.
+        /// Path of the unreadable file.
         path: String,
-        /// Why.
+        /// Error of the read.
         reason: String,
     },
-    /// It says something that it must not; with its place.
+    /// A value is not allowed; the message gives the place.
     #[error("{0}")]
     Invalid(String),
 }
@@ -172,27 +174,27 @@ impl Config {
         Self::parse(path, &text)
     }
 
-    /// `--config FILE`, or the defaults without one.
+    /// Loads the file of `--config FILE`, or the defaults without a file.
     pub(crate) fn load_or_default(path: Option<&Path>) -> Result<Self, LoadError> {
         path.map_or_else(|| Ok(Self::default()), Self::load)
     }
 
-    /// What the engine runs on.
+    /// Returns the compiled settings for the engine.
     pub(crate) fn settings(&self) -> Settings {
         self.settings.clone()
     }
 
-    /// Somebody's refusals are carried out.
+    /// Tells whether refusals are carried out for any principal.
     pub(crate) fn enforces(&self) -> bool {
         enforces(&self.sections)
     }
 
-    /// The sections that decide, as the file has them.
+    /// The sections used for decisions, as the file has them.
     pub(crate) fn sections(&self) -> &Sections {
         &self.sections
     }
 
-    /// The keys that differ in `next` and count from the next start on only.
+    /// Returns the keys that differ in `next` and take effect at the next start only.
     pub(crate) fn wait_for_start(&self, next: &Self) -> Vec<&'static str> {
         let (old, new) = (&self.evidence, &next.evidence);
         let differ = [
@@ -207,12 +209,12 @@ impl Config {
         differ.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }
 
-    /// Settles `text`; `path` is for messages and for finding files that it names.
+    /// Settles `text`; `path` serves messages and relative paths of named files.
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, LoadError> {
         Self::parse_from(path, text, Sources::default())
     }
 
-    /// As [`Self::parse`], with the files that it names from elsewhere.
+    /// Does the work of [`Self::parse`], reading the named files from `sources`.
     fn parse_from(path: &Path, text: &str, sources: Sources) -> Result<Self, LoadError> {
         let place = path.display().to_string();
         let invalid = |(line, message): Refusal| match line {
@@ -274,7 +276,7 @@ impl Config {
     }
 }
 
-/// The keys of the file that governance does not own.
+/// Keys of the file outside governance.
 #[derive(Debug)]
 struct Own {
     on_timeout: OnTimeout,
@@ -287,7 +289,8 @@ struct Own {
 }
 
 impl File {
-    /// What the agent itself runs on, and what governance decides by; reads the Cedar files.
+    /// Splits the file into the agent's own keys and the sections of governance; reads the Cedar
+    /// files.
     fn split(self, path: &Path, sources: &Sources) -> Result<(Own, Sections), LoadError> {
         let Self {
             environment,
@@ -300,11 +303,13 @@ impl File {
             uninspectable,
             unnamed,
             default_deny,
+            require_authority,
             telemetry,
             evidence,
             capture,
             providers,
             principals,
+            humans,
             grants,
             budgets,
             rate_limits,
@@ -321,7 +326,9 @@ impl File {
             uninspectable,
             unnamed,
             default_deny,
+            require_authority,
             principals: values(principals),
+            humans: values(humans),
             grants: values(grants),
             budgets: values(budgets),
             rate_limits: values(rate_limits),
@@ -346,7 +353,7 @@ impl File {
     }
 }
 
-/// The YAML file, key for key. A key we do not know is an error: it is a typo in a policy.
+/// The YAML file, key for key. An unknown key is an error: in a policy, most probably a typo.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {
@@ -360,6 +367,7 @@ struct File {
     uninspectable: Uninspectable,
     unnamed: Unnamed,
     default_deny: bool,
+    require_authority: bool,
     #[serde(deserialize_with = "or_default")]
     telemetry: TelemetryFile,
     #[serde(deserialize_with = "or_default")]
@@ -370,6 +378,8 @@ struct File {
     providers: List<ProviderConfig>,
     #[serde(deserialize_with = "or_default")]
     principals: List<PrincipalConfig>,
+    #[serde(deserialize_with = "or_default")]
+    humans: List<HumanConfig>,
     #[serde(deserialize_with = "or_default")]
     grants: List<GrantConfig>,
     #[serde(deserialize_with = "or_default")]
@@ -389,7 +399,8 @@ struct File {
 
 type List<T> = Vec<Spanned<T>>;
 
-/// A key without a value, as is left when all below it was commented out, is as if absent.
+/// Treats a key without a value as absent: commenting out all lines below a key leaves the bare
+/// key.
 fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
@@ -408,6 +419,7 @@ struct TelemetryFile {
     otlp: Option<OtlpFile>,
     metrics_listen: Option<Spanned<String>>,
     socket: Option<PathBuf>,
+    user_socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -433,10 +445,10 @@ struct CaptureFile {
     nice: Option<Spanned<i32>>,
 }
 
-/// A refusal and the line it is about; 0: none in particular.
+/// A refusal and the line of its cause; 0: no particular line.
 type Refusal = (u64, String);
 
-/// A number of the file within its bounds, or its default.
+/// Returns a number of the file if within the bounds, or the default.
 fn bounded<T: Copy + PartialOrd + fmt::Display>(
     key: &str,
     given: Option<&Spanned<T>>,
@@ -486,7 +498,7 @@ impl TelemetryFile {
         warnings: &mut Vec<String>,
         sources: &Sources,
     ) -> Result<Telemetry, Refusal> {
-        let Self { otlp, metrics_listen, socket } = self;
+        let Self { otlp, metrics_listen, socket, user_socket } = self;
         let metrics_listen = metrics_listen
             .map(|given| {
                 given.value.parse().map_err(|_| {
@@ -499,11 +511,13 @@ impl TelemetryFile {
             })
             .transpose()?;
         let otlp = otlp.map(|otlp| otlp.settle(path, warnings, sources)).transpose()?;
-        let socket = match socket {
-            None => Some(PathBuf::from(crate::control::SOCKET)),
+        let or = |path: Option<PathBuf>, default: &str| match path {
+            None => Some(PathBuf::from(default)),
             Some(path) => (!path.as_os_str().is_empty()).then_some(path),
         };
-        Ok(Telemetry { otlp, metrics_listen, socket })
+        let socket = or(socket, crate::control::SOCKET);
+        let user_socket = or(user_socket, crate::user_socket::SOCKET);
+        Ok(Telemetry { otlp, metrics_listen, socket, user_socket })
     }
 }
 
@@ -552,7 +566,7 @@ impl OtlpFile {
     }
 }
 
-/// Reads a text file of a bounded size.
+/// Reads a text file of at most [`FILE_LIMIT`] bytes.
 fn read(path: &Path) -> Result<String, LoadError> {
     use std::io::Read as _;
 
@@ -572,7 +586,7 @@ fn read(path: &Path) -> Result<String, LoadError> {
     })
 }
 
-/// The Cedar files named, in order; of a directory its `*.cedar` files by name.
+/// Reads the named Cedar files, in order; of a directory, the `*.cedar` files by name.
 ///
 /// A relative path starts at the configuration's directory.
 fn policy_texts(
@@ -596,7 +610,7 @@ fn policy_texts(
     Ok(texts)
 }
 
-/// Where the file at `path` says that policies and prices are, as far as it can be read.
+/// Returns the paths of policies and prices named in the file at `path`, if the file is readable.
 fn named_paths(path: &Path) -> Vec<PathBuf> {
     let Some(file) = read(path).ok().and_then(|text| explain::parse::<File>(&text).ok()) else {
         return Vec::new();
@@ -623,7 +637,8 @@ fn cedar_files(directory: &Path) -> Result<Vec<PathBuf>, LoadError> {
     Ok(files)
 }
 
-/// Names and lengths are part of it, so that no two sets of files have the same.
+/// Hashes the file, the Cedar files and the price hash. The hash covers names and lengths: two
+/// different sets of files never give the same input.
 fn hash(text: &str, sections: &Sections) -> [u8; 32] {
     let mut hasher = Sha256::new();
     hasher.update(text.as_bytes());
@@ -642,7 +657,7 @@ fn enforces(sections: &Sections) -> bool {
         || sections.principals.iter().any(|it| it.mode == Some(Mode::Enforce))
 }
 
-/// What is valid and still probably not meant.
+/// Lists settings that are valid and still probably unintended.
 fn oddities(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
     let mut found = Vec::new();
     let enforcing = enforces(sections);
@@ -650,14 +665,25 @@ fn oddities(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
     let deciding = !sections.policies.is_empty()
         || !sections.policy_files.is_empty()
         || !sections.budgets.is_empty()
-        || !sections.rate_limits.is_empty();
+        || !sections.rate_limits.is_empty()
+        || sections.grants.iter().any(|it| it.budget.is_some() || it.rate.is_some());
     let uninspectable = sections.uninspectable == Uninspectable::Block;
-    let refusing = deciding || unmapped || uninspectable || sections.default_deny;
+    let permitted_only = sections.default_deny || sections.require_authority;
+    let granted = sections.principals.iter().any(|it| it.grant.is_some());
+    let refusing = deciding || unmapped || uninspectable || permitted_only || granted;
     if enforcing && !refusing {
         found.push(
             "mode is enforce, but no policy, budget or rate limit says what to refuse".to_owned(),
         );
     }
+    if sections.require_authority && !granted {
+        found.push(
+            "require_authority is true, and no principal has a `grant`: every request is refused; \
+             give `principals[].grant` the name of one of `grants`"
+                .to_owned(),
+        );
+    }
+    found.extend(under_revoked(sections));
     if !enforcing && on_timeout == OnTimeout::Closed {
         found.push("on_timeout: closed has no effect while mode is observe".to_owned());
     }
@@ -670,11 +696,39 @@ fn oddities(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
     found
 }
 
-/// What a configuration lets pass all the same.
+/// Lists grants that hang below a revoked grant.
+fn under_revoked(sections: &Sections) -> impl Iterator<Item = String> {
+    let revoked = sections.grants.iter().filter(|it| it.revoked).map(|it| it.name.as_str());
+    let revoked: BTreeSet<&str> = revoked.collect();
+    let standing = sections.grants.iter().filter(|it| !it.revoked);
+    standing.filter_map(move |it| {
+        let parent = it.parent.as_deref().filter(|parent| revoked.contains(parent))?;
+        let name = &it.name;
+        Some(format!(
+            "grant `{name}` hangs below `{parent}`, which is revoked: nothing runs under it"
+        ))
+    })
+}
+
+/// Lists principals with a `delegated_by` that no `humans` section confirms as human.
+fn unproved(sections: &Sections) -> Vec<String> {
+    if !sections.humans.is_empty() || sections.require_authority {
+        return Vec::new();
+    }
+    let without = sections.principals.iter().filter(|it| it.grant.is_none());
+    let named = without.filter_map(|it| Some((&it.name, it.delegated_by.as_ref()?)));
+    let line = |(name, by): (&String, &String)| {
+        format!("principal `{name}`: nothing says that `{by}` is a human; name them under `humans`")
+    };
+    named.map(line).collect()
+}
+
+/// Lists the gaps in the enforcement left by a configuration.
 fn left_open(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
-    let mut open = Vec::new();
+    let mut open = unproved(sections);
     if !enforces(sections) {
-        return vec!["mode is observe: nothing is stopped".to_owned()];
+        open.insert(0, "mode is observe: nothing is stopped".to_owned());
+        return open;
     }
     if sections.mode == Mode::Observe {
         open.push("mode is observe for whoever is no principal in enforce mode".to_owned());
@@ -689,7 +743,8 @@ fn left_open(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
         open.push("uninspectable lets pass what can't be read".to_owned());
     }
     let bound = sections.policies.iter().any(|it| it.principal.is_some() || it.team.is_some());
-    if bound && sections.unmapped != Unmapped::Block && !sections.default_deny {
+    let permitted_only = sections.default_deny || sections.require_authority;
+    if bound && sections.unmapped != Unmapped::Block && !permitted_only {
         open.push(
             "unmapped lets whoever is no principal pass the policies that name one: a copied program \
              is nobody's"
@@ -699,7 +754,7 @@ fn left_open(sections: &Sections, on_timeout: OnTimeout) -> Vec<String> {
     open
 }
 
-/// Where the entries of each list begin, for refusals that come after parsing.
+/// Lines of the entries of each list, for refusals after parsing.
 #[derive(Debug)]
 struct Lines(BTreeMap<&'static str, Vec<u64>>);
 
@@ -710,6 +765,7 @@ impl File {
         }
         Lines(BTreeMap::from([
             ("principals", of(&self.principals)),
+            ("humans", of(&self.humans)),
             ("grants", of(&self.grants)),
             ("budgets", of(&self.budgets)),
             ("rate_limits", of(&self.rate_limits)),
@@ -722,7 +778,8 @@ impl File {
 }
 
 impl Lines {
-    /// The faults, one a line, each with the file's line where its section and index tell it.
+    /// Joins the faults, each on a line of its own, with the line of the file if section and index
+    /// are known.
     fn place(
         &self,
         file: &str,
@@ -738,7 +795,8 @@ impl Lines {
         placed.collect::<Vec<_>>().join("\n")
     }
 
-    /// Reads `section[index]` at the start of a fault, and the first key in backticks after it.
+    /// Reads `section[index]` at the start of a fault, and the first known key in backticks after
+    /// `]`.
     fn line(&self, text: &str, fault: &str) -> Option<u64> {
         let (section, rest) = fault.split_once('[')?;
         let (index, rest) = rest.split_once(']')?;
@@ -747,7 +805,11 @@ impl Lines {
         let line = *lines.get(index)?;
         let mut keys = rest.split('`').skip(1).step_by(2);
         let next = lines.get(index + 1).copied();
-        let found = keys.find_map(|key| explain::line_of_key(text, line, next, key));
+        // Of `budget.limit`, the key is `limit`.
+        let found = keys.find_map(|key| {
+            let last = key.rsplit('.').next().unwrap_or(key);
+            explain::line_of_key(text, line, next, last)
+        });
         Some(found.unwrap_or(line))
     }
 }

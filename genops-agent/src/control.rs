@@ -1,8 +1,9 @@
-//! The agent's socket: what `top` watches, and where `approve` and `budget` ask the running agent.
+//! The agent's control socket, used by `top`, `approve` and `budget`.
 //!
-//! A client sends one request as a JSON line and gets JSON lines back: one answer, or for `watch`
-//! the AWUs from then on. Only root and the agent's own user are served. Nothing here can hold the
-//! events thread: it publishes into bounded queues, and takes requests when it has time.
+//! A client sends a single request as a JSON line and gets JSON lines back: a single answer, or for
+//! `watch` the AWUs from then on. Only root and the agent's own user are served. Nothing here can
+//! hold the events thread: the events thread publishes into bounded queues, and takes requests
+//! between other work.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -19,28 +20,28 @@ use serde::{Deserialize, Serialize};
 use crate::metrics::Metrics;
 use crate::render;
 
-/// Where the socket is if nothing else is said.
+/// Default path of the socket.
 pub(crate) const SOCKET: &str = "/run/genops/agent.sock";
 
-/// Clients served at the same time; more are told so.
+/// Most clients served at the same time; further clients are refused.
 const CLIENTS: usize = 8;
 
-/// AWUs that wait for one client; what comes when it is full is counted and not sent.
+/// Most AWUs queued for a client; beyond the limit, AWUs are counted and not sent.
 const QUEUE: usize = 1_024;
 
-/// Requests that wait for the events thread.
+/// Most requests waiting for the events thread.
 const REQUESTS: usize = 16;
 
 /// Longest request, in bytes.
 const REQUEST_LIMIT: u64 = 64 << 10;
 
-/// How long a client may take to send its request or to take a line, and the agent to answer.
+/// Timeout of a client for sending the request or taking a line, and of the agent for answering.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Stack of a client's thread, in bytes.
 const STACK: usize = 256 << 10;
 
-/// What a client asks for.
+/// Request of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Request {
@@ -48,75 +49,80 @@ pub(crate) enum Request {
     Watch {},
     /// The accounts of all budgets.
     Budgets {},
-    /// More or less for a budget in its present period.
+    /// Raises or lowers a budget in the present period.
     AdjustBudget {
-        /// Which.
+        /// Name of the budget.
         budget: String,
-        /// By how much, in nano-USD or tokens.
+        /// Change, in nano-USD, tokens or nanoseconds.
         delta: i64,
-        /// Who says so.
+        /// Name of the person making the change.
         by: String,
-        /// Why.
+        /// Reason for the change.
         why: String,
     },
-    /// A human's approval of one request, or of one of its kind.
+    /// A human's approval of a request, or of a request of the same kind.
     Approve {
         /// `genops.approval.request` of the blocked AWU.
         approval_request: String,
-        /// Who approves.
+        /// Name of the approver.
         by: String,
         /// Most that the request may cost, in nano-USD.
         ceiling_nano_usd: i64,
-        /// How long the approval holds.
+        /// Validity of the approval, in seconds.
         valid_seconds: u64,
-        /// One of its kind will do, whatever it says.
+        /// Approve any request of the same kind, whatever its content.
         #[serde(default)]
         kind: bool,
     },
 }
 
-/// What a client is told.
+/// Answer to a client.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Answer {
-    /// Done, and this is what came of it.
+    /// Done, with the result.
     Done(serde_json::Value),
-    /// Not done, because.
+    /// Not done, with the reason.
     Refused(String),
 }
 
-/// One period of one budget. Amounts are nano-USD or tokens.
+/// A period of a budget. Amounts are nano-USD, tokens or nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Account {
-    /// Its name.
+    /// Name of the budget.
     pub(crate) budget: String,
     /// Name of the period.
     pub(crate) period: String,
     /// First second of the period, since 1970.
     pub(crate) start_unix_s: i64,
-    /// First second after it.
+    /// First second after the period, since 1970.
     pub(crate) end_unix_s: i64,
-    /// `USD` or `tokens`.
+    /// `USD`, `tokens` or `compute_seconds`.
     pub(crate) unit: String,
     /// The limit, with adjustments.
     pub(crate) allocated: i64,
-    /// Set aside for calls that have not ended.
+    /// Reserved for calls still running.
     pub(crate) reserved: i64,
     /// Used by calls that ended.
     pub(crate) consumed: i64,
-    /// What can still be set aside.
+    /// Amount free for new reservations.
     pub(crate) remaining: i64,
+    /// The account is from before a change of the budget's unit: no new call draws on it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) superseded: bool,
 }
 
-/// Does what a request asks for, on the engine's thread.
+/// Carries out a request, on the engine's thread.
 ///
-/// What the engine puts out meanwhile (evidence, changes of the ledger) must be made durable
-/// before the answer is given.
+/// Output of the engine during the call (evidence, changes of the ledger) must be made durable
+/// before the client gets the answer.
 pub(crate) fn perform(request: Request, peer: Peer, engine: &mut Engine, now: Now) -> Answer {
     let done = match request {
         Request::Watch {} => Err("not a request for the engine".to_owned()),
         Request::Budgets {} => {
-            let accounts: Vec<Account> = engine.ledger().accounts().map(account).collect();
+            let accounts = engine.ledger().accounts();
+            let accounts: Vec<Account> =
+                accounts.map(|(key, it)| account(key, it, engine.is_superseded(key))).collect();
             serde_json::to_value(accounts).map_err(|error| error.to_string())
         }
         Request::AdjustBudget { budget, delta, by, why } => engine
@@ -141,7 +147,7 @@ pub(crate) fn perform(request: Request, peer: Peer, engine: &mut Engine, now: No
     done.map_or_else(Answer::Refused, Answer::Done)
 }
 
-fn account((key, account): (&AccountKey, &genops_governance::Account)) -> Account {
+fn account(key: &AccountKey, account: &genops_governance::Account, superseded: bool) -> Account {
     Account {
         budget: key.name(),
         period: account.period.clone(),
@@ -152,14 +158,15 @@ fn account((key, account): (&AccountKey, &genops_governance::Account)) -> Accoun
         reserved: account.reserved,
         consumed: account.consumed(),
         remaining: account.remaining(),
+        superseded,
     }
 }
 
-/// Who is at the other end of the socket, as the kernel says.
+/// Client of the socket, as reported by the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Peer {
     uid: Option<u32>,
-    /// As whom the session was begun (`proc_pid_loginuid(5)`): it stays when somebody becomes root.
+    /// User of the login session (`proc_pid_loginuid(5)`); unchanged by becoming root.
     login_uid: Option<u32>,
 }
 
@@ -170,12 +177,12 @@ impl Peer {
         };
         let path = format!("/proc/{}/loginuid", peer.pid.as_raw_nonzero());
         let login_uid = std::fs::read_to_string(path).ok().and_then(|it| it.trim().parse().ok());
-        // What the kernel says where nobody has logged in.
+        // The kernel's value without a login.
         let login_uid = login_uid.filter(|it| *it != u32::MAX);
         Self { uid: Some(peer.uid.as_raw()), login_uid }
     }
 
-    /// As a record says it, beside the name that was given.
+    /// Details for a record, beside the name given by the client.
     fn detail(self) -> Vec<(&'static str, String)> {
         let Self { uid, login_uid } = self;
         let all = [("approver_uid", uid), ("approver_login_uid", login_uid)];
@@ -183,18 +190,18 @@ impl Peer {
     }
 }
 
-/// A request that waits for the events thread.
+/// A request waiting for the events thread.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    /// What is asked for; never [`Request::Watch`].
+    /// The request; never [`Request::Watch`].
     pub(crate) request: Request,
-    /// By whom.
+    /// The client.
     pub(crate) peer: Peer,
     answer: SyncSender<Answer>,
 }
 
 impl Pending {
-    /// Tells the client. One that went away does not mind.
+    /// Sends the answer to the client. A client gone meanwhile is ignored.
     pub(crate) fn answer(self, answer: Answer) {
         self.answer.try_send(answer).unwrap_or_default();
     }
@@ -202,7 +209,7 @@ impl Pending {
 
 type Watchers = Arc<Mutex<Vec<SyncSender<Arc<Awu>>>>>;
 
-/// The socket, served until this is dropped.
+/// The control socket, served until dropped.
 #[derive(Debug)]
 pub(crate) struct Control {
     path: PathBuf,
@@ -212,13 +219,13 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Creates the socket at `path`, and its directory where there is none.
+    /// Creates the socket at `path`, and the directory if missing.
     ///
     /// # Errors
     ///
-    /// Where it cannot be created, or another agent serves it.
+    /// Fails if the socket cannot be created, or another agent serves the path.
     pub(crate) fn start(path: &Path, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let listener = bind(path)?;
+        let listener = bind(path, 0o600)?;
         let (pending, requests) = sync_channel(REQUESTS);
         let watchers = Watchers::default();
         let its_watchers = Arc::clone(&watchers);
@@ -229,7 +236,7 @@ impl Control {
         Ok(Self { path: path.to_owned(), watchers, requests, metrics })
     }
 
-    /// Sends an AWU to whoever watches; never waits.
+    /// Sends an AWU to all watching clients; never waits.
     pub(crate) fn publish(&self, awu: &Arc<Awu>) {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         watchers.retain(|watcher| match watcher.try_send(Arc::clone(awu)) {
@@ -242,7 +249,7 @@ impl Control {
         });
     }
 
-    /// The next request, if one waits.
+    /// Returns the next request, if any waits.
     pub(crate) fn next(&self) -> Option<Pending> {
         self.requests.try_recv().ok()
     }
@@ -250,13 +257,13 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // What is left is found stale by the next agent.
+        // If the removal fails, the next agent finds a stale socket.
         std::fs::remove_file(&self.path).unwrap_or_default();
     }
 }
 
-/// Binds the socket; one that nobody serves is replaced.
-fn bind(path: &Path) -> io::Result<UnixListener> {
+/// Binds a socket with mode `mode`; replaces a socket without a server.
+pub(crate) fn bind(path: &Path, mode: u32) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
         DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     }
@@ -267,7 +274,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         std::fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(path, Permissions::from_mode(mode))?;
     Ok(listener)
 }
 
@@ -282,7 +289,7 @@ fn accept(listener: &UnixListener, watchers: &Watchers, pending: &SyncSender<Pen
         };
         if !is_trusted(&stream) || Arc::strong_count(&clients) > CLIENTS {
             let refusal = Answer::Refused("too many clients, or not root".to_owned());
-            // A refused client that does not even read does not matter.
+            // A refused client may close without reading.
             send(&stream, &refusal).unwrap_or_default();
             continue;
         }
@@ -292,7 +299,7 @@ fn accept(listener: &UnixListener, watchers: &Watchers, pending: &SyncSender<Pen
             .name("control-client".to_owned())
             .stack_size(STACK)
             .spawn(move || {
-                // The client went away or was too slow: its loss.
+                // An error means a client gone or too slow.
                 serve(&stream, &watchers, &pending).unwrap_or_default();
                 drop(client);
             });
@@ -301,8 +308,9 @@ fn accept(listener: &UnixListener, watchers: &Watchers, pending: &SyncSender<Pen
     }
 }
 
-/// Root, or who the agent runs as. The socket's mode says the same; a directory that others may
-/// write to could be tricked between creating and protecting it.
+/// Accepts root and the agent's own user. The mode of the socket says the same, but a directory
+/// writable by others could be abused between the creation of the socket and the change of its
+/// mode.
 fn is_trusted(stream: &UnixStream) -> bool {
     rustix::net::sockopt::socket_peercred(stream)
         .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid())
@@ -357,11 +365,11 @@ fn watch(mut stream: &UnixStream, watchers: &Watchers) -> io::Result<()> {
     }
 }
 
-/// Asks the running agent one thing.
+/// Sends a single request to the running agent.
 ///
 /// # Errors
 ///
-/// Where no agent serves `path`, or it does not answer as agreed.
+/// Fails if no agent serves `path`, or the answer violates the protocol.
 pub(crate) fn ask(path: &Path, request: &Request) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(path)?;
     stream.set_read_timeout(Some(PATIENCE * 2))?;
@@ -373,11 +381,11 @@ pub(crate) fn ask(path: &Path, request: &Request) -> io::Result<Answer> {
     Ok(serde_json::from_str(&answer)?)
 }
 
-/// The AWUs of the running agent as JSON lines; an empty line is a sign of life.
+/// Streams the AWUs of the running agent as JSON lines; an empty line is a sign of life.
 ///
 /// # Errors
 ///
-/// Where no agent serves `path`.
+/// Fails if no agent serves `path`.
 pub(crate) fn watch_lines(path: &Path) -> io::Result<BufReader<UnixStream>> {
     let mut stream = UnixStream::connect(path)?;
     let mut line = serde_json::to_vec(&Request::Watch {})?;

@@ -1,9 +1,9 @@
-//! Which files get probes: TLS libraries that processes map, and those that they would map.
+//! Discovery of files to probe: TLS libraries mapped by processes now or later.
 //!
-//! A probe belongs to a file, so a library that is attached once is attached for every process that
-//! will ever map it. What remains is to hear of new files soon: the standard library directories are
-//! attached at start; each program that starts is looked at a few times, as its libraries are mapped
-//! a moment after it starts; and everything is looked at again from time to time (`dlopen`).
+//! A probe belongs to a file: a library attached once is attached for every later process. The
+//! remaining task is to learn of new files soon. The standard library directories are attached at
+//! the start. Each started program is inspected a few times, as libraries are mapped a moment after
+//! the start. All processes are scanned periodically (`dlopen`).
 
 mod inspect;
 
@@ -21,13 +21,13 @@ use crate::{
         Probes,
         attach::{AttachError, FileId},
     },
-    runtimes::{Role, runtime_of},
+    runtimes::{Role, may_hold_any},
 };
 use inspect::{Found, Inspector};
 
 pub(crate) use inspect::Inspect;
 
-/// When a program that has started is looked at, counted from its start.
+/// Times of inspecting a started program, counted from the start of the program.
 const LOOKS: [Duration; 5] = [
     Duration::from_millis(1),
     Duration::from_millis(5),
@@ -35,23 +35,23 @@ const LOOKS: [Duration; 5] = [
     Duration::from_millis(250),
     Duration::from_secs(2),
 ];
-/// How often every process is looked at.
+/// Interval between scans of all processes.
 const SCAN_INTERVAL: Duration = Duration::from_secs(15);
-/// How long a file keeps its probes after the last process that mapped it has gone.
+/// Time until a file loses its probes, counted from the last sight of a process mapping the file.
 const DETACH_AFTER: Duration = Duration::from_mins(1);
-/// Most programs that wait for a look; past that, the next scan finds them.
+/// Most programs waiting for a look; the next scan finds the others.
 const WAITING_LIMIT: usize = 16_384;
-/// Longest memory map of a process that is read, in bytes.
+/// Longest memory map read of a process, in bytes.
 const MAPS_LIMIT: u64 = 8 << 20;
 
-/// Most files that are remembered as of no use; past that, all are looked at once more.
+/// Most files remembered as useless; beyond the limit, all files are inspected once more.
 const REFUSED_LIMIT: usize = 65_536;
 
-/// Programs with a TLS library inside that may be started: attached before.
+/// Executables with a TLS library inside, attached before the first start.
 const EXECUTABLES: [&str; 4] =
     ["/usr/bin/node", "/usr/bin/nodejs", "/usr/local/bin/node", "/opt/node/bin/node"];
 
-/// Where libraries are that programs will map: attached before the first of them starts.
+/// Directories of libraries, attached before the first program maps them.
 const LIBRARY_DIRECTORIES: [&str; 10] = [
     "/usr/lib/x86_64-linux-gnu",
     "/lib/x86_64-linux-gnu",
@@ -65,17 +65,17 @@ const LIBRARY_DIRECTORIES: [&str; 10] = [
     "/opt/lib",
 ];
 
-/// What happened to a file.
+/// Report about a file.
 #[derive(Debug)]
 pub(crate) enum Finding {
-    /// It has probes now.
+    /// The file has probes now.
     Attached,
-    /// Nobody maps it any more.
+    /// No process maps the file any more.
     Detached,
-    /// It should have, and can't.
+    /// The file should have probes, and can't.
     Failed { path: PathBuf, error: String },
-    /// Everything that ran at the start was looked at; every file that could be has its probes, unless
-    /// the kernel refused one.
+    /// All processes running at the start were inspected. Every attachable file has its probes,
+    /// unless the kernel refused a probe.
     Ready { refused: Option<String> },
 }
 
@@ -84,22 +84,22 @@ pub(crate) enum Finding {
 pub(crate) struct Mapped {
     pub(crate) role: Role,
     pub(crate) file: FileId,
-    /// As the process names it, in its own mount namespace.
+    /// Path of the file in the process's own mount namespace.
     pub(crate) path: PathBuf,
 }
 
-/// Finds files and attaches probes in them, on a thread of its own.
+/// Finds files and attaches probes, on a separate thread.
 pub(crate) struct Discovery {
     probes: Probes,
     inspector: Inspector,
-    /// Files that were found to be something else, or that could not be attached.
+    /// Files found to be something else, or impossible to attach.
     refused: HashSet<FileId>,
-    /// Files with probes, and when a process was last seen to map them. Those of the standard
-    /// directories have no time: they stay.
+    /// Files with probes, and the last time a process was seen mapping the file. Files of the
+    /// standard directories have no time: they stay.
     used: HashMap<FileId, Option<Instant>>,
-    /// Why the kernel refused a probe, the first time that it did.
+    /// The kernel's first refusal of a probe.
     kernel_refused: Option<String>,
-    /// Programs to look at, by the time of the look.
+    /// Programs waiting for a look, by the time of the look.
     waiting: BTreeMap<(Instant, u32), usize>,
 }
 
@@ -115,8 +115,7 @@ impl Discovery {
         }
     }
 
-    /// Attaches what is there already; then follows the programs that start, until the sender of
-    /// `started` is gone.
+    /// Attaches existing files; then follows program starts, until the sender of `started` is gone.
     pub(crate) fn run(mut self, started: &Receiver<u32>, mut tell: impl FnMut(Finding)) {
         self.standard_places(&mut tell);
         self.scan(&mut tell);
@@ -147,7 +146,7 @@ impl Discovery {
         }
     }
 
-    /// Looks at the programs whose time has come.
+    /// Inspects the programs due for a look.
     fn look(&mut self, tell: &mut impl FnMut(Finding)) {
         let now = Instant::now();
         while let Some(entry) = self.waiting.first_entry()
@@ -164,7 +163,7 @@ impl Discovery {
         }
     }
 
-    /// Looks at every process.
+    /// Inspects every process.
     fn scan(&mut self, tell: &mut impl FnMut(Finding)) {
         for pid in pids() {
             self.process(pid, tell);
@@ -184,7 +183,7 @@ impl Discovery {
         });
         let executables = EXECUTABLES.iter().map(|path| (Role::Executable, PathBuf::from(path)));
         for (role, path) in executables.chain(libraries) {
-            if runtime_of(role, &path).is_some()
+            if may_hold_any(role, &path)
                 && let Some(file) = file_id(&path)
             {
                 self.file(Mapped { role, file, path }, None, tell);
@@ -192,7 +191,8 @@ impl Discovery {
         }
     }
 
-    /// Attaches the probes of one file, once. `pid`: the process that maps it; none for one of the host's own.
+    /// Attaches the probes of a file, once. `pid`: the mapping process; `None` for a file of the
+    /// host's standard directories.
     fn file(&mut self, mapped: Mapped, pid: Option<u32>, tell: &mut impl FnMut(Finding)) {
         let seen = pid.map(|_| Instant::now());
         if let Some(used) = self.used.get_mut(&mapped.file) {
@@ -215,7 +215,7 @@ impl Discovery {
             }
             Found::Unusable(why) => Err(why),
             Found::Endless(error) => return tell(Finding::Failed { path: mapped.path, error }),
-            // Its process ended meanwhile; the next one, or the next look, will tell.
+            // The process ended meanwhile; the next process, or the next look, will tell.
             Found::Gone | Found::Later => return,
         };
         if matches!(attached, Ok(true)) {
@@ -231,7 +231,7 @@ impl Discovery {
         }
     }
 
-    /// The kernel refused a probe.
+    /// Remembers the kernel's first refusal of a probe.
     fn refuses(&mut self, error: &AttachError) -> String {
         let error = error.to_string();
         self.kernel_refused.get_or_insert_with(|| error.clone());
@@ -258,10 +258,12 @@ fn file_id(path: &Path) -> Option<FileId> {
     Some(FileId { device: metadata.dev(), inode: metadata.ino() })
 }
 
-/// A path that leads us to the file that a process maps: through its root, or, where that is a changed
-/// root within our own mount namespace, the path as `/proc` shows it to us. `None`: the file is gone.
+/// Returns the agent's path to a file mapped by a process: through the process's root or, for a
+/// changed root within the agent's own mount namespace, the path as shown by `/proc`. `None`: the
+/// file is gone.
 ///
-/// An overlay may show another inode number than the mapping has; then the path through the root counts.
+/// An overlay may show another inode number than the mapping; then the path through the root
+/// counts.
 pub(crate) fn reach(pid: u32, mapped: &Mapped) -> Option<PathBuf> {
     let Mapped { role, file, path } = mapped;
     if *role == Role::Executable {
@@ -276,7 +278,7 @@ pub(crate) fn reach(pid: u32, mapped: &Mapped) -> Option<PathBuf> {
     found.map(|_| inside)
 }
 
-/// Every process of the host, but not ourselves.
+/// Process ids of the host, except the agent's own.
 pub(crate) fn pids() -> impl Iterator<Item = u32> {
     let own = std::process::id();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -285,13 +287,13 @@ pub(crate) fn pids() -> impl Iterator<Item = u32> {
         .filter(move |&pid| pid != own)
 }
 
-/// The files that a process maps and that may be, or hold, TLS libraries. Touches none of them: their file system may
-/// never answer.
+/// Returns the mapped files of a process that may be, or hold, TLS libraries. Touches none of them:
+/// a file system may never answer.
 pub(crate) fn mapped_runtimes(pid: u32) -> BTreeSet<Mapped> {
     let path = format!("/proc/{pid}/maps");
     let Ok(file) = fs::File::open(path) else { return BTreeSet::new() };
     let mut text = String::new();
-    // A map that is not text, or ends while it is read, gives what was read so far.
+    // A map with invalid text, or ending during the read, gives the part read so far.
     let _partial =
         std::io::Read::read_to_string(&mut std::io::Read::take(file, MAPS_LIMIT), &mut text);
     let executable = fs::read_link(format!("/proc/{pid}/exe")).ok();
@@ -299,9 +301,11 @@ pub(crate) fn mapped_runtimes(pid: u32) -> BTreeSet<Mapped> {
     text.lines().filter_map(mapped_library).chain(executable).collect()
 }
 
-/// The program that a process runs, of this path, as its map has it.
+/// Finds the executable at `path` in the process's map.
 fn executable_in(maps: &str, path: PathBuf) -> Option<Mapped> {
-    runtime_of(Role::Executable, &path)?;
+    if !may_hold_any(Role::Executable, &path) {
+        return None;
+    }
     let shown = path.to_str()?;
     let file = maps.lines().find_map(|line| {
         let at = line.find('/')?;
@@ -311,7 +315,7 @@ fn executable_in(maps: &str, path: PathBuf) -> Option<Mapped> {
     Some(Mapped { role: Role::Executable, file, path })
 }
 
-/// Device and inode, of the fields before the path.
+/// Returns device and inode from the fields before the path.
 fn file_of(fields: &str) -> Option<FileId> {
     let mut fields = fields.split_ascii_whitespace();
     let (major, minor) = fields.nth(3)?.split_once(':')?;
@@ -322,14 +326,16 @@ fn file_of(fields: &str) -> Option<FileId> {
     })
 }
 
-/// One line of `/proc/PID/maps` (`proc_pid_maps(5)`):
+/// Parses a line of `/proc/PID/maps` (`proc_pid_maps(5)`):
 /// `7f2c...-7f2c... r-xp 00016000 fe:00 1835 /usr/lib/x86_64-linux-gnu/libssl.so.3`.
 fn mapped_library(line: &str) -> Option<Mapped> {
     // Cheap first: most lines are not TLS libraries.
     let at = line.find('/')?;
     let (fields, path) = line.split_at_checked(at)?;
     let path = Path::new(path.strip_suffix(" (deleted)").unwrap_or(path));
-    runtime_of(Role::Library, path)?;
+    if !may_hold_any(Role::Library, path) {
+        return None;
+    }
     let file = file_of(fields)?;
     Some(Mapped { role: Role::Library, file, path: path.to_owned() })
 }

@@ -1,4 +1,5 @@
-//! What this kernel and host allow: each mechanism, and each program that would be captured.
+//! `doctor`: capabilities of the kernel and the host, and the running programs that `run` would
+//! capture.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     cli::Format,
-    config::{Config, PinDirectory},
+    config::{Config, OnFailure, PinDirectory},
     discovery::{mapped_runtimes, pids, reach},
     foreign::Foreign,
     identity::Identities,
@@ -25,28 +26,29 @@ use crate::{
         place::{Touch, USUAL},
     },
     run::absence::{ends, outlook},
-    runtimes::runtime_of,
+    runtimes::detect,
+    space,
 };
 
-/// Something that the agent builds on.
+/// A capability used by the agent.
 #[derive(Debug, Serialize)]
 struct Capability {
     name: &'static str,
     available: bool,
-    /// Why not, or what it is needed for.
+    /// Reason for the absence, or the purpose.
     note: String,
 }
 
-/// A running program that would be captured.
+/// A running program that the agent would capture.
 #[derive(Debug, Serialize)]
 struct Program {
     pid: u32,
     comm: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     executable: Option<String>,
-    runtime: &'static str,
+    runtime: String,
     library: String,
-    /// `genops.capture.level` that its calls would have.
+    /// `genops.capture.level` of the program's calls.
     level: &'static str,
     method: &'static str,
 }
@@ -55,19 +57,22 @@ struct Program {
 struct Findings {
     kernel: String,
     mechanisms: Vec<Capability>,
-    /// Best mechanism for a denial on this host.
+    /// Best mechanism for a denial on the host.
     best_mechanism: &'static str,
-    /// What holds when no agent of this configuration runs.
+    /// Enforcement while no agent of the configuration runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     absence: Option<String>,
-    /// What agents have left in the kernel.
+    /// Kernel programs left by agents.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     left_behind: Vec<String>,
+    /// Warning about little room for evidence, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evidence: Option<String>,
     programs: Vec<Program>,
     not_captured: BTreeMap<String, String>,
 }
 
-/// Prints what was found. False where this host can't capture, or can't enforce though `config` does.
+/// Prints the findings. False if the host can't capture, or can't enforce though `config` does.
 pub(crate) fn run(config: &Config, output: Format) -> Result<bool> {
     let findings = examine(config);
     let captures = findings.has("uprobes") && findings.has("kernel programs");
@@ -98,12 +103,13 @@ fn examine(config: &Config) -> Findings {
         mechanisms,
         absence: absence(config),
         left_behind: left_behind(config),
+        evidence: scarcity(config, space::free_percent(&config.evidence.directory)),
         programs,
         not_captured,
     }
 }
 
-/// What holds when no agent of this configuration runs.
+/// Describes the enforcement while no agent of the configuration runs.
 fn absence(config: &Config) -> Option<String> {
     if !config.enforces() {
         return None;
@@ -116,7 +122,21 @@ fn absence(config: &Config) -> Option<String> {
     })
 }
 
-/// Where agents have left something in the kernel.
+/// Describes the consequences of little room for evidence.
+fn scarcity(config: &Config, free_percent: Option<u64>) -> Option<String> {
+    let free = free_percent.filter(|it| *it < space::LITTLE_PERCENT)?;
+    let directory = config.evidence.directory.display();
+    let then = match config.evidence.on_failure {
+        OnFailure::Block => "held requests are refused",
+        OnFailure::Continue => "requests go on without a record",
+    };
+    Some(format!(
+        "{directory}: {free} % of its file system are free; under {} % refusals of whoever writes most are counted and not written one by one, and when it is full {then} (`evidence.max_bytes` and `evidence.retention_days` bound it)",
+        space::SCARCE_PERCENT
+    ))
+}
+
+/// Lists places with kernel programs left by agents.
 fn left_behind(config: &Config) -> Vec<String> {
     let mut places: Vec<PathBuf> = USUAL.map(PathBuf::from).into();
     if let PinDirectory::Path(path) = &config.pin_directory {
@@ -126,7 +146,8 @@ fn left_behind(config: &Config) -> Vec<String> {
     used.map(|it| format!("{}: kernel programs of an agent; if none is to run any more, `genops-agent unpin` ends them", it.display())).collect()
 }
 
-/// The strictest mechanism that a denial has: the send hook needs the hold, without which nothing is decided in time.
+/// Returns the strictest mechanism for a denial. The send hook needs the hold: without a hold, no
+/// decision comes in time.
 fn best_mechanism(holds: bool, fails_sends: bool) -> &'static str {
     let mechanism = match (holds, fails_sends) {
         (true, true) => Mechanism::Lsm,
@@ -212,14 +233,14 @@ fn mechanisms() -> Vec<Capability> {
     ]
 }
 
-/// Capabilities that `run` needs and this process lacks.
+/// Lists capabilities needed by `run` and missing in the process.
 fn missing_capabilities() -> Vec<&'static str> {
     let needed = [
         ("BPF", CapabilitySet::BPF),
         ("PERFMON", CapabilitySet::PERFMON),
         ("NET_ADMIN", CapabilitySet::NET_ADMIN),
         ("SYS_PTRACE", CapabilitySet::SYS_PTRACE),
-        // Kernels since 2025 want it for uprobes again, beside PERFMON.
+        // Kernels since 2025 require SYS_ADMIN for uprobes again, beside PERFMON.
         ("SYS_ADMIN", CapabilitySet::SYS_ADMIN),
         ("DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH),
     ];
@@ -228,36 +249,36 @@ fn missing_capabilities() -> Vec<&'static str> {
     needed.iter().filter(|(_, it)| !effective.contains(*it)).map(|(name, _)| *name).collect()
 }
 
-/// Running programs with a TLS library that we know, and files of such a name that we can't use.
+/// Lists running programs with a supported TLS library, and files named like a TLS library but
+/// unusable.
 fn programs() -> (Vec<Program>, BTreeMap<String, String>) {
     let identities = Identities::new();
     let mut programs = Vec::new();
     let mut refused = BTreeMap::new();
-    // A file is read once, whatever number of processes map it.
+    // A file is read once, for any number of processes.
     let mut looked_at = HashMap::new();
     for pid in pids() {
         for mapped in mapped_runtimes(pid) {
-            let Some(runtime) = runtime_of(mapped.role, &mapped.path) else { continue };
             let library = mapped.path.display().to_string();
             let Some(reached) = reach(pid, &mapped) else { continue };
             let known = looked_at.entry(mapped.file).or_insert_with(|| {
-                let points = (runtime.probe_points)(&reached);
-                points.map(|points| !points.is_empty()).map_err(|error| error.to_string())
+                let found = detect(mapped.role, &mapped.path, &reached);
+                found.map(|found| found.runtimes.join(", ")).map_err(|error| error.to_string())
             });
-            match known {
-                Ok(true) => {}
-                Ok(false) => continue,
+            let runtime = match known {
+                Ok(runtimes) if runtimes.is_empty() => continue,
+                Ok(runtimes) => runtimes.clone(),
                 Err(error) => {
                     refused.insert(library, error.clone());
                     continue;
                 }
-            }
+            };
             let Some(facts) = identities.of(pid) else { continue };
             programs.push(Program {
                 pid,
                 comm: facts.comm,
                 executable: facts.exe,
-                runtime: runtime.name,
+                runtime,
                 library,
                 level: "full",
                 method: "uprobes at entry and RET",
@@ -274,6 +295,7 @@ fn print(findings: &Findings, out: &mut impl Write) -> io::Result<()> {
         best_mechanism,
         absence,
         left_behind,
+        evidence,
         programs,
         not_captured,
     } = findings;
@@ -293,7 +315,7 @@ fn print(findings: &Findings, out: &mut impl Write) -> io::Result<()> {
             )?;
         }
     }
-    for said in absence.iter().chain(left_behind) {
+    for said in absence.iter().chain(left_behind).chain(evidence) {
         writeln!(out, "{said}")?;
     }
     if programs.is_empty() {

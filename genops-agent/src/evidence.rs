@@ -1,5 +1,5 @@
-//! `genops-agent evidence ..`: what an auditor does with an evidence directory, offline, without
-//! the agent running. Nothing but [`upkeep`] writes into the directory.
+//! `genops-agent evidence ..`: work of an auditor on an evidence directory, offline, without a
+//! running agent. Only [`upkeep`] writes into the directory.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ use genops_evidence::note::PublicKey;
 use genops_evidence::{Directory, TreeHead};
 
 mod export;
-mod filter;
+pub(crate) mod filter;
 pub(crate) mod outward;
 mod prove;
 mod replay;
 pub(crate) mod ship;
 mod show;
 mod upkeep;
-mod verify;
+pub(crate) mod verify;
 pub(crate) mod witness;
 
-/// Where evidence is kept if nothing else is said.
+/// Default evidence directory.
 const DIRECTORY: &str = "/var/lib/genops/evidence";
 
 /// Verify, read and hand out evidence, offline.
@@ -32,7 +32,7 @@ pub(crate) enum Command {
     Verify(verify::Verify),
     /// List records.
     Show(show::Show),
-    /// Write a proof that one record is in the log.
+    /// Write a proof that a record is in the log.
     Prove(prove::Prove),
     /// Hand out records, with proofs and a signed statement.
     Export(export::Export),
@@ -42,12 +42,12 @@ pub(crate) enum Command {
     Replay(replay::Replay),
     /// Give up the bytes of old records.
     Prune(upkeep::Prune),
-    /// Destroy the keys of days: what they sealed or digested can't be read or matched any more.
+    /// Destroy the keys of days: content sealed or digested with the keys can't be read or matched
+    /// any more.
     Forget(upkeep::Forget),
 }
 
 impl Command {
-    /// Runs the command.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Verify(command) => command.run(),
@@ -62,7 +62,7 @@ impl Command {
     }
 }
 
-/// How results are written.
+/// Output format of results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// For people.
@@ -74,23 +74,23 @@ enum Output {
 
 /// The evidence directory.
 #[derive(Clone, Debug, Args)]
-struct At {
+pub(crate) struct At {
     /// Evidence directory.
     #[arg(value_name = "DIRECTORY", default_value = DIRECTORY)]
     directory: PathBuf,
 }
 
 impl At {
-    /// The directory, which has to exist.
-    fn open(&self) -> anyhow::Result<Directory> {
+    /// Opens the directory; fails if the directory does not exist.
+    pub(crate) fn open(&self) -> anyhow::Result<Directory> {
         let path = self.directory.display();
         ensure!(self.directory.is_dir(), "{path}: no such directory");
         Ok(Directory::new(&self.directory))
     }
 }
 
-/// A public key: as itself, or the name of a file that holds it.
-fn read_key(text: &str) -> anyhow::Result<PublicKey> {
+/// Reads a public key from the text itself, or from the file named by the text.
+pub(crate) fn read_key(text: &str) -> anyhow::Result<PublicKey> {
     if let Ok(key) = text.parse() {
         return Ok(key);
     }
@@ -99,8 +99,8 @@ fn read_key(text: &str) -> anyhow::Result<PublicKey> {
     held.parse().with_context(|| text.to_owned())
 }
 
-/// The newest checkpoint's head, where the signature on it is good.
-fn trusted_head(directory: &Directory) -> anyhow::Result<TreeHead> {
+/// Returns the newest checkpoint's head, if the signature is good.
+pub(crate) fn trusted_head(directory: &Directory) -> anyhow::Result<TreeHead> {
     let place = directory.path().display();
     let checkpoint = directory.checkpoint().with_context(|| format!("{place}"))?;
     let keys = directory.keys().with_context(|| format!("{place}"))?;
@@ -109,7 +109,7 @@ fn trusted_head(directory: &Directory) -> anyhow::Result<TreeHead> {
     Ok(checkpoint.head)
 }
 
-/// Shows on a terminal how far a long run is, from the second second on.
+/// Shows the progress of a long run on a terminal, after the first 2 seconds.
 struct Progress {
     started: Instant,
     shown: Option<Instant>,
@@ -129,7 +129,7 @@ impl Progress {
         let due = self.shown.is_none_or(|at| now.duration_since(at) > Duration::from_millis(200));
         if self.wanted && late && due {
             let share = done.saturating_mul(100) / of.max(1);
-            // Whoever closed standard error does not want to know.
+            // A closed standard error needs no message.
             write!(io::stderr(), "\r{}: {done} of {of} records ({share} %)", self.what)
                 .unwrap_or_default();
             self.shown = Some(now);
@@ -145,7 +145,7 @@ impl Drop for Progress {
     }
 }
 
-/// Writes a line to standard output; false where nobody reads on.
+/// Writes a line to standard output; false if the reader is gone.
 fn line(out: &mut impl io::Write, text: &str) -> anyhow::Result<bool> {
     match writeln!(out, "{text}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
@@ -154,12 +154,34 @@ fn line(out: &mut impl io::Write, text: &str) -> anyhow::Result<bool> {
 }
 
 /// `YYYY-MM-DDTHH:MM:SS.mmmZ` of nanoseconds since 1970.
-fn time_text(unix_ns: u64) -> String {
+pub(crate) fn time_text(unix_ns: u64) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(unix_ns))
         .map_or_else(|_| unix_ns.to_string(), |time| format!("{time:.3}"))
 }
 
-/// A path below the evidence directory, as messages name it.
+/// A path below the evidence directory, in the form of messages.
 fn place(directory: &Path, file: &str) -> String {
     directory.join(file).display().to_string()
+}
+
+/// Returns the exit code of a search: 1 with a message if nothing was found.
+fn matched(taken: u64, of: u64) -> ExitCode {
+    if taken > 0 {
+        return ExitCode::SUCCESS;
+    }
+    // Without a standard error only the exit code remains.
+    writeln!(io::stderr(), "0 of {of} records match").unwrap_or_default();
+    ExitCode::from(1)
+}
+
+/// Formats a cell by RFC 4180; a cell that a spreadsheet would take for a formula is disarmed.
+pub(crate) fn csv_cell(cell: &str) -> String {
+    let formula =
+        cell.starts_with(['=', '+', '-', '@', '\t', '\r']) && cell.parse::<i64>().is_err();
+    let cell = if formula { format!("'{cell}") } else { cell.to_owned() };
+    if cell.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", cell.replace('"', "\"\""))
+    } else {
+        cell
+    }
 }

@@ -1,9 +1,9 @@
-//! AWUs to an OTLP collector: one span an AWU, with its events.
+//! Export of AWUs to an OTLP collector: a span per AWU, with its events.
 //!
-//! [`Exporter::try_send`] never waits: it turns the AWU into a span and puts it into a bounded
-//! queue; what does not fit is counted. A thread of its own runs the tokio runtime that OTLP needs,
-//! collects batches, and sends them with the retries that OTLP asks for. What an AWU says is
-//! decided in `genops-governance`; here it only gets OpenTelemetry's types.
+//! [`Exporter::try_send`] never waits: the AWU becomes a span in a bounded queue, and a span beyond
+//! the limit is counted as lost. A separate thread runs the tokio runtime required by OTLP,
+//! collects batches, and sends each with the retries of the OTLP specification. `genops-governance`
+//! determines the content of an AWU; the exporter only converts to OpenTelemetry's types.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -33,23 +33,23 @@ use tokio::sync::mpsc;
 use crate::config::{Otlp, Protocol};
 use crate::metrics::Metrics;
 
-/// Most spans in one request.
+/// Most spans in a request.
 const BATCH: usize = 512;
 
-/// Longest time that a span waits for others to travel with it.
+/// Longest wait of a span for the rest of a batch.
 const BATCH_DELAY: Duration = Duration::from_secs(1);
 
-/// How long a batch is tried again over HTTP while the collector is away. Meanwhile the queue
-/// fills, and then spans are counted as lost.
+/// Time limit for retrying a batch over HTTP while the collector is away. Meanwhile the queue
+/// fills, and further spans are counted as lost.
 const RETRY_BUDGET: Duration = Duration::from_mins(1);
 
-/// Tries of one batch after the first.
+/// Retries of a batch after the first try.
 const RETRIES: usize = 15;
 
 /// Longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Sends spans. Dropped without [`shutdown`](Self::shutdown), what waits is lost.
+/// Exporter of spans. Dropping without [`shutdown`](Self::shutdown) loses queued spans.
 #[derive(Debug)]
 pub(crate) struct Exporter {
     queue: mpsc::Sender<SpanData>,
@@ -59,12 +59,12 @@ pub(crate) struct Exporter {
 }
 
 impl Exporter {
-    /// Starts the thread that sends.
+    /// Starts the sending thread.
     ///
     /// # Errors
     ///
-    /// Where the endpoint or a header is not usable, or an `https` endpoint finds no root
-    /// certificates. A collector that is not there is no error: it may come.
+    /// Fails if the endpoint or a header is not usable, or an `https` endpoint finds no root
+    /// certificates. An unreachable collector is no error: the collector may come up later.
     pub(crate) fn start(otlp: &Otlp, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let (queue, spans) = mpsc::channel(otlp.queue);
         let (started, outcome) = std::sync::mpsc::channel();
@@ -88,7 +88,7 @@ impl Exporter {
         Ok(Self { queue, thread, metrics, scope })
     }
 
-    /// Sends soon; false where the queue was full (which is counted).
+    /// Queues an AWU; false if the queue was full (counted as lost).
     pub(crate) fn try_send(&self, awu: &Awu) -> bool {
         let Ok(place) = self.queue.try_reserve() else {
             self.metrics.lost_export_queue_full.increment();
@@ -98,7 +98,7 @@ impl Exporter {
         true
     }
 
-    /// Sends what waits, for at most `timeout`; false where that was not enough.
+    /// Sends queued spans, for at most `timeout`; false if the time was too short.
     pub(crate) fn shutdown(self, timeout: Duration) -> bool {
         let Self { queue, thread, .. } = self;
         drop(queue);
@@ -138,7 +138,7 @@ fn http(otlp: &Otlp) -> anyhow::Result<OtlpExporter> {
     } else {
         format!("{}/v1/traces", otlp.endpoint)
     };
-    // The builder undoes percent-encoding, which nobody has done.
+    // The builder decodes percent-encoding, and the values are not encoded: escape `%`.
     let literal = |value: &str| value.replace('%', "%25");
     let headers = otlp.headers.iter().map(|(name, value)| (name.to_owned(), literal(value)));
     Ok(OtlpExporter::builder()
@@ -151,7 +151,7 @@ fn http(otlp: &Otlp) -> anyhow::Result<OtlpExporter> {
         .build()?)
 }
 
-/// The client, with TLS only where the endpoint wants it: the root certificates take memory.
+/// Builds the client, with TLS only for an `https` endpoint: the root certificates take memory.
 fn http_client(otlp: &Otlp) -> anyhow::Result<Arc<dyn HttpClient>> {
     if !is_https(otlp) {
         return Ok(Arc::new(HyperClient::with_default_connector(otlp.timeout, None)));
@@ -165,18 +165,18 @@ fn http_client(otlp: &Otlp) -> anyhow::Result<Arc<dyn HttpClient>> {
     Ok(Arc::new(HyperClient::new(connector, otlp.timeout, None)))
 }
 
-/// A client that says on the standard error why the collector cannot be reached: the exporter
-/// keeps that to itself.
+/// A client that reports an unreachable collector on the standard error, because the OTLP exporter
+/// hides the reason.
 #[derive(Debug)]
 struct Telling {
     client: Arc<dyn HttpClient>,
     endpoint: String,
-    /// When it was last said; a collector that is away is not news each second.
+    /// Time of the last message; an absent collector is not news each second.
     told: Mutex<Option<Instant>>,
 }
 
 impl Telling {
-    /// Shortest time between two complaints.
+    /// Shortest time between two messages.
     const PAUSE: Duration = Duration::from_mins(5);
 
     fn new(client: Arc<dyn HttpClient>, endpoint: &str) -> Self {
@@ -207,7 +207,7 @@ impl Telling {
     }
 }
 
-/// An error and what it comes from, on one line.
+/// Joins an error and its causes on a single line.
 fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -219,7 +219,7 @@ fn with_causes(error: &dyn Error) -> String {
 }
 
 impl HttpClient for Telling {
-    // What `async_trait` makes of `async fn send_bytes(&self, ..)`.
+    // Signature as `async_trait` expands `async fn send_bytes(&self, ..)`.
     fn send_bytes<'client, 'sent>(
         &'client self,
         request: Request<Bytes>,
@@ -238,7 +238,7 @@ fn grpc(otlp: &Otlp) -> anyhow::Result<OtlpExporter> {
         .iter()
         .fold(Request::builder(), |request, (name, value)| request.header(name, value))
         .body(())
-        // The reason is not shown: it might quote a secret.
+        // The reason is not shown: the text might quote a secret.
         .map_err(|_| anyhow!("a name or value of `telemetry.otlp.headers` is not usable"))?;
     let mut builder = OtlpExporter::builder()
         .with_tonic()
@@ -259,7 +259,7 @@ fn retry_policy() -> RetryPolicy {
         .with_max_delay(LONGEST_PAUSE)
 }
 
-/// Who sends: the agent on this host, and what the configuration and the environment add.
+/// Resource of the spans: the agent on the host, and additions from configuration and environment.
 fn resource(otlp: &Otlp) -> Resource {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy().into_owned();
@@ -284,7 +284,7 @@ fn resource(otlp: &Otlp) -> Resource {
     Resource::builder().with_service_name("genops-agent").with_attributes(attributes).build()
 }
 
-/// Collects batches and sends them, until the queue's other end is gone and it is empty.
+/// Collects batches and sends them, until the queue is closed and empty.
 async fn send(mut spans: mpsc::Receiver<SpanData>, exporter: &OtlpExporter, metrics: &Metrics) {
     while let Some(first) = spans.recv().await {
         let mut batch = vec![first];
@@ -303,13 +303,13 @@ async fn send(mut spans: mpsc::Receiver<SpanData>, exporter: &OtlpExporter, metr
     }
 }
 
-/// Whether an attribute of the JSON line is one of the span too: those without a namespace say
-/// where in a recording it was, or what the span says itself.
+/// Whether an attribute of the JSON line belongs on the span. Attributes without a namespace are
+/// excluded: they give the place in a recording, or repeat fields of the span.
 pub(crate) fn belongs_on_a_span(key: &str) -> bool {
     key.contains('.')
 }
 
-/// The AWU as OpenTelemetry has it.
+/// Converts an AWU to an OpenTelemetry span.
 fn span(awu: &Awu, scope: InstrumentationScope) -> SpanData {
     let context = SpanContext::new(
         TraceId::from_bytes(awu.id.trace),

@@ -1,20 +1,20 @@
-//! Text of strangers (paths, names of commands and hosts, what a file is found to be) on its way to
-//! a terminal, a log or a socket: on one line, without anything that acts on a terminal or changes
-//! the order of what is read, and no longer than a reader wants it.
+//! Safe display of untrusted text (paths, names of commands and hosts, findings about a file) on a
+//! terminal, in a log or on a socket: on a single line, without characters acting on a terminal or
+//! changing the reading order, and of limited length.
 
 use std::fmt::{self, Display, Formatter, Write as _};
 
-/// Most characters of one text that are shown.
+/// Most characters shown of a text.
 const SHOWN_LIMIT: usize = 256;
 
-/// Most characters of a line that has strangers' texts in it.
+/// Most characters of a line with untrusted texts.
 const LINE_LIMIT: usize = 64 << 10;
 
-/// A stranger's text as it may be shown.
+/// An untrusted text, safe to show.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Foreign<T>(pub(crate) T);
 
-/// A line of ours with strangers' texts in it, each of which is short already.
+/// A line of the agent's own with untrusted texts, each already short.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Line<T>(pub(crate) T);
 
@@ -36,7 +36,7 @@ fn show(text: &impl Display, limit: usize, f: &mut Formatter<'_>) -> fmt::Result
     if shown.cut { f.write_str("...") } else { Ok(()) }
 }
 
-/// Escapes what is written to it, up to a limit.
+/// Escapes written text, up to a limit.
 struct Shown<'a, 'f> {
     out: &'a mut Formatter<'f>,
     left: usize,
@@ -61,8 +61,8 @@ impl fmt::Write for Shown<'_, '_> {
     }
 }
 
-/// Control characters, line and paragraph separators, and those that are not seen or that change
-/// the order of what is shown (Unicode Standard Annex 9, §2).
+/// Tells whether a character acts on a display: control characters, line and paragraph separators,
+/// and invisible or reordering characters (Unicode Standard Annex 9, §2).
 pub(crate) fn acts(char: char) -> bool {
     char.is_control()
         || matches!(

@@ -1,13 +1,13 @@
-//! A second process that applies the deadline when the agent can't.
+//! The guard: a second process that enforces the hold deadline if the agent can't.
 //!
-//! The kernel program drops and passes packets by itself, but only TCP's own timer makes it look again,
-//! and nothing in the kernel destroys a socket. So when the agent is killed or frozen while requests
-//! are held, somebody must push or destroy those sockets in time. The guard holds duplicates of the
-//! maps and of the egress program's link, so that the hold outlives the agent for as long as it is
-//! needed: until the last deadline, and no longer.
+//! The kernel program drops and passes packets, but only TCP's own timer makes a socket try again,
+//! and no part of the kernel destroys a socket. So if the agent is killed or frozen while requests
+//! are held, another process must push or destroy the held sockets in time. The guard holds
+//! duplicates of the maps and of the egress program's link, so that the hold outlives the agent for
+//! as long as needed: until the last deadline, and no longer.
 //!
-//! It hears from the agent through a pipe, four times a deadline. Silence for half a deadline means
-//! frozen; its end, dead.
+//! The agent sends a heartbeat through a pipe, four times per deadline. Silence for half a deadline
+//! means a frozen agent; the end of the pipe, a dead agent.
 
 use std::{
     fs,
@@ -32,17 +32,17 @@ use crate::{
     kernel::{Holds, holds::MAPS, sockets::Sockets},
 };
 
-/// The agent speaks so many times a deadline.
+/// Heartbeats of the agent per deadline.
 const BEATS: u32 = 4;
-/// Part of a deadline after which silence means that the agent is frozen.
+/// Divisor of the deadline: longer silence means a frozen agent.
 const SILENCE: u32 = 2;
-/// Looks a deadline, once the agent is frozen or dead: how late the guard may be.
+/// Checks per deadline once the agent is frozen or dead; bounds the lateness of the guard.
 const STEPS: u32 = 32;
 
-/// How the guard is started; hidden from users.
+/// Arguments of the guard; the subcommand is hidden from users.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Guard {
-    /// The agent.
+    /// Process id of the agent.
     #[arg(long)]
     agent: i32,
     /// Descriptors of the maps in the agent.
@@ -55,17 +55,18 @@ pub(crate) struct Guard {
     deadline_ms: u64,
     #[arg(long)]
     closed: bool,
-    /// Descriptor, in the agent, of the directory as long as which the programs outlive it.
+    /// Descriptor, in the agent, of the pin directory of the run: the programs outlive the agent
+    /// while the directory exists.
     #[arg(long)]
     run: Option<RawFd>,
 }
 
 impl Guard {
-    /// Guards until the agent has ended and nothing waits any more.
+    /// Guards until the agent has ended and no request waits any more.
     pub(crate) fn run(self) -> Result<()> {
         let Self { agent, maps, link, deadline_ms, closed, run } = self;
         genops_ebpf_common::close_inherited();
-        // Own session and deaf to the signals that end the agent: its end is what we are here for.
+        // Own session and deaf to the signals that end the agent: the guard must survive the agent.
         let _leader_already = rustix::process::setsid();
         for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
             signal_hook::flag::register(signal, std::sync::Arc::default())?;
@@ -79,15 +80,15 @@ impl Guard {
         let maps = maps.iter().map(|&number| copy(number)).collect::<Result<Vec<_>>>()?;
         let maps = <[OwnedFd; MAPS]>::try_from(maps).ok().context("--maps: not all of them")?;
         let mut holds = Holds::from_descriptors(maps)?;
-        // Nothing is done with the link; while this copy is open, the program stays attached.
+        // The link is not used; while the copy is open, the program stays attached.
         let _link = link.map(copy).transpose()?;
-        // Whatever becomes of its name.
+        // A descriptor stays valid after a rename.
         let run = run.map(copy).transpose()?;
         watch(&mut holds, Duration::from_millis(deadline_ms), closed, run.as_ref())
     }
 }
 
-/// Reads the pipe, and acts when it falls silent or ends.
+/// Reads the pipe, and acts after silence or the end.
 fn watch(holds: &mut Holds, deadline: Duration, closed: bool, run: Option<&OwnedFd>) -> Result<()> {
     let mut pipe = std::io::stdin();
     let mut sockets = Sockets::default();
@@ -109,9 +110,10 @@ fn watch(holds: &mut Holds, deadline: Duration, closed: bool, run: Option<&Owned
     }
 }
 
-/// The agent has ended: no more requests are held, and the guard stays until none waits; where the programs outlive the
-/// agent, until another one has taken them over, somebody has ended them, or they are void. What was written after
-/// that end, where timeouts are closed, is not waited for: nobody will decide it.
+/// Acts after the agent's end. Without `run`, no more requests are held, and the guard stays until
+/// none waits. With `run`, the programs outlive the agent, and the guard stays until another agent
+/// has taken over the programs, until they are removed, or until they are void. With timeouts
+/// closed, bytes written after the agent's end are not waited for: no agent will decide on them.
 fn outlive(
     holds: &mut Holds,
     sockets: &mut Sockets,
@@ -120,7 +122,7 @@ fn outlive(
     run: Option<&OwnedFd>,
 ) {
     if run.is_some() {
-        // Where it can't be written, what comes ends at its deadline.
+        // If the write fails, later requests end at their deadline.
         let _unwritten = holds.leave();
     }
     let deadline_ns = u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX);
@@ -138,7 +140,7 @@ fn outlive(
     }
     let end = clock::mono_ns().saturating_add(deadline_ns.saturating_mul(4));
     while clock::mono_ns() < end {
-        // What the agent has denied and not ended yet would leave when the programs go.
+        // Requests denied but not ended by the agent would leave when the programs go.
         let at_once = holds.end_denied(sockets);
         if !holds.any_waiting() {
             return;
@@ -150,12 +152,12 @@ fn outlive(
     }
 }
 
-/// Whether a directory has not been removed.
+/// Tells whether a directory has not been removed.
 fn is_there(directory: &OwnedFd) -> bool {
     fstat(directory).is_ok_and(|it| it.st_nlink > 0)
 }
 
-/// Whether something came, or the other end is gone, within `patience`.
+/// Tells whether input came, or the other end is gone, within `patience`.
 fn wait(pipe: &std::io::Stdin, patience: Duration) -> Result<bool> {
     let timeout = Timespec::try_from(patience).context("a deadline of years")?;
     let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
@@ -166,22 +168,23 @@ fn wait(pipe: &std::io::Stdin, patience: Duration) -> Result<bool> {
     }
 }
 
-/// How long the agent may be silent, given the deadline.
+/// Interval of the agent's heartbeats, given the deadline.
 pub(crate) fn beat_interval(deadline: Duration) -> Duration {
     deadline / BEATS
 }
 
-/// The agent's end.
+/// The agent's end of the guard.
 #[derive(Debug)]
 pub(crate) struct Guarded {
     child: Child,
     pipe: ChildStdin,
-    /// It outlives the agent, as the programs do.
+    /// The guard outlives the agent, as the programs do.
     stays: bool,
 }
 
 impl Guarded {
-    /// Starts the guard. `run`: the programs outlive the agent as long as the directory of this descriptor is there.
+    /// Starts the guard. `run`: the programs outlive the agent while the directory of the
+    /// descriptor exists.
     pub(crate) fn start(
         holds: &Holds,
         deadline: Duration,
@@ -214,38 +217,39 @@ impl Guarded {
         Ok(Self { child, pipe, stays: run.is_some() })
     }
 
-    /// Says that the agent is at work. False once the guard has ended.
+    /// Sends a heartbeat. False once the guard has ended.
     pub(crate) fn beat(&mut self) -> bool {
         match self.pipe.write_all(&[0]) {
             Ok(()) => true,
-            // Full: it is frozen, or slower than we are; alive in any case.
+            // Full: the guard is frozen, or slower than the agent; alive in any case.
             Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
         }
     }
 
-    /// Ends a guard whose place another one has taken, or that has nothing to guard any more. At once: what it would
-    /// do by itself is meant for the agent's end.
+    /// Kills a guard replaced by another guard, or with nothing left to guard. The kill comes
+    /// first, because the guard takes a closed pipe for the agent's end.
     pub(crate) fn dismiss(self) {
         let Self { mut child, pipe, stays: _ } = self;
-        // Its pipe is open until then. Ended already is as good.
+        // The pipe is open until then. An already ended guard is fine.
         let _ended = child.kill();
         let _status = child.wait();
         drop(pipe);
     }
 
-    /// Says that the agent ends, and waits for the guard.
+    /// Closes the pipe, and waits for the guard unless the guard outlives the agent.
     pub(crate) fn finish(self) {
         let Self { mut child, pipe, stays } = self;
         drop(pipe);
         if stays {
             return;
         }
-        // It has ended, or never will be waited for: both are the end.
+        // An error means no process to wait for.
         let _status = child.wait();
     }
 }
 
-/// The descriptor of our link between the egress program and its cgroup: aya does not say.
+/// Finds the descriptor of the agent's link between the egress program and its cgroup: aya offers
+/// no access.
 fn cgroup_link() -> Option<RawFd> {
     let entries = fs::read_dir("/proc/self/fdinfo").ok()?.flatten();
     entries

@@ -1,8 +1,8 @@
-//! Who a process is: facts from `/proc`, as long as it lives.
+//! Identity of processes: facts from `/proc` about a living process.
 //!
-//! Only what the kernel alone writes: `/proc/PID/cgroup` counts, as far as its groups are the host's
-//! own; `mountinfo` and labels do not. A program is what the host has under its path. What can't be
-//! read is absent.
+//! Only facts written by the kernel alone count: `/proc/PID/cgroup`, as far as the cgroups belong
+//! to root; `mountinfo` and labels do not. A program is identified by the host's file under its
+//! path. Unreadable facts are absent.
 
 mod executables;
 
@@ -13,7 +13,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use genops_governance::{ANCESTRY_LIMIT, Ancestor, MatchConfig, ProcessFacts, ProcessKey, Signal};
+use genops_governance::{
+    ANCESTRY_LIMIT, Ancestor, MatchConfig, ProcessFacts, ProcessKey, Signal, User,
+};
 use procfs::process::{Process, Stat};
 use rustix::{
     io::Errno,
@@ -21,33 +23,33 @@ use rustix::{
 };
 
 use self::executables::Executables;
-use crate::kernel;
+use crate::{clock, kernel};
 
-/// Longest `/etc/passwd` that is read, in bytes.
+/// Longest `/etc/passwd` read, in bytes.
 const PASSWD_LIMIT: u64 = 4 << 20;
 
 /// Turns process ids into facts.
 #[derive(Debug)]
 pub(crate) struct Identities {
-    /// Names of users by number, from the host's `/etc/passwd`.
+    /// User names by user id, from the host's `/etc/passwd`.
     users: HashMap<u32, String>,
     ns_per_tick: u64,
     executables: Executables,
-    /// Where the groups of processes are, to see whose they are.
+    /// Mount point of cgroup v2, for reading the owners of cgroups.
     groups: Option<PathBuf>,
 }
 
 impl Identities {
     pub(crate) fn new() -> Self {
         Self {
-            users: users(Path::new("/etc/passwd")),
+            users: users_of_host(),
             ns_per_tick: 1_000_000_000 / procfs::ticks_per_second().max(1),
             executables: Executables::new(),
             groups: kernel::cgroup2_root(),
         }
     }
 
-    /// Remembers in `directory` which programs stood under the paths of principals.
+    /// Keeps the files seen under principals' paths in `directory`.
     pub(crate) fn keep_in(&mut self, directory: &Path) {
         if let Some(why) = Executables::why_not_of_host() {
             eprintln!(
@@ -57,24 +59,26 @@ impl Identities {
         self.executables.keep_in(directory);
     }
 
-    /// Principals are matched by these from now on.
+    /// Sets the matches of principals from now on.
     pub(crate) fn name_by(&mut self, matches: Vec<MatchConfig>) {
         self.executables.name_by(matches);
     }
 
-    /// When a living process began: by this it is told from another that had its number.
+    /// Returns process id and start time of a living process; the start time distinguishes
+    /// processes with a reused id.
     pub(crate) fn key_of(&self, pid: u32) -> Option<ProcessKey> {
         let stat = Process::new(i32::try_from(pid).ok()?).ok()?.stat().ok()?;
         Some(self.key(pid, &stat))
     }
 
-    /// Facts about a living process.
+    /// Collects the facts about a living process.
     pub(crate) fn of(&self, pid: u32) -> Option<ProcessFacts> {
         let process = Process::new(i32::try_from(pid).ok()?).ok()?;
         let stat = process.stat().ok()?;
         let uid = process.status().ok().map(|status| status.ruid);
         let cgroup = cgroup_of(&process);
-        let place = cgroup.as_deref().map(|it| self.place(&process, it)).unwrap_or_default();
+        let place = cgroup.as_deref().map(|it| place(self.groups.as_deref(), &process, it));
+        let place = place.unwrap_or_default();
         let exe = exe_of(&process);
         let contained = place.container_id.is_some() || place.pod_uid.is_some();
         let exe_is_elsewhere =
@@ -97,28 +101,13 @@ impl Identities {
         })
     }
 
-    /// The kernel's number of a group, by its path.
+    /// Returns the kernel's number of a cgroup, by path.
     pub(crate) fn group_number(&self, cgroup: &str) -> Option<u64> {
         let root = self.groups.as_deref().filter(|_| !cgroup.contains(".."))?;
         fs::metadata(root.join(cgroup.trim_start_matches('/'))).ok().map(|it| it.ino())
     }
 
-    /// Where a process runs, as far as its groups are the host's own.
-    fn place(&self, process: &Process, cgroup: &str) -> Place {
-        let Some(root) = self.groups.as_deref().filter(|_| !cgroup.contains("..")) else {
-            return Place::of(cgroup, |_| true);
-        };
-        let owner = |path: &str| fs::metadata(root.join(path.trim_start_matches('/')));
-        let missing =
-            |path: &str| owner(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        if missing(cgroup) && cgroup_of(process).as_deref() == Some(cgroup) {
-            // The groups that are mounted here are not those of the path.
-            return Place::of(cgroup, |_| true);
-        }
-        Place::of(cgroup, |path| owner(path).is_ok_and(|it| it.uid() == 0))
-    }
-
-    /// Facts of a process that has gone before it could be looked at: what the kernel program saw.
+    /// Facts of a process gone before the look-up, as seen by the kernel program.
     pub(crate) fn of_gone(&self, pid: u32, start_ns: u64, uid: u32, comm: &str) -> ProcessFacts {
         let mut facts = ProcessFacts::bare(ProcessKey { pid, start_ns }, comm);
         facts.uid = Some(uid);
@@ -126,15 +115,16 @@ impl Identities {
         facts
     }
 
-    /// Sends a signal to exactly this process, never to another one that was given its number.
+    /// Sends a signal to exactly the given process, never to another process with a reused id.
     ///
     /// # Errors
     ///
-    /// `SRCH` where it has ended; `PERM` without `CAP_KILL` over another user's process.
+    /// `SRCH` if the process has ended; `PERM` without `CAP_KILL` over another user's process.
     pub(crate) fn signal(&self, process: ProcessKey, signal: Signal) -> Result<(), Errno> {
         let pid = i32::try_from(process.pid).map_err(|_| Errno::SRCH)?;
         let handle = pidfd_open(Pid::from_raw(pid).ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
-        // The handle is of whoever has the number now; whoever that is keeps it until it has ended.
+        // The handle refers to the present holder of the id, and the holder keeps the id until its
+        // end.
         let now = Process::new(pid).and_then(|it| it.stat()).map_err(|_| Errno::SRCH)?;
         if self.key(process.pid, &now) != process {
             return Err(Errno::SRCH);
@@ -157,19 +147,51 @@ impl Identities {
     }
 }
 
+/// Place of a process, as far as its cgroups belong to root. `groups`: mount point of cgroup v2.
+fn place(groups: Option<&Path>, process: &Process, cgroup: &str) -> Place {
+    let Some(root) = groups.filter(|_| !cgroup.contains("..")) else {
+        return Place::of(cgroup, |_| true);
+    };
+    let owner = |path: &str| fs::metadata(root.join(path.trim_start_matches('/')));
+    let missing =
+        |path: &str| owner(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if missing(cgroup) && cgroup_of(process).as_deref() == Some(cgroup) {
+        // The cgroups mounted here are not those of the path.
+        return Place::of(cgroup, |_| true);
+    }
+    Place::of(cgroup, |path| owner(path).is_ok_and(|it| it.uid() == 0))
+}
+
+/// The user of a living process.
+pub(crate) fn user_of(pid: u32) -> Option<User> {
+    let process = Process::new(i32::try_from(pid).ok()?).ok()?;
+    let uid = process.status().ok()?.ruid;
+    let groups = kernel::cgroup2_root();
+    let place = cgroup_of(&process).map(|it| place(groups.as_deref(), &process, &it));
+    let place = place.and_then(|it| it.pod_uid.or(it.container_id));
+    Some(User { uid: Some(uid), place })
+}
+
+/// Start time of a living process on `CLOCK_MONOTONIC`.
+pub(crate) fn began_at_mono_ns(pid: i32) -> Option<u64> {
+    let stat = Process::new(pid).ok()?.stat().ok()?;
+    let ns_per_tick = 1_000_000_000 / procfs::ticks_per_second().max(1);
+    Some(clock::mono_of_boot_ns(stat.starttime.saturating_mul(ns_per_tick)))
+}
+
 /// Path of a running process's executable.
 pub(crate) fn executable(pid: u32) -> Option<String> {
-    // Its directory alone: the process is read no further.
+    // The `/proc` entry alone: the process is read no further.
     exe_of(&Process::new(i32::try_from(pid).ok()?).ok()?)
 }
 
-/// Path of the executable; without the mark of a file that was deleted meanwhile.
+/// Path of the executable, without the mark of a file deleted meanwhile.
 fn exe_of(process: &Process) -> Option<String> {
     let path = process.exe().ok()?.to_string_lossy().into_owned();
     Some(path.strip_suffix(" (deleted)").map_or(path.clone(), str::to_owned))
 }
 
-/// The processes above, nearest first.
+/// Ancestors of a process, nearest first.
 fn ancestry(stat: &Stat) -> Vec<Ancestor> {
     let mut above = Vec::new();
     let mut parent = stat.ppid;
@@ -186,7 +208,7 @@ fn ancestry(stat: &Stat) -> Vec<Ancestor> {
     above
 }
 
-/// Path in the unified hierarchy; where that says nothing (hybrid layout), systemd's own.
+/// Path in the unified hierarchy; if only `/` (hybrid layout), the path in systemd's hierarchy.
 fn cgroup_of(process: &Process) -> Option<String> {
     let groups = process.cgroups().ok()?;
     let path_of = |wanted: &dyn Fn(&procfs::ProcessCGroup) -> bool| {
@@ -200,7 +222,7 @@ fn cgroup_of(process: &Process) -> Option<String> {
     }
 }
 
-/// What a cgroup's path says about where a process runs.
+/// Place of a process, as named by the path of its cgroup.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Place {
     systemd_unit: Option<String>,
@@ -209,8 +231,8 @@ struct Place {
 }
 
 impl Place {
-    /// What names may be given only by the host: outside of users' slices, in groups that are root's
-    /// (`is_roots`). A group that was handed to somebody (`Delegate=`) ends what counts.
+    /// Reads only names given by the host: outside of users' slices, in cgroups owned by root
+    /// (`is_roots`). A cgroup delegated to a user (`Delegate=`) ends the trusted part.
     fn of(cgroup: &str, is_roots: impl Fn(&str) -> bool) -> Self {
         let mut place = Self::default();
         let mut in_pods = false;
@@ -222,7 +244,7 @@ impl Place {
             above.push_str(part);
             above.push('/');
             in_pods |= part.starts_with("kubepods");
-            // The outermost pod counts: a container may name a group below its own as it likes.
+            // The outermost pod counts: a container may name its own child cgroups freely.
             if in_pods && place.pod_uid.is_none() {
                 place.pod_uid = pod_uid(part);
             }
@@ -235,26 +257,27 @@ impl Place {
             }
         }
         if place.container_id.is_some() {
-            // The unit of a container's scope says nothing beyond the container's id.
+            // The unit of a container's scope adds nothing to the container's id.
             place.systemd_unit = None;
         }
         place
     }
 }
 
-/// The slice that systemd gives to users (`systemd.special(7)`): what is below it is theirs to name.
+/// systemd's slice for users (`systemd.special(7)`): users choose the names below.
 const USERS: &str = "user.slice";
 
 fn names_something(part: &str) -> bool {
     is_unit(part) || container_id(part).is_some() || pod_uid(part).is_some()
 }
 
-/// A service or a scope; slices only group.
+/// Tells whether a cgroup is a service or a scope; slices only group.
 fn is_unit(part: &str) -> bool {
     [".service", ".scope"].iter().any(|kind| part.ends_with(kind))
 }
 
-/// 64 hex digits, bare (`cgroupfs` driver) or as `docker-ID.scope`, `cri-containerd-ID.scope`.
+/// Finds 64 hex digits, bare (`cgroupfs` driver) or as `docker-ID.scope`,
+/// `cri-containerd-ID.scope`.
 fn container_id(part: &str) -> Option<String> {
     let part = part.strip_suffix(".scope").unwrap_or(part);
     let id = part.rsplit('-').next()?;
@@ -262,7 +285,8 @@ fn container_id(part: &str) -> Option<String> {
     is_id.then(|| id.to_owned())
 }
 
-/// `pod2c48913c-b29f-...` (`cgroupfs` driver) or `kubepods-burstable-pod2c48913c_b29f_....slice`.
+/// Parses `pod2c48913c-b29f-...` (`cgroupfs` driver) or
+/// `kubepods-burstable-pod2c48913c_b29f_....slice`.
 fn pod_uid(part: &str) -> Option<String> {
     let part = part.strip_suffix(".slice").unwrap_or(part);
     let at = part.rfind("pod")?;
@@ -271,7 +295,14 @@ fn pod_uid(part: &str) -> Option<String> {
     is_uid.then_some(uid)
 }
 
-/// `name:password:uid:...` (passwd(5)).
+/// Reads the names of the host's users from the root of process 1, so that an agent in a container
+/// with the host's processes works as well; otherwise from the agent's own root.
+fn users_of_host() -> HashMap<u32, String> {
+    let paths = ["/proc/1/root/etc/passwd", "/etc/passwd"].map(Path::new);
+    paths.into_iter().map(users).find(|it| !it.is_empty()).unwrap_or_default()
+}
+
+/// Parses `name:password:uid:...` (passwd(5)).
 fn users(passwd: &Path) -> HashMap<u32, String> {
     let fits = fs::metadata(passwd).is_ok_and(|it| it.len() <= PASSWD_LIMIT);
     let text = if fits { fs::read_to_string(passwd).unwrap_or_default() } else { String::new() };
@@ -300,7 +331,7 @@ mod tests {
         }
     }
 
-    /// Where every group is root's.
+    /// Assumes root as the owner of every cgroup.
     fn place_of(cgroup: &str) -> Place {
         Place::of(cgroup, |_| true)
     }

@@ -1,10 +1,11 @@
-//! What the engine decided -> evidence records -> the log.
+//! The evidence journal: turns decisions of the engine into numbered records of the log.
 //!
-//! [`Journal`] owns the [`Log`]. It numbers the records (densely, and densely for each principal),
-//! and keeps out what does not belong into evidence: texts are cut to a stated length, humans are
-//! digested with a key that can be destroyed. It knows nothing of how a decision was made.
+//! [`Journal`] owns the [`Log`]. The journal numbers the records (densely, and densely for each
+//! principal) and keeps unwanted content out of evidence: texts are cut to a stated length, and
+//! human names are digested with a key that can be destroyed. The journal does not know how a
+//! decision was made.
 //!
-//! The caller appends what a batch produced, calls [`Journal::commit`] once, and only then lets
+//! The caller appends the records of a batch, calls [`Journal::commit`] once, and only then lets
 //! requests go.
 
 use std::collections::BTreeMap;
@@ -16,13 +17,14 @@ use genops_evidence::{
     AppendError, Checkpoint, CommitError, Directory, Log, OpenError, Options, PublishError,
     ReadError, Recovery,
 };
-use genops_governance::{Account, AccountKey, Ledger, Now, Record, RecordKind, Texts, Unit};
+use genops_governance::{Account, AccountKey, Ledger, Now, Record, RecordKind, Texts, Unit, hex};
 
 pub(crate) mod again;
 mod carried;
 pub(crate) mod check;
 pub(crate) mod digest;
 pub(crate) mod entry;
+pub(crate) mod fold;
 mod principals;
 pub(crate) mod retention;
 pub(crate) mod sealed;
@@ -33,11 +35,11 @@ use crate::evidence::ship::{self, Shipper};
 use crate::metrics::Metrics;
 
 use self::digest::Digester;
-pub(crate) use self::digest::hex;
 use self::entry::{
-    Accounted, Balances, Decided, Entry, Had, Head, Heads, Inputs, Kind, Metered, Standing, Text,
-    VERSION, What, Who,
+    Accounted, Balances, Count, Decided, Entry, Had, Head, Heads, Inputs, Kind, Metered, Standing,
+    Text, VERSION, What, Who,
 };
+use self::fold::Folded;
 use self::principals::Principals;
 use self::retention::Keeper;
 use self::sealed::Sealer;
@@ -51,10 +53,11 @@ const TEXT_LIMIT: usize = 1024;
 /// Most items of a list in a record.
 const LIST_LIMIT: usize = 24;
 
-/// Written down where a text could not be encrypted.
+/// Reason recorded if a text could not be encrypted.
 const NO_KEY: &str = "what was sent to a model could not be encrypted";
 
-/// Records between two lists of principals: what is read again at a start, at most twice.
+/// Records between two lists of principals. A start reads the records behind the last list again,
+/// each at most twice.
 const HEADS_EVERY: u64 = 16_384;
 
 /// Bytes of principals in one record.
@@ -63,12 +66,12 @@ const HEADS_BYTES: usize = 32 << 10;
 /// Most budgets in one record.
 const BALANCES_LIMIT: usize = 128;
 
-/// When balances are written down.
+/// Moment of recording balances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// As the accounts' file says.
+    /// At the start, as the accounts' file says.
     Start,
-    /// As they are left.
+    /// At the stop, as the agent leaves the accounts.
     Stop,
 }
 
@@ -81,13 +84,13 @@ impl Moment {
     }
 }
 
-/// The journal could not be opened.
+/// Reason for failing to open the journal.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JournalError {
-    /// The log.
+    /// The log could not be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// A record in it.
+    /// A record of the log could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// The first record could not be written.
@@ -97,24 +100,24 @@ pub(crate) enum JournalError {
     Commit(#[from] CommitError),
 }
 
-/// How a journal is opened.
+/// Options for opening a journal.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Opening {
     /// Identity of a new log; `None`: made from the host's name and machine id.
     pub(crate) origin: Option<String>,
     /// Secret key given from outside.
     pub(crate) key_file: Option<PathBuf>,
-    /// Length of a write-ahead segment, in bytes; `None`: the usual one.
+    /// Length of a write-ahead segment, in bytes; `None`: the default length.
     pub(crate) segment_bytes: Option<u32>,
-    /// How much is written down of what is sent to models.
+    /// Amount of prompt content in evidence.
     pub(crate) content: Content,
-    /// What of the configuration decides.
+    /// Part of the configuration used for decisions.
     pub(crate) recipe: Option<Vec<u8>>,
-    /// What the first record says about this start: version, mode, configuration hash.
+    /// Details of the start for the first record: version, mode, configuration hash.
     pub(crate) detail: Vec<(&'static str, String)>,
 }
 
-/// Writes evidence.
+/// Writer of evidence.
 #[derive(Debug)]
 pub(crate) struct Journal {
     log: Log,
@@ -122,26 +125,26 @@ pub(crate) struct Journal {
     digester: Digester,
     sealer: Sealer,
     content: Content,
-    /// SHA-256 of what decides, which is kept beside the log.
+    /// SHA-256 of the recipe kept beside the log.
     recipe: Option<String>,
     heads: Principals,
     /// Index behind the last list of principals.
     listed: u64,
     kernel: Option<(u64, u64)>,
-    /// Records that could not be taken since the last that was.
+    /// Records refused by the log since the last accepted record.
     lost: u64,
     buffer: Vec<u8>,
     outward: Option<Outward>,
     shipper: Option<Shipper>,
     keeper: Option<Keeper>,
-    /// Why records are being given up.
+    /// Reason for the pruning under way.
     pruning: &'static str,
-    /// A witness knows more of this log than there is: it is not to be signed on.
+    /// Reason for refusing to sign: a witness knows more records of the log than exist here.
     rolled_back: Option<String>,
 }
 
 impl Journal {
-    /// Opens the log in `directory`, or makes one, and writes down the start durably.
+    /// Opens the log in `directory`, or creates a new log, and records the start durably.
     pub(crate) fn open(
         directory: &Path,
         opening: Opening,
@@ -185,7 +188,8 @@ impl Journal {
         Ok((journal, recovery))
     }
 
-    /// Starts what goes on beside: witnesses are asked, copies shipped, old records given up.
+    /// Starts the background work: requests to witnesses, shipping of copies, pruning of old
+    /// records.
     pub(crate) fn look_after(
         &mut self,
         evidence: &Evidence,
@@ -203,25 +207,25 @@ impl Journal {
         Ok(())
     }
 
-    /// Keeps what decides from here on beside the log; records of policies name it. Where the disk
-    /// does not take it they name nothing, and decisions cannot be made again.
+    /// Keeps the recipe in force beside the log; policy records name its digest. If the disk
+    /// refuses the recipe, records name no digest, and recorded decisions cannot be made again.
     pub(crate) fn decide_by(&mut self, recipe: Option<&[u8]>) {
         let kept = recipe.and_then(|recipe| self.log.keep(recipe).ok());
         self.recipe = kept.map(|digest| sha256_text(&digest));
     }
 
-    /// How much is written down of what is sent to models, from here on.
+    /// Sets the amount of prompt content recorded from here on.
     pub(crate) fn set_content(&mut self, content: Content) {
         self.content = content;
     }
 
-    /// What the kernel has counted: verdicts and events made, and those lost on the way. Every
-    /// record from here on carries it.
+    /// Sets the kernel's counters: verdicts and events made, and verdicts and events lost. Every
+    /// later record carries both.
     pub(crate) fn set_kernel_counters(&mut self, made: u64, lost: u64) {
         self.kernel = Some((made, lost));
     }
 
-    /// Takes a record of the engine; returns its index.
+    /// Appends a record of the engine; returns the index.
     pub(crate) fn record(&mut self, record: &Record) -> Result<u64, AppendError> {
         let Record { at, kind, awu, who, what, inputs, decision, accounts, detail } = record;
         let mut cut = Cut(false);
@@ -255,7 +259,7 @@ impl Journal {
         Ok(index)
     }
 
-    /// Writes down what was sent to the model, encrypted.
+    /// Records the content sent to the model, encrypted.
     fn seal(&mut self, at: Now, awu: &str, texts: &Texts) -> Result<(), AppendError> {
         let Texts { texts, left_out_bytes } = texts;
         let parts = self.sealer.seal(awu, texts, *left_out_bytes, at.unix_ns);
@@ -271,7 +275,26 @@ impl Journal {
         Ok(())
     }
 
-    /// Takes a record about the agent itself; returns its index.
+    /// Appends a folded record, counting similar decisions; returns the index.
+    pub(crate) fn folded(&mut self, at: Now, folded: &Folded) -> Result<u64, AppendError> {
+        let Folded { who, what, decision, user, count, first_unix_ns, last_unix_ns } = folded;
+        let mut cut = Cut(false);
+        let human = who.as_ref().and_then(|who| who.attribution.accountable.as_deref());
+        let human = human.map(|human| self.digester.digest("h", human, at.unix_ns));
+        let mut entry = self.blank(at, Kind::Folded);
+        entry.who = who.as_ref().map(|who| convert_who(who, human, &mut cut));
+        entry.what = what.as_ref().map(|what| convert_what(what, &mut cut));
+        entry.dec = Some(convert_decided(decision, &mut cut));
+        entry.fold = Some(Count { n: *count, first: *first_unix_ns, last: *last_unix_ns });
+        let uid = user.as_ref().and_then(|it| it.uid).map(|it| it.to_string());
+        let place = user.as_ref().and_then(|it| it.place.as_ref());
+        entry.det.extend(uid.map(|it| ("uid".into(), it.into())));
+        entry.det.extend(place.map(|it| ("place".into(), cut.text(it))));
+        entry.cut = cut.0;
+        self.append(entry)
+    }
+
+    /// Appends a record about the agent itself; returns the index.
     pub(crate) fn event(
         &mut self,
         now: Now,
@@ -285,8 +308,8 @@ impl Journal {
         self.append(entry)
     }
 
-    /// Writes down what every budget has: at a start as the accounts' file says, at a stop as it is left. `lost`:
-    /// why the file could not be read.
+    /// Records the balance of every budget: at a start as the accounts' file says, at a stop as the
+    /// agent leaves the accounts. `lost`: the reason for failing to read the file.
     pub(crate) fn balances(
         &mut self,
         now: Now,
@@ -324,7 +347,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes everything durable that was taken; how many records that were.
+    /// Makes all appended records durable; returns the number of newly durable records.
     pub(crate) fn commit(&mut self) -> Result<u64, CommitError> {
         if let Some(why) = &self.rolled_back {
             return Err(CommitError::Io(io::Error::other(why.clone())));
@@ -334,12 +357,12 @@ impl Journal {
         Ok(self.log.durable() - before)
     }
 
-    /// So much waits to become durable that a large record may not find room.
+    /// Tells whether so many records wait to become durable that a large record may find no room.
     pub(crate) fn is_crowded(&self) -> bool {
         self.log.is_crowded()
     }
 
-    /// Something was taken that is not durable yet.
+    /// Tells whether an appended record is not durable yet.
     pub(crate) fn waits(&self) -> bool {
         self.log.next_index() > self.log.durable()
     }
@@ -347,7 +370,7 @@ impl Journal {
     /// Lets checkpoints keep pace; to be called at least each second. Never waits for the disk.
     pub(crate) fn tick(&mut self, now: Now) -> Result<Option<Checkpoint>, PublishError> {
         if self.log.next_index() - self.listed >= HEADS_EVERY {
-            // Where it cannot be taken now it is tried at the next tick.
+            // If the log refuses the list now, the next tick tries again.
             if self.write_heads(now).is_ok() {
                 self.listed = self.log.next_index();
             }
@@ -365,24 +388,24 @@ impl Journal {
         }
     }
 
-    /// Gives up what is too old or too much, and writes down what was given up.
+    /// Prunes records beyond the limits of age or size, and records the pruning.
     fn keep_within_limits(&mut self, now: Now) {
         if let Some(due) = self.keeper.as_ref().and_then(Keeper::due) {
-            // What was not shipped stays.
+            // Records not shipped yet stay.
             let below = self.shipper.as_ref().map_or(due.below, |it| due.below.min(it.shipped()));
-            // The numbers of principals whose records go have to stand somewhere else.
+            // The numbers of principals with pruned records must be kept elsewhere.
             if below > due.first && self.write_heads(now).is_ok() && self.log.prune_later(below) {
                 self.pruning = due.why;
             }
         }
         if let Some(first) = self.log.pruned() {
             let detail = [("first", first.to_string()), ("why", self.pruning.to_owned())];
-            // Where it is not taken, the next record says that one is missing.
+            // If the log refuses the event, the next record tells of a missing record.
             self.event(now, Kind::Retention, &detail).map(|_| ()).unwrap_or_default();
         }
     }
 
-    /// Writes down what became of copies.
+    /// Records the outcome of shipping copies.
     fn learn_of_copies(&mut self, now: Now, news: ship::News) {
         let (state, why) = match news {
             ship::News::Failed(why) => ("failed", Some(why)),
@@ -391,12 +414,12 @@ impl Journal {
         };
         let mut detail = vec![("state", state.to_owned())];
         detail.extend(why.map(|why| ("why", why)));
-        // Where it is not taken, the next record says that one is missing.
+        // If the log refuses the event, the next record tells of a missing record.
         self.event(now, Kind::Shipping, &detail).map(|_| ()).unwrap_or_default();
     }
 
-    /// Writes down what witnesses said. After a rollback nothing is made durable or signed any more:
-    /// what happens then is up to `evidence.on_failure`.
+    /// Records the answers of witnesses. After a rollback nothing is made durable or signed any
+    /// more; `evidence.on_failure` then determines the behavior.
     fn learn(&mut self, now: Now, news: News) {
         let (kind, detail) = match news {
             News::Cosigned { witness, checkpoint } => {
@@ -412,11 +435,11 @@ impl Journal {
             }
         };
         if self.event(now, kind, &detail).is_err() {
-            // It is counted as lost, and the next record that is taken says so.
+            // The event counts as lost, and the next accepted record says so.
         }
     }
 
-    /// Writes down the stop and ends the log properly.
+    /// Records the stop and closes the log properly.
     pub(crate) fn close(mut self, now: Now) -> Result<Checkpoint, PublishError> {
         let failed = |error: AppendError| PublishError(error.to_string());
         self.write_heads(now).map_err(failed)?;
@@ -428,7 +451,7 @@ impl Journal {
         Ok(checkpoint)
     }
 
-    /// Signs with a new key from here on, which is made or given, and writes it down.
+    /// Signs with a new key from here on, generated or given, and records the change.
     pub(crate) fn rotate_key(&mut self, now: Now, to: Option<&Path>) -> Result<(), PublishError> {
         let key = match to {
             None => self.log.rotate_key()?,
@@ -439,8 +462,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Gives up the bytes of the records below `below`, as far as whole bundles go, and writes that
-    /// down; returns the first index that is kept.
+    /// Prunes the bytes of the records below `below`, in whole bundles, and records the pruning;
+    /// returns the first kept index.
     pub(crate) fn prune(&mut self, now: Now, below: u64) -> Result<u64, PublishError> {
         let first = self.log.prune(below)?;
         self.event(now, Kind::Retention, &[("first", first.to_string())])
@@ -463,6 +486,7 @@ impl Journal {
             what: None,
             inputs: None,
             dec: None,
+            fold: None,
             bud: Vec::new(),
             dig: None,
             seal: None,
@@ -473,7 +497,7 @@ impl Journal {
         }
     }
 
-    /// Numbers the record and appends it; says before it what was lost.
+    /// Numbers and appends the record; a gap record of lost records goes first.
     fn append(&mut self, entry: Entry<'_>) -> Result<u64, AppendError> {
         if self.lost > 0 {
             let mut gap = self.blank(Now { mono_ns: entry.mono, unix_ns: entry.t }, Kind::Gap);
@@ -564,7 +588,7 @@ impl Journal {
         self.follow(&directory, kept, size).map(|_| ())
     }
 
-    /// Reads the records from `from` on. True where a complete list of principals is the first thing.
+    /// Reads the records from `from` on. True if a complete list of principals comes first.
     fn follow(&mut self, directory: &Directory, from: u64, size: u64) -> Result<bool, ReadError> {
         self.heads.clear();
         let mut complete = None;
@@ -594,7 +618,7 @@ impl Journal {
     }
 }
 
-/// Remembers that something had to be cut.
+/// Whether a text or a list had to be cut.
 struct Cut(bool);
 
 impl Cut {
@@ -731,6 +755,7 @@ fn convert_inputs<'a>(inputs: &'a genops_governance::Inputs, cut: &mut Cut) -> I
         output_tokens,
         nano_usd,
         worst_nano_usd,
+        compute_ns,
         request_bytes,
         complete,
         content,
@@ -755,6 +780,7 @@ fn convert_inputs<'a>(inputs: &'a genops_governance::Inputs, cut: &mut Cut) -> I
         tok_out: *output_tokens,
         cost: *nano_usd,
         worst: *worst_nano_usd,
+        time: *compute_ns,
         bytes: *request_bytes,
         whole: *complete,
         content: cut.texts(content),
@@ -826,11 +852,12 @@ fn convert_account<'a>(account: &'a genops_governance::Accounted, cut: &mut Cut)
     }
 }
 
-/// A unit as records spell it.
+/// Spells a unit as in records.
 fn unit_text(unit: Unit) -> &'static str {
     match unit {
         Unit::Usd => "nUSD",
         Unit::Tokens => "tokens",
+        Unit::ComputeSeconds => "ns",
     }
 }
 
@@ -846,14 +873,14 @@ pub(crate) fn sha256_text(hash: &[u8; 32]) -> String {
     format!("sha256:{}", hex(hash))
 }
 
-/// Which boot of the host this is: 16 hexadecimal digits of the kernel's boot id.
+/// Identifies the boot of the host: 16 hexadecimal digits of the kernel's boot id.
 fn boot_id() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.chars().filter(char::is_ascii_hexdigit).take(16).collect()
 }
 
-/// Identity of a log where the configuration gives none: the host's name, and digits made from its
-/// machine id, which is not shown.
+/// Identity of a log without a configured origin: the host's name, and digits derived from the
+/// machine id. The machine id itself is not shown.
 fn host_origin() -> String {
     use sha2::Digest as _;
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();

@@ -1,6 +1,6 @@
-//! The kernel part: loads the programs, attaches them, and hands out their maps.
+//! The kernel part: loads and attaches the programs, and hands out the maps.
 //!
-//! Split by who works with it: [`Probes`] (discovery attaches files), [`Maps`] (the events thread
+//! The parts are split by user: [`Probes`] (discovery attaches files), [`Maps`] (the events thread
 //! writes verdicts), and the ring buffer.
 
 pub(crate) mod attach;
@@ -23,8 +23,8 @@ use aya::{
     programs::{RawTracePoint, UProbe},
 };
 use genops_ebpf_common::{
-    AddressKey, Conn, ConnKey, DeniedKey, Lineage, NAME_LEN, NameKey, NameRule, Settings, Sock,
-    TieKey, loss, process_mode,
+    AddressKey, Conn, ConnKey, DeniedKey, FloodKey, Lineage, NAME_LEN, NameKey, NameRule, Settings,
+    Sock, TieKey, loss, process_mode,
 };
 use genops_governance::ProcessKey;
 use genops_protocols::{API_PATH_SUFFIXES, HostPattern};
@@ -36,7 +36,7 @@ pub(crate) use pins::{Kept, Pins};
 pub(crate) use providers::Providers;
 use usage::Usages;
 
-/// The compiled kernel programs; empty where the build skipped them.
+/// The compiled kernel programs; empty if the build skipped them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/genops-ebpf"));
 
 /// Whether the build compiled the kernel programs in.
@@ -44,49 +44,49 @@ pub(crate) fn is_built_in() -> bool {
     !OBJECT.is_empty()
 }
 
-/// What is attached besides the probes in files.
+/// Programs attached besides the probes in files, and their tracepoints.
 const TRACEPOINTS: [(&str, &str); 2] =
     [("process_exec", "sched_process_exec"), ("process_exit", "sched_process_exit")];
 
-/// Hands down, from a process to what it starts, whose it is.
+/// Program that passes the lineage from a process to its children, and its tracepoint.
 const FORK: (&str, &str) = ("process_fork", "sched_process_fork");
 
-/// How the programs are to be loaded.
+/// Options for loading the programs.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
-    /// Where programs and maps are kept when the agent ends.
+    /// Place of the programs and maps that outlive the agent.
     pub(crate) pins: Option<Arc<Pins>>,
-    /// Size of the ring buffer: a power of two, at least a page.
+    /// Size of the ring buffer, in bytes: a power of two, at least a page.
     pub(crate) ring_bytes: u32,
-    /// Attach programs that do nothing: the floor of the benchmarks.
+    /// Attach programs without any work: the floor of the benchmarks.
     pub(crate) floor: bool,
-    /// It decides from here on: what agents before have left is not needed.
+    /// The agent decides from here on, and may remove the programs of earlier agents.
     pub(crate) governs: bool,
 }
 
-/// Everything that was loaded.
+/// The loaded programs and maps.
 pub(crate) struct Kernel {
     pub(crate) probes: Probes,
     pub(crate) maps: Maps,
     pub(crate) ring: RingBuf<MapData>,
-    /// By which mechanisms calls can be stopped here, and why not by the others.
+    /// Mechanisms able to stop calls on the host, and the reasons against the others.
     pub(crate) mechanisms: Mechanisms,
-    /// Why nobody says what a process was started by, where that is so.
+    /// Reason for a missing lineage of processes.
     pub(crate) no_lineage: Option<String>,
 }
 
-/// Whether it can be known here what a process was started by.
+/// Tells whether the lineage of processes can be tracked on the running kernel.
 ///
 /// # Errors
 ///
-/// Where it can't, with the reason.
+/// The reason, if not.
 pub(crate) fn try_lineage() -> Result<(), String> {
     layout::of_this_kernel().map(drop).map_err(|error| format!("{error:#}"))
 }
 
 impl Kernel {
-    /// Loads the programs and attaches those that are not in files. Settings are in force, and the
-    /// names of providers known to the programs, before the first of them runs.
+    /// Loads the programs and attaches those outside files. Settings and provider names are in the
+    /// maps before the first program runs.
     pub(crate) fn load(
         options: Options,
         settings: Settings,
@@ -169,7 +169,7 @@ fn attach_tracepoint(
     Ok(())
 }
 
-/// Where cgroup v2 is mounted: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` in the hybrid layout.
+/// Mount point of cgroup v2: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` in the hybrid layout.
 pub(crate) fn cgroup2_root() -> Option<PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
     mounts.lines().find_map(|line| {
@@ -179,7 +179,7 @@ pub(crate) fn cgroup2_root() -> Option<PathBuf> {
     })
 }
 
-/// The maps that the events thread reads and writes.
+/// Maps read and written by the events thread.
 pub(crate) struct Maps {
     pub(crate) holds: Holds,
     conns: HashMap<MapData, ConnKey, Conn>,
@@ -187,6 +187,7 @@ pub(crate) struct Maps {
     addresses: HashMap<MapData, AddressKey, u32>,
     ties: HashMap<MapData, TieKey, u32>,
     denied: HashMap<MapData, DeniedKey, u64>,
+    flooding: HashMap<MapData, FloodKey, u64>,
     names: HashMap<MapData, u64, NameKey>,
     others: HashMap<MapData, ConnKey, u32>,
     processes: HashMap<MapData, u32, u32>,
@@ -214,6 +215,7 @@ impl Maps {
             addresses: take(ebpf, "ADDRESSES")?.try_into()?,
             ties: take(ebpf, "TIES")?.try_into()?,
             denied: take(ebpf, "DENIED")?.try_into()?,
+            flooding: take(ebpf, "FLOODING")?.try_into()?,
             names: take(ebpf, "NAMES")?.try_into()?,
             others: take(ebpf, "OTHERS")?.try_into()?,
             processes: take(ebpf, "PROCESSES")?.try_into()?,
@@ -229,67 +231,79 @@ impl Maps {
         Ok(self.holds.set_settings(settings)?)
     }
 
-    /// An address is a provider's (its number), or (0) nobody's alone.
+    /// Marks an address as a provider's (by number), or (0) as no single provider's.
     pub(crate) fn set_address(&mut self, address: &AddressKey, provider: u32) {
-        // Where there is no room, the provider is recognised later.
+        // If the map is full, the provider is recognised later.
         let _full = match provider {
             0 => self.addresses.remove(address),
             provider => self.addresses.insert(address, provider, 0),
         };
     }
 
-    /// The addresses of providers that an agent before this one has learnt.
+    /// Addresses of providers learnt by an earlier agent.
     pub(crate) fn addresses(&self) -> Vec<(AddressKey, u32)> {
         self.addresses.iter().flatten().collect()
     }
 
-    /// An address is a provider's (its number) for one user in one group, or (0) no more.
+    /// Ties an address to a provider (by number) for a user in a cgroup, or (0) removes the tie.
     pub(crate) fn set_tie(&mut self, key: &TieKey, provider: u32) {
-        // Where there is no room, the provider is recognised later.
+        // If the map is full, the provider is recognised later.
         let _full = match provider {
             0 => self.ties.remove(key),
             provider => self.ties.insert(key, provider, 0),
         };
     }
 
-    /// What users call providers' addresses, as an agent before this one was told.
+    /// Ties recorded by an earlier agent: addresses called by users as a provider's.
     pub(crate) fn ties(&self) -> Vec<(TieKey, u32)> {
         self.ties.iter().flatten().collect()
     }
 
-    /// Until when a process may not call a provider at all, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Denies a process all calls to a provider until a time of `CLOCK_MONOTONIC`, in nanoseconds;
+    /// `None`: no longer.
     pub(crate) fn set_denied(&mut self, key: DeniedKey, until_mono_ns: Option<u64>) {
-        // Where there is no room, each request is decided by itself.
+        // If the map is full, each request is decided separately.
         let _full = match until_mono_ns {
             Some(until) => self.denied.insert(key, until, 0),
             None => self.denied.remove(&key),
         };
     }
 
-    /// A socket, of which only now is known that it goes to a provider, is a connection of its own.
+    /// Refuses connects of a user to a provider until a time of `CLOCK_MONOTONIC`, in nanoseconds;
+    /// `None`: no longer.
+    pub(crate) fn set_flooding(&mut self, key: &FloodKey, until_mono_ns: Option<u64>) {
+        // If the map is full, each request is decided separately.
+        let _full = match until_mono_ns {
+            Some(until) => self.flooding.insert(key, until, 0),
+            None => self.flooding.remove(key),
+        };
+    }
+
+    /// Registers a socket, only now known to go to a provider, as a separate connection.
     pub(crate) fn set_socket(&mut self, cookie: u64, tgid: u32) {
         let sock = Sock { conn: cookie, tgid, ..Sock::default() };
         let _full = self.socks.insert(cookie, sock, 0);
     }
 
-    /// What left of a connection whose bytes up to `released_to` might, as its socket says.
+    /// Returns how far a connection's bytes have left, from the state of the socket. Bytes up to
+    /// `released_to` were allowed to leave.
     pub(crate) fn what_left(&self, conn: u64, cookie: u64, released_to: u64) -> Left {
         let sock = self.socks.get(&cookie, 0).ok();
         let hold = self.holds.hold(conn);
         holds::left_of(conn, cookie, sock.as_ref(), hold.as_ref(), released_to)
     }
 
-    /// A socket goes to no provider.
+    /// Removes a socket that goes to no provider.
     pub(crate) fn forget_socket(&mut self, cookie: u64) {
         let _absent = self.socks.remove(&cookie);
     }
 
-    /// Tells the programs which names are AI providers'.
+    /// Writes the names of AI providers for the programs.
     pub(crate) fn set_hosts(&mut self, providers: &Providers) -> Result<()> {
         let mut known = HashSet::new();
         for (HostPattern { suffix, prefix, port, provider: _ }, number) in providers.hosts() {
-            // The programs compare names, not ports: every service of this host would be held. What is
-            // an AI API on a local port is known by its path.
+            // The programs compare names, not ports: a rule would hold every service of the host.
+            // An AI API on a local port is recognised by path.
             if port.is_some() && is_this_host(suffix) {
                 continue;
             }
@@ -298,7 +312,7 @@ impl Maps {
             self.hosts.insert(&key, rule, 0).with_context(|| suffix.to_owned())?;
             known.insert((key.prefix_len(), key.data()));
         }
-        // Of a configuration or an agent before.
+        // Remove names of an earlier configuration or an earlier agent.
         let keys: Vec<Key<NameKey>> = self.hosts.keys().flatten().collect();
         for key in keys.iter().filter(|it| !known.contains(&(it.prefix_len(), it.data()))) {
             let _gone = self.hosts.remove(key);
@@ -311,31 +325,31 @@ impl Maps {
         Ok(())
     }
 
-    /// A TLS object speaks HTTP/2, and to no AI provider.
+    /// Marks a TLS object as speaking HTTP/2 with no AI provider.
     pub(crate) fn set_other(&mut self, key: &ConnKey) {
         let _full = self.others.insert(*key, 1, 0);
         self.forget_tls_object(key);
     }
 
-    /// TLS objects that were known before this agent started.
+    /// TLS objects known before the start of the agent.
     pub(crate) fn tls_objects(&self) -> Vec<(ConnKey, Conn)> {
         self.conns.iter().flatten().collect()
     }
 
-    /// Position after the last byte that a TLS object's library has taken; none where the object is gone.
+    /// Position after the last byte taken by a TLS object's library; `None` if the object is gone.
     pub(crate) fn taken_to(&self, key: &ConnKey) -> Option<u64> {
         self.conns.get(key, 0).ok().map(|it| it.egress_offset)
     }
 
-    /// The server name of a connection, where the program gave one.
+    /// Server name of a connection, if the program gave a name.
     pub(crate) fn server_name(&self, conn: u64) -> Option<String> {
         let name = self.names.get(&conn, 0).ok()?;
         let name = name.split(|byte| *byte == 0).next()?;
         std::str::from_utf8(name).ok().filter(|it| !it.is_empty()).map(str::to_owned)
     }
 
-    /// Which processes are denied what, and until when, as an agent before this one has said. What has ended since is
-    /// left out, and forgotten.
+    /// Denials written by an earlier agent: process, provider and end. Removes the denials of ended
+    /// processes.
     pub(crate) fn denials(&mut self) -> Vec<(DeniedKey, u64)> {
         let found: Vec<(DeniedKey, u64)> = self.denied.iter().flatten().collect();
         let (kept, gone): (Vec<_>, Vec<_>) =
@@ -346,12 +360,12 @@ impl Maps {
         kept
     }
 
-    /// Removes a TLS object that its process did not free.
+    /// Removes a TLS object not freed by its process.
     pub(crate) fn forget_tls_object(&mut self, key: &ConnKey) {
         let _absent = self.conns.remove(key);
     }
 
-    /// Counts anew what processes and users take of the maps that all share.
+    /// Recounts the usage of the shared maps by processes and users.
     pub(crate) fn count_anew(&mut self) {
         let objects = self.tls_objects();
         let sockets = self.socks.iter().flatten().map(|(_, sock)| sock);
@@ -360,7 +374,7 @@ impl Maps {
         }
     }
 
-    /// Tells the programs whether the requests of a process are held.
+    /// Tells the programs whether to hold the requests of a process.
     pub(crate) fn set_process(&mut self, tgid: u32, enforce: bool) -> Result<()> {
         let mode = if enforce { process_mode::ENFORCE } else { process_mode::OBSERVE };
         Ok(self.processes.insert(tgid, mode, 0)?)
@@ -370,18 +384,18 @@ impl Maps {
         let _absent = self.processes.remove(&tgid);
     }
 
-    /// What processes descend from, by number.
+    /// Lineages of processes, by process id.
     pub(crate) fn lineages(&self) -> Vec<(u32, Lineage)> {
         self.lineages.iter().flatten().collect()
     }
 
-    /// What a process descends from.
+    /// Lineage of a process.
     pub(crate) fn lineage(&self, process: ProcessKey) -> Option<Lineage> {
         let found = self.lineages.get(&process.pid, 0).ok()?;
         (found.start_ns == process.start_ns).then_some(found)
     }
 
-    /// Says what a process descends from, unless its number is a younger one's.
+    /// Writes the lineage of a process, unless a younger process has taken the process id.
     pub(crate) fn set_lineage(&mut self, tgid: u32, lineage: Lineage) -> Result<()> {
         match self.lineages.get(&tgid, 0) {
             Ok(found) if found.start_ns > lineage.start_ns || found == lineage => Ok(()),
@@ -389,7 +403,7 @@ impl Maps {
         }
     }
 
-    /// Nobody's is what this process starts.
+    /// Removes the lineage of a process: its children belong to no principal.
     pub(crate) fn forget_lineage(&mut self, process: ProcessKey) {
         if self.lineage(process).is_some() {
             let _ended = self.lineages.remove(&process.pid);
@@ -408,13 +422,14 @@ impl Maps {
     }
 }
 
-/// Names of the host itself.
+/// Tells whether a name means the host itself.
 fn is_this_host(name: &str) -> bool {
     name == "localhost"
         || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// A name reversed; `whole` rules end with the NUL that stands before a name's first character.
+/// Reverses a name; the key of a `whole` rule includes the NUL in front of a name's first
+/// character.
 fn name_key(name: &str, whole: bool) -> Key<NameKey> {
     let mut data = [0; NAME_LEN];
     let len = name.len().min(NAME_LEN);

@@ -1,9 +1,10 @@
-//! The budgets' accounts on disk: a snapshot line, and a line for each change since.
+//! The budgets' accounts on disk: a snapshot line, and a line for each later change.
 //!
-//! Opened, and when much was appended, it is written anew from what it says, so that it does not grow for ever. After a crash the
-//! last line may be half there; it is cut off. Anything else that is damaged or missing costs the open
-//! periods: what can't be read may all have been spent. That the file ends too early shows in evidence,
-//! which names changes that come later.
+//! The agent rewrites the file as a snapshot at the start and after much growth, so that the file
+//! does not grow for ever. A crash may leave half of the last line; the half line is cut off. Any
+//! other damage, or a missing part, makes the open periods count as used up: unreadable accounts
+//! may all have been spent. A file ending too early is detected by evidence, which names later
+//! changes.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -17,13 +18,13 @@ use genops_governance::{Closed, Entry, Ledger};
 
 use crate::journal::entry;
 
-/// Longest file that is read, in bytes.
+/// Longest file read, in bytes.
 const FILE_LIMIT: u64 = 1 << 30;
 
-/// Bytes that are appended before it is written anew.
+/// Bytes appended before the next rewrite.
 const GROWTH_LIMIT: usize = 16 << 20;
 
-/// How many of the last records of evidence are looked at for a change of the accounts.
+/// Number of latest evidence records searched for a change of the accounts.
 const RECORDS: u64 = 4_096;
 
 /// The file, open for appending.
@@ -33,33 +34,34 @@ pub(crate) struct LedgerFile {
     file: File,
     /// Bytes behind the snapshot.
     grown: usize,
-    /// Number of the last change that was taken.
+    /// Number of the last appended change.
     last: u64,
-    /// Encoded changes that are not written yet.
+    /// Encoded changes not written yet.
     pending: Vec<u8>,
 }
 
-/// The accounts as they were found.
+/// The accounts found at the start.
 #[derive(Debug)]
 pub(crate) struct Accounts {
     pub(crate) ledger: Ledger,
-    /// Calls that are closed in them, and of which evidence does not say so.
+    /// Calls closed in the accounts, without a closing record in evidence.
     pub(crate) closed: Vec<Closed>,
 }
 
-/// What became of the accounts of earlier runs.
+/// State of the accounts of earlier runs.
 #[derive(Debug)]
 pub(crate) enum Restored {
-    /// There were none, or all is as it was.
+    /// No earlier accounts, or all accounts as before.
     Whole,
-    /// A write that a crash interrupted was cut off.
+    /// A write interrupted by a crash was cut off.
     Torn { bytes: usize },
-    /// They can't be read; budgets count as used up until their period ends or somebody adjusts them.
+    /// The accounts can't be read; budgets count as used up until the end of their period or an
+    /// adjustment.
     Lost { why: String, kept_as: Option<PathBuf> },
 }
 
-/// Number of the last change of the accounts that evidence knows; 0 where it knows none. Changes are
-/// durable before their evidence is.
+/// Returns the number of the last change of the accounts named in evidence; 0 if none is named. A
+/// change is durable before its evidence.
 pub(crate) fn last_in_evidence(directory: &Path) -> u64 {
     let directory = Directory::new(directory);
     let Ok(checkpoint) = directory.checkpoint() else { return 0 };
@@ -70,18 +72,18 @@ pub(crate) fn last_in_evidence(directory: &Path) -> u64 {
         let changes = entry.iter().flat_map(|it| &it.bud).map(|it| it.led);
         last = changes.fold(last, u64::max);
     };
-    // What can't be read of it is said when the log is opened.
+    // Opening the log reports unreadable records.
     let _published = directory.records(size.saturating_sub(RECORDS), size, |_, it| note(it));
     let _unpublished = directory.unpublished(size, |_, it| note(it));
     last
 }
 
 impl LedgerFile {
-    /// Reads the accounts in `directory` and goes on from there. `known`: the last change that they must
-    /// have.
+    /// Reads the accounts in `directory` and continues from there. `known`: the last change
+    /// required to be present.
     ///
-    /// Also gives what is closed in them and not in evidence, which an agent that was killed between the
-    /// two did not come to write.
+    /// Also returns calls closed in the accounts but not in evidence: an agent killed between the
+    /// two writes leaves such calls.
     pub(crate) fn open(
         directory: &Path,
         known: u64,
@@ -107,13 +109,13 @@ impl LedgerFile {
         Ok((new, Accounts { ledger, closed }, restored))
     }
 
-    /// Takes a change; it is durable after [`Self::sync`].
+    /// Appends a change, durable after [`Self::sync`].
     pub(crate) fn append(&mut self, entry: &Entry) {
         self.pending.extend_from_slice(&entry.encode());
         self.last = entry.sequence;
     }
 
-    /// Makes every change durable that was taken.
+    /// Makes every appended change durable.
     pub(crate) fn sync(&mut self) -> io::Result<()> {
         if self.pending.is_empty() {
             return Ok(());
@@ -124,12 +126,13 @@ impl LedgerFile {
         self.file.sync_data()
     }
 
-    /// Writes the file anew where it has grown much. Not where `ledger` is ahead of what was taken: its
-    /// snapshot would have what is still to be appended.
+    /// Rewrites a file grown beyond [`GROWTH_LIMIT`]. Does nothing while `ledger` is ahead of the
+    /// appended changes: the snapshot would include changes still to be appended.
     pub(crate) fn renew(&mut self, ledger: &Ledger) -> io::Result<()> {
         let is_all = self.pending.is_empty() && self.last == ledger.sequence();
         if self.grown >= GROWTH_LIMIT && is_all {
-            // Also where it fails: that is tried, and said, again only when it has grown as much once more.
+            // Also after a failure: the next try, and the next message, come only after the same
+            // growth again.
             self.grown = 0;
             self.file = begin(&self.directory, &ledger.snapshot())?;
         }
@@ -137,7 +140,7 @@ impl LedgerFile {
     }
 }
 
-/// The accounts; or why they are not all there.
+/// Restores the accounts, or gives the reason for an incomplete file.
 fn restore(bytes: Option<&[u8]>, known: u64) -> Result<(Ledger, Vec<Closed>, Restored), String> {
     let (ledger, closed, torn) = match bytes.map(Ledger::restore) {
         None => (Ledger::new(), Vec::new(), 0),
@@ -163,7 +166,7 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Replaces the file by one with a snapshot alone: written beside it, made durable, renamed over it.
+/// Replaces the file by a snapshot: written beside, made durable, then renamed over the old file.
 fn begin(directory: &Path, snapshot: &[u8]) -> io::Result<File> {
     let beside = directory.join("ledger.new");
     let mut file =
@@ -182,7 +185,7 @@ mod tests {
     fn scratch(name: &str) -> PathBuf {
         let path =
             std::env::temp_dir().join(format!("genops-ledger-{name}-{}", std::process::id()));
-        // What an earlier run left, if anything.
+        // Remove leftovers of an earlier run.
         let _absent = fs::remove_dir_all(&path);
         path
     }

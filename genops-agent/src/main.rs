@@ -1,7 +1,7 @@
 //! `genops-agent`: governs the AI calls of a host's unmodified programs.
 //!
-//! The only crate that touches the world: kernel, files, clock, network. What it decides, it decides in
-//! `genops-governance`; what it reads, it reads in `genops-protocols`.
+//! The only crate with access to kernel, files, clock and network. Decisions are made in
+//! `genops-governance`; bytes are parsed in `genops-protocols`.
 
 #![forbid(unsafe_code)]
 
@@ -24,11 +24,15 @@ mod ledger_file;
 mod metrics;
 mod record;
 mod recording;
+mod refusals;
 mod render;
 mod replay;
 mod run;
 mod runtimes;
+mod service;
+mod space;
 mod top;
+mod user_socket;
 
 fn main() -> std::process::ExitCode {
     cli::main()

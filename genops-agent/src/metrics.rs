@@ -1,9 +1,9 @@
-//! What the agent says about itself: counters, gauges, two histograms, readiness.
+//! The agent's own metrics: counters, gauges, two histograms, readiness.
 //!
-//! Everything in the running loop that can go wrong has a counter with a cause here; nothing in
-//! this module allocates or locks when something is counted. [`render`](Metrics::render) writes
-//! the Prometheus text format, [`listener`] serves it. What the AWUs cost and say is telemetry and
-//! goes through [`export`](crate::export), not here.
+//! Every possible failure in the running loop has a counter with a cause here; counting neither
+//! allocates nor locks. [`render`](Metrics::render) writes the Prometheus text format, [`listener`]
+//! serves the text. Cost and content of AWUs are telemetry and go through
+//! [`export`](crate::export), not here.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,22 +13,22 @@ use std::time::Duration;
 
 pub(crate) mod listener;
 
-/// Counts up from the start of the agent.
+/// A count from the start of the agent; never goes down.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    /// One more.
+    /// Adds 1.
     pub(crate) fn increment(&self) {
         self.add(1);
     }
 
-    /// `count` more.
+    /// Adds `count`.
     pub(crate) fn add(&self, count: u64) {
         self.0.fetch_add(count, Relaxed);
     }
 
-    /// For what somebody else counts (the kernel): the total so far. Never goes down.
+    /// Takes over a total counted elsewhere (in the kernel). Never goes down.
     pub(crate) fn observe_total(&self, total: u64) {
         self.0.fetch_max(total, Relaxed);
     }
@@ -44,21 +44,21 @@ impl Counter {
 pub(crate) struct Gauge(AtomicU64);
 
 impl Gauge {
-    /// It is `value` now.
+    /// Sets the present value.
     pub(crate) fn set(&self, value: u64) {
         self.0.store(value, Relaxed);
     }
 
-    /// The value now.
+    /// Returns the present value.
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
 
-/// How long something took, in buckets from 10 µs to 10 s.
+/// Distribution of durations, in buckets from 10 µs to 10 s.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram {
-    /// Observations in each bucket of [`Self::BOUNDS_US`], then those above all.
+    /// Observations in each bucket of [`Self::BOUNDS_US`], then those above all bounds.
     buckets: [AtomicU64; Self::BOUNDS_US.len() + 1],
     sum_ns: AtomicU64,
 }
@@ -70,7 +70,7 @@ impl Histogram {
         1_000_000, 10_000_000,
     ];
 
-    /// It took this long.
+    /// Adds a duration.
     pub(crate) fn observe(&self, took: Duration) {
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let at = Self::BOUNDS_US.partition_point(|bound_us| bound_us * 1_000 < took_ns);
@@ -100,20 +100,20 @@ fn seconds(ns: u64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// Declares [`Metrics`]: a family is one line of `HELP`, its members are fields with their label.
+/// Declares [`Metrics`]: a family has a `HELP` line; its members are fields with their label.
 macro_rules! metrics {
     ($($kind:ident $family:literal $help:literal {
         $($(#[$doc:meta])* $field:ident $(= $label:literal)?,)+
     })+) => {
-        /// Everything that is counted. Shared between the threads; each field is its own atomic.
+        /// All counters and gauges, shared between the threads; each field is a separate atomic.
         #[derive(Debug, Default)]
         pub(crate) struct Metrics {
             $($($(#[$doc])* pub(crate) $field: $kind,)+)+
-            /// How long egress was held, from the kernel's hold to the release or the denial.
+            /// Duration of holds on egress, from the kernel's hold to the release or the denial.
             pub(crate) hold: Histogram,
-            /// How long evidence took to become durable.
+            /// Duration of commits until evidence is durable.
             pub(crate) evidence_commit: Histogram,
-            /// What the agent still waits for before it is ready.
+            /// Missing conditions of readiness.
             pub(crate) readiness: Readiness,
         }
 
@@ -132,7 +132,7 @@ macro_rules! metrics {
 
 metrics! {
     Counter "genops_agent_awus_total" "Finished AI Workload Units by policy result." {
-        /// Let through without a remark.
+        /// Let through without a reason code.
         awus_allowed = "result=\"ALLOWED\"",
         /// Let through, with a reason code.
         awus_warning = "result=\"WARNING\"",
@@ -163,7 +163,7 @@ metrics! {
     Counter "genops_agent_joins_total" "TLS connections to providers, by whether their socket was proved." {
         /// The socket is known.
         joins_proved = "outcome=\"proved\"",
-        /// It never became known.
+        /// The socket never became known.
         joins_unknown = "outcome=\"unknown\"",
     }
     Counter "genops_agent_uninspectable_connections_total" "Connections to providers whose plaintext no probe reads." {
@@ -175,7 +175,7 @@ metrics! {
         kernel_records,
     }
     Counter "genops_agent_forks_total" "Processes that were reported as started by one that was not decided yet." {
-        /// Processes started by one that was not decided yet.
+        /// Processes started by a process not decided yet.
         undecided_forks,
     }
     Counter "genops_agent_lost_total" "Things that were captured or finished and then lost, by cause." {
@@ -185,22 +185,24 @@ metrics! {
         lost_unreadable = "cause=\"memory_unreadable\"",
         /// Kernel: a map had no room for the connection or call.
         lost_map_full = "cause=\"map_full\"",
-        /// Kernel: a map had no room for what a process was started by.
+        /// Kernel: a map had no room for the lineage of a process.
         lost_lineages = "cause=\"lineage_map_full\"",
-        /// Kernel: a process or user had as many connections as one may have.
+        /// Kernel: a process or user had reached the connection quota.
         lost_over_quota = "cause=\"over_quota\"",
-        /// A record of the ring buffer that was not as both sides agreed.
+        /// A record of the ring buffer with an unexpected layout.
         lost_malformed = "cause=\"malformed_record\"",
-        /// A connection too many.
+        /// A connection beyond the limit.
         lost_connections = "cause=\"connection_limit\"",
         /// A span that found the export queue full.
         lost_export_queue_full = "cause=\"export_queue_full\"",
-        /// A span that the collector did not take, after all tries.
+        /// A span refused by the collector, after all tries.
         lost_export_failed = "cause=\"export_failed\"",
         /// A line that found the output blocked.
         lost_print_queue_full = "cause=\"print_queue_full\"",
-        /// A line that a `top` was too slow for.
+        /// A line for a `top` that reads too slowly.
         lost_top_queue_full = "cause=\"top_queue_full\"",
+        /// A refusal missing from both `why` and the log.
+        lost_refusal_queue_full = "cause=\"refusal_queue_full\"",
         /// An evidence record that could not be written.
         lost_evidence = "cause=\"evidence_unwritable\"",
     }
@@ -210,7 +212,7 @@ metrics! {
         over_message_limit_bytes,
     }
     Counter "genops_agent_exported_spans_total" "Spans that the OTLP collector took." {
-        /// Spans that the collector took.
+        /// Spans accepted by the collector.
         exported_spans,
     }
     Counter "genops_agent_evidence_records_total" "Evidence records made durable." {
@@ -234,9 +236,9 @@ metrics! {
         holds_released = "outcome=\"released\"",
         /// Denied by a verdict.
         holds_denied = "outcome=\"denied\"",
-        /// The kernel's deadline passed it on.
+        /// Passed by the kernel's deadline.
         holds_timed_out_open = "outcome=\"timed_out_open\"",
-        /// The kernel's deadline refused it.
+        /// Refused by the kernel's deadline.
         holds_timed_out_closed = "outcome=\"timed_out_closed\"",
     }
     Counter "genops_agent_signals_total" "Signals for processes whose request a policy refused that asks for it." {
@@ -247,17 +249,17 @@ metrics! {
     }
     Counter "genops_agent_collateral_exchanges_total"
         "Exchanges cut short because another one on their connection was denied." {
-        /// Exchanges cut short because another one on their connection was denied.
+        /// Exchanges cut short because another exchange on the same connection was denied.
         collateral_exchanges,
     }
     Counter "genops_agent_policy_loads_total" "Configurations and policies loaded, by outcome." {
         /// Taken into use.
         policy_loads_accepted = "outcome=\"accepted\"",
-        /// Refused; the ones before stay in use.
+        /// Refused; the previous configuration and policies stay in use.
         policy_loads_refused = "outcome=\"refused\"",
     }
     Counter "genops_agent_attach_failures_total" "Programs' files that no probe could be attached to." {
-        /// Files that no probe could be attached to.
+        /// Files with a failed attachment of probes.
         attach_failures,
     }
     Counter "genops_agent_scrapes_refused_total" "Requests to this listener refused: too many at once." {
@@ -285,13 +287,13 @@ metrics! {
         configuration_refused,
     }
     Gauge "genops_agent_enforcing" "1 where at least one principal is in enforce mode and egress can be held." {
-        /// 1 where something is enforced.
+        /// 1 if at least one principal is in enforce mode and egress can be held.
         enforcing,
     }
 }
 
 impl Metrics {
-    /// The Prometheus text format, version 0.0.4.
+    /// Renders the Prometheus text format, version 0.0.4.
     pub(crate) fn render(&self) -> String {
         let mut out = String::with_capacity(8 << 10);
         header(&mut out, "genops_agent_build_info", "gauge", "The agent's version.");
@@ -315,7 +317,7 @@ impl Metrics {
     }
 }
 
-/// The agent's own memory and processor time, where `/proc` says.
+/// Renders the agent's own memory and processor time, if `/proc` is readable.
 fn render_process(out: &mut String) {
     let Ok(stat) = procfs::process::Process::myself().and_then(|me| me.stat()) else { return };
     let name = "process_resident_memory_bytes";
@@ -340,26 +342,26 @@ fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("writing to a string does not fail");
 }
 
-/// What has to happen before the agent is ready, and has not.
+/// Missing conditions of readiness, and remarks.
 #[derive(Debug)]
 pub(crate) struct Readiness {
     missing: Mutex<BTreeMap<Part, String>>,
     remarks: Mutex<BTreeMap<Remark, String>>,
 }
 
-/// What has to be known of an agent that is ready.
+/// Subject of a remark shown by a ready agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Remark {
-    /// It runs on an earlier configuration.
+    /// The agent runs on an earlier configuration.
     Configuration,
-    /// What does not hold while it is away.
+    /// Enforcement missing while no agent runs.
     Absence,
 }
 
 /// A condition of readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
-    /// Every probe for the programs that run at start is attached.
+    /// Every probe for the programs running at the start is attached.
     Probes,
     /// Configuration and policies are loaded.
     Policy,
@@ -378,17 +380,17 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// `part` is as it should be.
+    /// Marks `part` as fulfilled.
     pub(crate) fn reached(&self, part: Part) {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).remove(&part);
     }
 
-    /// `part` is not as it should be, because.
+    /// Marks `part` as missing, with the reason.
     pub(crate) fn waits(&self, part: Part, because: impl Into<String>) {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(part, because.into());
     }
 
-    /// Something has to be known also when it is ready, or no longer.
+    /// Sets a remark, shown also by a ready agent; `None` removes the remark.
     pub(crate) fn remark(&self, remark: Remark, text: Option<String>) {
         let mut remarks = self.remarks.lock().unwrap_or_else(PoisonError::into_inner);
         match text {
@@ -397,12 +399,12 @@ impl Readiness {
         };
     }
 
-    /// What has to be known, a sentence each.
+    /// Returns the remarks, a sentence each.
     pub(crate) fn remarks(&self) -> Vec<String> {
         self.remarks.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// What is missing, as a sentence; `None` when ready.
+    /// Returns the missing parts as a sentence; `None` when ready.
     pub(crate) fn missing(&self) -> Option<String> {
         let parts = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let reasons: Vec<String> = parts

@@ -1,8 +1,8 @@
-//! `record`: captured byte streams into a recording.
+//! `record`: writes captured byte streams into a recording.
 //!
-//! The capture is `run`'s, with nothing decided and nothing held; this module names the streams,
-//! keeps to the size that was asked for, and writes. A recording holds plaintext: the file is
-//! readable by its owner only.
+//! The capture is `run`'s, without decisions and without holds. The module names the streams,
+//! respects the requested size, and writes. A recording holds plaintext: the file is readable by
+//! the owner only.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,21 +23,20 @@ use crate::recording::{Direction, Open, Writer};
     The recording holds what programs said to AI providers, in plain text: treat it as they would. \
     SIGTERM and SIGINT end it and complete the file. Read it with `genops-agent replay calls.jsonl`.")]
 pub(crate) struct Record {
-    /// File to create; one that exists is refused.
+    /// File to create; an existing file is refused.
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
     config: ConfigFile,
-    /// End by itself after so many seconds.
+    /// End after N seconds.
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
-    /// End by itself before the file is larger than this.
+    /// End before the file is larger than N MiB.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_mib: u64,
 }
 
 impl Record {
-    /// Runs the command.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let Self { output, config, seconds, max_mib } = self;
         let config = Config::load_or_default(config.path.as_deref())?;
@@ -57,13 +56,13 @@ impl Record {
     }
 }
 
-/// Writes streams as they are captured, in the order of their positions.
+/// Writes captured streams in the order of their positions.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     writer: Writer<BufWriter<File>>,
-    /// Where each direction of each open connection stands.
+    /// Stream position of each direction of each open connection.
     streams: HashMap<ConnId, Stream>,
-    /// Bytes that may still be written.
+    /// Bytes still allowed.
     left: u64,
     latest_unix_ns: u64,
 }
@@ -74,32 +73,32 @@ struct Stream {
     ingress: u64,
 }
 
-/// What is known of a connection when it is first seen, or what was learnt since.
+/// Facts about a connection, at the first sight or learnt later.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Facts<'a> {
     /// The process.
     pub(crate) process: Option<&'a ProcessFacts>,
-    /// Name that the client asked for.
+    /// Server name requested by the client.
     pub(crate) server_name: Option<&'a str>,
-    /// The client's end.
+    /// Address of the client.
     pub(crate) local: Option<std::net::SocketAddr>,
-    /// The server's end.
+    /// Address of the server.
     pub(crate) remote: Option<std::net::SocketAddr>,
-    /// Seen from its first byte.
+    /// Whether the connection was seen from its first byte.
     pub(crate) from_start: bool,
 }
 
-/// What became of a piece.
+/// Room left after writing a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
     /// There is room for more.
     Left,
-    /// The size that was asked for is reached: end the recording.
+    /// The requested size is reached: end the recording.
     Reached,
 }
 
 impl Recorder {
-    /// A recorder that writes at most `limit` bytes, give or take a line.
+    /// Returns a recorder writing at most `limit` bytes, give or take a line.
     fn new(writer: Writer<BufWriter<File>>, limit: u64) -> Self {
         Self { writer, streams: HashMap::new(), left: limit, latest_unix_ns: 0 }
     }
@@ -109,7 +108,7 @@ impl Recorder {
         self.latest_unix_ns
     }
 
-    /// A connection began, or more is known of it.
+    /// Writes the beginning of a connection, or newly known facts.
     pub(crate) fn open(&mut self, unix_ns: u64, conn: ConnId, facts: Facts<'_>) -> io::Result<()> {
         self.latest_unix_ns = self.latest_unix_ns.max(unix_ns);
         self.streams.entry(conn).or_default();
@@ -120,14 +119,15 @@ impl Recorder {
             server_name: server_name.map(str::to_owned),
             tls: Some(true),
             from_start: Some(from_start),
-            // Nothing is held here; a replay holds as a run with its configuration does.
+            // Nothing is held here; a replay holds as a run with the replay's configuration does.
             hold: None,
             ..process.map(Open::of).unwrap_or_default()
         };
         self.writer.open(unix_ns, &name(conn), &open)
     }
 
-    /// Bytes at a stream position. What was written before is left out, a jump ahead is a gap.
+    /// Writes bytes at a stream position. Already written bytes are left out, a jump ahead is a
+    /// gap.
     pub(crate) fn data_at(
         &mut self,
         unix_ns: u64,
@@ -152,18 +152,18 @@ impl Recorder {
         }
         let new = bytes.get(known..).unwrap_or_default();
         self.writer.data(unix_ns, &name, direction, new)?;
-        // Base64 and the keys around it, roughly.
+        // Base64 and the keys around the data, roughly.
         self.left = self.left.saturating_sub(new.len() as u64 / 3 * 4 + 128);
         Ok(if self.left == 0 { Room::Reached } else { Room::Left })
     }
 
-    /// Nothing more comes on this connection.
+    /// Writes the end of a connection.
     pub(crate) fn close(&mut self, unix_ns: u64, conn: ConnId) -> io::Result<()> {
         self.streams.remove(&conn);
         self.writer.close(unix_ns, &name(conn))
     }
 
-    /// Completes the file; how many lines it has.
+    /// Completes the file; returns the number of lines.
     pub(crate) fn finish(mut self) -> io::Result<u64> {
         self.writer.flush()?;
         Ok(self.writer.lines())

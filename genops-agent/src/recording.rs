@@ -1,9 +1,9 @@
-//! Recordings: captured byte streams as JSON lines, read and written here and nowhere else.
+//! Recordings: captured byte streams as JSON lines. All reading and writing of recordings is here.
 //!
-//! A line is one event (`open`, `data`, `gap`, `close`) of one connection; what the lines mean for
-//! the pipeline is [`replay`](crate::replay)'s business. The reader streams, holds one line at a
-//! time, and names the line in every refusal. Recordings hold plaintext: the writer creates its
-//! file readable by its owner only, and no type here shows payload in `Debug`.
+//! A line is a single event (`open`, `data`, `gap`, `close`) of a connection;
+//! [`replay`](crate::replay) feeds the events to the pipeline. The reader streams, holds a single
+//! line at a time, and names the line in every refusal. Recordings hold plaintext: the writer
+//! creates a file readable by the owner only, and no type here shows payload in `Debug`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,15 +16,18 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use genops_governance::{Ancestor, HoldLevel, Mechanism, ProcessFacts, ProcessKey};
+use memchr::memchr;
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Longest line accepted, in bytes: the base64 of a body of 190 MiB. One line is held at a time.
+/// Longest line accepted, in bytes: the base64 of a body of 190 MiB. The reader holds a single line
+/// at a time.
 pub(crate) const LINE_LIMIT: usize = 256 << 20;
 
-/// Payload bytes that the writer puts on one line at most; chunk borders mean nothing.
+/// Most payload bytes written on a line; chunk borders mean nothing.
 const WRITTEN_PIECE: usize = 48 << 10;
 
-/// Which way bytes went; the client sent what is egress.
+/// Direction of bytes; egress is sent by the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Direction {
@@ -34,44 +37,44 @@ pub(crate) enum Direction {
     Ingress,
 }
 
-/// One event of a recording.
+/// An event of a recording.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Event {
-    /// Names the connection; unique within the recording.
+    /// Name of the connection; unique within the recording.
     pub(crate) conn: String,
-    /// Nanoseconds from the recording's origin; absent where the line has none.
+    /// Nanoseconds from the recording's origin; `None` if absent from the line.
     pub(crate) time_ns: Option<u64>,
-    /// What happened.
+    /// The event itself.
     pub(crate) kind: Kind,
 }
 
-/// What happened on a connection.
+/// Kind of an event on a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Facts about the connection. May come late: the stream was joined midway.
+    /// Facts about the connection. May come late if the stream was joined midway.
     Open(Box<Open>),
     /// Plaintext, in stream order for its direction.
     Data {
-        /// Which way it went.
+        /// Direction of the bytes.
         direction: Direction,
         /// The bytes.
         bytes: Payload,
     },
-    /// Bytes are missing here; how many, where that is known.
+    /// Missing bytes.
     Gap {
-        /// Which way they went.
+        /// Direction of the missing bytes.
         direction: Direction,
-        /// How many, where that is known.
+        /// Number of missing bytes, if known.
         bytes: Option<u64>,
     },
-    /// Nothing more comes.
+    /// End of the connection.
     Close,
 }
 
-/// Facts about a connection and its process; each is absent where it is not known.
+/// Facts about a connection and its process; each is absent if unknown.
 ///
-/// The published format ends with `tls`. What follows are additions: with them a replay knows the
-/// process as the run did, and decides the same.
+/// The published format ends with `tls`. The later fields are additions: with them a replay knows
+/// the process as the run did, and decides the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default)]
 pub(crate) struct Open {
@@ -81,34 +84,34 @@ pub(crate) struct Open {
     /// Name of the process (`/proc/PID/comm`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) comm: Option<String>,
-    /// Path of its executable.
+    /// Path of the executable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) exe: Option<String>,
-    /// The client's end.
+    /// Address of the client.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "address")]
     pub(crate) local: Option<SocketAddr>,
-    /// The server's end.
+    /// Address of the server.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "address")]
     pub(crate) remote: Option<SocketAddr>,
-    /// The name that the client asked for (TLS SNI).
+    /// Server name requested by the client (TLS SNI).
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "not_empty")]
     pub(crate) server_name: Option<String>,
     /// Whether the bytes were under TLS on the wire.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls: Option<bool>,
-    /// Whether the stream was seen from its first byte; where it is absent, the bytes tell.
+    /// Whether the stream was seen from its first byte; if absent, the bytes tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) from_start: Option<bool>,
-    /// How egress was held.
+    /// Mechanism of the hold on egress.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) hold: Option<Hold>,
-    /// When the process started, in nanoseconds since boot.
+    /// Start time of the process, in nanoseconds since boot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) start_ns: Option<u64>,
-    /// The process that started it.
+    /// Parent process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) parent: Option<Parent>,
-    /// Numeric user.
+    /// Numeric user id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) uid: Option<u32>,
     /// Name of the user.
@@ -123,7 +126,7 @@ pub(crate) struct Open {
     /// Container id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) container_id: Option<String>,
-    /// Kubernetes pod.
+    /// UID of the Kubernetes pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pod_uid: Option<String>,
     /// Kubernetes namespace.
@@ -132,33 +135,33 @@ pub(crate) struct Open {
     /// Kubernetes service account.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) service_account: Option<String>,
-    /// The processes above, nearest first.
+    /// Ancestor processes, nearest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) ancestry: Vec<Above>,
 }
 
-/// A process, also after its number was given to another.
+/// A process, unambiguous even after reuse of the process id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Parent {
     /// Process id.
     pub(crate) pid: u32,
-    /// When it started, in nanoseconds since boot.
+    /// Start time, in nanoseconds since boot.
     pub(crate) start_ns: u64,
 }
 
-/// A process above another.
+/// An ancestor of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Above {
     /// Process id.
     pub(crate) pid: u32,
-    /// Its name.
+    /// Name of the process.
     pub(crate) comm: String,
-    /// Path of its executable.
+    /// Path of the executable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) exe: Option<String>,
 }
 
-/// How egress was held, as `genops.enforcement.mechanism` spells it.
+/// Mechanism of the hold on egress, as `genops.enforcement.mechanism` spells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Hold {
@@ -167,14 +170,14 @@ pub(crate) enum Hold {
     /// In the send queue.
     #[serde(rename = "egress_hold")]
     Egress,
-    /// The connection itself was refused.
+    /// By refusing the connection itself.
     Connect,
-    /// Not at all.
+    /// No hold.
     None,
 }
 
 impl Hold {
-    /// As the engine has it.
+    /// Converts to the engine's type.
     pub(crate) fn level(self) -> HoldLevel {
         match self {
             Self::Lsm => HoldLevel::Held(Mechanism::Lsm),
@@ -197,7 +200,7 @@ impl From<HoldLevel> for Hold {
 }
 
 impl Open {
-    /// The process, as the engine has it; `None` where not even its number is known.
+    /// Returns the process for the engine; `None` if not even the process id is known.
     pub(crate) fn facts(&self) -> Option<ProcessFacts> {
         let key = ProcessKey { pid: self.pid?, start_ns: self.start_ns.unwrap_or(0) };
         let ancestor =
@@ -220,7 +223,7 @@ impl Open {
         })
     }
 
-    /// The same facts, as a recording has them.
+    /// Converts the engine's facts to the form of a recording.
     pub(crate) fn of(facts: &ProcessFacts) -> Self {
         let ProcessFacts {
             key,
@@ -263,7 +266,7 @@ impl Open {
     }
 }
 
-/// An address and a port; an empty one is as if absent.
+/// Reads an address and a port; an empty text is as if absent.
 fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
     let text: Option<Cow<'de, str>> = Option::deserialize(deserializer)?;
     let parse = |text: Cow<'_, str>| {
@@ -291,45 +294,45 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// A line that is not as the format says, or could not be read.
+/// A line that violates the format, or could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("line {line}: {fault}")]
 pub(crate) struct RecordingError {
-    /// Counted from 1.
+    /// Line number, counted from 1.
     pub(crate) line: u64,
-    /// What is wrong with it.
+    /// Fault of the line.
     pub(crate) fault: Fault,
 }
 
-/// What is wrong with a line.
+/// Fault of a line.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
-    /// The file could not be read on.
+    /// Reading the file failed.
     #[error("cannot be read: {0}")]
     Io(io::Error),
     /// Longer than [`LINE_LIMIT`].
     #[error("is longer than {limit} bytes; cut its data into several lines")]
     TooLong {
-        /// The limit that was passed.
+        /// Limit exceeded by the line.
         limit: usize,
     },
     /// Not a JSON object with the format's types.
     #[error("column {column}: {message}")]
     Json {
-        /// Counted from 1.
+        /// Column, counted from 1.
         column: usize,
-        /// What the JSON reader says.
+        /// Message of the JSON reader.
         message: String,
     },
-    /// A key that this type of line cannot do without.
+    /// A key required by the line's type is missing.
     #[error("a `{kind}` line needs `{key}`")]
     Missing {
         /// The line's `type`.
         kind: String,
-        /// The key.
+        /// The missing key.
         key: &'static str,
     },
-    /// A `type` that the format does not have.
+    /// A `type` unknown to the format.
     #[error("type `{0}` is not one of open, data, gap, close")]
     UnknownType(String),
     /// `data` is not base64.
@@ -337,7 +340,7 @@ pub(crate) enum Fault {
     Base64(base64::DecodeError),
 }
 
-/// A line, but for what [`Open`] has. Unknown keys are left alone: the format may grow.
+/// A line without the fields of [`Open`]. Unknown keys are ignored: the format may grow.
 #[derive(Deserialize)]
 struct Line<'a> {
     #[serde(rename = "type", borrow)]
@@ -347,19 +350,48 @@ struct Line<'a> {
     time_ns: Option<u64>,
     dir: Option<Direction>,
     #[serde(borrow)]
-    data: Option<Cow<'a, str>>,
+    data: Option<Coded<'a>>,
     bytes: Option<u64>,
 }
 
-/// Reads a recording, one event at a time.
+/// A base64 string; most of a recording. The bytes are not checked for UTF-8: the base64 decoder
+/// checks every byte anyway, and accepts fewer values.
+struct Coded<'a>(Cow<'a, [u8]>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Coded<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_bytes(CodedVisitor)
+    }
+}
+
+struct CodedVisitor;
+
+impl<'de> Visitor<'de> for CodedVisitor {
+    type Value = Coded<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_borrowed_bytes<E>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+        Ok(Coded(bytes.into()))
+    }
+
+    /// A string with escapes: some writers escape the slash.
+    fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+        Ok(Coded(bytes.to_vec().into()))
+    }
+}
+
+/// Reader of a recording, an event at a time.
 #[derive(Debug)]
 pub(crate) struct Reader<R> {
     input: R,
     /// Lines begun so far.
     line: u64,
-    /// Reused from line to line.
+    /// Buffer reused from line to line.
     buffer: Vec<u8>,
-    /// After a fault nothing more is read.
+    /// Set at the end or after a fault; nothing more is read.
     ended: bool,
     line_limit: usize,
 }
@@ -382,14 +414,14 @@ impl<R: BufRead> Reader<R> {
         Self { input, line: 0, buffer: Vec::new(), ended: false, line_limit: LINE_LIMIT }
     }
 
-    /// The next line that is not blank, in `self.buffer`; false at the end.
+    /// Reads the next non-blank line into `self.buffer`; false at the end.
     fn fill(&mut self) -> Result<bool, Fault> {
         loop {
             self.buffer.clear();
             self.line += 1;
             let limit = self.line_limit;
             let mut bounded = self.input.by_ref().take(limit as u64 + 1);
-            let read = bounded.read_until(b'\n', &mut self.buffer).map_err(Fault::Io)?;
+            let read = read_line(&mut bounded, &mut self.buffer).map_err(Fault::Io)?;
             if read == 0 {
                 return Ok(false);
             }
@@ -423,7 +455,26 @@ impl<R: BufRead> Iterator for Reader<R> {
     }
 }
 
-/// One line to one event.
+/// Appends a line to `buffer`, with the line feed. Returns the number of bytes; 0 at the end of the
+/// input. The standard library's search for the line feed costs a multiple of `memchr`'s.
+fn read_line(input: &mut impl BufRead, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    let before = buffer.len();
+    loop {
+        let piece = match input.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            piece => piece?,
+        };
+        let end = memchr(b'\n', piece).map(|at| at + 1);
+        let used = end.unwrap_or(piece.len());
+        buffer.extend_from_slice(piece.get(..used).unwrap_or_default());
+        input.consume(used);
+        if end.is_some() || used == 0 {
+            return Ok(buffer.len() - before);
+        }
+    }
+}
+
+/// Parses a line into an event.
 fn parse(line: &[u8]) -> Result<Event, Fault> {
     let Line { kind, conn, time_ns, dir, data, bytes } =
         serde_json::from_slice(line).map_err(|error| json_fault(&error))?;
@@ -433,7 +484,7 @@ fn parse(line: &[u8]) -> Result<Event, Fault> {
         "data" => {
             let direction = dir.ok_or_else(|| need("dir"))?;
             let data = data.ok_or_else(|| need("data"))?;
-            let bytes = Payload(STANDARD.decode(&*data).map_err(Fault::Base64)?);
+            let bytes = Payload(STANDARD.decode(&data.0).map_err(Fault::Base64)?);
             Kind::Data { direction, bytes }
         }
         "gap" => Kind::Gap { direction: dir.ok_or_else(|| need("dir"))?, bytes },
@@ -443,14 +494,14 @@ fn parse(line: &[u8]) -> Result<Event, Fault> {
     Ok(Event { conn: conn.into_owned(), time_ns, kind })
 }
 
-/// The reader's complaint without its own idea of a line number.
+/// Strips the JSON reader's own line number from the message.
 fn json_fault(error: &serde_json::Error) -> Fault {
     let text = error.to_string();
     let message = text.split(" at line ").next().unwrap_or(&text).to_owned();
     Fault::Json { column: error.column(), message }
 }
 
-/// A line as it is written: only the keys that have something to say.
+/// A line as written: only the keys with a value.
 #[derive(Serialize)]
 struct Written<'a, T> {
     #[serde(rename = "type")]
@@ -476,19 +527,19 @@ struct WrittenGap {
 #[derive(Serialize)]
 struct WrittenNothing {}
 
-/// Writes a recording. Times are nanoseconds since the Unix epoch, so that a replay sees the
-/// same day and hour as the run did.
+/// Writer of a recording. Times are nanoseconds since the Unix epoch, so that a replay sees the
+/// same day and hour as the run.
 #[derive(Debug)]
 pub(crate) struct Writer<W: Write> {
     output: W,
-    /// Base64 of the piece at hand, reused.
+    /// Base64 of the current piece, reused.
     encoded: String,
     /// Lines written.
     lines: u64,
 }
 
 impl Writer<BufWriter<File>> {
-    /// Creates `path`, readable by its owner only; a file that exists is refused.
+    /// Creates `path`, readable by the owner only; refuses an existing file.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         Ok(Self::new(BufWriter::with_capacity(1 << 18, file)))
@@ -506,12 +557,12 @@ impl<W: Write> Writer<W> {
         self.lines
     }
 
-    /// A connection began, or its facts became known.
+    /// Writes the beginning of a connection, or newly known facts about the connection.
     pub(crate) fn open(&mut self, time_ns: u64, conn: &str, open: &Open) -> io::Result<()> {
         self.line(&Written { kind: "open", conn, dir: None, time_ns, rest: open })
     }
 
-    /// Bytes in stream order.
+    /// Writes bytes in stream order.
     pub(crate) fn data(
         &mut self,
         time_ns: u64,
@@ -532,7 +583,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Bytes are missing; `None`: nobody knows how many.
+    /// Writes a gap; `None`: the number of missing bytes is unknown.
     pub(crate) fn gap(
         &mut self,
         time_ns: u64,
@@ -544,18 +595,18 @@ impl<W: Write> Writer<W> {
         self.line(&Written { kind: "gap", conn, dir: Some(direction), time_ns, rest })
     }
 
-    /// Nothing more comes on this connection.
+    /// Writes the end of a connection.
     pub(crate) fn close(&mut self, time_ns: u64, conn: &str) -> io::Result<()> {
         self.line(&Written { kind: "close", conn, dir: None, time_ns, rest: WrittenNothing {} })
     }
 
-    /// What was written.
+    /// Returns the output.
     #[cfg(test)]
     pub(crate) fn into_inner(self) -> W {
         self.output
     }
 
-    /// Hands what is buffered to the operating system.
+    /// Flushes buffered lines to the operating system.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.output.flush()
     }
@@ -575,7 +626,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads `text` whole and byte by byte: how the file system cuts it must not matter.
+    /// Reads `text` whole and byte by byte: the size of the reads must not matter.
     #[track_caller]
     fn check(text: &str, expected: &Expect) {
         let whole = read(Reader::new(text.as_bytes()));
@@ -695,6 +746,31 @@ mod tests {
                 line 1: column 44: EOF while parsing a string
             "]],
         );
+    }
+
+    #[test]
+    fn data_is_base64_however_its_string_is_written() {
+        check(
+            r#"{"type":"data","conn":"a","dir":"egress","data":"Pz8\/"}
+{"type":"data","conn":"a","dir":"egress","data":"\u0050z8/Pz8="}
+{"type":"data","conn":"a","dir":"egress","data":null}"#,
+            &expect![[r"
+                a None Data { direction: Egress, bytes: 3 bytes }
+                a None Data { direction: Egress, bytes: 5 bytes }
+                line 3: a `data` line needs `data`
+            "]],
+        );
+        for data in [r#""Pz8\u0000""#, r#""Pz8\ud800""#, "\"Pz8\u{9}\"", "\"Pz8\u{e9}\""] {
+            let line = format!(r#"{{"type":"data","conn":"a","dir":"egress","data":{data}}}"#);
+            let fault = read(Reader::new(line.as_bytes()));
+            assert!(fault.starts_with("line 1: `data` is not base64: "), "{data}: {fault}");
+        }
+        for (data, is) in [("7", "integer `7`"), ("[80]", "sequence"), ("{}", "map")] {
+            let line = format!(r#"{{"type":"data","conn":"a","dir":"egress","data":{data}}}"#);
+            let fault = read(Reader::new(line.as_bytes()));
+            let says = format!(": invalid type: {is}, expected a string\n");
+            assert!(fault.ends_with(&says), "{data}: {fault}");
+        }
     }
 
     #[test]

@@ -1,16 +1,13 @@
-//! One AWU as text: a JSON line, a line of the live table, or an OTLP/JSON document.
+//! Text forms of an AWU: a JSON line, a line of the live table, or an OTLP/JSON document.
 //!
-//! Only spelling here. Which attributes there are, and what they are called, is the business of
-//! `genops-governance`; a line has what [`Awu::attributes`] gives, in that order, and nothing is
-//! invented. What a peer wrote (a model's name, say) reaches a terminal without its control
-//! characters.
+//! Only spelling happens here. `genops-governance` defines the attributes and their names; a line
+//! has the attributes of [`Awu::attributes`], in the same order, and no others. Text written by a
+//! peer (a model's name, say) reaches a terminal without control characters.
 
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
 
 use crate::foreign;
-use genops_governance::{Attribute, Awu, Value};
-use serde::Serialize as _;
+use genops_governance::{Attribute, Awu, Value, hex};
 use serde::ser::{SerializeMap as _, Serializer};
 
 mod otlp;
@@ -19,41 +16,42 @@ mod table;
 
 pub(crate) use printer::Printer;
 
-/// How AWUs are printed.
+/// Output format of AWUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Output {
     /// A line of a table for people.
     Table,
-    /// A JSON object a line; keys are attribute names.
+    /// A JSON object per line; keys are attribute names.
     Json,
-    /// OTLP/JSON, a request with one span a line, as an exporter would send it.
+    /// OTLP/JSON, a request with a single span per line, as sent by an exporter.
     Otlp,
-    /// Not at all.
+    /// No output.
     None,
 }
 
-/// Turns AWUs into text.
+/// Renderer of AWUs.
 #[derive(Debug)]
 pub(crate) struct Renderer {
     output: Output,
     colour: bool,
-    /// The table's head was written.
+    /// Whether the table's head was written.
     begun: bool,
 }
 
 impl Renderer {
-    /// For the standard output as it is: colour only on a terminal, and not where `NO_COLOR` is set.
+    /// Returns a renderer for the standard output: colour only on a terminal, and only without
+    /// `NO_COLOR`.
     pub(crate) fn stdout(output: Output) -> Self {
         let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self::new(output, wanted && io::stdout().is_terminal())
     }
 
-    /// With or without colour.
+    /// Returns a renderer with or without colour.
     pub(crate) fn new(output: Output, colour: bool) -> Self {
         Self { output, colour, begun: false }
     }
 
-    /// Appends the text of one AWU to `out`, line end included.
+    /// Appends the text of an AWU to `out`, line end included.
     pub(crate) fn render(&mut self, awu: &Awu, out: &mut String) {
         match self.output {
             Output::Table => {
@@ -68,7 +66,7 @@ impl Renderer {
         }
     }
 
-    /// Writes one AWU.
+    /// Writes an AWU.
     pub(crate) fn write(&mut self, awu: &Awu, to: &mut dyn Write) -> io::Result<()> {
         let mut text = String::with_capacity(1 << 10);
         self.render(awu, &mut text);
@@ -76,13 +74,11 @@ impl Renderer {
     }
 }
 
-/// The JSON line: the attributes, then the identity of the span.
+/// Appends the JSON line: the attributes, then the identity of the span.
 pub(crate) fn json(awu: &Awu, out: &mut String) {
-    let mut bytes = Vec::with_capacity(1 << 10);
-    let mut serializer = serde_json::Serializer::new(&mut bytes);
-    let line = Line(awu).serialize(&mut serializer);
+    let line = serde_json::to_string(&Line(awu));
     debug_assert!(line.is_ok(), "writing to memory does not fail, and every key is a string");
-    out.push_str(&String::from_utf8_lossy(&bytes));
+    out.push_str(&line.unwrap_or_default());
     out.push('\n');
 }
 
@@ -95,7 +91,7 @@ impl serde::Serialize for Line<'_> {
             match value {
                 Value::Str(text) => map.serialize_entry(key, &text)?,
                 Value::Int(number) => map.serialize_entry(key, &number)?,
-                // JSON has no NaN and no infinity; a thing that is not known is absent.
+                // JSON has no NaN and no infinity; an unknown value is absent.
                 Value::Double(number) if !number.is_finite() => {}
                 Value::Double(number) => map.serialize_entry(key, &number)?,
                 Value::Bool(truth) => map.serialize_entry(key, &truth)?,
@@ -108,21 +104,12 @@ impl serde::Serialize for Line<'_> {
     }
 }
 
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        write!(text, "{byte:02x}").expect("writing to a string does not fail");
-    }
-    text
-}
-
-/// The value of an attribute, where the AWU has it.
+/// Returns the value of an attribute, if present.
 pub(crate) fn find<'a>(attributes: &'a [Attribute], key: &str) -> Option<&'a Value> {
     attributes.iter().find(|(name, _)| *name == key).map(|(_, value)| value)
 }
 
-/// The same, where it is a string.
+/// Returns the value of an attribute, if present and a string.
 pub(crate) fn find_str<'a>(attributes: &'a [Attribute], key: &str) -> Option<&'a str> {
     match find(attributes, key) {
         Some(Value::Str(text)) => Some(text),
@@ -130,7 +117,7 @@ pub(crate) fn find_str<'a>(attributes: &'a [Attribute], key: &str) -> Option<&'a
     }
 }
 
-/// The same, where it is an integer.
+/// Returns the value of an attribute, if present and an integer.
 pub(crate) fn find_int(attributes: &[Attribute], key: &str) -> Option<i64> {
     match find(attributes, key) {
         Some(Value::Int(number)) => Some(*number),
@@ -138,7 +125,7 @@ pub(crate) fn find_int(attributes: &[Attribute], key: &str) -> Option<i64> {
     }
 }
 
-/// The same, where it is a double.
+/// Returns the value of an attribute, if present and a double.
 pub(crate) fn find_double(attributes: &[Attribute], key: &str) -> Option<f64> {
     match find(attributes, key) {
         Some(Value::Double(number)) => Some(*number),
@@ -146,7 +133,7 @@ pub(crate) fn find_double(attributes: &[Attribute], key: &str) -> Option<f64> {
     }
 }
 
-/// `text` without what a terminal would obey, and at most `width` characters long.
+/// Returns `text` without characters acting on a terminal, and at most `width` characters long.
 pub(crate) fn plain(text: &str, width: usize) -> String {
     let mut shown: String =
         text.chars().take(width).map(|c| if foreign::acts(c) { '\u{fffd}' } else { c }).collect();

@@ -1,8 +1,8 @@
-//! `replay`: a recording through the same engine as `run`, with no kernel and no privilege.
+//! `replay`: feeds a recording to the same engine as `run`, with no kernel and no privilege.
 //!
 //! The recorded times are the clock and the identities come from a fixed seed, so that the same
-//! recording and configuration always give the same AWUs. What is refused here ends its
-//! connection, as in a run: what the recording has of it afterwards is not read.
+//! recording and configuration always give the same AWUs. As in a run, a refusal ends the
+//! connection: the rest of the connection's recording is not read.
 
 use std::collections::HashMap;
 use std::io::BufRead;
@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::recording::{self, Event, Kind, Open, Reader, RecordingError};
 use crate::render::{self, Renderer};
 
-/// Identities in a replay come from here: the same each time, unlike any run's.
+/// Seed of identities in a replay: the same each time, unlike any run's.
 const SEED: [u8; 32] = *b"genops-agent replay: fixed seed.";
 
 /// Run the pipeline over a recording, without a kernel and without privilege
@@ -43,7 +43,6 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    /// Runs the command.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let Self { recording, config, output } = self;
         let config = Config::load_or_default(config.path.as_deref())?;
@@ -79,31 +78,31 @@ impl Replay {
     }
 }
 
-/// Why a replay ended early.
+/// Reason for an early end of a replay.
 #[derive(Debug)]
 pub(crate) enum ReplayError {
-    /// The recording is not as it should be. What was complete before it has been reported.
+    /// The recording is invalid. AWUs completed before the fault have been reported.
     Recording(RecordingError),
-    /// The AWUs could not be handed on.
+    /// The AWUs could not be passed on.
     Output(std::io::Error),
 }
 
-/// Feeds a recording to an engine and hands on what comes out.
+/// Feeds a recording to an engine and passes the outputs on.
 pub(crate) struct Replayer<F> {
     engine: Engine,
     enforces: bool,
-    /// Connections that are open, by their name in the recording.
+    /// Open connections, by name in the recording.
     open: HashMap<String, Connection>,
     /// Connections seen so far.
     count: u64,
-    /// The last time seen.
+    /// The latest time seen.
     now_ns: u64,
     sink: F,
 }
 
 struct Connection {
     id: ConnId,
-    /// It was refused: nothing more of it is read.
+    /// The connection was refused: the rest is not read.
     denied: bool,
 }
 
@@ -114,7 +113,7 @@ impl<F> std::fmt::Debug for Replayer<F> {
 }
 
 impl<F: FnMut(&Output) -> std::io::Result<()>> Replayer<F> {
-    /// A replayer on `config`, with empty accounts.
+    /// Returns a replayer on `config`, with empty accounts.
     pub(crate) fn new(config: &Config, sink: F) -> Self {
         Self {
             engine: Engine::new(config.settings(), Ledger::new(), SEED),
@@ -126,7 +125,7 @@ impl<F: FnMut(&Output) -> std::io::Result<()>> Replayer<F> {
         }
     }
 
-    /// Feeds everything, in order, and closes what is still open at the end.
+    /// Feeds all events in order, and closes all open connections at the end.
     pub(crate) fn replay<R: BufRead>(&mut self, events: Reader<R>) -> Result<(), ReplayError> {
         let mut fault = None;
         for event in events {
@@ -171,7 +170,7 @@ impl<F: FnMut(&Output) -> std::io::Result<()>> Replayer<F> {
         self.drain()
     }
 
-    /// Time goes on to `until`; what is due before then happens at its own time.
+    /// Moves the clock to `until_ns`; anything due earlier happens at its own time.
     fn advance(&mut self, until_ns: u64) -> Result<(), ReplayError> {
         while let Some(due_ns) = self.engine.next_deadline().filter(|due| *due <= until_ns) {
             self.now_ns = self.now_ns.max(due_ns);
@@ -186,16 +185,18 @@ impl<F: FnMut(&Output) -> std::io::Result<()>> Replayer<F> {
         Ok(())
     }
 
-    /// The connection of that name, joined midway where it was not opened; `None`: refused before.
+    /// Returns the connection `name`, joined midway if not opened; `None`: already refused.
     fn connection(&mut self, name: &str) -> Option<ConnId> {
-        if !self.open.contains_key(name) {
-            let nothing_known = Open { from_start: Some(false), ..Open::default() };
-            self.facts(name.to_owned(), nothing_known);
+        let allowed = |known: &Connection| (!known.denied).then_some(known.id);
+        if let Some(known) = self.open.get(name) {
+            return allowed(known);
         }
-        self.open.get(name).filter(|connection| !connection.denied).map(|it| it.id)
+        let nothing_known = Open { from_start: Some(false), ..Open::default() };
+        self.facts(name.to_owned(), nothing_known);
+        self.open.get(name).and_then(allowed)
     }
 
-    /// What is known of a connection: it begins with that, or learns it.
+    /// Opens a connection with the known facts, or adds facts to an open connection.
     fn facts(&mut self, name: String, open: Open) {
         let now = self.now();
         let process = open.facts();
@@ -214,7 +215,7 @@ impl<F: FnMut(&Output) -> std::io::Result<()>> Replayer<F> {
         let id = ConnId(self.count);
         self.count += 1;
         let hold = hold.map_or_else(|| self.hold(key), recording::Hold::level);
-        // Whoever did not write it may not have known: the decoder finds out from the bytes.
+        // A recording without the field may not know: the decoder finds out from the bytes.
         let from_start = from_start.unwrap_or(false);
         let opened = ConnectionOpen {
             name: name.clone(),
@@ -232,15 +233,15 @@ impl<F: FnMut(&Output) -> std::io::Result<()>> Replayer<F> {
         self.open.insert(name, Connection { id, denied: false });
     }
 
-    /// Where the recording does not say whether it was held: as a run with this configuration
-    /// would, on a kernel that can.
+    /// Level of hold for a connection without a recorded hold: as in a run with the same
+    /// configuration, on a capable kernel.
     fn hold(&self, process: Option<ProcessKey>) -> HoldLevel {
         let enforced =
             process.map_or(self.enforces, |key| self.engine.principal_mode(key) == Mode::Enforce);
         if enforced { HoldLevel::Held(Mechanism::EgressHold) } else { HoldLevel::None }
     }
 
-    /// Hands on what came out, and ends what was refused.
+    /// Passes the outputs on, and ends refused connections.
     fn drain(&mut self) -> Result<(), ReplayError> {
         let mut denied = Vec::new();
         for output in self.engine.outputs() {

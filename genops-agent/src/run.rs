@@ -1,8 +1,8 @@
-//! The running agent: one thread owns all state, and goes round one loop.
+//! The running agent: a single thread owns all state and runs the main loop.
 //!
-//! Wait for the kernel's records, feed them to the engine, write down what it decided, make that
-//! durable, and only then write the verdicts. Printing, exporting and discovery have threads of their
-//! own and can't hold a verdict back.
+//! Each round waits for the kernel's records, feeds them to the engine, writes the decisions to
+//! evidence, makes the evidence durable, and only then writes the verdicts. Printing, exporting and
+//! discovery have separate threads and can't hold a verdict back.
 
 pub(crate) mod absence;
 mod agent;
@@ -10,6 +10,7 @@ mod capture;
 mod contacts;
 mod coverage;
 mod enforcer;
+mod flood;
 mod lineage;
 mod names;
 mod pages;
@@ -37,27 +38,28 @@ use crate::{
     record::{Facts, Recorder, Room},
     recording::Direction,
     render::Output,
+    service::Service,
 };
 pub(crate) use pages::ReadMemory;
 
 use agent::Agent;
 use capture::{Capture, Purpose, Woken, signals};
 
-/// How long records are taken before it is looked at the time.
+/// Longest time of taking records before the loop's other work.
 const AT_A_STRETCH: Duration = Duration::from_millis(20);
-/// How long records are taken that came before the end.
+/// Longest time of taking records captured before the end.
 const AT_THE_END: Duration = Duration::from_secs(2);
 
-/// How `run` was asked for, beside the configuration.
+/// Options of `run` beside the configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
-    /// How AWUs are printed.
+    /// Output format of AWUs.
     pub(crate) output: Output,
-    /// Attach programs that do nothing.
+    /// Attach programs without any work.
     pub(crate) floor: bool,
-    /// Read again on SIGHUP, and when it changes.
+    /// Configuration file, read again on SIGHUP and on a change.
     pub(crate) config_path: Option<PathBuf>,
-    /// Why it is not what the agent starts with.
+    /// Reason for refusing the file, if the agent starts with another configuration.
     pub(crate) refused: Option<String>,
 }
 
@@ -69,7 +71,7 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
     }
     let purpose = if options.floor { Purpose::Floor } else { Purpose::Govern };
     let mut capture = Capture::start(&config, kernel_settings(&config), purpose, &metrics)?;
-    // Without a file a SIGHUP asks for nothing, and ends nothing.
+    // Without a file a SIGHUP has no effect, and ends nothing.
     let asked = signals(&[signal_hook::consts::SIGHUP])?;
     let watch = match options.config_path {
         Some(path) => Some(Watch::start(path, &config, asked, capture.reread()?)?),
@@ -77,7 +79,7 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
     };
     let nice = config.capture.nice;
     if let Some(why) = &options.refused {
-        // Before it is ready.
+        // Reported before the agent is ready.
         agent::refused(&metrics, why);
     }
     let mut agent = Agent::start(config, options.output, watch, &mut capture, &metrics)?;
@@ -85,6 +87,7 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
         agent.keep_configuration();
     }
     agent.adopt(&mut capture.maps);
+    let service = Service::start(Arc::clone(&metrics))?;
     set_priority(nice);
     loop {
         match capture.wait(agent.patience())? {
@@ -95,14 +98,16 @@ pub(crate) fn run(config: Config, options: Options) -> Result<()> {
         work_off(&mut agent, &mut capture, AT_A_STRETCH);
         agent.take_pages(&mut capture.maps);
         agent.tick(&mut capture);
+        service.goes_on();
     }
+    Service::ends();
     work_off(&mut agent, &mut capture, AT_THE_END);
     agent.finish(&mut capture);
     Ok(())
 }
 
-/// Takes what the kernel has reported, for so long at most: who writes faster than that is read keeps nobody
-/// from deadlines, the heartbeat and the end.
+/// Takes the kernel's records, for at most `patience`: a program writing faster than the agent
+/// reads must not delay deadlines, the heartbeat and the end.
 fn work_off(agent: &mut Agent, capture: &mut Capture, patience: Duration) {
     let end = Instant::now() + patience;
     while capture.drain(|maps, record| agent.handle(maps, record)) > 0 {
@@ -113,7 +118,7 @@ fn work_off(agent: &mut Agent, capture: &mut Capture, patience: Duration) {
     }
 }
 
-/// Records until a signal, the time or the size ends it; how many lines were written.
+/// Records until a signal, the time or the size ends the recording; returns the number of lines.
 pub(crate) fn record(
     config: &Config,
     mut recorder: Recorder,
@@ -133,20 +138,22 @@ pub(crate) fn record(
         });
         ending =
             capture.wait(patience)? == Woken::Stop || end.is_some_and(|end| Instant::now() >= end);
-        // What was captured by then is written, also at the end.
+        // Everything captured by then is written, also at the end.
+        let stretch = Instant::now() + if ending { AT_THE_END } else { AT_A_STRETCH };
         while matches!(outcome, Ok(Room::Left))
             && capture.drain(|_, record| {
                 if matches!(outcome, Ok(Room::Left)) {
                     outcome = write(&mut recorder, &identities, record);
                 }
             }) > 0
+            && Instant::now() < stretch
         {}
     }
     outcome?;
     Ok(recorder.finish()?)
 }
 
-/// One record of the kernel into the recording.
+/// Writes a record of the kernel to the recording.
 fn write(
     recorder: &mut Recorder,
     identities: &Identities,
@@ -180,7 +187,7 @@ fn write(
                 remote: Some(socket.remote),
                 from_start: true,
             };
-            // It says no time: it came with what was captured last.
+            // A join has no time: take the time of the last captured data.
             recorder.open(recorder.latest_unix_ns(), ConnId(join.conn), facts)?;
         }
         Record::Close(close) => {
@@ -188,7 +195,7 @@ fn write(
         }
         Record::TimedOut(_)
         | Record::Unexplained(_)
-        | Record::Exec(_)
+        | Record::Exec(..)
         | Record::Exit(_)
         | Record::Fork(_)
         | Record::Contact(..)
@@ -198,10 +205,11 @@ fn write(
     Ok(Room::Left)
 }
 
-/// The priority of this thread, which every held request waits for. With a busy host's share of an ordinary thread
-/// it is too slow for hundreds of clients at once, which then wait for each other, and the ring buffer overflows.
+/// Sets the priority of the calling thread; every held request waits for it. On a busy host, an
+/// ordinary thread is too slow for hundreds of concurrent clients: the clients then wait for each
+/// other, and the ring buffer overflows.
 fn set_priority(nice: i32) {
-    // Nothing but the calling thread (setpriority(2), "C library/kernel differences").
+    // Affects only the calling thread (setpriority(2), "C library/kernel differences").
     if let Err(error) = rustix::process::setpriority_process(None, nice) {
         eprintln!(
             "genops-agent: `capture.nice` {nice}: {error}; it needs CAP_SYS_NICE. On a busy host requests may wait longer"
@@ -209,13 +217,13 @@ fn set_priority(nice: i32) {
     }
 }
 
-/// When a hold is ended: a tenth before the deadline that was promised, so that the push or the end of
-/// the socket comes within it.
+/// Deadline of a hold in the kernel: 90 % of the promised deadline, so that the push or the end of
+/// the socket comes in time.
 fn hold_deadline(config: &Config) -> Duration {
     config.hold_deadline.mul_f64(0.9)
 }
 
-/// What the kernel programs are told.
+/// Settings for the kernel programs.
 fn kernel_settings(config: &Config) -> Settings {
     Settings {
         hold_deadline_ns: ns(hold_deadline(config)),
@@ -232,8 +240,8 @@ fn kernel_settings(config: &Config) -> Settings {
     }
 }
 
-/// How long the agent may say nothing until it is taken to be away: longer than a busy machine delays it, and never
-/// within a deadline.
+/// Time of silence until the agent counts as absent: longer than delays of a busy machine, and
+/// never within a deadline.
 fn absent_after(config: &Config) -> Duration {
     (hold_deadline(config) * 2).max(Duration::from_secs(2))
 }

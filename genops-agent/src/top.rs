@@ -1,8 +1,8 @@
-//! `top`: what the running agent sees, live in a terminal.
+//! `top`: AWUs of the running agent, live in a terminal.
 //!
-//! Reads the AWUs from the agent's [socket](crate::control), adds them up by principal and model,
-//! and draws. The few escape sequences that this needs are written by hand: a terminal library
-//! would be the largest dependency of the smallest command.
+//! Reads the AWUs from the agent's [socket](crate::control), sums by principal and model, and
+//! draws. The few escape sequences needed are written by hand: a terminal library would be the
+//! largest dependency of the smallest command.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,19 +20,19 @@ use crate::render::plain;
 
 mod screen;
 
-/// Lines of the table at most; what comes after is added up as one.
+/// Most lines of the table; further principals and models are summed in a single line.
 const ROW_LIMIT: usize = 1_000;
 
-/// Calls remembered for the list of the latest ones.
+/// Calls remembered for the list of the latest calls.
 const LATEST: usize = 16;
 
 /// Lines read ahead of the drawing.
 const QUEUE: usize = 1_024;
 
-/// How often the screen is drawn anew.
+/// Interval between redraws.
 const REDRAW: Duration = Duration::from_millis(500);
 
-/// Show what the running agent sees, live
+/// Show the calls seen by the running agent, live
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  genops-agent top\n  genops-agent top --seconds 10\n\n\
     q ends it. With --seconds, or where the output is no terminal, the totals are printed once at \
@@ -41,13 +41,12 @@ pub(crate) struct Top {
     /// The agent's socket.
     #[arg(long, value_name = "PATH", default_value = control::SOCKET)]
     socket: PathBuf,
-    /// Collect for so many seconds, print the totals, and end.
+    /// Collect for N seconds, print the totals, and end.
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
 }
 
 impl Top {
-    /// Runs the command.
     pub(crate) fn run(self) -> Result<(), Failure> {
         let Self { socket, seconds } = self;
         let lines = control::watch_lines(&socket).with_context(|| {
@@ -90,7 +89,7 @@ fn collect(lines: &Receiver<String>, totals: &mut Totals, until: Option<Instant>
     }
 }
 
-/// Draws until `q` or the agent's end.
+/// Draws until `q` or the end of the agent.
 fn show(lines: &Receiver<String>, totals: &mut Totals) -> anyhow::Result<()> {
     let screen = screen::Screen::enter().context("terminal")?;
     loop {
@@ -125,7 +124,7 @@ struct Sums {
 impl Sums {
     fn add(&mut self, awu: &Map<String, Value>) {
         let count = |key: &str| awu.get(key).and_then(Value::as_u64).unwrap_or(0);
-        // What is only assumed is no cost: an unknown price is taken for the dearest one.
+        // An assumed cost does not count: an unknown price is replaced by the highest known price.
         let assumed = ["genops.accounting.incomplete", "genops.accounting.price_assumed"]
             .iter()
             .any(|key| awu.get(*key) == Some(&Value::Bool(true)));
@@ -143,16 +142,16 @@ impl Sums {
     }
 }
 
-/// What a line of the table is about.
+/// Subject of a line of the table: principal, provider, model.
 type Key = (String, String, String);
 
-/// Everything since the start of `top`.
+/// Totals since the start of `top`.
 #[derive(Debug)]
 struct Totals {
     since: Instant,
     all: Sums,
     rows: BTreeMap<Key, Sums>,
-    /// The newest first.
+    /// Newest first.
     latest: std::collections::VecDeque<String>,
 }
 
@@ -162,7 +161,7 @@ impl Totals {
         Self { since: Instant::now(), all, rows, latest }
     }
 
-    /// One line of the agent; an empty one is a sign of life.
+    /// Adds a line of the agent; an empty line is a sign of life.
     fn add_line(&mut self, line: &str) {
         if let Ok(Value::Object(awu)) = serde_json::from_str(line) {
             self.add(&awu);
@@ -190,7 +189,7 @@ impl Totals {
         self.rows.entry(key).or_default().add(awu);
     }
 
-    /// The screen as text, at most `width` by `height` characters.
+    /// Draws the screen as text, at most `width` by `height` characters.
     fn draw(&self, width: usize, height: usize, live: bool) -> String {
         let mut lines = vec![self.summary(), String::new(), head()];
         let mut rows: Vec<_> = self.rows.iter().collect();
@@ -236,7 +235,7 @@ fn row((principal, provider, model): &Key, sums: &Sums) -> String {
     columns([principal, model, provider], [calls, blocked, warned, errors, usd, input, output])
 }
 
-/// One line of the table: what matters most fits 80 columns.
+/// Formats a line of the table: the most important columns fit 80 characters.
 fn columns([principal, model, provider]: [&str; 3], numbers: [String; 7]) -> String {
     let [calls, blocked, warned, errors, usd, input, output] = numbers;
     let (principal, model, provider) =

@@ -1,23 +1,24 @@
-//! Where a socket stands in its TLS records, and how much of what it sent is explained by plaintext that
-//! was read.
+//! Position of a socket in its TLS records, and the part of the sent records explained by plaintext
+//! read before.
 //!
-//! One function, [`Cursor::step`] in [`follow`], follows the records of a packet (RFC 8446 §5.1). The kernel program, the
-//! property test and the fuzz target run the same code; it reads the packet through [`Bytes`] alone.
+//! A single function, [`Cursor::step`] in [`follow`], follows the records of a packet (RFC 8446
+//! §5.1). The kernel program, the property test and the fuzz target run the same code; the code
+//! reads the packet through [`Bytes`] alone.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Most steps through one packet: a record takes two, its head in pieces five more. A packet with more records
-/// than that is not followed: [`Fate::Unexplained`].
+/// Maximum of steps through a packet: a record takes two, a head in pieces five more. A packet with
+/// more records is not followed: [`Fate::Unexplained`].
 pub(crate) const STEPS: u32 = 144;
-/// Largest record: 2^14 bytes of plaintext and 256 of everything else (RFC 8446 §5.2), or 2,048 (RFC 5246
-/// §6.2.3).
+/// Largest record: 2^14 bytes of plaintext and 256 of everything else (RFC 8446 §5.2), or 2,048
+/// (RFC 5246 §6.2.3).
 const RECORD_MAX: u32 = 16_384 + 2_048;
-/// Content of an alert (RFC 8446 §6) or of a `KeyUpdate` (§4.6.3), which libraries send by themselves.
+/// Content of an alert (RFC 8446 §6) or of a `KeyUpdate` (§4.6.3), sent by libraries on their own.
 pub(crate) const SMALL_LEN: u64 = 5;
-/// How many such records a connection may send.
+/// Maximum of small unexplained records of a connection.
 pub(crate) const SMALL_RECORDS: u8 = 4;
 
-/// What of a record a cipher adds to the plaintext.
+/// Bytes added by a cipher to the plaintext of a record.
 mod overhead {
     /// TLS 1.3: content type and tag (RFC 8446 §5.2).
     pub(super) const TLS13: u8 = 17;
@@ -36,21 +37,21 @@ mod content {
     pub(super) const APPLICATION_DATA: u8 = 23;
 }
 
-/// How far a connection is, for [`Cursor::phase`].
+/// Progress of a connection, for [`Cursor::phase`].
 pub mod phase {
-    /// Nobody knows where a record begins: nothing can be said.
+    /// The beginning of a record is not known: the cursor cannot follow.
     pub const UNKNOWN: u8 = 0;
     /// Before `ChangeCipherSpec`.
     pub const HANDSHAKE: u8 = 1;
-    /// Behind it: `Finished` comes next.
+    /// After `ChangeCipherSpec`: `Finished` comes next.
     pub const CHANGED: u8 = 2;
     /// Application data.
     pub const OPEN: u8 = 3;
-    /// What was sent are no TLS records.
+    /// The socket sent bytes other than TLS records.
     pub const LOST: u8 = 4;
 }
 
-/// Position in the records that a socket sends.
+/// Position in the TLS records sent by a socket.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -58,70 +59,71 @@ pub mod phase {
 pub struct Cursor {
     /// Position in the plaintext of the connection up to which records have left.
     pub explained: u64,
-    /// TCP's sequence number of the first byte that has not left.
+    /// TCP sequence number of the first byte still to leave.
     pub next: u32,
-    /// Bytes of the record under way that have not left.
+    /// Bytes of the current record still to leave.
     pub left: u32,
-    /// Beginning of a record head that was cut.
+    /// Beginning of a record header split over packets.
     pub head: [u8; 5],
     /// Bytes of `head` in use.
     pub head_len: u8,
-    /// One of [`phase`].
+    /// A constant of [`phase`].
     pub phase: u8,
-    /// Small records that left unexplained.
+    /// Number of small records let go unexplained.
     pub small: u8,
-    /// By how much a record is longer than its plaintext; 0 while not known.
+    /// Difference in length between a record and its plaintext; 0 while not known.
     pub overhead: u8,
     /// Zero.
     pub reserved: [u8; 7],
 }
 
-/// What of the plaintext may leave.
+/// The plaintext allowed to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Position up to which plaintext was seen.
     pub seen_to: u64,
-    /// Position up to which it may leave; [`Bounds::FREE`]: everything may.
+    /// Position up to which plaintext may leave; [`Bounds::FREE`]: all plaintext may leave.
     pub released_to: u64,
 }
 
 impl Bounds {
-    /// [`Bounds::released_to`] of a socket that is followed and not held.
+    /// [`Bounds::released_to`] of a socket followed and not held.
     pub const FREE: u64 = u64::MAX;
-    /// Everything may leave.
+    /// All bytes may leave.
     pub const ALL: Self = Self { seen_to: Self::FREE, released_to: Self::FREE };
 }
 
-/// What becomes of a packet.
+/// Decision about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It may leave.
+    /// The packet may leave.
     Passes,
-    /// It carries plaintext that was seen and not released.
+    /// The packet carries plaintext seen and not released.
     Waits,
-    /// It carries more than the plaintext that was seen, or nobody can tell.
+    /// The packet carries more than the plaintext seen, or the content cannot be told.
     Unexplained,
 }
 
 /// The payload of a packet.
 pub trait Bytes {
-    /// Five bytes at a position.
+    /// Returns the five bytes at a position.
     fn five(&self, at: u32) -> Option<[u8; 5]>;
-    /// One byte.
+    /// Returns the byte at a position.
     fn one(&self, at: u32) -> Option<u8>;
 }
 
-/// A [`Fate`] so far, and how many bytes that concerns; a number, as functions of the kernel programs have them.
+/// [`Fate`] so far, and the number of bytes concerned: packed into a number, because functions of
+/// the kernel programs pass numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step(pub u64);
 
 impl Step {
     const WAITS: u64 = 1 << 32;
     const UNEXPLAINED: u64 = 2 << 32;
-    /// Nothing may leave, for want of anything to follow.
+    /// No byte may leave, for want of a cursor to follow.
     pub const STOP: u64 = Self::UNEXPLAINED;
 
-    /// The lower half.
+    /// Returns the lower half.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "as below")]
     #[expect(clippy::cast_possible_truncation, reason = "the upper half is the fate")]
@@ -143,7 +145,7 @@ impl Step {
     }
 }
 
-/// Goes through the `len` bytes of a packet by steps, each given where it begins.
+/// Goes through the `len` bytes of a packet in steps; `step` gets the position of its beginning.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "as below")]
 pub fn follow(len: u32, mut step: impl FnMut(u32) -> Step) -> Fate {
@@ -167,14 +169,15 @@ pub fn follow(len: u32, mut step: impl FnMut(u32) -> Step) -> Fate {
 }
 
 impl Cursor {
-    /// At the beginning of a handshake, before the `ClientHello` whose first byte is at `next`.
+    /// Creates a cursor at the beginning of a handshake, before the `ClientHello` with its first
+    /// byte at `next`.
     #[must_use]
     pub const fn at_handshake(next: u32) -> Self {
         Self { phase: phase::HANDSHAKE, ..Self::at(next) }
     }
 
-    /// At a record of application data that carries `explained` onwards, each `overhead` longer than its
-    /// plaintext.
+    /// Creates a cursor at a record of application data carrying plaintext from position
+    /// `explained` on; each record is `overhead` bytes longer than its plaintext.
     #[must_use]
     pub const fn at_data(next: u32, explained: u64, overhead: u8) -> Self {
         Self { phase: phase::OPEN, explained, overhead, ..Self::at(next) }
@@ -194,14 +197,14 @@ impl Cursor {
         }
     }
 
-    /// Follows the `len` bytes of payload at `at`, the first of which is the next to leave. If they may not, the
-    /// cursor is of no more use: take a copy.
+    /// Follows the `len` bytes of payload at `at`, starting with the next byte to leave. If the
+    /// bytes may not leave, the cursor is of no more use: pass a copy.
     pub fn walk(&mut self, bytes: &impl Bytes, at: u32, len: u32, bounds: Bounds) -> Fate {
         follow(len, |done| self.step(bytes, at + done, len - done, bounds))
     }
 
-    /// One step through the `rest` bytes at `at`: to the end of the record under way, or over what there is of the
-    /// next one's head.
+    /// Takes a step through the `rest` bytes at `at`: to the end of the current record, or over the
+    /// available part of the next record's header.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "one program, one body: the verifier knows its state")]
     pub fn step(&mut self, bytes: &impl Bytes, at: u32, rest: u32, bounds: Bounds) -> Step {
@@ -226,7 +229,7 @@ impl Cursor {
         Step::of(fate, taken)
     }
 
-    /// The next record's head, once it is whole, and how many bytes of it are at `at`.
+    /// Returns the header of the next record, once complete, and the number of its bytes at `at`.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "as above")]
     fn head(&mut self, bytes: &impl Bytes, at: u32, rest: u32) -> Option<(Option<[u8; 5]>, u32)> {
@@ -234,7 +237,8 @@ impl Cursor {
             return Some((Some(bytes.five(at)?), 5));
         }
         let byte = bytes.one(at)?;
-        // Each at its own constant place: the verifier takes no other into the map's value.
+        // Each byte at a constant place: the verifier accepts no variable offset into the map's
+        // value.
         match self.head_len {
             0 => self.head[0] = byte,
             1 => self.head[1] = byte,
@@ -276,7 +280,8 @@ impl Cursor {
         Fate::Passes
     }
 
-    /// A record of application data. The first of TLS 1.3 is `Finished`: 4 bytes and a hash (RFC 8446 §4.4.4).
+    /// Follows a record of application data. The first of TLS 1.3 is `Finished`: 4 bytes and a hash
+    /// (RFC 8446 §4.4.4).
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "as above")]
     fn data(&mut self, len: u32, bounds: Bounds) -> Fate {
@@ -298,7 +303,7 @@ impl Cursor {
             self.explained = need;
             return Fate::Passes;
         }
-        // What has left has left.
+        // Bytes already sent count as seen and released.
         let released_to = max(bounds.released_to, self.explained);
         let seen_to = max(bounds.seen_to, self.explained);
         if need <= released_to {
@@ -324,7 +329,7 @@ impl Cursor {
     }
 }
 
-/// What a record of `len` bytes carries at least.
+/// Returns the minimum of plaintext in a record of `len` bytes.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "as above")]
 fn plain_len(len: u32, overhead: u8) -> u64 {
@@ -342,8 +347,9 @@ fn max(a: u64, b: u64) -> u64 {
     if a > b { a } else { b }
 }
 
-/// From the length of TLS 1.2's `Finished`, 16 bytes of plaintext (RFC 5246 §7.4.9). With CBC (§6.2.3.2) the
-/// record has 16 bytes of IV, a MAC of 20, 32 or 48 and 1 to 16 of padding, of which the most is taken.
+/// Returns the overhead, derived from the length of TLS 1.2's `Finished`, 16 bytes of plaintext
+/// (RFC 5246 §7.4.9). With CBC (§6.2.3.2) the record has 16 bytes of IV, a MAC of 20, 32 or 48 and
+/// 1 to 16 of padding; the function assumes the maximum of padding.
 const fn overhead_of_tls12(len: u32) -> u8 {
     match len {
         32 => overhead::CHACHA,
@@ -354,8 +360,8 @@ const fn overhead_of_tls12(len: u32) -> u8 {
     }
 }
 
-/// By how much the records of a connection are longer than their plaintext, from one of `len` bytes that
-/// carries `plain`; none where no cipher does that.
+/// Returns the overhead of a connection's records, derived from a record of `len` bytes with
+/// `plain` bytes of plaintext; `None` if no cipher has the difference.
 #[must_use]
 pub const fn overhead_of_record(len: u32, plain: u32) -> Option<u8> {
     match len.wrapping_sub(plain) {

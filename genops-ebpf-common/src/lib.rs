@@ -1,8 +1,8 @@
-//! What the kernel programs and the agent say to each other: the records of the ring buffer, and the
-//! keys and values of the maps.
+//! Records of the ring buffer, and keys and values of the maps, shared by the kernel programs and
+//! the agent.
 //!
-//! Every type is `repr(C)` without padding, which the zerocopy derives prove. Records are read by
-//! [`Record::parse`] alone; it is total, and tested without a kernel.
+//! Every type is `repr(C)` without padding, proved by the zerocopy derives. Only [`Record::parse`]
+//! reads records: a total function, tested without a kernel.
 #![no_std]
 
 mod cursor;
@@ -13,32 +13,33 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub use cursor::{Bounds, Bytes, Cursor, Fate, Step, follow, overhead_of_record, phase};
 
-/// Number of the layout of maps and records. One more with each change of any of them, so that an agent never
-/// takes over the maps of another layout.
+/// Version of the layout of maps and records. Every change of the layout increments the version, so
+/// that an agent never takes over maps of another layout.
 pub const LAYOUT: u32 = 6;
 
 /// Length of `task_struct.comm` (`include/linux/sched.h`, `TASK_COMM_LEN`), with its final NUL.
 pub const COMM_LEN: usize = 16;
 
-/// In what `/proc/PID/stat` counts the start of a process: a second has `USER_HZ` of it, which is 100
-/// (`include/asm-generic/param.h`). Programs and agent name a process by its number and this time.
+/// Unit of a process's start time in `/proc/PID/stat`, in nanoseconds: 1 second / `USER_HZ`, and
+/// `USER_HZ` is 100 (`include/asm-generic/param.h`). Programs and agent identify a process by its
+/// pid and its start time.
 pub const TICK_NS: u64 = 10_000_000;
 
-/// Most bytes of a host name or of a path's end that the kernel programs compare.
+/// Maximum length of a host name or of a path's end compared by the kernel programs, in bytes.
 pub const NAME_LEN: usize = 128;
 
-/// Payload capacities of the [`Data`] records, ascending. The ring buffer reserves fixed sizes, so a
-/// record takes the smallest class that its payload fits in.
+/// Payload capacities of the [`Data`] records, ascending. The ring buffer reserves fixed sizes, so
+/// a record takes the smallest class with room for its payload.
 pub const DATA_CLASSES: [usize; 4] = [256, 1024, 4096, PIECE_LEN];
 
 /// Largest payload of one [`Data`] record: a TLS record's limit (RFC 8446 §5.1).
 pub const PIECE_LEN: usize = 16_384;
 
-/// Most bytes of one TLS library call that are captured, whatever the configuration says: bounds the
+/// Maximum of captured bytes per TLS library call, whatever the configuration says: bounds the
 /// program's loop.
 pub const CALL_LIMIT_MAX: u64 = 16 << 20;
 
-/// Identifies what a record is; the first four bytes of each.
+/// Type of a record: the first four bytes of each record.
 pub mod kind {
     /// A [`crate::Data`] record.
     pub const DATA: u32 = 1;
@@ -50,9 +51,9 @@ pub mod kind {
     pub const CLOSE: u32 = 4;
     /// A [`crate::TimedOut`] record.
     pub const TIMED_OUT: u32 = 5;
-    /// A [`crate::Process`] record that says that a process began to run a program.
+    /// An [`crate::Exec`] record: a process began to run a program.
     pub const EXEC: u32 = 6;
-    /// A [`crate::Process`] record that says that a process ended.
+    /// A [`crate::Process`] record: a process ended.
     pub const EXIT: u32 = 7;
     /// A [`crate::Contact`] record.
     pub const CONTACT: u32 = 8;
@@ -66,21 +67,22 @@ pub mod kind {
     pub const UNEXPLAINED: u32 = 12;
 }
 
-/// [`Data::direction`]: what the program sent.
+/// [`Data::direction`]: sent by the program.
 pub const EGRESS: u8 = 0;
-/// [`Data::direction`]: what the program received.
+/// [`Data::direction`]: received by the program.
 pub const INGRESS: u8 = 1;
 
-/// [`Data::flags`]: the kernel holds the socket until a verdict for these bytes.
+/// [`Data::flags`]: the kernel holds the socket until a verdict for the bytes.
 pub const DATA_HELD: u8 = 1;
-/// [`Data::flags`]: bytes before this record were left out because the call exceeded the limit.
+/// [`Data::flags`]: bytes before the record were left out because the call exceeded the limit.
 pub const DATA_CUT: u8 = 2;
-/// [`Data::flags`]: the kernel denied these bytes by itself, as the agent had told it in [`DeniedKey`].
+/// [`Data::flags`]: the kernel denied these bytes by itself, on the agent's earlier instruction in
+/// [`DeniedKey`].
 pub const DATA_DENIED: u8 = 4;
-/// [`Data::flags`]: the first piece of a call: the library has taken everything before it.
+/// [`Data::flags`]: the first piece of a call: the library has taken all bytes before the piece.
 pub const DATA_FIRST: u8 = 8;
 
-/// Plaintext that went into or came out of a TLS library; `captured_len` bytes of payload follow.
+/// Plaintext passed into or out of a TLS library; `captured_len` bytes of payload follow.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Data {
@@ -100,21 +102,21 @@ pub struct Data {
     pub offset: u64,
     /// Thread-group id in the initial pid namespace.
     pub tgid: u32,
-    /// Bytes of payload that follow.
+    /// Bytes of payload after the header.
     pub captured_len: u32,
 }
 
-/// What made the programs take a connection for AI traffic.
+/// Reason for taking a connection for AI traffic.
 pub mod origin {
-    /// The server name that the program gave to its TLS library.
+    /// The server name passed by the program to its TLS library.
     pub const SERVER_NAME: u32 = 0;
     /// The host or the path of an HTTP/1 request.
     pub const REQUEST: u32 = 1;
-    /// It speaks HTTP/2, its beginning was not seen, and so nobody knows yet.
+    /// HTTP/2, with the beginning unseen: the provider is not known yet.
     pub const HTTP2_MIDWAY: u32 = 2;
 }
 
-/// A TLS object that speaks to an AI provider was seen for the first time.
+/// First sight of a TLS object with traffic to an AI provider.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Open {
@@ -126,23 +128,23 @@ pub struct Open {
     pub at_mono_ns: u64,
     /// The connection: [`Conn::id`].
     pub conn: u64,
-    /// Address of the TLS object: with `tgid`, its [`ConnKey`].
+    /// Address of the TLS object: together with `tgid`, the [`ConnKey`].
     pub ssl: u64,
     /// `bpf_get_current_cgroup_id`: inode of the cgroup v2 directory.
     pub cgroup_id: u64,
     /// Real user id.
     pub uid: u32,
-    /// One of [`origin`].
+    /// A constant of [`origin`].
     pub origin: u32,
     /// Name of the thread.
     pub comm: [u8; COMM_LEN],
     /// Bytes of `name` in use.
     pub name_len: u32,
-    /// 1 where the kernel will hold this process's requests.
+    /// 1 if the kernel will hold requests of the process.
     pub held: u32,
     /// [`Lineage::principal`].
     pub principal: u64,
-    /// Server name, where the program gave one.
+    /// Server name, if the program gave a server name.
     pub name: [u8; NAME_LEN],
 }
 
@@ -170,21 +172,26 @@ pub struct Join {
     pub tgid: u32,
 }
 
-/// How a process reached for a provider over a socket whose plaintext no probe reads.
+/// Ways in which a process reached for a provider over a socket whose plaintext no probe reads.
 pub mod contact {
-    /// It sent a `ClientHello` with a provider's name, which follows.
+    /// The process sent a `ClientHello` with a provider's name; the `ClientHello` follows.
     pub const HELLO: u32 = 0;
-    /// It sent the beginning, or more, of a `ClientHello` that is not whole yet; the bytes follow.
+    /// The process sent the beginning, or more, of an incomplete `ClientHello`; the bytes follow.
     pub const HELLO_PART: u32 = 1;
-    /// It addressed a provider by UDP.
+    /// The process addressed a provider by UDP.
     pub const DATAGRAM: u32 = 2;
-    /// It was refused the connection, as the agent had told the kernel in [`crate::DeniedKey`].
+    /// The kernel refused the connection, on the agent's earlier instruction in
+    /// [`crate::DeniedKey`].
     pub const REFUSED: u32 = 3;
-    /// It was refused the connection, since no agent decides and the timeout is closed.
+    /// The kernel refused the connection, because no agent decides and the timeout is closed.
     pub const ABSENT: u32 = 4;
+    /// The kernel refused the connection after too many refusals of the user: see
+    /// [`crate::FloodKey`].
+    pub const FLOODED: u32 = 5;
 }
 
-/// Longest part of a `ClientHello` in one [`Contact`]. One with a post-quantum key share has about 1,800.
+/// Longest part of a `ClientHello` in a [`Contact`] record, in bytes. A `ClientHello` with a
+/// post-quantum key share has about 1,800.
 pub const HELLO_LEN: usize = 4096;
 
 /// A process reached for a provider; `captured_len` bytes of a `ClientHello` follow.
@@ -193,7 +200,7 @@ pub const HELLO_LEN: usize = 4096;
 pub struct Contact {
     /// [`kind::CONTACT`].
     pub kind: u32,
-    /// One of [`contact`].
+    /// A constant of [`contact`].
     pub what: u32,
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub at_mono_ns: u64,
@@ -209,13 +216,14 @@ pub struct Contact {
     pub remote_port: u16,
     /// 4 or 6.
     pub ip_version: u32,
-    /// Thread-group id of the process that connected; 0 where it did before the programs ran.
+    /// Thread-group id of the connecting process; 0 if the process connected before the programs
+    /// ran.
     pub tgid: u32,
-    /// Number of the provider; 0 where it is not known yet.
+    /// Number of the provider; 0 if not known yet.
     pub provider: u32,
-    /// 1 where the kernel holds what comes after the `ClientHello` until a verdict.
+    /// 1 if the kernel holds bytes after the `ClientHello` until a verdict.
     pub held: u32,
-    /// Bytes that follow.
+    /// Bytes of the `ClientHello` after the header.
     pub captured_len: u32,
 }
 
@@ -239,21 +247,22 @@ pub struct Released {
     pub received: u64,
 }
 
-/// Longest DNS answer that is reported, in bytes.
+/// Longest DNS message in a [`Dns`] record, in bytes.
 pub const DNS_LEN: usize = 1024;
 
-/// What a socket of the initial network namespace asked a name server, or was answered by it (RFC 1035
-/// §4.1); `captured_len` bytes of the message follow.
+/// A question of a socket in the initial network namespace to a name server, or the name server's
+/// answer (RFC 1035 §4.1); `captured_len` bytes of the message follow.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Dns {
     /// [`kind::DNS`].
     pub kind: u32,
-    /// Bytes that follow, at most [`DNS_LEN`].
+    /// Bytes of the message after the header, at most [`DNS_LEN`].
     pub captured_len: u32,
-    /// The socket that asks.
+    /// Cookie of the asking socket.
     pub cookie: u64,
-    /// Address of the name server, in network byte order; an IPv4 address is in the first four bytes.
+    /// Address of the name server, in network byte order; an IPv4 address fills the first four
+    /// bytes.
     pub server: [u8; 16],
     /// 4 or 6.
     pub ip_version: u32,
@@ -261,7 +270,7 @@ pub struct Dns {
     pub answers: u32,
 }
 
-/// The program freed its TLS object.
+/// The program freed a TLS object.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Close {
@@ -283,33 +292,35 @@ pub struct Close {
 pub struct TimedOut {
     /// [`kind::TIMED_OUT`].
     pub kind: u32,
-    /// 1: the bytes pass; 0: they stay dropped.
+    /// 1: the bytes pass; 0: the bytes stay dropped.
     pub passed: u32,
     /// The connection: [`Conn::id`].
     pub conn: u64,
-    /// Position after the last byte that this concerns.
+    /// Position after the last byte concerned.
     pub to: u64,
 }
 
-/// What a socket sends is more than the plaintext that was read explains, or plaintext could not be read.
+/// States and reasons of a socket that sends more than the plaintext read so far explains, or whose
+/// plaintext could not be read.
 pub mod unexplained {
-    /// It waits until the deadline.
+    /// The socket waits until the deadline.
     pub const WAITS: u32 = 0;
-    /// The deadline has let it pass.
+    /// The deadline has let the bytes pass.
     pub const PASSED: u32 = 1;
-    /// The deadline has stopped it for good.
+    /// The deadline has stopped the socket for good.
     pub const STOPPED: u32 = 2;
-    /// [`super::Unexplained::reason`]: no probe saw plaintext for it.
+    /// [`super::Unexplained::reason`]: no probe saw plaintext for the bytes.
     pub const NO_PLAINTEXT: u32 = 0;
-    /// [`super::Unexplained::reason`]: the program's memory could not be read when it wrote.
+    /// [`super::Unexplained::reason`]: the program's memory could not be read at the write.
     pub const UNREAD_PAGE: u32 = 1;
     /// [`super::Unexplained::reason`]: the ring buffer was full.
     pub const RING_FULL: u32 = 2;
-    /// [`super::Unexplained::reason`]: what it sends are no TLS records that can be followed.
+    /// [`super::Unexplained::reason`]: the socket sends no TLS records, or none the cursor can
+    /// follow.
     pub const NO_RECORDS: u32 = 3;
 }
 
-/// A socket of a held process sends what no plaintext explains.
+/// A socket of a held process sends bytes explained by no plaintext.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Unexplained {
@@ -323,23 +334,24 @@ pub struct Unexplained {
     pub at_mono_ns: u64,
     /// Position up to which plaintext was seen.
     pub seen_to: u64,
-    /// Bytes of plaintext beyond it, at least; 0 where that is not known.
+    /// Bytes of plaintext beyond `seen_to`, at least; 0 if not known.
     pub bytes: u64,
-    /// Why: one of the reasons in [`unexplained`].
+    /// Reason: a constant of [`unexplained`].
     pub reason: u32,
     /// Thread-group id in the initial pid namespace.
     pub tgid: u32,
-    /// Where in the program's memory a write begins that could not be read; otherwise 0.
+    /// Address, in the program's memory, of an unreadable write; otherwise 0.
     pub address: u64,
-    /// Position of the first byte of that write, which ends at `seen_to`.
+    /// Position of the first byte of the unreadable write; the write ends at `seen_to`.
     pub from: u64,
-    /// [`Hold::round`] of that write.
+    /// [`Hold::round`] of the unreadable write.
     pub round: u32,
     /// 0.
     pub reserved: u32,
 }
 
-/// A process began to run a program, or ended.
+/// A process ended, or began to run a program. In the second case, the beginning of an [`Exec`]
+/// record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Process {
@@ -359,8 +371,24 @@ pub struct Process {
     pub comm: [u8; COMM_LEN],
 }
 
-/// A process that is not decided yet (see [`Lineage`]) has started another. The process is named by number
-/// and start, since either number may be another's when this is read.
+/// Longest reported path of a program, in bytes, including the final zero byte.
+pub const EXEC_PATH_LEN: usize = 256;
+
+/// A process began to run a program. Carries the path because a later read of `/proc` may find the
+/// process gone.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Exec {
+    /// The process; its kind is [`kind::EXEC`].
+    pub process: Process,
+    /// Path of the program (of a script: of its interpreter), as given to the kernel, and a zero
+    /// byte. Bytes behind the zero byte have no meaning. Empty: not known, or too long.
+    pub path: [u8; EXEC_PATH_LEN],
+}
+
+/// An undecided process (see [`Lineage`]) has started another process. Each process is identified
+/// by pid and start time, because either pid may belong to another process by the time the agent
+/// reads the record.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Fork {
@@ -370,9 +398,9 @@ pub struct Fork {
     pub tgid: u32,
     /// [`Lineage::start_ns`].
     pub start_ns: u64,
-    /// [`Lineage::start_ns`] of the other.
+    /// [`Lineage::start_ns`] of the started process.
     pub child_start_ns: u64,
-    /// Thread-group id of the other.
+    /// Thread-group id of the started process.
     pub child_tgid: u32,
     /// Zero.
     pub reserved: u32,
@@ -385,29 +413,30 @@ pub enum Record<'a> {
     Data(Data, Payload<'a>),
     /// A connection began.
     Open(Open),
-    /// Its socket is known.
+    /// The socket of a connection is known.
     Join(Join),
-    /// It ended.
+    /// A connection ended.
     Close(Close),
     /// The kernel decided in the agent's place.
     TimedOut(TimedOut),
-    /// [`kind::EXEC`].
-    Exec(Process),
+    /// [`kind::EXEC`], with the program's path (see [`Exec`]); empty unless the path begins at the
+    /// root.
+    Exec(Process, &'a [u8]),
     /// [`kind::EXIT`].
     Exit(Process),
-    /// A process that is not decided yet has started another.
+    /// An undecided process has started another process.
     Fork(Fork),
-    /// A provider was reached for past the probes, with the bytes of a `ClientHello`.
+    /// A process reached for a provider past the probes, with the bytes of a `ClientHello`.
     Contact(Contact, Payload<'a>),
-    /// A socket to a provider was let go.
+    /// The program let go of a socket to a provider.
     Released(Released),
-    /// A name server's answer.
+    /// A question to a name server, or an answer.
     Dns(Dns, Payload<'a>),
-    /// A socket sends what no plaintext explains.
+    /// A socket sends bytes explained by no plaintext.
     Unexplained(Unexplained),
 }
 
-/// Captured plaintext. `Debug` shows its length only.
+/// Captured plaintext. `Debug` shows only the length.
 #[derive(Clone, Copy)]
 pub struct Payload<'a>(pub &'a [u8]);
 
@@ -417,7 +446,7 @@ impl core::fmt::Debug for Payload<'_> {
     }
 }
 
-/// A record that no kernel program of this version writes.
+/// A record of a form written by no kernel program of the present version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed {
     /// Bytes in the record.
@@ -429,7 +458,7 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     ///
-    /// [`Malformed`] where the kind is unknown or the record is too short for what it announces.
+    /// [`Malformed`] if the kind is unknown or the record is shorter than announced.
     pub fn parse(record: &'a [u8]) -> Result<Self, Malformed> {
         let malformed = Malformed { len: record.len() };
         let (kind, _) = u32::read_from_prefix(record).map_err(|_| malformed)?;
@@ -451,7 +480,12 @@ impl<'a> Record<'a> {
             kind::JOIN => read(record).map(Self::Join),
             kind::CLOSE => read(record).map(Self::Close),
             kind::TIMED_OUT => read(record).map(Self::TimedOut),
-            kind::EXEC => read(record).map(Self::Exec),
+            kind::EXEC => {
+                let (process, path) = Process::read_from_prefix(record).map_err(|_| malformed)?;
+                let path = path.get(..EXEC_PATH_LEN).ok_or(malformed)?;
+                let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
+                Ok(Self::Exec(process, if path.starts_with(b"/") { path } else { &[] }))
+            }
             kind::EXIT => read(record).map(Self::Exit),
             kind::FORK => read(record).map(Self::Fork),
             kind::UNEXPLAINED => read(record).map(Self::Unexplained),
@@ -460,7 +494,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// A record and the bytes that follow it, as many as it says.
+/// Reads a record and the bytes after the record, as many as announced in the record.
 fn with_payload<T: FromBytes>(
     record: &[u8],
     captured_len: impl Fn(&T) -> u32,
@@ -488,83 +522,87 @@ pub struct ConnKey {
     pub reserved: u32,
 }
 
-/// A connection, as its TLS object. Only the kernel programs write it.
+/// A connection, represented by its TLS object. Only the kernel programs write the value.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Conn {
-    /// Unique while the host runs: time of birth, shifted, with the CPU.
+    /// Number unique while the host runs: time of creation, shifted, combined with the CPU.
     pub id: u64,
     /// Socket cookie; 0 while the socket is not known.
     pub cookie: u64,
-    /// Position after the last byte that the TLS library took.
+    /// Position after the last byte taken by the TLS library.
     pub egress_offset: u64,
-    /// Position after the last byte that the program received.
+    /// Position after the last byte received by the program.
     pub ingress_offset: u64,
-    /// Number of the provider, as the agent numbers them; 0 where its name did not say.
+    /// Number of the provider, assigned by the agent; 0 if the server name did not tell.
     pub provider: u32,
-    /// Real user id of its process, whose quota it counts against.
+    /// Real user id of the process: the connection counts against the quota of the user.
     pub uid: u32,
 }
 
-/// A socket to a provider, by its cookie. Only the kernel programs write it.
+/// A socket to a provider, by cookie. Only the kernel programs write the value.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Sock {
-    /// The connection that it carries: [`Conn::id`]; or its own cookie, where no TLS object is joined
-    /// with it; or 0, where it is not known yet whether it goes to a provider.
+    /// The connection on the socket: [`Conn::id`]. The socket's own cookie if no TLS object is
+    /// joined with the socket. 0 while the destination may or may not be a provider.
     pub conn: u64,
-    /// Bytes of payload that left, each counted once.
+    /// Bytes of payload sent, each counted once.
     pub sent: u64,
-    /// Bytes of payload that came (`tcp_sock.bytes_received`).
+    /// Bytes of payload received (`tcp_sock.bytes_received`).
     pub received: u64,
-    /// TCP's sequence number after the last byte that was counted.
+    /// TCP sequence number after the last counted byte.
     pub next_sequence: u32,
-    /// Bytes of a `ClientHello` that was not whole in its first packet, reported so far; otherwise 0.
+    /// Bytes reported so far of a `ClientHello` longer than its first packet; otherwise 0.
     pub hello_len: u32,
-    /// What has left, as records.
+    /// Position in the TLS records sent so far.
     pub cursor: Cursor,
-    /// The programs' room to work in: what has left, if the packet at hand may.
+    /// Working memory of the programs: the cursor after the current packet, if the packet may
+    /// leave.
     pub trial: Cursor,
-    /// Bytes of plaintext that were let go although nothing explains them: positions of records are behind those
-    /// of [`Conn::egress_offset`] by so much.
+    /// Bytes of unexplained plaintext let go: positions of records are ahead of
+    /// [`Conn::egress_offset`] by the same number of bytes.
     pub excess: u64,
-    /// The programs' room to work in: [`Bounds`].
+    /// Working memory of the programs: [`Bounds`].
     pub seen_to: u64,
-    /// As above.
+    /// Working memory of the programs: [`Bounds`].
     pub released_to: u64,
-    /// Thread-group id of the process whose connection it carries; 0 where that is not known.
+    /// Thread-group id of the process owning the connection; 0 if not known.
     pub tgid: u32,
-    /// 1: the program has let go of it; what it has queued may still have to leave.
+    /// 1: the program has let go of the socket; queued bytes may still have to leave.
     pub closed: u32,
 }
 
-/// Most TLS objects, and about as many sockets without one, that are followed at a time.
+/// Maximum of TLS objects followed at a time, and about the maximum of followed sockets without a
+/// TLS object.
 pub const CONNECTIONS: u32 = 32_768;
 
-/// Most of each that one process may have at a time, and a user three times as many in TLS objects: nobody takes
-/// the others' places. What is above is followed by its socket alone, as what no probe reads.
+/// Maximum of TLS objects, and of sockets, of a single process at a time; a user may have three
+/// times as many TLS objects. The limits keep a process or user from taking the places of others.
+/// Above the limits, a connection is followed by its socket alone, like a connection without a
+/// probe.
 pub const CONNECTIONS_OF_PROCESS: u32 = 4_096;
 
-/// Most TLS objects of one process that are taken up in a second.
+/// Maximum of TLS objects taken up per second for a single process.
 pub const OPENS_PER_SECOND: u32 = 512;
 
-/// What a process takes of the maps that all processes share.
+/// A process's share of the maps common to all processes.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Usage {
-    /// The second that `opens` counts, by `CLOCK_MONOTONIC`.
+    /// The second counted by `opens`, by `CLOCK_MONOTONIC`.
     pub second: u64,
-    /// TLS objects that were taken up in it.
+    /// TLS objects taken up in the second.
     pub opens: u32,
-    /// TLS objects that it has.
+    /// TLS objects of the process.
     pub objects: u32,
-    /// Sockets that it has.
+    /// Sockets of the process.
     pub sockets: u32,
     /// Zero.
     pub reserved: u32,
 }
 
-/// A provider's address, learnt from name servers' answers and from sockets.
+/// Address of a provider, learnt from answers of name servers and from sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct AddressKey {
@@ -576,8 +614,8 @@ pub struct AddressKey {
     pub reserved: u16,
 }
 
-/// An address that programs of one user in one group call a provider's. The value is the provider's number.
-/// Written by the agent.
+/// An address named as a provider's by programs of a single user in a single cgroup. The value is
+/// the number of the provider. Written by the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct TieKey {
@@ -587,55 +625,86 @@ pub struct TieKey {
     pub port: u16,
     /// Zero.
     pub reserved: u16,
-    /// Real user id, as the initial user namespace has it.
+    /// Real user id, in the initial user namespace.
     pub uid: u32,
     /// Number of the cgroup (v2).
     pub group: u64,
 }
 
-/// A process that may not call a provider at all. The value is when the reason for that ends, in nanoseconds
-/// of `CLOCK_MONOTONIC`. Written by the agent.
+/// A user in a cgroup with too many refusals by a provider: the kernel refuses connects. The value
+/// is the end of the refusal, in nanoseconds of `CLOCK_MONOTONIC`. Written by the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FloodKey {
+    /// Number of the cgroup (v2).
+    pub group: u64,
+    /// Real user id, in the initial user namespace.
+    pub uid: u32,
+    /// Number of the provider.
+    pub provider: u32,
+}
+
+/// Maximum of [`FloodKey`]s at a time.
+pub const FLOODS: u32 = 16_384;
+
+/// A process barred from calling a provider at all. The value is the end of the bar, in nanoseconds
+/// of `CLOCK_MONOTONIC`. Written by the agent.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
 #[repr(C)]
 pub struct DeniedKey {
     /// Thread-group id in the initial pid namespace.
     pub tgid: u32,
-    /// Number of the provider, as the agent numbers them.
+    /// Number of the provider, assigned by the agent.
     pub provider: u32,
 }
 
-/// What waits for a verdict on a connection, by [`Conn::id`]. The kernel programs write it; the agent
-/// deletes it when the connection has ended and everything on it is decided.
+/// Writes waiting for a verdict on a connection, by [`Conn::id`]. The kernel programs write the
+/// value. The agent deletes the value after the end of the connection, with everything on the
+/// connection decided.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Hold {
-    /// Nothing before this position leaves without a verdict: end of the last write.
+    /// End of the last write: no byte before the position leaves without a verdict.
     pub armed_to: u64,
-    /// When the oldest write that waits was made, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Time of the oldest waiting write, in nanoseconds of `CLOCK_MONOTONIC`.
     pub armed_at_mono_ns: u64,
-    /// Position up to which the deadline has let bytes pass.
+    /// Position up to which the expired deadline has let bytes pass.
     pub passed_to: u64,
     /// Position up to which an expired deadline was reported.
     pub reported_to: u64,
-    /// When the socket first sent what nothing explains, by the same clock; 0: it does not.
+    /// Time of the socket's first unexplained bytes, in nanoseconds of `CLOCK_MONOTONIC`; 0: none.
     pub unexplained_at_mono_ns: u64,
-    /// Position from which on bytes were reported another time, since the library had not taken them.
+    /// Position of the first byte reported again, because the library had not taken the bytes of an
+    /// earlier report.
     pub from: u64,
-    /// How often that was so: a verdict of an earlier round says nothing of what is behind `from`.
+    /// Number of repeated reports: a verdict of an earlier round is void for bytes behind `from`.
     pub round: u32,
     /// Thread-group id in the initial pid namespace.
     pub tgid: u32,
-    /// 1: plaintext before `armed_to` could not be read; by reason in [`unexplained`].
+    /// Reason ([`unexplained`]) of plaintext before `armed_to` that could not be read; otherwise 0.
     pub unread: u32,
-    /// 1: that the socket was stopped for it, or let go, was reported.
+    /// 1: the stop or the release of the socket for unexplained bytes was reported.
     pub reported: u32,
 }
 
-/// What a [`Data`] record says of a round.
+/// Bits of the round in a [`Data`] record.
 const ROUNDS: u32 = 0xffff;
 
 impl Hold {
-    /// Position up to which `verdict` lets bytes leave.
+    /// Returns the position up to which `verdict` lets bytes leave.
     #[must_use]
     pub const fn released_to(&self, verdict: &Verdict) -> u64 {
         if verdict.round & ROUNDS == self.round & ROUNDS || verdict.released_to < self.from {
@@ -645,77 +714,79 @@ impl Hold {
         }
     }
 
-    /// Whether bytes wait, given what was released.
+    /// Returns whether bytes wait, given the released position.
     #[must_use]
     pub const fn is_waiting(&self, released_to: u64) -> bool {
         released_to < self.armed_to && self.passed_to < self.armed_to
     }
 }
 
-/// What the agent decided about a connection. Only the agent writes it.
+/// The agent's decision about a connection. Only the agent writes the value.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Verdict {
     /// Position up to which bytes may leave.
     pub released_to: u64,
-    /// 1: nothing more may leave.
+    /// 1: no more bytes may leave.
     pub denied: u32,
-    /// [`Hold::round`] that it is of.
+    /// [`Hold::round`] of the decided write.
     pub round: u32,
 }
 
-/// Where in a function a probe sits, as `bpf_get_attach_cookie` hands it to the program; zero: at the entry or
-/// at a RET.
+/// Place of a probe in a function, passed to the program by `bpf_get_attach_cookie`. Zero: at the
+/// entry or at a RET.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frame(pub u64);
 
 impl Frame {
-    /// Below the entry, the stack pointer `depth` bytes lower.
+    /// Creates the frame of a probe below the entry, with the stack pointer `depth` bytes lower.
     #[must_use]
     pub const fn entered(depth: u16) -> Self {
         Self::returning(depth, 0)
     }
 
-    /// Above a RET, the stack pointer `depth` bytes lower, the result in a register of this number in the
-    /// processor's encoding.
+    /// Creates the frame of a probe above a RET, with the stack pointer `depth` bytes lower and the
+    /// result in a register, numbered by the processor's encoding.
     #[must_use]
     pub const fn returning(depth: u16, register: u8) -> Self {
         Self(depth as u64 | (register as u64) << 16)
     }
 
-    /// How many bytes the stack pointer is lower than at the function's entry.
+    /// Returns the distance of the stack pointer below its place at the function's entry, in bytes.
     #[must_use]
     pub const fn depth(self) -> u64 {
         self.0 & 0xffff
     }
 
-    /// The register with the result.
+    /// Returns the number of the register with the result.
     #[must_use]
     pub const fn register(self) -> u64 {
         self.0 >> 16 & 0xff
     }
 }
 
-/// What a process descends from, by thread-group id. The programs make an element for each process that
-/// begins to run a program, and one for each that a process with an element starts, and take it away when
-/// the process has ended. The agent fills in whose it is, or takes it away where it is nobody's.
+/// Ancestry of a process, by thread-group id. The programs add an element for each process
+/// beginning to run a program, and for each process started by a process with an element. The
+/// programs remove an element at the end of the process. The agent fills in the principal, or
+/// removes an element without a principal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Lineage {
-    /// When the process began: nanoseconds of `CLOCK_BOOTTIME`, down to a whole [`TICK_NS`]. An element with
-    /// another time is of another process that had the number.
+    /// Start of the process: nanoseconds of `CLOCK_BOOTTIME`, rounded down to a whole [`TICK_NS`].
+    /// An element with another start time belongs to an earlier process with the same pid.
     pub start_ns: u64,
-    /// The principal that it acts for, or that started it, as the agent numbers them; 0: none is known.
+    /// The principal of the process, or the principal that started the process, numbered by the
+    /// agent; 0: not known.
     pub principal: u64,
-    /// Container and pod that the principal's process was in, as the agent numbers them; 0: none.
+    /// Container and pod of the principal's process, numbered by the agent; 0: none.
     pub place: u32,
-    /// 1: it has begun to run another program since, or was started by one that had; the agent has yet to
-    /// look at it.
+    /// 1: the process has begun to run another program since, or was started by an undecided
+    /// process. The agent has yet to look at the process.
     pub undecided: u32,
 }
 
-/// Where the kernel keeps what the programs read of a task, in bytes from the beginning of its structure.
-/// All zero: nobody says, and nothing is read.
+/// Offsets of the fields read by the programs in the kernel's structures of a task, in bytes. All
+/// zero: the offsets are not known, and the programs read no field.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct TaskLayout {
@@ -725,15 +796,19 @@ pub struct TaskLayout {
     pub tgid: u32,
     /// `task_struct.group_leader`.
     pub group_leader: u32,
+    /// `task_struct.real_parent`.
+    pub real_parent: u32,
     /// `task_struct.start_boottime`.
     pub start_boottime: u32,
     /// `task_struct.signal`.
     pub signal: u32,
-    /// `signal_struct.live`: how many threads have not ended.
+    /// `signal_struct.live`: number of threads not yet ended.
     pub live: u32,
+    /// `linux_binprm.interp`: path of the program about to run.
+    pub interp: u32,
 }
 
-/// What the agent told the programs about a process.
+/// Modes of a process, set by the agent.
 pub mod process_mode {
     /// Never hold.
     pub const OBSERVE: u32 = 1;
@@ -741,71 +816,78 @@ pub mod process_mode {
     pub const ENFORCE: u32 = 2;
 }
 
-/// How long a record that nobody waits for may lie in the ring buffer before the agent is woken for it. An agent
-/// that has just read records looks again by itself after twice that time, so that none is left lying.
+/// Maximum delay of the agent's wake-up for a record without a waiting request. An agent that has
+/// just read records looks again by itself after twice the delay, so no record is left lying.
 pub const NAP_NS: u64 = 5_000_000;
 
-/// Whose requests wait for a verdict.
+/// Processes whose requests wait for a verdict.
 pub mod holding {
-    /// Those of processes that the agent has named ([`super::process_mode::ENFORCE`]).
+    /// Processes named by the agent ([`super::process_mode::ENFORCE`]).
     pub const NAMED: u32 = 0;
-    /// Those, and those of processes of which it has said nothing.
+    /// Processes named by the agent, and processes for which the agent has set no mode.
     pub const UNKNOWN_TOO: u32 = 1;
-    /// Nobody's: there is nobody left who could decide, and the programs are about to be detached.
+    /// No process: no agent is left to decide, and the programs are about to be detached.
     pub const NOBODY: u32 = 2;
 }
 
-/// One element of settings that may change while the programs run.
+/// Settings that may change while the programs run: a single element.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Settings {
-    /// How long a request waits for a verdict.
+    /// Maximum wait of a request for a verdict, in nanoseconds.
     pub hold_deadline_ns: u64,
-    /// Bytes of one TLS library call that are captured, at most [`CALL_LIMIT_MAX`].
+    /// Captured bytes per TLS library call, at most [`CALL_LIMIT_MAX`].
     pub call_limit: u64,
-    /// One of [`holding`].
+    /// A constant of [`holding`].
     pub holding: u32,
-    /// 1: after the deadline, bytes stay dropped; 0: they pass.
+    /// 1: after the deadline, bytes stay dropped; 0: bytes pass.
     pub closed: u32,
-    /// 1: somebody is configured to be inherited.
+    /// 1: the configuration has principals inherited by child processes.
     pub lineage: u32,
-    /// 1: after the deadline, what nothing explains stays dropped; 0: it passes.
+    /// 1: after the deadline, unexplained bytes stay dropped; 0: unexplained bytes pass.
     pub unread_stays: u32,
-    /// 1: handshakes of held processes whose server name is no provider's, or absent, are reported and wait.
+    /// 1: handshakes of held processes without a server name, or with a name of no provider, are
+    /// reported and wait.
     pub unnamed: u32,
     /// Zero.
     pub reserved: u32,
-    /// When the agent last said that it decides, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// Time of the agent's last sign of life, in nanoseconds of `CLOCK_MONOTONIC`.
     pub alive_at_mono_ns: u64,
-    /// How long after that nobody is taken to decide any more. 0: from now on.
+    /// Period after the last sign of life, in nanoseconds, after which the agent counts as absent.
+    /// 0: absent from now on.
     pub absent_after_ns: u64,
-    /// How long after that, where bytes pass at the deadline, nothing is refused or held any more.
+    /// Period after the last sign of life, in nanoseconds, after which no connection is refused or
+    /// held any more, if bytes pass at the deadline.
     pub pinned_for_ns: u64,
 }
 
 impl Settings {
-    /// Whether requests are refused at once, since nobody decides and the timeout is closed.
+    /// Returns whether requests are refused at once, because no agent decides and the timeout is
+    /// closed.
     #[inline]
     #[must_use]
     pub const fn refuses_all(&self, now_mono_ns: u64) -> bool {
         self.closed != 0 && self.silent_for_ns(now_mono_ns) >= self.absent_after_ns
     }
 
-    /// Whether the agent has been away for so long that what it left is void, since the timeout is open.
+    /// Returns whether the agent has been absent for so long that its decisions are void, given an
+    /// open timeout.
     #[inline]
     #[must_use]
     pub const fn is_void(&self, now_mono_ns: u64) -> bool {
         self.closed == 0 && self.silent_for_ns(now_mono_ns) > self.pinned_for_ns
     }
 
-    /// Whether a refusal whose reason ends then ([`DeniedKey`]) is still in force.
+    /// Returns whether a refusal with a reason ending at `until_mono_ns` ([`DeniedKey`]) is still
+    /// in force.
     #[inline]
     #[must_use]
     pub const fn is_in_force(&self, until_mono_ns: u64, now_mono_ns: u64) -> bool {
         until_mono_ns > now_mono_ns && !self.is_void(now_mono_ns)
     }
 
-    /// A beat may be younger than the time that is compared with it.
+    /// Returns the time since the agent's last sign of life; 0 if the sign is younger than
+    /// `now_mono_ns`.
     #[inline]
     const fn silent_for_ns(&self, now_mono_ns: u64) -> u64 {
         now_mono_ns.saturating_sub(self.alive_at_mono_ns)
@@ -823,29 +905,29 @@ pub struct NameRule {
     pub prefix: [u8; 28],
     /// Bytes of `prefix` in use; 0: any name.
     pub prefix_len: u32,
-    /// Number of the provider, as the agent numbers them; 0 for a path.
+    /// Number of the provider, assigned by the agent; 0 for a path.
     pub provider: u32,
 }
 
-/// Why bytes, events or probes were lost: an index into the array of counters.
+/// Causes of lost bytes, records or probes: indexes into the array of counters.
 pub mod loss {
     /// The ring buffer was full: bytes of plaintext.
     pub const RING_FULL_BYTES: u32 = 0;
     /// The ring buffer was full: records of any kind.
     pub const RING_FULL_RECORDS: u32 = 1;
-    /// The program's memory could not be read at that moment: bytes.
+    /// The program's memory could not be read at the moment of the call: bytes.
     pub const FAULT_BYTES: u32 = 2;
     /// The call was larger than the limit: bytes left out on purpose.
     pub const LIMIT_BYTES: u32 = 3;
     /// The map of connections was full: connections not seen.
     pub const CONNECTIONS_FULL: u32 = 4;
-    /// The map of running calls was full: calls whose result was not seen.
+    /// The map of running calls was full: calls with an unseen result.
     pub const CALLS_FULL: u32 = 5;
-    /// The map of lineages was full: processes of which is not known what started them.
+    /// The map of lineages was full: processes without a known ancestry.
     pub const LINEAGES_FULL: u32 = 6;
-    /// A process or user had as many connections as one may have: TLS objects and sockets not followed.
+    /// A process or user had the maximum of connections: TLS objects and sockets not followed.
     pub const QUOTA: u32 = 7;
-    /// How many there are.
+    /// Number of counters.
     pub const COUNT: u32 = 8;
 }
 
@@ -853,8 +935,8 @@ macro_rules! layout {
     ($($type:ty = $size:expr),+ $(,)?) => {
         $(const _: () = assert!(size_of::<$type>() == $size);)+
         $(
-            // SAFETY: `repr(C)` without padding and valid for every bit pattern, which the zerocopy
-            // derives on the type (`IntoBytes`, `FromBytes`) have proved.
+            // SAFETY: `repr(C)` without padding and valid for every bit pattern, proved by the
+            // zerocopy derives on the type (`IntoBytes`, `FromBytes`).
             #[cfg(feature = "user")]
             #[expect(unsafe_code, reason = "aya::Pod is an unsafe trait")]
             unsafe impl aya::Pod for $type {}
@@ -869,9 +951,10 @@ layout! {
     Close = 32,
     TimedOut = 24,
     Process = 48,
+    Exec = 304,
     Fork = 32,
     Lineage = 24,
-    TaskLayout = 24,
+    TaskLayout = 32,
     ConnKey = 16,
     Conn = 40,
     Cursor = 32,
@@ -880,6 +963,7 @@ layout! {
     Unexplained = 72,
     AddressKey = 20,
     TieKey = 32,
+    FloodKey = 16,
     DeniedKey = 8,
     Contact = 80,
     Released = 48,
@@ -890,23 +974,27 @@ layout! {
     NameRule = 36,
 }
 
-/// Closes every descriptor but the three standard ones, for a process that outlives whoever started it: what it
-/// inherited (a lock, a pipe) would stay open with it. To be called before anything is opened.
+/// Closes every descriptor but the three standard descriptors, for a process meant to outlive its
+/// parent: inherited descriptors (a lock, a pipe) would stay open with the process. Call the
+/// function before opening any descriptor.
 #[cfg(feature = "user")]
 #[allow(unsafe_code, reason = "a system call; nothing that is owned is open yet")]
 pub fn close_inherited() {
     unsafe extern "C" {
         fn syscall(number: core::ffi::c_long, ...) -> core::ffi::c_long;
     }
-    /// `close_range` (`include/uapi/asm-generic/unistd.h`; the same on every architecture; Linux 5.9).
+    /// `close_range` (`include/uapi/asm-generic/unistd.h`; the same on all architectures; Linux
+    /// 5.9).
     const CLOSE_RANGE: core::ffi::c_long = 436;
-    // SAFETY: the arguments are those of close_range(2), and no descriptor from 3 on has an owner here.
+    // SAFETY: the arguments are as in close_range(2), and no descriptor from 3 on has an owner
+    // here.
     let _closed =
         unsafe { syscall(CLOSE_RANGE, 3 as core::ffi::c_uint, core::ffi::c_uint::MAX, 0) };
 }
 
-/// Reads memory of another process into all of `into`; false where it can't be read. `process_vm_readv(2)`: unlike
-/// `/proc/PID/mem`, it does not keep the lock of that memory while it waits for a page, which probes need to be detached.
+/// Reads memory of another process into all of `into`; false if the memory can't be read. Uses
+/// `process_vm_readv(2)`: unlike `/proc/PID/mem`, the call does not keep the lock of the memory
+/// while waiting for a page; detaching probes needs the lock.
 #[cfg(feature = "user")]
 #[allow(unsafe_code, reason = "a system call that writes into a slice which it is given whole")]
 pub fn read_memory(pid: u32, address: u64, into: &mut [u8]) -> bool {
@@ -919,15 +1007,17 @@ pub fn read_memory(pid: u32, address: u64, into: &mut [u8]) -> bool {
         address: u64,
         len: usize,
     }
-    /// `process_vm_readv` (`arch/x86/entry/syscalls/syscall_64.tbl`, `include/uapi/asm-generic/unistd.h`).
+    /// `process_vm_readv` (`arch/x86/entry/syscalls/syscall_64.tbl`,
+    /// `include/uapi/asm-generic/unistd.h`).
     #[cfg(target_arch = "x86_64")]
     const PROCESS_VM_READV: core::ffi::c_long = 310;
     #[cfg(not(target_arch = "x86_64"))]
     const PROCESS_VM_READV: core::ffi::c_long = 270;
     let local = Part { address: into.as_mut_ptr() as u64, len: into.len() };
     let remote = Part { address, len: into.len() };
-    // SAFETY: the kernel writes at most `len` bytes from `as_mut_ptr` on, which are the slice's own, and reads the two
-    // parts, which live until it returns. The other address is another process's: the kernel checks it.
+    // SAFETY: the kernel writes at most `len` bytes from `as_mut_ptr` on, all of them the slice's
+    // own, and reads the two parts, alive until the call returns. The other address is another
+    // process's: the kernel checks the address.
     let count = unsafe {
         syscall(
             PROCESS_VM_READV,
@@ -977,6 +1067,22 @@ mod tests {
     fn payload_beyond_its_length_is_not_read() {
         assert!(matches!(Record::parse(&data(1)), Ok(Record::Data(_, Payload([7])))));
         assert_eq!(Record::parse(&data(u32::MAX)).err(), Some(Malformed { len: 44 }));
+    }
+
+    #[test]
+    fn a_program_is_named_by_a_path_from_the_root_only() {
+        let of = |path: &[u8]| {
+            let mut record = [7; 304];
+            kind::EXEC.write_to_prefix(&mut record).expect("a number");
+            record.get_mut(48..48 + path.len()).expect("room").copy_from_slice(path);
+            match Record::parse(&record) {
+                Ok(Record::Exec(_, path)) => path.len(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(of(b"/bin/ls\0/x"), 7);
+        assert_eq!((of(b"./ls\0"), of(b"\0/x")), (0, 0));
+        assert!(Record::parse(&[6; 303]).is_err());
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! Is this AI traffic? Answered in the kernel, so that nothing else on the host is copied or held.
+//! Recognition of AI traffic in the kernel, so that no other traffic on the host is copied or held.
 //!
-//! A connection is, if the server name that the program gave its TLS library is a provider's, or if
-//! an HTTP/1 request on it names a provider's host or an AI API's path. The names are compared from
-//! their end, as a longest-prefix match on the reversed name.
+//! A connection is AI traffic if the server name given to the TLS library is a provider's, or if an
+//! HTTP/1 request on the connection names a provider's host or an AI API's path. The names are
+//! compared from the end, as a longest-prefix match on the reversed name.
 
 use core::ptr;
 
@@ -15,19 +15,20 @@ use genops_ebpf_common::{NAME_LEN, NameKey, NameRule};
 use crate::maps::{EMPTY_SCRATCH, HOSTS, PATHS, SCRATCH, Scratch, WINDOW};
 
 const NAME_MASK: u32 = NAME_LEN as u32 - 1;
-/// Stands in front of a name: the blank of the request line and, by custom, of the header.
+/// Byte before a name: the blank of the request line and, by custom, of the header.
 const BORDER: u8 = b' ';
-/// Stands behind the bytes that were read; a head has no NUL (RFC 9110 §5.5).
+/// Byte after the bytes read; a head has no NUL (RFC 9110 §5.5).
 const END: u8 = 0;
 const BYTES_MASK: u32 = 2 * WINDOW as u32 - 1;
 
-/// This thread's room to work in.
+/// Returns the thread's working memory.
 #[inline(always)]
 pub(crate) fn scratch() -> Option<*mut Scratch> {
     scratch_of(bpf_get_current_pid_tgid())
 }
 
-/// The room of a thread or of a socket: nothing else may use it at the same time.
+/// Returns the working memory of a thread or of a socket: no other code may use the memory at the
+/// same time.
 #[inline(always)]
 pub(crate) fn scratch_of(user: u64) -> Option<*mut Scratch> {
     if let Some(found) = SCRATCH.get_ptr_mut(user) {
@@ -37,7 +38,7 @@ pub(crate) fn scratch_of(user: u64) -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(user)
 }
 
-/// The number of the provider whose name the `len` bytes behind the first of `bytes` are.
+/// Returns the number of the provider named by the `len` bytes after the first of `bytes`.
 #[inline(always)]
 pub(crate) fn provider_of_name(scratch: *mut Scratch, len: u32) -> Option<u32> {
     // SAFETY: `scratch` is this thread's own map element.
@@ -49,18 +50,19 @@ pub(crate) fn provider_of_name(scratch: *mut Scratch, len: u32) -> Option<u32> {
     matches(scratch, &HOSTS)
 }
 
-/// [`is_ai_request`]: nothing that is known.
+/// Result of [`is_ai_request`]: unknown bytes.
 pub(crate) const OTHER: u64 = 0;
-/// [`is_ai_request`]: the preface of HTTP/2 (RFC 9113 §3.4).
+/// Result of [`is_ai_request`]: the preface of HTTP/2 (RFC 9113 §3.4).
 pub(crate) const HTTP2_BEGINS: u64 = 1;
-/// [`is_ai_request`]: a frame of HTTP/2 that opens a stream (RFC 9113 §6.2).
+/// Result of [`is_ai_request`]: a frame of HTTP/2 opening a stream (RFC 9113 §6.2).
 pub(crate) const HTTP2_GOES_ON: u64 = 2;
-/// [`is_ai_request`]: a request to an AI API; more by the number of the provider, if its host is known.
+/// Result of [`is_ai_request`]: a request to an AI API, plus the number of the provider if the host
+/// is known.
 pub(crate) const AI: u64 = 3;
 
-/// What the `len` bytes at `address` begin with.
+/// Classifies the beginning of the `len` bytes at `address`.
 ///
-/// A function of its own, with numbers only: the verifier then checks its loops once.
+/// Separate function of numbers only: the verifier then checks the loops once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn is_ai_request(address: u64, len: u64) -> u64 {
@@ -81,8 +83,8 @@ pub(crate) extern "C" fn is_ai_request(address: u64, len: u64) -> u64 {
     if opens_stream(&first) { HTTP2_GOES_ON } else { OTHER }
 }
 
-/// The first eight bytes of a HEADERS frame that is whole and begins a client's stream, of a length that
-/// requests have.
+/// Returns whether the eight bytes begin a whole HEADERS frame at the start of a client's stream,
+/// with a length usual for requests.
 #[inline(always)]
 fn opens_stream(first: &[u8; 8]) -> bool {
     const HEADERS: u8 = 1;
@@ -105,12 +107,13 @@ fn looks_like_ai(address: u64, len: u64) -> Option<u32> {
     if failed != 0 {
         return None;
     }
-    // The end is a byte and not a number to compare with: the verifier would follow each length.
+    // The end is a byte and not a number to compare with: otherwise the verifier would follow each
+    // length.
     // SAFETY: the mask keeps the index within `bytes`.
     unsafe {
         *(&raw mut (*scratch).bytes).cast::<u8>().add((window & BYTES_MASK) as usize) = END;
     }
-    // Not `or_else`: the verifier follows each combination of states that a closure leaves.
+    // Not `or_else`: the verifier follows each combination of states left by a closure.
     find_host(scratch);
     let by_host = matches(scratch, &HOSTS);
     if by_host.is_some() {
@@ -120,7 +123,7 @@ fn looks_like_ai(address: u64, len: u64) -> Option<u32> {
     matches(scratch, &PATHS)
 }
 
-/// The methods that AI APIs are called with, and GET for an upgrade to WebSocket.
+/// Returns whether the method is used to call AI APIs: POST, or GET for an upgrade to WebSocket.
 #[inline(always)]
 fn is_method(bytes: &[u8; 8]) -> bool {
     let post = bytes[0] == b'P'
@@ -132,7 +135,7 @@ fn is_method(bytes: &[u8; 8]) -> bool {
     post || get
 }
 
-/// Byte `at` of the window; beyond it, some byte of the room behind it.
+/// Returns byte `at` of the window; beyond the window, some byte of the room behind.
 #[inline(always)]
 fn byte(scratch: *mut Scratch, at: u32) -> u8 {
     // SAFETY: the mask keeps the index within `bytes`.
@@ -221,10 +224,12 @@ fn is_host_header(scratch: *mut Scratch, at: u32) -> bool {
         && byte(scratch, at + 4) == b':'
 }
 
-/// The provider of the name between `start` and `end`, if it is in the trie. In front of `start` stands a border.
+/// Returns the provider of the name between `start` and `end`, if the trie has the name. A border
+/// stands before `start`.
 ///
-/// The loop ends by what it reads and not by a length, and what it finds goes through memory: the
-/// verifier then follows two states (before and behind the border) and not one for each length.
+/// The loop ends by a byte read and not by a length, and the result goes through memory: the
+/// verifier then follows two states (before and behind the border) instead of a state for each
+/// length.
 #[inline(always)]
 fn matches(scratch: *mut Scratch, trie: &LpmTrie<NameKey, NameRule>) -> Option<u32> {
     // SAFETY: this thread's own map element; indices are masked to the arrays' sizes.
@@ -237,7 +242,7 @@ fn matches(scratch: *mut Scratch, trie: &LpmTrie<NameKey, NameRule>) -> Option<u
         while at < NAME_LEN as u32 {
             let it = lower(byte(scratch, end.wrapping_sub(1 + at)));
             behind |= it == BORDER;
-            // Behind the name's first character comes a NUL: an exact rule ends with it.
+            // A NUL follows the name's first character: an exact rule ends with the NUL.
             *name.add((at & NAME_MASK) as usize) = if behind { 0 } else { it };
             at += 1;
         }

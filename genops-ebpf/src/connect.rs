@@ -1,8 +1,9 @@
-//! Sockets as processes get and let go of them: who connects, and who may not connect at all.
+//! Sockets at connect and at close: records the connecting process, and refuses connections to
+//! denied providers.
 //!
-//! A process that the agent has denied a provider altogether is refused the connection (`EPERM`), by TCP
-//! and by UDP, so that QUIC is no way around. Providers' addresses are what name servers answered and
-//! what sockets to them had; the agent keeps them.
+//! The kernel refuses the connection (`EPERM`) of a process denied a provider by the agent, by TCP
+//! and by UDP, so QUIC is no way around. The agent keeps the providers' addresses, learnt from name
+//! servers' answers and from sockets to providers.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -18,12 +19,16 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext, SockContext},
 };
 use genops_ebpf_common::{
-    AddressKey, Contact, DNS_LEN, DeniedKey, Dns, Released, Sock, TieKey, contact, kind, loss,
+    AddressKey, Contact, DNS_LEN, DeniedKey, Dns, FloodKey, Released, Sock, TieKey, contact, kind,
+    loss,
 };
 
 use crate::{
-    hold::{is_closed, is_undecided},
-    maps::{ADDRESSES, ASKERS, DATAGRAMS, EVENTS, OWNERS, SOCKS, TIES, count_loss, new_sock, wake},
+    hold::{is_closed, is_held, is_undecided},
+    maps::{
+        ADDRESSES, ASKERS, DATAGRAMS, EVENTS, FLOODING, OWNERS, SOCKS, TIES, count_loss, new_sock,
+        settings, wake,
+    },
     packet::{IPPROTO_UDP, Packet, bounded},
     quota,
 };
@@ -32,7 +37,7 @@ const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
 /// `SOCK_DGRAM` (`include/linux/net.h`).
 const DATAGRAM: u32 = 2;
-/// How often a process is reported that addresses a provider by UDP.
+/// Minimum interval between reports of a process addressing a provider by UDP, in nanoseconds.
 const DATAGRAM_EVERY_NS: u64 = 1_000_000_000;
 /// The port of name servers (RFC 1035 §4.2).
 const DNS_PORT: u16 = 53;
@@ -59,14 +64,14 @@ pub(crate) fn sendmsg6(ctx: SockAddrContext) -> i32 {
     reach(&ctx, address6(&ctx), 6, true)
 }
 
-/// The last process has closed the socket.
+/// Reports the close of a socket by its last process.
 #[cgroup_sock(sock_release)]
 pub(crate) fn socket_release(ctx: SockContext) -> i32 {
     // SAFETY: the context that this program was entered with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let _none = OWNERS.remove(cookie);
     if let Some(sock) = SOCKS.get_ptr_mut(cookie) {
-        // What it has queued may still have to leave: the agent forgets it later.
+        // Queued bytes may still have to leave: the agent forgets the socket later.
         // SAFETY: an element of the map, alive while this program runs.
         unsafe {
             (*sock).closed = 1;
@@ -77,31 +82,31 @@ pub(crate) fn socket_release(ctx: SockContext) -> i32 {
     ALLOW
 }
 
-/// What name servers answer.
+/// Reports the answers of name servers.
 #[cgroup_skb(ingress)]
 pub(crate) fn ingress_dns(ctx: SkBuffContext) -> i32 {
     let _other = answer(&ctx);
     ALLOW
 }
 
-/// A socket is about to ask a name server. In a network namespace of their own, anybody answers what
-/// they like under any address; only the initial one counts.
+/// Remembers a socket about to ask a name server. Only sockets of the initial network namespace
+/// count: in a network namespace of its own, a process can answer anything under any address.
 #[inline(always)]
 fn will_ask(ctx: &SockAddrContext) {
-    // SAFETY: the context that this program was entered with; without one, the helper says the initial
-    // namespace's (`net/core/filter.c`, `__bpf_get_netns_cookie`).
+    // SAFETY: the context of the program; without a context, the helper returns the cookie of the
+    // initial namespace (`net/core/filter.c`, `__bpf_get_netns_cookie`).
     let (its, initial) = unsafe {
         (bpf_get_netns_cookie(ctx.as_ptr()), bpf_get_netns_cookie(core::ptr::null_mut()))
     };
     if its == initial {
         // SAFETY: the context that this program was entered with.
         let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-        // Without room, its answers are not believed.
+        // Without room, answers to the socket are not believed.
         let _full = ASKERS.insert(cookie, 1, 0);
     }
 }
 
-/// Reports what a socket asks a name server.
+/// Reports the question of a socket to a name server.
 #[inline(always)]
 pub(crate) fn question(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()> {
     let remote_port = ctx.load(packet.header_at as usize + 2).map(u16::from_be_bytes).ok()?;
@@ -147,14 +152,15 @@ fn connect(ctx: &SockAddrContext, to: AddressKey, ip_version: u32) -> i32 {
     // SAFETY: the context that this program was entered with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    // Without room, whose socket it is stays unknown.
+    // Without room, the owner of the socket stays unknown.
     let _full = OWNERS.insert(cookie, tgid, 0);
     // SAFETY: a field of the context that this program was entered with.
     let datagram = unsafe { (*ctx.sock_addr).type_ } == DATAGRAM;
     reach(ctx, to, ip_version, datagram)
 }
 
-/// Which provider's an address is: by name servers' answers, else by what the caller's own user says in its group.
+/// Returns the provider of an address: by name servers' answers, else by the ties of the caller's
+/// own user in its cgroup.
 #[inline(always)]
 fn whose(to: AddressKey) -> Option<u32> {
     // SAFETY: copied at once, here and below; helpers without arguments.
@@ -169,7 +175,7 @@ fn whose(to: AddressKey) -> Option<u32> {
     }
 }
 
-/// Whether this process may address this place.
+/// Returns whether the process may address the place.
 #[inline(always)]
 fn reach(ctx: &SockAddrContext, to: AddressKey, ip_version: u32, datagram: bool) -> i32 {
     if datagram && to.port == DNS_PORT {
@@ -187,14 +193,33 @@ fn reach(ctx: &SockAddrContext, to: AddressKey, ip_version: u32, datagram: bool)
         report(cookie, tgid, to, ip_version, provider, contact::ABSENT);
         return REFUSE;
     }
-    if datagram && SOCKS.get_ptr_mut(cookie).is_none() && is_news(tgid, provider) {
+    // A datagram on a socket with an existing connection to the place is no connect.
+    let begins = !datagram || SOCKS.get_ptr_mut(cookie).is_none();
+    if begins && is_flooding(tgid, provider) {
+        report(cookie, tgid, to, ip_version, provider, contact::FLOODED);
+        return REFUSE;
+    }
+    if datagram && begins && is_news(tgid, provider) {
         follow(cookie, tgid);
         report(cookie, tgid, to, ip_version, provider, contact::DATAGRAM);
     }
     ALLOW
 }
 
-/// A socket without a TLS object is a connection of its own.
+/// Returns whether the caller's user had too many refusals by the provider. An observed process
+/// passes.
+#[inline(always)]
+fn is_flooding(tgid: u32, provider: u32) -> bool {
+    let uid = bpf_get_current_uid_gid() as u32;
+    // SAFETY: copied at once; helpers without arguments.
+    unsafe {
+        let key = FloodKey { group: bpf_get_current_cgroup_id(), uid, provider };
+        let Some(&until) = FLOODING.get(key) else { return false };
+        bpf_ktime_get_ns() < until && settings().is_some_and(|it| is_held(tgid, it.holding))
+    }
+}
+
+/// Follows a socket without a TLS object as a connection of its own.
 #[inline(always)]
 fn follow(cookie: u64, tgid: u32) -> Option<()> {
     if !quota::socket(tgid, quota::Share::New) {
@@ -209,8 +234,8 @@ fn follow(cookie: u64, tgid: u32) -> Option<()> {
     Some(())
 }
 
-/// Whether it is a second since this process was reported to have addressed this provider by UDP, however many
-/// sockets it takes for it.
+/// Returns whether the last report of the process addressing the provider by UDP is at least a
+/// second old, whatever the number of sockets.
 #[inline(always)]
 fn is_news(tgid: u32, provider: u32) -> bool {
     let key = DeniedKey { tgid, provider };
@@ -283,7 +308,7 @@ fn answer(ctx: &SkBuffContext) -> Option<()> {
     if packet.protocol != IPPROTO_UDP || source != DNS_PORT {
         return None;
     }
-    // Of a packet that arrives, the source is the other end.
+    // In an arriving packet, the source is the other end.
     let server = packet.ends(ctx)?.local;
     // SAFETY: the context that this program was entered with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };

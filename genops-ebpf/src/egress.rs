@@ -1,9 +1,10 @@
-//! The packets of a socket: whose connection it is, and whether they may leave.
+//! Packets of a socket: joins the socket with its connection, and decides whether a packet may
+//! leave.
 //!
-//! Runs for every packet that leaves a socket on the host, and lets it pass after two look-ups that
-//! find nothing, unless the socket carries an AI call or this is a `ClientHello`. A packet that is
-//! dropped here stays in TCP's send queue; TCP sends it again when the agent kicks the socket, or when
-//! its timer fires.
+//! Runs for every packet leaving a socket on the host. The program lets a packet pass after two
+//! fruitless look-ups, unless the socket carries an AI call or the packet is a `ClientHello`. A
+//! dropped packet stays in TCP's send queue; TCP sends the packet again when the agent kicks the
+//! socket, or when TCP's timer fires.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -40,17 +41,25 @@ pub(crate) const CLIENT_HELLO: u8 = 1;
 const CHANGE_CIPHER_SPEC: u8 = 20;
 pub(crate) const HANDSHAKE: u8 = 22;
 pub(crate) const APPLICATION_DATA: u8 = 23;
-/// Records of a packet that are looked at.
+/// Maximum of inspected records per packet.
 const RECORDS: u32 = 5;
 
 #[cgroup_skb(egress)]
 pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
-    // SAFETY: the context that this program was entered with, and a helper without arguments: the task
-    // that sends, in whose context this program runs unless TCP defers.
+    // SAFETY: the context of the program, and a helper without arguments: the sending task, in
+    // whose context the program runs unless TCP defers.
     let (cookie, task) = unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), bpf_get_current_task()) };
-    // SAFETY: copied at once; only this thread writes its element.
-    if let Some(mark) = unsafe { MARKS.get(task) } {
-        join(&ctx, cookie, task, *mark);
+    // SAFETY: copied at once.
+    let marked = match unsafe { MARKS.get(task) } {
+        Some(mark) => Some((task, mark)),
+        None if SOCKS.get_ptr_mut(cookie).is_some() => {
+            // SAFETY: as above.
+            unsafe { MARKS.get(cookie) }.map(|mark| (cookie, mark))
+        }
+        None => None,
+    };
+    if let Some((by, mark)) = marked {
+        join(&ctx, cookie, by, *mark);
     }
     let Some(sock) = SOCKS.get_ptr_mut(cookie) else {
         return if hello::look(&ctx, cookie) { PASS } else { DROP };
@@ -59,11 +68,11 @@ pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
     let Sock { conn, hello_len, tgid, .. } = unsafe { *sock };
     let Some(settings) = settings() else { return PASS };
     let id = if conn == 0 { cookie } else { conn };
-    // What waits already waits on when nobody new is held.
+    // Bytes already waiting go on waiting after the hold of new requests has ended.
     let held =
         is_held(tgid, settings.holding) || settings.holding == holding::NOBODY && is_waiting(id);
     let Some(packet) = Packet::of(&ctx) else {
-        // Of a socket that is followed, what can't be read stays here.
+        // Unreadable packets of a followed and held socket stay here.
         return if held { DROP } else { PASS };
     };
     if packet.payload_len > 0 {
@@ -83,7 +92,7 @@ pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
     PASS
 }
 
-/// A packet's bytes.
+/// Bytes of a packet.
 struct Payload(SkBuffContext);
 
 impl Bytes for Payload {
@@ -98,8 +107,9 @@ impl Bytes for Payload {
     }
 }
 
-/// Whether all records of the packet may leave: the plaintext that explains them was read and released. Where
-/// nobody is held, the socket is followed all the same, so that it can be held later.
+/// Returns whether all records of the packet may leave: the plaintext of the records was read and
+/// released. A socket of a process not held is followed all the same, so that a later hold is
+/// possible.
 #[inline(always)]
 fn is_explained(
     ctx: &SkBuffContext,
@@ -118,10 +128,10 @@ fn is_explained(
     if !known {
         return !held || may_leave(id);
     }
-    // Where in the packet the first byte is that has not left.
+    // Offset, in the packet, of the first byte still to leave.
     let left = next.wrapping_sub(first_byte(ctx, packet));
     if left > i32::MAX as u32 {
-        // Bytes before it have not left: TCP will send them first.
+        // Earlier bytes have not left: TCP will send the earlier bytes first.
         return !held;
     }
     if left >= packet.payload_len {
@@ -158,7 +168,8 @@ fn is_explained(
     true
 }
 
-/// TCP's number of the first byte of payload; `SYN` counts as one before it.
+/// Returns the TCP sequence number of the first byte of payload; `SYN` counts as a byte before the
+/// payload.
 #[inline(always)]
 pub(crate) fn first_byte(ctx: &SkBuffContext, packet: &Packet) -> u32 {
     const SYN: u8 = 2;
@@ -166,8 +177,8 @@ pub(crate) fn first_byte(ctx: &SkBuffContext, packet: &Packet) -> u32 {
     sequence(ctx, packet).wrapping_add(u32::from(flags & SYN != 0))
 }
 
-/// Follows the records of a socket at `at` in its packet, within the bounds that are in its room to work in, and moves
-/// its cursor if they may leave.
+/// Follows the records of a socket at `at` in its packet, within the bounds in the socket's working
+/// memory. Moves the cursor if the records may leave.
 #[inline(always)]
 pub(crate) fn walk(ctx: &SkBuffContext, cookie: u64, at: u32, len: u32) -> Fate {
     match follow_records(ctx.skb.skb, cookie, u64::from(at), u64::from(len)) {
@@ -177,12 +188,12 @@ pub(crate) fn walk(ctx: &SkBuffContext, cookie: u64, at: u32, len: u32) -> Fate 
     }
 }
 
-/// What [`follow_records`] says; anything else is [`Fate::Unexplained`].
+/// Results of [`follow_records`]; any other number is [`Fate::Unexplained`].
 const PASSES: u64 = 1;
 const WAITS: u64 = 2;
 
-/// [`walk`], as a function of a context and numbers: the verifier checks its loop once, and not for each way that leads
-/// here.
+/// [`walk`], as a function of a context and numbers: the verifier checks the loop once, and not for
+/// each path to the call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn follow_records(skb: *mut __sk_buff, cookie: u64, at: u64, len: u64) -> u64 {
@@ -203,10 +214,10 @@ extern "C" fn follow_records(skb: *mut __sk_buff, cookie: u64, at: u64, len: u64
     }
 }
 
-/// One [`Cursor::step`] of a socket's cursor on trial.
+/// Takes a [`Cursor::step`] with a socket's cursor on trial.
 ///
-/// A function of its own, of a context and numbers: the verifier then checks it once, and not in each round of
-/// each loop that leads here.
+/// Separate function of a context and numbers: the verifier then checks the function once, and not
+/// in each round of each calling loop.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn step(skb: *mut __sk_buff, cookie: u64, at: u64, rest: u64) -> u64 {
@@ -220,15 +231,16 @@ extern "C" fn step(skb: *mut __sk_buff, cookie: u64, at: u64, rest: u64) -> u64 
     }
 }
 
-/// Joins the socket with the connection for which its thread is about to send, if the packet is what
-/// was announced: a `ClientHello`, or a record of the right type and length. What was joined before
-/// (the socket of a TLS object that a child process inherited) gives way to the newer proof.
+/// Joins the socket with the connection announced for the sending thread or for the socket (`by`),
+/// if the packet matches the announcement: a `ClientHello`, or a record of the right type and
+/// length. An earlier join (the socket of a TLS object inherited by a child process) gives way to
+/// the newer proof.
 #[inline(always)]
-fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
+fn join(ctx: &SkBuffContext, cookie: u64, by: u64, mark: Mark) -> Option<()> {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     if now - mark.at_mono_ns > MARK_LIFETIME_NS {
-        let _gone = MARKS.remove(task);
+        let _gone = MARKS.remove(by);
         return None;
     }
     if mark.ambiguous != 0 {
@@ -240,7 +252,7 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
     }
     let (at, record_len) = announced(ctx, cookie, &packet, mark)?;
     let conn = CONNS.get_ptr_mut(mark.conn)?;
-    let _gone = MARKS.remove(task);
+    let _gone = MARKS.remove(by);
     // SAFETY: an element of the map, alive while this program runs.
     let id = unsafe {
         if (*conn).cookie != 0 {
@@ -248,11 +260,12 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
         }
         (*conn).id
     };
-    // A connection that begins now, and for which there is no room, is judged by its server name, as one that
-    // nobody reads. An older one has no name to be judged by: it has a share of its own.
+    // Without room, a connection beginning now is judged by the server name, like a connection
+    // without a probe. An older connection has no name to be judged by: older connections have a
+    // separate share.
     let share = if mark.content_type == HANDSHAKE { Share::New } else { Share::Older };
     let sock = carries(ctx, cookie, &packet, id, mark.conn.tgid, share)?;
-    // SAFETY: as above. Once there is room: until then each write announces itself again.
+    // SAFETY: as above. Written once there is room: until then each write announces itself again.
     unsafe { (*conn).cookie = cookie };
     let next = first_byte(ctx, &packet).wrapping_add(at - packet.payload_at);
     // SAFETY: an element of the map, alive while this program runs.
@@ -261,7 +274,8 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
         (*sock).cursor = if mark.content_type == HANDSHAKE {
             Cursor::at_handshake(next)
         } else {
-            // A library that writes into memory has returned before its record is sent: where its write began counts.
+            // A library writing into memory has returned before its record is sent: the position at
+            // the beginning of the write counts.
             let overhead = overhead_of_record(record_len, mark.record_len).unwrap_or(0);
             Cursor::at_data(next, mark.offset, overhead)
         };
@@ -271,9 +285,10 @@ fn join(ctx: &SkBuffContext, cookie: u64, task: u64, mark: Mark) -> Option<()> {
     Some(())
 }
 
-/// Where the record that was announced begins, and its length: one of the first of the packet, since a client that
-/// has just ended its handshake sends that, and its first request, at once. A socket that has sent nothing yet may
-/// send the `ClientHello` in pieces of any size; what it sends must be explained all the same.
+/// Returns position and length of the announced record. Looks at the first records of the packet,
+/// because a client at the end of its handshake sends `Finished` and its first request at once. A
+/// socket without bytes sent so far may send the `ClientHello` in pieces of any size; the bytes
+/// must be explained all the same.
 #[inline(always)]
 fn announced(ctx: &SkBuffContext, cookie: u64, packet: &Packet, mark: Mark) -> Option<(u32, u32)> {
     let mut at = packet.payload_at;
@@ -306,7 +321,8 @@ fn is_announced(ctx: &SkBuffContext, at: u32, len: u32, mark: Mark) -> bool {
     overhead_of_record(len, mark.record_len).is_some()
 }
 
-/// From this packet on, the socket carries connection `conn`. None where there is no room to say so.
+/// Records the socket as carrying connection `conn` from the packet on. `None` without room for the
+/// record.
 #[inline(always)]
 pub(crate) fn carries(
     ctx: &SkBuffContext,
@@ -336,17 +352,17 @@ pub(crate) fn carries(
     Some(sock)
 }
 
-/// The sequence number in the TCP header.
+/// Returns the sequence number in the TCP header.
 #[inline(always)]
 fn sequence(ctx: &SkBuffContext, packet: &Packet) -> u32 {
     ctx.load::<u32>(packet.header_at as usize + 4).map_or(0, u32::from_be)
 }
 
-/// Counts what passes: each byte once, however often TCP sends it.
+/// Counts passing bytes: each byte once, however often TCP sends the byte.
 #[inline(always)]
 fn account(ctx: &SkBuffContext, sock: *mut Sock, packet: &Packet) {
-    // SAFETY: `sock` is an element of the map, alive while this program runs; the kernel checks the
-    // pointers to its socket, and gives null for one of another kind.
+    // SAFETY: `sock` is an element of the map, alive while the program runs; the kernel checks the
+    // pointers to its socket, and returns null for a socket of another kind.
     unsafe {
         if packet.protocol != IPPROTO_TCP {
             (*sock).sent += u64::from(packet.payload_len);

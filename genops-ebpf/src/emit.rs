@@ -1,6 +1,6 @@
-//! Plaintext into the ring buffer: whole calls, in pieces with stream positions.
+//! Copies plaintext into the ring buffer: whole calls, in pieces with stream positions.
 //!
-//! What does not fit is counted, and shows as a jump of the position in the next piece; nothing is
+//! Bytes left out are counted, and show as a jump of the position in the next piece; no bytes are
 //! spliced silently.
 
 use core::mem::MaybeUninit;
@@ -15,7 +15,7 @@ use genops_ebpf_common::{
 
 use crate::maps::{EVENTS, count_loss, settings, wake};
 
-/// What the pieces of one call have in common.
+/// Properties common to the pieces of a call.
 #[derive(Clone, Copy)]
 struct Source {
     conn: u64,
@@ -46,14 +46,15 @@ struct Piece<const N: usize> {
     payload: [u8; N],
 }
 
-/// Sends `len` bytes of a call to the agent: `kind` is the direction, shifted by 8 the flags, and by 16 the
-/// [`genops_ebpf_common::Hold::round`]. Of a call above the limit, the first bytes up to the limit and the last
-/// piece: the end of a message says what it cost.
+/// Sends `len` bytes of a call to the agent: `kind` is the direction, shifted by 8 the flags, and
+/// by 16 the [`genops_ebpf_common::Hold::round`]. For a call above the limit, the function sends
+/// the first bytes up to the limit and the last piece: the end of a message states its cost.
 ///
-/// Ends at the first piece that can't be read or sent, and says why ([`unexplained`]); otherwise it is 0.
+/// Stops at the first piece not readable or not sendable, and returns the reason ([`unexplained`]);
+/// otherwise 0.
 ///
-/// A function of its own, with numbers only: the verifier then checks its loop once, and not for each
-/// way that leads here.
+/// Separate function of numbers only: the verifier then checks the loop once, and not for each path
+/// to the call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn emit_call(
@@ -102,13 +103,13 @@ pub(crate) extern "C" fn emit_call(
 /// [`DATA_FIRST`] and [`DATA_CUT`] in a `kind`.
 const FIRST: u64 = (DATA_FIRST as u64) << 8;
 const CUT: u64 = (DATA_CUT as u64) << 8;
-/// What [`emit_block`] adds to the reason for which it has ended early.
+/// Added by [`emit_block`] to the reason of an early end.
 const LOST: u64 = 1 << 32;
 const RING_FULL: u64 = unexplained::RING_FULL as u64;
 const UNREAD_PAGE: u64 = unexplained::UNREAD_PAGE as u64;
 
-/// Sends whole pieces of `len` bytes, at most [`BLOCK_PIECES`]; says how many bytes that were. A
-/// function of its own because the verifier's time for a loop grows with the square of its rounds.
+/// Sends whole pieces of `len` bytes, at most [`BLOCK_PIECES`]; returns the number of bytes sent.
+/// Separate function because the verifier's time for a loop grows with the square of its rounds.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn emit_block(
@@ -134,17 +135,17 @@ pub(crate) extern "C" fn emit_block(
     done
 }
 
-/// Sends a whole piece. A function of its own, so that the verifier checks it once and not in each round of each loop: 6.1
-/// gives up otherwise.
+/// Sends a whole piece. Separate function, so that the verifier checks the function once and not in
+/// each round of each loop: Linux 6.1 gives up otherwise.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn emit_piece(conn: u64, kind: u64, address: u64, offset: u64) -> u64 {
     let source = Source::new(conn, kind, address, offset);
-    // So much is worth a look.
+    // A whole piece is worth a wake-up.
     piece::<PIECE_LEN>(&source, PIECE_LEN as u32, wake(true))
 }
 
-/// Less than a whole piece, in the smallest class that holds it.
+/// Sends less than a whole piece, in the smallest sufficient class.
 #[inline(always)]
 fn last_piece(source: &Source, len: u64) -> u64 {
     const SMALL: usize = DATA_CLASSES[0];
@@ -164,8 +165,8 @@ fn last_piece(source: &Source, len: u64) -> u64 {
 
 #[inline(always)]
 fn piece<const N: usize>(source: &Source, len: u32, wakes: u64) -> u64 {
-    // Opaque to the compiler, so that the check is made on the very value that the helper gets: the
-    // verifier forgets bounds that were checked on a copy.
+    // Opaque to the compiler, so that the check is made on the very value passed to the helper: the
+    // verifier forgets bounds checked on a copy.
     let len = core::hint::black_box(len);
     if len > N as u32 {
         return 0;
@@ -177,7 +178,7 @@ fn piece<const N: usize>(source: &Source, len: u32, wakes: u64) -> u64 {
     };
     let record: *mut Piece<N> = MaybeUninit::as_mut_ptr(&mut entry);
     // SAFETY: `record` is N bytes and a header of reserved ring buffer, and `len` is at most N. The
-    // address is the program's own buffer; where it can't be read the helper says so.
+    // address is the program's own buffer; the helper reports an unreadable address.
     let failed = unsafe {
         (&raw mut (*record).header).write(Data {
             kind: kind::DATA,

@@ -1,8 +1,8 @@
-//! Providers that are reached past the probes, known by the server name in the `ClientHello`
-//! (RFC 6066 §3; RFC 8446 §4.1.2).
+//! Providers reached past the probes, known by the server name in the `ClientHello` (RFC 6066 §3;
+//! RFC 8446 §4.1.2).
 //!
-//! A `ClientHello` that is whole in its packet is read here, so that other TLS traffic never reaches
-//! the agent. One in pieces goes to the agent as it is.
+//! The program reads a `ClientHello` contained in a single packet, so that other TLS traffic never
+//! reaches the agent. A `ClientHello` in pieces goes to the agent unread.
 
 use aya_ebpf::{
     bindings::__sk_buff,
@@ -23,24 +23,24 @@ use crate::{
 
 /// Record header (RFC 8446 §5.1), handshake header (§4), version and random.
 const BEFORE_SESSION: u32 = 5 + 4 + 2 + 32;
-/// Most extensions that are looked at; browsers send about 20.
+/// Maximum of inspected extensions; browsers send about 20.
 const EXTENSIONS: u32 = 40;
 /// `server_name` (RFC 6066 §3).
 const SERVER_NAME: u16 = 0;
-/// Most bytes of a `ClientHello` in pieces that the agent is given.
+/// Maximum of bytes passed to the agent of a `ClientHello` in pieces.
 const PARTS_LIMIT: u32 = 16_384;
 
-/// What a `ClientHello` says.
+/// Server name in a `ClientHello`.
 enum Name {
-    /// A provider's, with its number.
+    /// A provider's name, with the number of the provider.
     Provider(u32),
-    /// Another's, or none.
+    /// Another name, or none.
     Other,
-    /// Its end is in a later packet.
+    /// The `ClientHello` ends in a later packet.
     Part,
 }
 
-/// Looks at payload of a socket that nothing is known of. False: it may not leave.
+/// Inspects payload of an unknown socket. False: the payload may not leave.
 #[inline(always)]
 pub(crate) fn look(ctx: &SkBuffContext, cookie: u64) -> bool {
     let Some(packet) = Packet::of(ctx) else { return true };
@@ -68,14 +68,14 @@ pub(crate) fn look(ctx: &SkBuffContext, cookie: u64) -> bool {
     begun.is_some() || no_room(cookie)
 }
 
-/// There is no room to follow it: the deadline's rule applies at once.
+/// Applies the rule of the deadline at once, for lack of room to follow the socket.
 #[inline(always)]
 fn no_room(cookie: u64) -> bool {
     let Some(settings) = settings() else { return true };
     settings.closed == 0 || !is_held(owner(cookie), settings.holding)
 }
 
-/// Whether the packet may be the beginning of a `ClientHello`, as far as its bytes go.
+/// Returns whether the packet may be the beginning of a `ClientHello`, as far as its bytes go.
 #[inline(always)]
 fn may_begin(ctx: &SkBuffContext, packet: &Packet) -> bool {
     let byte = |at: u32| ctx.load::<u8>((packet.payload_at + at) as usize).unwrap_or(0);
@@ -88,7 +88,8 @@ fn may_begin(ctx: &SkBuffContext, packet: &Packet) -> bool {
     packet.payload_len < 6 || byte(5) == CLIENT_HELLO
 }
 
-/// A `ClientHello` whose end is in a later packet: nothing but a handshake leaves until the agent knows its name.
+/// Begins with a `ClientHello` ending in a later packet: nothing but a handshake leaves until the
+/// agent knows the server name.
 #[inline(always)]
 fn begin_in_part(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()> {
     let tgid = owner(cookie);
@@ -105,7 +106,8 @@ fn begin_in_part(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()
     Some(())
 }
 
-/// A `ClientHello` without a provider's name. It concerns somebody only where the configuration says so.
+/// Begins with a `ClientHello` without a provider's name. Followed only on demand of the
+/// configuration.
 #[inline(always)]
 fn begin_unnamed(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()> {
     let settings = settings()?;
@@ -115,7 +117,7 @@ fn begin_unnamed(ctx: &SkBuffContext, cookie: u64, packet: &Packet) -> Option<()
     begin(ctx, cookie, packet, 0)
 }
 
-/// Whether the task that sends is in a TLS library that probes read; it may say so once for each handshake.
+/// Returns whether the sending task is in a TLS library read by probes, once for each handshake.
 #[inline(always)]
 fn is_read() -> bool {
     // SAFETY: helpers without arguments, and copied at once.
@@ -127,7 +129,7 @@ fn is_read() -> bool {
     at.is_some_and(|at| now - at <= MARK_LIFETIME_NS)
 }
 
-/// Another packet of a socket whose `ClientHello` is not whole yet.
+/// Goes on with another packet of a socket with an incomplete `ClientHello`.
 #[inline(always)]
 pub(crate) fn go_on(
     ctx: &SkBuffContext,
@@ -148,7 +150,7 @@ pub(crate) fn go_on(
     Some(())
 }
 
-/// The socket goes to a provider: from here on it is a connection with the cookie as its number.
+/// Begins a connection to a provider, with the cookie of the socket as its number.
 #[inline(always)]
 fn begin(ctx: &SkBuffContext, cookie: u64, packet: &Packet, provider: u32) -> Option<()> {
     let tgid = owner(cookie);
@@ -156,13 +158,13 @@ fn begin(ctx: &SkBuffContext, cookie: u64, packet: &Packet, provider: u32) -> Op
     let held = is_held(tgid, settings()?.holding) && arm(cookie, tgid, 0, 1).is_some();
     let ends = packet.ends(ctx)?;
     report(ctx, cookie, packet, &ends, contact::HELLO, provider, u32::from(held));
-    // Behind the contact, so that the agent knows the connection when it hears of its socket.
+    // After the contact, so that the agent knows the connection before its socket.
     report_join(&ends, packet.ip_version, cookie, cookie, tgid);
     Some(())
 }
 
-/// Thread-group id of the process that connected the socket; otherwise of the one that sends, where the kernel's
-/// layout is known; 0 where neither is.
+/// Returns the thread-group id of the process that connected the socket; otherwise of the sending
+/// process, if the kernel's layout is known; 0 if neither is known.
 #[inline(always)]
 pub(crate) fn owner(cookie: u64) -> u32 {
     // SAFETY: copied at once.
@@ -182,14 +184,16 @@ fn read(ctx: &SkBuffContext, cookie: u64, at: u32) -> Name {
     }
 }
 
-/// What [`name_in`] says where the packet ends before the name.
+/// Result of [`name_in`] for a packet ending before the name.
 const PART: u64 = 0;
-/// What it says where there is no name.
+/// Result of [`name_in`] without a name.
 const NONE: u64 = 1;
 
-/// Place (above) and length (in the lower half) of the name in a `ClientHello` whose record begins at `at`.
+/// Returns position (upper half) and length (lower half) of the name in a `ClientHello` whose
+/// record begins at `at`.
 ///
-/// A function of its own, so that the verifier goes through the extensions once, and not with all that follows.
+/// Separate function, so that the verifier goes through the extensions once, and not again with all
+/// code after the call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn name_in(skb: *mut __sk_buff, at: u64) -> u64 {
@@ -200,7 +204,7 @@ extern "C" fn name_in(skb: *mut __sk_buff, at: u64) -> u64 {
     }
 }
 
-/// Place and length of the name. An error: the packet ends before it.
+/// Returns position and length of the name. An error: the packet ends before the name.
 #[inline(always)]
 fn server_name(ctx: &SkBuffContext, record_at: u32) -> Result<Option<(u32, u32)>, i64> {
     let byte = |at: u32| ctx.load::<u8>(at as usize);
@@ -218,7 +222,8 @@ fn server_name(ctx: &SkBuffContext, record_at: u32) -> Result<Option<(u32, u32)>
         }
         let (kind, len) = (pair(at)?, u32::from(pair(at + 2)?));
         if kind == SERVER_NAME {
-            // A list of one: its length, the kind of name (0: a host's), the name's length.
+            // A list with a single name: length of the list, type of the name (0: host), length of
+            // the name.
             return Ok(Some((at + 9, u32::from(pair(at + 7)?))));
         }
         at += 4 + len;
@@ -227,7 +232,7 @@ fn server_name(ctx: &SkBuffContext, record_at: u32) -> Result<Option<(u32, u32)>
     Ok(None)
 }
 
-/// Compares the name with those of the providers.
+/// Compares the name with the names of the providers.
 #[inline(always)]
 fn provider_of(ctx: &SkBuffContext, cookie: u64, at: u32, len: u32) -> Name {
     let Some(scratch) = classify::scratch_of(cookie) else { return Name::Other };
@@ -255,7 +260,7 @@ struct Reported {
     bytes: [u8; HELLO_LEN],
 }
 
-/// Tells the agent, with the packet's payload.
+/// Reports to the agent, with the packet's payload.
 #[inline(always)]
 fn report(
     ctx: &SkBuffContext,

@@ -1,4 +1,5 @@
-//! What waits for a verdict: armed by the write probe (or by a `ClientHello`), judged at each packet.
+//! Writes waiting for a verdict: armed by the write probe (or by a `ClientHello`), judged at each
+//! packet.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use genops_ebpf_common::{
@@ -8,7 +9,7 @@ use genops_ebpf_common::{
 
 use crate::maps::{DENIED, EVENTS, HOLDS, PROCESSES, VERDICTS, count_loss, settings, wake};
 
-/// Whether requests of this process wait for a verdict, by the settings' [`holding`].
+/// Returns whether requests of the process wait for a verdict, by the settings' [`holding`].
 #[inline(always)]
 pub(crate) fn is_held(tgid: u32, holding: u32) -> bool {
     if holding == holding::NOBODY || is_void() {
@@ -21,8 +22,8 @@ pub(crate) fn is_held(tgid: u32, holding: u32) -> bool {
     }
 }
 
-/// Whether a provider is closed to a process altogether, and the reason for that has not ended. A process
-/// that has ended takes its mode along, so that another of its number is not meant.
+/// Returns whether a provider is closed to a process altogether, for a reason still in force. The
+/// end of a process removes its mode, so that a later process with the same pid is not affected.
 #[inline(always)]
 pub(crate) fn is_closed(tgid: u32, provider: u32) -> bool {
     let Some(settings) = settings() else { return false };
@@ -33,32 +34,32 @@ pub(crate) fn is_closed(tgid: u32, provider: u32) -> bool {
     }
 }
 
-/// Whether a process is refused what an agent would decide, since there is none.
+/// Returns whether a process is refused for want of an agent to decide.
 #[inline(always)]
 pub(crate) fn is_undecided(tgid: u32) -> bool {
     settings().is_some_and(|it| is_held(tgid, it.holding)) && refuses_all()
 }
 
-/// Whether requests are refused at once, since nobody decides.
+/// Returns whether requests are refused at once, because no agent decides.
 #[inline(always)]
 fn refuses_all() -> bool {
     // SAFETY: a helper without arguments.
     settings().is_some_and(|it| it.refuses_all(unsafe { bpf_ktime_get_ns() }))
 }
 
-/// Whether what an agent has left here is void.
+/// Returns whether the decisions left by an agent are void.
 #[inline(always)]
 fn is_void() -> bool {
     // SAFETY: a helper without arguments.
     settings().is_some_and(|it| it.is_void(unsafe { bpf_ktime_get_ns() }))
 }
 
-/// From now on nothing before `to` leaves without a verdict. `from`: where the write begins. The round of the
-/// hold; none where there is no room to say so.
+/// Arms the hold: from now on no byte before `to` leaves without a verdict. `from` is the beginning
+/// of the write. Returns the round of the hold; `None` without room for the hold.
 #[inline(always)]
 pub(crate) fn arm(id: u64, tgid: u32, from: u64, to: u64) -> Option<u32> {
     if refuses_all() {
-        // Where there is no room, it ends at the deadline.
+        // Without room for the verdict, the request ends at the deadline.
         let _full = VERDICTS.insert(id, Verdict { released_to: 0, denied: 1, round: 0 }, 0);
     }
     // SAFETY: a helper without arguments.
@@ -89,7 +90,8 @@ pub(crate) fn arm(id: u64, tgid: u32, from: u64, to: u64) -> Option<u32> {
             (*hold).armed_at_mono_ns = now;
         }
         if from < (*hold).armed_to {
-            // The library has not taken what was reported before: what was decided of it is void.
+            // The library has not taken bytes reported before: the decision about the bytes is
+            // void.
             (*hold).round = (*hold).round.wrapping_add(1);
             (*hold).from = from;
             (*hold).armed_at_mono_ns = now;
@@ -102,15 +104,15 @@ pub(crate) fn arm(id: u64, tgid: u32, from: u64, to: u64) -> Option<u32> {
     }
 }
 
-/// What was decided of a connection.
+/// Returns the verdict on a connection.
 #[inline(always)]
 fn verdict_of(id: u64) -> Verdict {
     // SAFETY: copied at once.
     unsafe { VERDICTS.get(id).map_or(Verdict { released_to: 0, denied: 0, round: 0 }, |it| *it) }
 }
 
-/// Plaintext of the write that was armed last could not be read: at `address` in the program's memory, from position
-/// `from` on.
+/// Marks and reports unreadable plaintext of the write armed last: at `address` in the program's
+/// memory, from position `from` on.
 #[inline(always)]
 pub(crate) fn set_unread(id: u64, tgid: u32, reason: u32, address: u64, from: u64) {
     let Some(hold) = HOLDS.get_ptr_mut(id) else { return };
@@ -136,7 +138,7 @@ pub(crate) fn set_unread(id: u64, tgid: u32, reason: u32, address: u64, from: u6
     });
 }
 
-/// Plaintext that could not be read is read by now.
+/// Clears the mark: plaintext unreadable before has been read by now.
 #[inline(always)]
 pub(crate) fn set_read(id: u64) {
     if let Some(hold) = HOLDS.get_ptr_mut(id) {
@@ -145,7 +147,7 @@ pub(crate) fn set_read(id: u64) {
     }
 }
 
-/// Whether bytes of this connection wait for a verdict, or nothing more of it may leave.
+/// Returns whether bytes of the connection wait for a verdict, or the connection is denied.
 #[inline(always)]
 pub(crate) fn is_waiting(id: u64) -> bool {
     let verdict = verdict_of(id);
@@ -154,14 +156,14 @@ pub(crate) fn is_waiting(id: u64) -> bool {
     verdict.denied != 0 || unsafe { (*hold).is_waiting((*hold).released_to(&verdict)) }
 }
 
-/// Whether nothing more of this connection may leave.
+/// Returns whether the connection is denied: no more bytes may leave.
 #[inline(always)]
 pub(crate) fn is_denied(id: u64) -> bool {
     // SAFETY: copied at once.
     unsafe { VERDICTS.get(id).is_some_and(|verdict| verdict.denied != 0) }
 }
 
-/// Whether payload of this connection, of which no plaintext is read, may leave now.
+/// Returns whether payload of the connection, with no plaintext read, may leave now.
 #[inline(always)]
 pub(crate) fn may_leave(id: u64) -> bool {
     let verdict = verdict_of(id);
@@ -177,7 +179,7 @@ pub(crate) fn may_leave(id: u64) -> bool {
     deadline(hold, id, settings)
 }
 
-/// What the deadline says of bytes that wait for a verdict: whether they may leave now.
+/// Applies the deadline to bytes waiting for a verdict: returns whether the bytes may leave now.
 #[inline(always)]
 pub(crate) fn deadline(hold: *mut Hold, id: u64, settings: &Settings) -> bool {
     // SAFETY: an element of the map, alive while this program runs.
@@ -201,7 +203,7 @@ pub(crate) fn deadline(hold: *mut Hold, id: u64, settings: &Settings) -> bool {
     pass
 }
 
-/// Puts what may leave a socket into its room to work in. False: nothing may.
+/// Puts the bounds of a socket into its working memory. False: no bytes may leave.
 #[inline(always)]
 pub(crate) fn bounds(sock: *mut Sock, id: u64, held: bool) -> bool {
     // SAFETY: an element of the map, alive while this program runs.
@@ -232,8 +234,8 @@ pub(crate) fn bounds(sock: *mut Sock, id: u64, held: bool) -> bool {
     true
 }
 
-/// What nothing explains waits until the deadline; then the settings say what becomes of it: whether it may leave
-/// now.
+/// Holds unexplained bytes until the deadline; afterwards the settings decide. Returns whether the
+/// bytes may leave now.
 #[inline(always)]
 pub(crate) fn unexplained_may_leave(sock: *mut Sock, id: u64, settings: &Settings) -> bool {
     // SAFETY: elements of maps, alive while this program runs, and a helper without arguments.
@@ -241,7 +243,7 @@ pub(crate) fn unexplained_may_leave(sock: *mut Sock, id: u64, settings: &Setting
         let now = bpf_ktime_get_ns();
         let tgid = (*sock).tgid;
         if HOLDS.get_ptr_mut(id).is_none() && arm(id, tgid, 0, 0).is_none() {
-            // Nobody can say when it began to wait.
+            // The beginning of the wait cannot be recorded.
             return settings.closed == 0 && settings.unread_stays == 0;
         }
         let Some(hold) = HOLDS.get_ptr_mut(id) else { return false };

@@ -1,2 +1,2 @@
-//! Empty: a library target lets Cargo track this crate as a build dependency of the agent.
+//! Empty library target: lets Cargo track the crate as a build dependency of the agent.
 #![no_std]

@@ -1,8 +1,9 @@
-//! What a process descends from: handed down as it starts another, so that it holds whichever of the
-//! processes between have ended.
+//! Ancestry of processes: handed down at each start of a child process, so the ancestry holds even
+//! if processes in between have ended.
 //!
-//! What the agent has decided is copied, and nobody hears of it. Only what a process starts before the
-//! agent has looked at its program is reported, since the agent then has to say whose that is.
+//! The programs copy the agent's decision without a report. Only children started before the agent
+//! has looked at the parent's program are reported, because the agent then has to decide about the
+//! child.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use genops_ebpf_common::{Fork, Lineage, kind, loss};
@@ -12,10 +13,10 @@ use crate::{
     task::Task,
 };
 
-/// The first process: it takes in the orphans, and nobody inherits from it.
+/// The first process: adopts orphans, and hands down no ancestry.
 const INIT: u32 = 1;
 
-/// The process begins to run another program.
+/// Marks the process as undecided: the process begins to run another program.
 #[inline(always)]
 pub(crate) fn begins() -> Option<()> {
     let tgid = current();
@@ -30,7 +31,7 @@ pub(crate) fn begins() -> Option<()> {
     Some(())
 }
 
-/// The process starts another, or a thread.
+/// Hands down the ancestry: the process starts another, or a thread.
 #[inline(always)]
 pub(crate) fn hand_down(child: u64) -> Option<()> {
     let of_parent = of_current()?;
@@ -51,19 +52,19 @@ pub(crate) fn hand_down(child: u64) -> Option<()> {
     Some(())
 }
 
-/// The process has ended.
+/// Removes the ancestry of an ended process.
 #[inline(always)]
 pub(crate) fn ends(tgid: u32) {
     let _none = LINEAGES.remove(tgid);
 }
 
-/// [`Lineage::principal`] of the process that runs.
+/// Returns [`Lineage::principal`] of the current process.
 #[inline(always)]
 pub(crate) fn principal() -> u64 {
     of_current().map_or(0, |it| it.principal)
 }
 
-/// Lineage of the process that runs. Most have none, and cost one look.
+/// Returns the lineage of the current process. Most processes have none, and cost a single look-up.
 #[inline(always)]
 fn of_current() -> Option<Lineage> {
     // SAFETY: copied at once.
@@ -90,6 +91,6 @@ fn report(fork: Fork) {
         return;
     };
     entry.write(fork);
-    // Both may end before they are looked at.
+    // Both processes may end before the agent looks at either.
     entry.submit(wake(true));
 }

@@ -1,4 +1,5 @@
-//! A denied connection's send call fails at once (`EPERM`), where BPF programs may be security hooks.
+//! Fails the send call of a denied connection at once (`EPERM`), on kernels with BPF programs as
+//! security hooks.
 
 use aya_ebpf::cty::c_void;
 use aya_ebpf::{helpers::generated::bpf_get_socket_cookie, macros::lsm, programs::LsmContext};
@@ -6,8 +7,9 @@ use aya_ebpf::{helpers::generated::bpf_get_socket_cookie, macros::lsm, programs:
 use crate::{hold::is_denied, maps::SOCKS};
 
 const EPERM: i32 = 1;
-/// Where `struct socket` has `sk` (`include/linux/net.h`; the same since 5.3). The verifier knows the
-/// type at each offset: on a kernel where it is another, the program is refused, and this mechanism absent.
+/// Offset of `sk` in `struct socket` (`include/linux/net.h`; the same since 5.3), in bytes. The
+/// verifier knows the type at each offset: a kernel with another offset refuses the program, and
+/// the mechanism is absent.
 const SK_OFFSET: usize = 24;
 
 /// `int security_socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`.

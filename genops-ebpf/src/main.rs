@@ -1,18 +1,18 @@
-//! The kernel programs: they read what TLS libraries are given and give, learn which socket carries
-//! it, and hold a request back until the agent has decided.
+//! Kernel programs: read the plaintext passing through TLS libraries, learn the socket of each
+//! connection, and hold a request until the agent's decision.
 //!
 //! - `tls`: entry and RET probes on the TLS library's functions;
-//! - `classify`: is this an AI provider? (host name, or path of the request);
+//! - `classify`: recognition of AI providers, by host name or by path of the request;
 //! - `emit`: plaintext into the ring buffer;
-//! - `egress`: the packets of a socket: join, hold, count (`packet`: where things are in one);
-//! - `hold`: what waits, and the deadline; `quota`: what one process may take of what all share;
-//! - `hello`: providers that are reached past the probes, by the name in the `ClientHello`;
-//! - `connect`: sockets as they are got and let go of; name servers' answers;
+//! - `egress`: packets of a socket: join, hold, count (`packet`: positions in a packet);
+//! - `hold`: waiting writes, and the deadline; `quota`: limits of a process in shared maps;
+//! - `hello`: providers reached past the probes, by the name in the `ClientHello`;
+//! - `connect`: sockets at connect and close; name servers' answers;
 //! - `lsm`: send calls of denied connections;
-//! - `process`: exec, fork and exit (`lineage`: what a process descends from; `task`: what the kernel
-//!   knows of one).
+//! - `process`: exec, fork and exit (`lineage`: ancestry of a process; `task`: the kernel's fields
+//!   of a task).
 //!
-//! They decide nothing but that: policies live in the agent. Nothing here writes to a workload's
+//! The programs decide nothing else: policies live in the agent. No program writes to a workload's
 //! memory, uses a return probe, or keeps state per CPU (uprobe programs can be preempted).
 #![no_std]
 #![no_main]

@@ -1,4 +1,4 @@
-//! The maps, each with its one writer.
+//! The maps of the kernel programs, with the writer of each map.
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -7,82 +7,90 @@ use aya_ebpf::{
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use genops_ebpf_common::{
-    AddressKey, CONNECTIONS, Conn, ConnKey, DeniedKey, Hold, Join, Lineage, NAP_NS, NameKey,
-    NameRule, Settings, Sock, TieKey, Usage, Verdict, loss,
+    AddressKey, CONNECTIONS, Conn, ConnKey, DeniedKey, FLOODS, FloodKey, Hold, Join, Lineage,
+    NAP_NS, NameKey, NameRule, Settings, Sock, TieKey, Usage, Verdict, loss,
 };
 
-/// Everything the agent reads. The agent sets the size before loading.
+/// Records for the agent. The agent sets the size before loading.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 
-/// When the agent was last woken for a record that nobody waits for: one element, by the monotonic clock.
+/// Time of the agent's last wake-up for a record without a waiting request: one element, by the
+/// monotonic clock.
 #[map]
 static WOKEN: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Bytes in the ring buffer from which on the agent is woken in any case.
+/// Fill level of the ring buffer, in bytes, above which the agent is woken in any case.
 const CROWDED_BYTES: u64 = 256 << 10;
 
 /// Written by the agent: one element.
 #[map]
 pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 
-/// TLS objects that speak to AI providers, and nothing else. Written by the programs.
+/// TLS objects with traffic to AI providers, and no others. Written by the programs.
 #[map]
 pub(crate) static CONNS: HashMap<ConnKey, Conn> = HashMap::with_max_entries(CONNECTIONS, 0);
 
-/// Sockets to providers, by cookie. Written by the programs, deleted by the agent once they are closed. What
-/// decides is in no map of which a stranger's entry could push it out.
+/// Sockets to providers, by cookie. Written by the programs, deleted by the agent after the close.
+/// Not an LRU map, because no stranger's entry may push out data needed for a decision.
 #[map]
 pub(crate) static SOCKS: HashMap<u64, Sock> = HashMap::with_max_entries(2 * CONNECTIONS, 0);
 
-/// A zeroed [`Sock`] to insert, since it does not fit on the stack.
+/// A zeroed [`Sock`] to insert, because a `Sock` does not fit on the stack.
 #[map]
 static EMPTY_SOCK: Array<Sock> = Array::with_max_entries(1, 0);
 
-/// Who connected a socket: its cookie, and the thread-group id, while it is open. Programs at packets can't ask
-/// before Linux 6.10.
+/// Cookie of an open socket, and thread-group id of the process that connected the socket. Programs
+/// at packets can't ask for the process before Linux 6.10.
 #[map]
 pub(crate) static OWNERS: HashMap<u64, u32> = HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
 
-/// What processes take of the maps that all share, by thread-group id. Written by the programs.
+/// Use of the shared maps by process, by thread-group id. Written by the programs.
 #[map]
 pub(crate) static USAGE: HashMap<u32, Usage> = HashMap::with_max_entries(CONNECTIONS, 0);
 
-/// How many TLS objects of each user are in [`CONNS`]. Written by the programs, corrected by the agent.
+/// Number of TLS objects in [`CONNS`] by user. Written by the programs, corrected by the agent.
 #[map]
 pub(crate) static USERS: HashMap<u32, u32> = HashMap::with_max_entries(CONNECTIONS, 0);
 
-/// When a process was last reported to have addressed a provider by UDP.
+/// Time of the last report of a process addressing a provider by UDP.
 #[map]
 pub(crate) static DATAGRAMS: LruHashMap<DeniedKey, u64> = LruHashMap::with_max_entries(16_384, 0);
 
-/// Sockets of the initial network namespace that have asked a name server, by cookie. Whoever is not
-/// in it is not believed; what is pushed out is only not learnt from.
+/// Sockets of the initial network namespace with a question to a name server, by cookie. Answers to
+/// other sockets are not believed; answers to an evicted socket are only not learnt from.
 #[map]
 pub(crate) static ASKERS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(8_192, 0);
 
-/// Addresses of providers, with their number. Written by the agent.
+/// Addresses of providers, with the number of the provider. Written by the agent.
 #[map]
 pub(crate) static ADDRESSES: LruHashMap<AddressKey, u32> = LruHashMap::with_max_entries(16_384, 0);
 
-/// Addresses that programs of one user in one group call a provider's. Written by the agent.
+/// Addresses named as a provider's by programs of a single user in a single cgroup. Written by the
+/// agent.
 #[map]
 pub(crate) static TIES: HashMap<TieKey, u32> = HashMap::with_max_entries(16_384, BPF_F_NO_PREALLOC);
 
-/// Processes that may not call a provider at all. Written by the agent.
+/// Processes barred from calling a provider at all. Written by the agent.
 #[map]
 pub(crate) static DENIED: HashMap<DeniedKey, u64> = HashMap::with_max_entries(16_384, 0);
 
-/// Server names of connections, by [`Conn::id`], for an agent that was not there when they began.
+/// Users with too many refusals by a provider. Written by the agent, for a second at a time.
+#[map]
+pub(crate) static FLOODING: HashMap<FloodKey, u64> =
+    HashMap::with_max_entries(FLOODS, BPF_F_NO_PREALLOC);
+
+/// Server names of connections, by [`Conn::id`], for an agent started after the beginning of the
+/// connection.
 #[map]
 pub(crate) static NAMES: LruHashMap<u64, NameKey> = LruHashMap::with_max_entries(16_384, 0);
 
-/// TLS objects that speak HTTP/2 to somebody else: seen from the beginning by the programs, or looked at
-/// by the agent.
+/// TLS objects speaking HTTP/2 to a peer other than a provider: seen from the beginning by the
+/// programs, or inspected by the agent.
 #[map]
 pub(crate) static OTHERS: LruHashMap<ConnKey, u32> = LruHashMap::with_max_entries(16_384, 0);
 
-/// What waits, by [`Conn::id`]. Written by the programs, deleted by the agent.
+/// Waiting writes, by [`Conn::id`]. Written by the programs, deleted by the agent.
 #[map]
 pub(crate) static HOLDS: HashMap<u64, Hold> = HashMap::with_max_entries(2 * CONNECTIONS, 0);
 
@@ -98,8 +106,8 @@ pub(crate) static VERDICTS: HashMap<u64, Verdict> = HashMap::with_max_entries(2 
 #[map]
 pub(crate) static PROCESSES: HashMap<u32, u32> = HashMap::with_max_entries(65_536, 0);
 
-/// What processes descend from, by thread-group id. Written by the programs and the agent: see [`Lineage`].
-/// None gives way to another, or many processes would make one lose its own.
+/// Ancestry of processes, by thread-group id. Written by the programs and the agent: see
+/// [`Lineage`]. Not an LRU map: otherwise many processes could push out the element of another.
 #[map]
 pub(crate) static LINEAGES: HashMap<u32, Lineage> = HashMap::with_max_entries(65_536, 0);
 
@@ -111,27 +119,31 @@ pub(crate) static HOSTS: LpmTrie<NameKey, NameRule> = LpmTrie::with_max_entries(
 #[map]
 pub(crate) static PATHS: LpmTrie<NameKey, NameRule> = LpmTrie::with_max_entries(512, 0);
 
-/// Library calls that have begun, by thread.
+/// Library calls in progress, by thread.
 #[map]
 pub(crate) static CALLS: LruHashMap<u64, Call> = LruHashMap::with_max_entries(16_384, 0);
 
-/// Tasks (`struct task_struct`, by address) that are about to send for a connection whose socket is not
-/// known. By address, since programs at packets can't ask for a thread's number before Linux 6.10; a
-/// task that ends takes its mark along.
+/// Tasks (`struct task_struct`, by address) about to send for a connection without a known socket.
+/// The key is the address because programs at packets can't ask for a thread's pid before Linux
+/// 6.10. The end of a task removes the mark.
+///
+/// Also the sockets (by cookie, smaller than any address) of inherited TLS objects: if an earlier
+/// record is not acknowledged yet, TCP sends the next record (RFC 9293 §3.7.4, Nagle algorithm)
+/// when the acknowledgement comes, whatever task runs then.
 #[map]
 pub(crate) static MARKS: LruHashMap<u64, Mark> = LruHashMap::with_max_entries(16_384, 0);
 
-/// When a task last called a TLS library that probes read, for an object that is no provider's. Only where
-/// [`Settings::unnamed`] asks for it.
+/// Time of a task's last call of a probed TLS library for an object of no provider. Filled only if
+/// [`Settings::unnamed`] asks for the times.
 #[map]
 pub(crate) static READ: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16_384, 0);
 
-/// Room to work in, by thread or (smaller numbers) by socket cookie: the stack is 512 bytes, and nothing
-/// per CPU is safe here.
+/// Working memory, by thread or (smaller numbers) by socket cookie: the stack is 512 bytes, and
+/// memory per CPU is unsafe because uprobe programs can be preempted.
 #[map]
 pub(crate) static SCRATCH: LruHashMap<u64, Scratch> = LruHashMap::with_max_entries(2_048, 0);
 
-/// A zeroed [`Scratch`] to insert, since it does not fit on the stack.
+/// A zeroed [`Scratch`] to insert, because a `Scratch` does not fit on the stack.
 #[map]
 pub(crate) static EMPTY_SCRATCH: Array<Scratch> = Array::with_max_entries(1, 0);
 
@@ -139,48 +151,50 @@ pub(crate) static EMPTY_SCRATCH: Array<Scratch> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries(loss::COUNT, 0);
 
-/// A call of a TLS library that has begun and not returned.
+/// A call of a TLS library in progress.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Call {
-    /// Stack pointer at the entry: at the RET instruction that ends this very call it is the same.
+    /// Stack pointer at the entry: the same at the RET instruction that ends the call.
     pub(crate) stack_pointer: u64,
     pub(crate) ssl: u64,
     pub(crate) buffer: u64,
-    /// Where the library puts the number of bytes; 0 where it returns it.
+    /// Address to which the library writes the number of bytes; 0 if the library returns the
+    /// number.
     pub(crate) count_at: u64,
-    /// Position of the write in its stream, if its plaintext could not be read at the entry; otherwise 0 and
-    /// `unread` is 0.
+    /// Stream position of the write, if the plaintext could not be read at the entry; otherwise 0,
+    /// and `unread` is 0.
     pub(crate) offset: u64,
-    /// Flags of a write that could not be read at the entry, and 1 shifted by 8.
+    /// Bit 0: 1 if the plaintext of the write could not be read at the entry. From bit 1 on: the
+    /// `kind` of the write for `emit_call`.
     pub(crate) unread: u64,
 }
 
-/// A thread will send for `conn` next.
+/// Announcement of a record for `conn`.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Mark {
     pub(crate) conn: ConnKey,
     pub(crate) at_mono_ns: u64,
-    /// TLS content type of the record that will be sent (RFC 8446 §5.1): 22 handshake, 23 data.
+    /// TLS content type of the announced record (RFC 8446 §5.1): 22 handshake, 23 data.
     pub(crate) content_type: u8,
-    /// 1: another connection's mark was still open when this one was made, so that a record could be
-    /// either's. Nothing is joined by it.
+    /// 1: the mark of another connection was still open at the time of the new mark, so a record
+    /// could belong to either connection. The programs join no socket on an ambiguous mark.
     pub(crate) ambiguous: u8,
     pub(crate) reserved: [u8; 2],
-    /// Bytes of plaintext that the first record carries.
+    /// Bytes of plaintext in the first record.
     pub(crate) record_len: u32,
-    /// Position in the plaintext at which that record begins.
+    /// Position of the record's first byte in the plaintext.
     pub(crate) offset: u64,
 }
 
-/// How long after the TLS call its packet may come.
+/// Maximum time from the TLS call to its packet, in nanoseconds.
 pub(crate) const MARK_LIFETIME_NS: u64 = 1_000_000_000;
 
-/// Bytes of a request that are looked at to find its host and path.
+/// Bytes of a request searched for host and path.
 pub(crate) const WINDOW: usize = 512;
 
-/// Where a name is looked for and its key is built.
+/// Working memory for the search of a name and the construction of its key.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Scratch {
@@ -192,9 +206,10 @@ pub(crate) struct Scratch {
     pub(crate) bytes: [u8; 2 * WINDOW],
 }
 
-/// Whether the agent is woken for a record (flags of `bpf_ringbuf_submit`, `include/uapi/linux/bpf.h`). A wake-up
-/// costs more than what the agent does with most records. So it is woken at once where a request waits or a
-/// process may soon be gone, otherwise once in [`NAP_NS`].
+/// Returns the wake-up flags for a record (flags of `bpf_ringbuf_submit`,
+/// `include/uapi/linux/bpf.h`). A wake-up costs more than the agent's work for most records. So the
+/// agent is woken at once if a request waits or a process may soon be gone, otherwise once in
+/// [`NAP_NS`].
 #[inline(always)]
 pub(crate) fn wake(at_once: bool) -> u64 {
     if at_once { WAKE } else { wake_now_and_then() }
@@ -202,13 +217,14 @@ pub(crate) fn wake(at_once: bool) -> u64 {
 
 const WAKE: u64 = BPF_RB_FORCE_WAKEUP as u64;
 
-/// A function of its own, of which the verifier knows nothing but that it gives a number: each way through it
-/// would double what follows.
+/// Separate function with an unknown number as its result for the verifier: inlined, each path
+/// through the function would double the paths after the call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn wake_now_and_then() -> u64 {
     let Some(woken) = WOKEN.get_ptr_mut(0) else { return WAKE };
-    // SAFETY: a helper without arguments, and an element of the map; of two writers at once, one is woken for.
+    // SAFETY: a helper without arguments, and an element of the map; two concurrent writers cause
+    // one wake-up.
     unsafe {
         let now = bpf_ktime_get_ns();
         if now - *woken > NAP_NS {
@@ -222,7 +238,7 @@ extern "C" fn wake_now_and_then() -> u64 {
     u64::from(BPF_RB_NO_WAKEUP)
 }
 
-/// A new element for a socket; none where there is no room.
+/// Inserts a new element for a socket; `None` without room.
 #[inline(always)]
 pub(crate) fn new_sock(cookie: u64) -> Option<*mut Sock> {
     SOCKS.insert(cookie, EMPTY_SOCK.get(0)?, 0).ok()?;
@@ -233,12 +249,13 @@ pub(crate) fn new_sock(cookie: u64) -> Option<*mut Sock> {
 #[inline(always)]
 pub(crate) fn count_loss(cause: u32, amount: u64) {
     if let Some(counter) = LOSSES.get_ptr_mut(cause) {
-        // SAFETY: a valid element of this CPU's array; a preempted addition costs accuracy only.
+        // SAFETY: a valid element of the CPU's array; a preempted addition costs accuracy only.
         unsafe { *counter += amount };
     }
 }
 
-/// The settings, or `None` before the agent has written them (impossible: an array has them all).
+/// Returns the settings, or `None` before the agent has written the settings (impossible: an array
+/// has all its elements).
 #[inline(always)]
 pub(crate) fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0)

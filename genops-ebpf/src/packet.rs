@@ -1,11 +1,11 @@
-//! Borders and addresses of a packet that leaves or reaches a socket.
+//! Headers and addresses of a packet leaving or reaching a socket.
 
 use aya_ebpf::{bindings::__sk_buff, programs::SkBuffContext};
 
 pub(crate) const IPPROTO_TCP: u8 = 6;
 pub(crate) const IPPROTO_UDP: u8 = 17;
 
-/// Where things are in a TCP or UDP packet; positions count from the IP header.
+/// Positions in a TCP or UDP packet, counted from the IP header.
 #[derive(Clone, Copy)]
 pub(crate) struct Packet {
     pub(crate) protocol: u8,
@@ -14,7 +14,7 @@ pub(crate) struct Packet {
     /// The TCP or UDP header.
     pub(crate) header_at: u32,
     pub(crate) payload_at: u32,
-    /// 0 where it carries nothing.
+    /// 0 without payload.
     pub(crate) payload_len: u32,
 }
 
@@ -27,8 +27,8 @@ pub(crate) struct Ends {
     pub(crate) remote_port: u16,
 }
 
-/// `len`, from 1 to `LIMIT`, a power of two; more is cut. In a form that the verifier of every kernel
-/// understands: those before 6.2 don't learn from a comparison that a number is not 0.
+/// Returns `len`, limited to the range from 1 to `LIMIT`, a power of two. The form suits the
+/// verifier of every kernel: verifiers before 6.2 don't learn from a comparison with 0.
 #[inline(always)]
 pub(crate) fn bounded<const LIMIT: u32>(len: u32) -> u32 {
     const { assert!(LIMIT.is_power_of_two()) };
@@ -37,11 +37,11 @@ pub(crate) fn bounded<const LIMIT: u32>(len: u32) -> u32 {
     (core::hint::black_box(less) & (LIMIT - 1)) + 1
 }
 
-/// Most extension headers of an IPv6 packet that are passed over.
+/// Maximum of skipped extension headers of an IPv6 packet.
 const EXTENSIONS: u32 = 8;
 
-/// The protocol and place of what follows an IPv6 packet's extension headers (RFC 8200 §4), which a socket sends if
-/// asked to (`IPV6_DSTOPTS` and its like).
+/// Returns protocol and position of the header after an IPv6 packet's extension headers (RFC 8200
+/// §4). A socket sends extension headers on request (`IPV6_DSTOPTS` and similar options).
 #[inline(always)]
 fn behind_extensions(ctx: &SkBuffContext) -> Option<(u8, u32)> {
     const FRAGMENT: u8 = 44;
@@ -66,11 +66,12 @@ fn behind_extensions(ctx: &SkBuffContext) -> Option<(u8, u32)> {
     None
 }
 
-/// Where the headers of a packet are, in bytes from the lowest: 1, its protocol, its version of IP, nothing, the place of
-/// its TCP or UDP header and of what follows that, two bytes each. 0 where it is neither TCP nor UDP, or not whole.
+/// Returns the positions of the headers of a packet, in bytes from the lowest: 1, protocol, IP
+/// version, nothing, position of the TCP or UDP header and position of the payload, two bytes each.
+/// Returns 0 if the packet is neither TCP nor UDP, or not whole.
 ///
-/// A function of its own, so that the verifier goes through the ways that lead through the headers once, and not each time
-/// with all that follows.
+/// Separate function, so that the verifier goes through the paths of the headers once, and not
+/// again with all code after the call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn borders(skb: *mut __sk_buff) -> u64 {
@@ -98,7 +99,7 @@ fn headers(ctx: &SkBuffContext) -> Option<u64> {
 }
 
 impl Packet {
-    /// `None` where it is neither TCP nor UDP, or not whole.
+    /// Returns `None` if the packet is neither TCP nor UDP, or not whole.
     #[inline(always)]
     pub(crate) fn of(ctx: &SkBuffContext) -> Option<Self> {
         let [valid, protocol, ip_version, _, a, b, c, d] = borders(ctx.skb.skb).to_le_bytes();
@@ -117,7 +118,7 @@ impl Packet {
         })
     }
 
-    /// Of a packet that leaves: the source is the local end.
+    /// Returns the ends of a leaving packet: the source is the local end.
     #[inline(always)]
     pub(crate) fn ends(&self, ctx: &SkBuffContext) -> Option<Ends> {
         let mut local = [0; 16];

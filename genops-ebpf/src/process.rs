@@ -1,39 +1,67 @@
-//! Exec, fork and exit, so that a process that lives for 20 ms is known while it lives.
+//! Exec, fork and exit, so that the agent knows even a process of 20 ms before the exit.
 
 use aya_ebpf::{
     helpers::{
         bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-        generated::{bpf_get_current_cgroup_id, bpf_get_current_task, bpf_ktime_get_ns},
+        generated::{
+            bpf_get_current_cgroup_id, bpf_get_current_task, bpf_ktime_get_ns,
+            bpf_probe_read_kernel_str,
+        },
     },
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use genops_ebpf_common::{Process, kind, loss};
+use genops_ebpf_common::{EXEC_PATH_LEN, Exec, Process, kind, loss};
 
 use crate::{
     lineage,
     maps::{EVENTS, MARKS, PROCESSES, count_loss, wake},
     quota,
-    task::Task,
+    task::{Task, program_path},
 };
 
+/// Fires in the process: `task_struct`, former pid, and program (`struct linux_binprm`).
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub(crate) fn process_exec(_: RawTracePointContext) -> i32 {
-    // Before it is said, so that what the agent says of it comes after.
+pub(crate) fn process_exec(ctx: RawTracePointContext) -> i32 {
+    // Before the report, so that the agent's answer comes after the mark.
     let _unknown = lineage::begins();
-    report(kind::EXEC);
+    let Some(mut entry) = EVENTS.reserve::<Exec>(0) else {
+        count_loss(loss::RING_FULL_RECORDS, 1);
+        return 0;
+    };
+    let exec = entry.as_mut_ptr();
+    // SAFETY: the reserved record is as long as an `Exec`; the helper writes no further than the
+    // end of the path.
+    unsafe {
+        (&raw mut (*exec).process).write(current(kind::EXEC));
+        let path = &raw mut (*exec).path;
+        (*path)[0] = 0;
+        if let Some(from) = program_path(ctx.arg(2)) {
+            let len =
+                bpf_probe_read_kernel_str(path.cast(), EXEC_PATH_LEN as u32, from as *const _);
+            // Too long (the path fills the field), or absent.
+            let is_whole =
+                u64::try_from(len).is_ok_and(|len| len > 0 && len < EXEC_PATH_LEN as u64);
+            if !is_whole {
+                (*path)[0] = 0;
+            }
+        }
+    }
+    // The process may end before the agent looks at it.
+    entry.submit(wake(true));
     0
 }
 
-/// Fires for each thread, in the process that starts it and before what is started can run: `task_struct`
-/// of the one that starts, and of the other (`include/trace/events/sched.h`).
+/// Fires for each new thread, in the starting process and before the new task can run:
+/// `task_struct` of the parent, and of the child (`include/trace/events/sched.h`).
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub(crate) fn process_fork(ctx: RawTracePointContext) -> i32 {
     let _nothing = lineage::hand_down(ctx.arg(1));
     0
 }
 
-/// Fires for each thread; a process ends with its last one, and where that is not known, with its leader.
+/// Fires for each thread. A process ends with the last thread; if the last thread is not known,
+/// with its leader.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub(crate) fn process_exit(_: RawTracePointContext) -> i32 {
     // SAFETY: a helper without arguments. Another task may get the same address.
@@ -41,7 +69,7 @@ pub(crate) fn process_exit(_: RawTracePointContext) -> i32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     if Task::current().and_then(Task::is_last).unwrap_or(pid_tgid as u32 == tgid) {
-        // Its number may be another's soon.
+        // The pid may soon belong to another process.
         let _none = PROCESSES.remove(tgid);
         quota::process_ends(tgid);
         lineage::ends(tgid);
@@ -56,9 +84,16 @@ fn report(kind: u32) {
         count_loss(loss::RING_FULL_RECORDS, 1);
         return;
     };
+    entry.write(current(kind));
+    entry.submit(wake(false));
+}
+
+/// Returns the description of the current process.
+#[inline(always)]
+fn current(kind: u32) -> Process {
     // SAFETY: helpers without arguments.
     let (at_mono_ns, cgroup_id) = unsafe { (bpf_ktime_get_ns(), bpf_get_current_cgroup_id()) };
-    entry.write(Process {
+    Process {
         kind,
         tgid: (bpf_get_current_pid_tgid() >> 32) as u32,
         at_mono_ns,
@@ -66,7 +101,5 @@ fn report(kind: u32) {
         uid: bpf_get_current_uid_gid() as u32,
         reserved: 0,
         comm: bpf_get_current_comm().unwrap_or_default(),
-    });
-    // What has begun may end before it is looked at.
-    entry.submit(wake(kind == kind::EXEC));
+    }
 }

@@ -1,4 +1,4 @@
-//! What one process, or one user, may take of the maps that all share.
+//! Quotas of a process, and of a user, in the maps shared by all processes.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use genops_ebpf_common::{CONNECTIONS_OF_PROCESS, OPENS_PER_SECOND, Usage, loss};
@@ -9,7 +9,8 @@ use crate::maps::{USAGE, USERS, count_loss};
 const OBJECTS_OF_USER: u32 = 3 * CONNECTIONS_OF_PROCESS;
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// A process takes up a TLS object, the first time or another time. False: it has had its share.
+/// Counts a TLS object taken up by a process, the first time or again. False: the process or user
+/// has no share left.
 #[inline(always)]
 pub(crate) fn object(tgid: u32, uid: u32, new: bool) -> bool {
     let may = may_open(tgid, uid, new).unwrap_or(false);
@@ -22,7 +23,8 @@ pub(crate) fn object(tgid: u32, uid: u32, new: bool) -> bool {
 #[inline(always)]
 fn may_open(tgid: u32, uid: u32, new: bool) -> Option<bool> {
     let usage = usage_of(tgid)?;
-    // SAFETY: elements of maps, alive while this program runs; two threads at once may cost accuracy.
+    // SAFETY: elements of maps, alive while the program runs; two threads at once cost accuracy
+    // only.
     unsafe {
         let second = bpf_ktime_get_ns() / SECOND_NS;
         if (*usage).second != second {
@@ -52,7 +54,7 @@ fn may_open(tgid: u32, uid: u32, new: bool) -> Option<bool> {
     Some(true)
 }
 
-/// A TLS object is gone.
+/// Subtracts a TLS object at its end.
 #[inline(always)]
 pub(crate) fn object_ends(tgid: u32, uid: u32) {
     // SAFETY: elements of maps, alive while this program runs.
@@ -66,17 +68,18 @@ pub(crate) fn object_ends(tgid: u32, uid: u32) {
     }
 }
 
-/// What a socket counts as.
+/// Share of the quota used by a socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// Its connection begins now.
+    /// For connections beginning now.
     New,
-    /// Its connection is older than the programs. Sockets that begin now take none of these places: otherwise a
-    /// process could use them up, and nothing would follow what it goes on with.
+    /// For connections older than the programs. Sockets of new connections take no place of the
+    /// share: otherwise a process could use up the places, and its older connections would go
+    /// unfollowed.
     Older,
 }
 
-/// A socket of a process is followed from now on. False: it has had its share.
+/// Counts a followed socket of a process. False: the process has no share left.
 #[inline(always)]
 pub(crate) fn socket(tgid: u32, share: Share) -> bool {
     let most = match share {
@@ -98,7 +101,7 @@ pub(crate) fn socket(tgid: u32, share: Share) -> bool {
     true
 }
 
-/// A process has let go of a socket.
+/// Subtracts a socket closed by a process.
 #[inline(always)]
 pub(crate) fn socket_ends(tgid: u32) {
     if let Some(usage) = USAGE.get_ptr_mut(tgid) {
@@ -107,7 +110,7 @@ pub(crate) fn socket_ends(tgid: u32) {
     }
 }
 
-/// A process has ended, and takes what it had along. (Its user's TLS objects the agent counts anew.)
+/// Removes the usage of an ended process. (The agent counts the TLS objects of the user anew.)
 #[inline(always)]
 pub(crate) fn process_ends(tgid: u32) {
     let _none = USAGE.remove(tgid);

@@ -1,9 +1,9 @@
-//! Plaintext in and out of OpenSSL: entry and RET probes, one program per calling convention. A probe may sit
-//! somewhat below the entry or above the RET ([`Frame`]).
+//! Plaintext in and out of OpenSSL: entry and RET probes, a program per calling convention. A probe
+//! may sit somewhat below the entry or above the RET ([`Frame`]).
 //!
-//! A write is reported at its entry, before anything is encrypted, at the position where the last
-//! successful write ended. A write that fails and is repeated is reported again at the same position,
-//! as OpenSSL wants the same bytes again (`SSL_write(3)`, "WARNINGS"); the reader drops the overlap.
+//! A write is reported at its entry, before encryption, at the position after the last successful
+//! write. A failed and repeated write is reported again at the same position, because OpenSSL
+//! demands the same bytes again (`SSL_write(3)`, "WARNINGS"); the reader drops the overlap.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -34,15 +34,17 @@ use crate::{
         READ, Scratch, VERDICTS, count_loss, settings, wake,
     },
     quota,
+    task::Task,
 };
 
 /// `SSL_CTRL_SET_TLSEXT_HOSTNAME` (`openssl/ssl.h`).
 const SET_SERVER_NAME: i32 = 55;
 const NAME_MASK: u32 = NAME_LEN as u32 - 1;
-/// Longest plaintext of one TLS record (RFC 8446 §5.1).
+/// Maximum length of the plaintext in a TLS record (RFC 8446 §5.1).
 const RECORD_LEN: u64 = 16_384;
 
-/// `long SSL_ctrl(SSL *ssl, int cmd, long larg, void *parg)`: the server name, before the handshake.
+/// `long SSL_ctrl(SSL *ssl, int cmd, long larg, void *parg)`: the server name, before the
+/// handshake.
 #[uprobe]
 pub(crate) fn ssl_ctrl(ctx: ProbeContext) -> u32 {
     if ctx.arg::<i32>(1) == Some(SET_SERVER_NAME)
@@ -53,7 +55,7 @@ pub(crate) fn ssl_ctrl(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `int SSL_do_handshake(SSL *ssl)`, `int SSL_connect(SSL *ssl)`: the next record of this thread is
+/// `int SSL_do_handshake(SSL *ssl)`, `int SSL_connect(SSL *ssl)`: the next record of the thread is
 /// the `ClientHello`.
 #[uprobe]
 pub(crate) fn ssl_handshake(ctx: ProbeContext) -> u32 {
@@ -67,7 +69,8 @@ pub(crate) fn ssl_handshake(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// What this thread says next, a probe would read: whom it says it to is nobody else's concern.
+/// Remembers the time of the call: a probe reads the thread's next plaintext, so an unnamed
+/// handshake of the thread needs no report.
 #[inline(always)]
 fn is_read() {
     if settings().is_some_and(|it| it.unnamed != 0) {
@@ -77,14 +80,15 @@ fn is_read() {
     }
 }
 
-/// A connection that has carried nothing will send a `ClientHello` first, whichever call makes it:
-/// Node.js lets `SSL_read` do the handshake.
+/// Announces a `ClientHello`: the first record of a connection without traffic, whichever call
+/// sends the record. Node.js lets `SSL_read` do the handshake.
 #[inline(always)]
 fn handshake_begins(key: ConnKey, conn: *mut Conn) {
     // SAFETY: an element of the map, alive while this program runs.
     let Conn { cookie, egress_offset, ingress_offset, .. } = unsafe { *conn };
     if cookie == 0 && egress_offset == 0 && ingress_offset == 0 {
-        mark(key, HANDSHAKE, 0, 0);
+        // SAFETY: a helper without arguments.
+        mark(unsafe { bpf_get_current_task() }, key, HANDSHAKE, 0, 0);
     }
 }
 
@@ -118,8 +122,8 @@ pub(crate) fn ssl_write_ret(ctx: ProbeContext) -> u32 {
     if let Some((call, count)) = call_returns(&ctx) {
         let key = conn_key(call.ssl);
         if let Some(conn) = CONNS.get_ptr_mut(key) {
-            // SAFETY: an element of the map, alive while this program runs; a TLS object is used by one
-            // thread at a time (openssl-threads(7)).
+            // SAFETY: an element of the map, alive while the program runs; only a single thread at
+            // a time uses a TLS object (openssl-threads(7)).
             let id = unsafe {
                 (*conn).egress_offset += count;
                 (*conn).id
@@ -132,7 +136,7 @@ pub(crate) fn ssl_write_ret(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// What could not be read when it was written: the library has touched it since.
+/// Reads plaintext unreadable at the write: the library has touched the memory since.
 #[inline(always)]
 fn read_again(id: u64, call: &Call, count: u64) {
     if count > 0 && emit_call(id, call.unread >> 1, call.buffer, call.offset, count) == 0 {
@@ -186,7 +190,7 @@ pub(crate) fn ssl_free(ctx: ProbeContext) -> u32 {
         if let Some(conn) = CONNS.get_ptr_mut(key) {
             // SAFETY: an element of the map, alive while this program runs.
             let conn = unsafe { *conn };
-            // Already gone is as good.
+            // An element already gone is fine.
             let _gone = CONNS.remove(key);
             quota::object_ends(key.tgid, conn.uid);
             report_close(&conn);
@@ -195,7 +199,7 @@ pub(crate) fn ssl_free(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Does nothing: the floor that the benchmarks measure against.
+/// Does nothing: the baseline of the benchmarks.
 #[uprobe]
 pub(crate) fn empty(_: ProbeContext) -> u32 {
     0
@@ -211,14 +215,14 @@ fn conn_key(ssl: u64) -> ConnKey {
     ConnKey { ssl, tgid: tgid(), reserved: 0 }
 }
 
-/// 1: the kernel tells a program which of its probes was hit (5.15). Set before it is loaded, so that kernels
-/// without the helper never see the call.
+/// 1: the kernel tells a program the cookie of the hit probe (5.15). Set before loading, so that
+/// kernels without the helper never see the call.
 #[unsafe(no_mangle)]
 static COOKIES: u32 = 0;
 
 #[inline(always)]
 fn frame(ctx: &ProbeContext) -> Frame {
-    // SAFETY: a constant of ours, which the loader may have changed.
+    // SAFETY: a constant of the program, possibly changed by the loader.
     if unsafe { (&raw const COOKIES).read_volatile() } == 0 {
         return Frame::default();
     }
@@ -226,7 +230,7 @@ fn frame(ctx: &ProbeContext) -> Frame {
     Frame(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) })
 }
 
-/// The stack pointer at the entry of the function in which a probe was hit.
+/// Returns the stack pointer at the entry of the probed function.
 #[inline(always)]
 fn stack_pointer(ctx: &ProbeContext) -> u64 {
     // SAFETY: the registers that this program was entered with.
@@ -234,10 +238,10 @@ fn stack_pointer(ctx: &ProbeContext) -> u64 {
     here + frame(ctx).depth()
 }
 
-/// What the function in which a probe was hit is about to return.
+/// Returns the result of the probed function.
 #[inline(always)]
 fn result(ctx: &ProbeContext) -> i32 {
-    // Each at its own constant offset: the verifier takes no other into its context.
+    // Each register at a constant offset: the verifier accepts no variable offset into the context.
     // SAFETY: as in `stack_pointer`.
     let (rax, rbx, rbp, r12, r13, r14, r15) = unsafe {
         (
@@ -266,7 +270,7 @@ fn result(ctx: &ProbeContext) -> i32 {
 #[inline(always)]
 fn server_name(ssl: u64, name: u64) {
     let Some(scratch) = classify::scratch() else { return };
-    // Behind one byte of room for the border.
+    // Behind a byte of room for the border.
     // SAFETY: `bytes` is larger than NAME_LEN; the name is the program's own string.
     let len = unsafe {
         bpf_probe_read_user_str(
@@ -282,7 +286,7 @@ fn server_name(ssl: u64, name: u64) {
     // A name may end with the root's dot (RFC 1034 §3.1).
     // SAFETY: within `bytes`, by the check above and the mask.
     unsafe {
-        // Opaque, so that the mask stays: kernels before 6.2 lose the bound that was checked.
+        // Opaque, so that the mask stays: kernels before 6.2 lose the checked bound.
         let at = core::hint::black_box(len) & NAME_MASK;
         let last = (&raw mut (*scratch).bytes).cast::<u8>().add(at as usize);
         if len > 1 && *last == b'.' {
@@ -333,7 +337,12 @@ fn write_begins(ctx: &ProbeContext, ssl: u64, buffer: u64, len: u64, count_at: u
         kind |= u64::from(DATA_DENIED) << 8;
     }
     if cookie == 0 {
-        mark(key, APPLICATION_DATA, offset, if len < RECORD_LEN { len } else { RECORD_LEN });
+        let record_len = if len < RECORD_LEN { len } else { RECORD_LEN };
+        // SAFETY: a helper without arguments.
+        mark(unsafe { bpf_get_current_task() }, key, APPLICATION_DATA, offset, record_len);
+        if let Some(inherited) = inherited_socket(key) {
+            mark(inherited, key, APPLICATION_DATA, offset, record_len);
+        }
     }
     let lost = emit_call(id, kind, buffer, offset, len);
     let mut call = begun(ctx, ssl, buffer, count_at);
@@ -367,7 +376,7 @@ fn call_begins(call: &Call) {
     }
 }
 
-/// The call that ends here, and how many bytes it moved.
+/// Returns the ending call, and the number of bytes moved.
 #[inline(always)]
 fn call_returns(ctx: &ProbeContext) -> Option<(Call, u64)> {
     let thread = bpf_get_current_pid_tgid();
@@ -395,14 +404,34 @@ fn call_returns(ctx: &ProbeContext) -> Option<(Call, u64)> {
     Some((call, count))
 }
 
-/// Announces that this thread is about to send a record for `conn`.
+/// Ancestors asked for the socket of an inherited TLS object.
+const ANCESTORS: u32 = 3;
+
+/// Returns the socket of a TLS object that the process inherited: an ancestor has the object at the
+/// same address.
 #[inline(always)]
-fn mark(conn: ConnKey, content_type: u8, offset: u64, record_len: u64) {
-    // SAFETY: helpers without arguments.
-    let (now, task) = unsafe { (bpf_ktime_get_ns(), bpf_get_current_task()) };
+fn inherited_socket(key: ConnKey) -> Option<u64> {
+    let mut task = Task::current()?;
+    let mut above = 0;
+    while above < ANCESTORS {
+        task = task.parent()?;
+        // SAFETY: copied at once.
+        if let Some(conn) = unsafe { CONNS.get(ConnKey { tgid: task.process()?, ..key }) } {
+            return (conn.cookie != 0).then_some(conn.cookie);
+        }
+        above += 1;
+    }
+    None
+}
+
+/// Announces a record of `conn`, about to be sent by a task or over a socket (`by`: see [`MARKS`]).
+#[inline(always)]
+fn mark(by: u64, conn: ConnKey, content_type: u8, offset: u64, record_len: u64) {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
     let mut ambiguous = 0;
-    // SAFETY: copied at once; only this thread writes its element.
-    if let Some(before) = unsafe { MARKS.get(task) }
+    // SAFETY: copied at once.
+    if let Some(before) = unsafe { MARKS.get(by) }
         && (before.conn.ssl != conn.ssl || before.conn.tgid != conn.tgid)
         && now - before.at_mono_ns <= MARK_LIFETIME_NS
     {
@@ -417,8 +446,8 @@ fn mark(conn: ConnKey, content_type: u8, offset: u64, record_len: u64) {
         record_len: record_len as u32,
         offset,
     };
-    // Without a mark the socket stays unknown, and the agent says so.
-    let _full = MARKS.insert(task, mark, 0);
+    // Without a mark the socket stays unknown, and the agent reports the unknown socket.
+    let _full = MARKS.insert(by, mark, 0);
 }
 
 /// Begins a connection and tells the agent.
@@ -435,12 +464,12 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
             return;
         }
         if !quota::object(key.tgid, uid, false) {
-            // It is followed by its socket alone from here on.
+            // The socket alone is followed from here on.
             let _gone = CONNS.remove(key);
             quota::object_ends(key.tgid, before.uid);
             return report_close(&before);
         }
-        // A TLS object that is used again, or one at the address of another that nobody freed.
+        // A reused TLS object, or a new object at the address of an object never freed.
         report_close(&before);
     } else if !quota::object(key.tgid, uid, true) {
         return;
@@ -451,8 +480,8 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
         return quota::object_ends(key.tgid, uid);
     }
     if let Some((scratch, _)) = name {
-        // SAFETY: this thread's own map element, of which `bytes` is longer than a name; behind the name
-        // is a NUL.
+        // SAFETY: the thread's own map element; `bytes` is longer than a name; a NUL follows the
+        // name.
         let name = unsafe { &*(&raw const (*scratch).bytes).cast::<u8>().add(1).cast::<NameKey>() };
         let _full = NAMES.insert(id, name, 0);
     }
@@ -494,7 +523,7 @@ fn open(key: ConnKey, origin: u32, provider: u32, name: Option<(*mut Scratch, u3
     entry.submit(wake(false));
 }
 
-/// Whether a TLS object that has carried nothing is given the name that it has.
+/// Returns whether a TLS object without traffic is given the name the object already has.
 #[inline(always)]
 fn is_same(before: &Conn, name: Option<(*mut Scratch, u32)>) -> bool {
     if before.cookie != 0 || before.egress_offset != 0 || before.ingress_offset != 0 {

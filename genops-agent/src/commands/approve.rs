@@ -1,4 +1,5 @@
-//! `approve`: a human's approval of one blocked request, for its next try, or of one of its kind.
+//! `approve`: a human's approval of a single blocked request, for its next try, or of a request of
+//! the same kind.
 
 use std::path::PathBuf;
 
@@ -8,7 +9,7 @@ use super::money;
 use crate::cli::{self, Failure};
 use crate::control::{self, Answer, Request};
 
-/// Approve one request that was blocked with `x_approval_required`
+/// Approve one request blocked with `x_approval_required`
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: genops-agent approve 3f9a..c1 --by alice@example.com --max-usd 2.00\n\n\
@@ -21,16 +22,16 @@ pub(crate) struct Approve {
     /// `genops.approval.request` of the blocked unit.
     #[arg(value_name = "REQUEST")]
     request: String,
-    /// Who approves: a human who is not part of the request's own chain.
+    /// Who approves: a human outside the request's own chain.
     #[arg(long, value_name = "WHO")]
     by: String,
-    /// Most that the request may cost, in USD.
+    /// Maximum cost of the request, in USD.
     #[arg(long, value_name = "USD")]
     max_usd: String,
     /// How long the approval holds, in seconds.
     #[arg(long, value_name = "N", default_value_t = 900)]
     seconds: u64,
-    /// Approve one request of the same kind, whatever it says.
+    /// Approve one request of the same kind, whatever the content.
     #[arg(long)]
     kind: bool,
     /// The agent's socket.

@@ -1,4 +1,4 @@
-//! `budget`: the accounts of the running agent, and changing what they allocate.
+//! `budget`: shows the accounts of the running agent, and changes allocations.
 
 use std::path::PathBuf;
 
@@ -8,22 +8,22 @@ use super::money;
 use crate::cli::{self, Failure, Format};
 use crate::control::{self, Account, Answer, Request};
 
-/// Show the running agent's budgets, or change what one allocates in its present period
+/// Show the running agent's budgets, or change the allocation of a budget in the present period
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  genops-agent budget\n  \
     genops-agent budget --adjust payments-daily --by-amount 25.00 --by alice@example.com --why \"incident 4711\"\n\n\
     An adjustment is evidence: who, how much and why are recorded before it takes effect.")]
 pub(crate) struct Budget {
-    /// Change this budget.
+    /// Budget to change.
     #[arg(long, value_name = "NAME", requires_all = ["by_amount", "by", "why"])]
     adjust: Option<String>,
-    /// By how much: USD, or tokens of a budget in tokens; less than 0 takes away.
+    /// By how much, in the budget's unit: USD, tokens or seconds; less than 0 takes away.
     #[arg(long, value_name = "AMOUNT", allow_negative_numbers = true, requires = "adjust")]
     by_amount: Option<String>,
-    /// Who says so.
+    /// Who orders the change.
     #[arg(long, value_name = "WHO", requires = "adjust")]
     by: Option<String>,
-    /// Why.
+    /// Reason for the change.
     #[arg(long, value_name = "TEXT", requires = "adjust")]
     why: Option<String>,
     /// The agent's socket.
@@ -41,7 +41,8 @@ impl Budget {
         let accounts = accounts(&socket)?;
         let accounts = match (adjust, by_amount, by, why) {
             (Some(budget), Some(amount), Some(by), Some(why)) => {
-                let unit = accounts.iter().find(|it| it.budget == budget).map(|it| it.unit.clone());
+                let own = accounts.iter().find(|it| it.budget == budget && !it.superseded);
+                let unit = own.map(|it| it.unit.clone());
                 let delta = match unit.as_deref() {
                     Some("tokens") => amount.parse().ok(),
                     _ => money::parse_usd(&amount),
@@ -70,7 +71,7 @@ impl Budget {
     }
 }
 
-/// What the agent says.
+/// Asks the agent for the accounts.
 fn accounts(socket: &std::path::Path) -> Result<Vec<Account>, Failure> {
     let Answer::Done(accounts) = super::ask(socket, &Request::Budgets {})? else {
         return Err(Failure::run(anyhow!("the agent refused")));
@@ -84,13 +85,14 @@ const HEAD: [&str; 7] =
 fn cells(account: &Account) -> [String; 7] {
     let Account { budget, period, unit, allocated, reserved, consumed, remaining, .. } = account;
     let amount = |amount: &i64| match unit.as_str() {
-        "USD" => money::usd(*amount),
+        "USD" | "compute_seconds" => money::usd(*amount),
         _ => amount.to_string(),
     };
     let [allocated, reserved, consumed, remaining] =
         [allocated, reserved, consumed, remaining].map(amount);
     let (budget, period) = (budget.clone(), period.clone());
-    [budget, period, allocated, reserved, consumed, remaining, unit.clone()]
+    let unit = if account.superseded { format!("{unit} (before)") } else { unit.clone() };
+    [budget, period, allocated, reserved, consumed, remaining, unit]
 }
 
 fn line([budget, period, allocated, reserved, consumed, remaining, unit]: [String; 7]) -> String {

@@ -1,14 +1,14 @@
-//! `check`: would this configuration be accepted, and what would it mean?
+//! `check`: tells whether a configuration would be accepted, and with which meaning.
 
 use std::io::Write;
 use std::path::PathBuf;
 
-use genops_governance::OnTimeout;
+use genops_governance::{OnTimeout, PricesConfig, Unit};
 use serde_json::json;
 
 use crate::cli::{self, Failure, Format};
 use crate::config::{Config, Content, LoadError, Protocol};
-use crate::render::hex;
+use genops_governance::hex;
 
 /// Say whether a configuration would be accepted, and change nothing
 #[derive(Debug, clap::Args)]
@@ -54,7 +54,7 @@ impl Check {
     }
 }
 
-/// What the configuration lets pass undecided.
+/// Lists the endpoints open without a decision.
 fn left_open(sections: &genops_governance::Sections) -> Vec<String> {
     let line = |it: &genops_governance::ProviderConfig| {
         let host = it.host.clone();
@@ -63,7 +63,7 @@ fn left_open(sections: &genops_governance::Sections) -> Vec<String> {
     sections.providers.iter().flat_map(line).collect()
 }
 
-/// What the configuration came to, by name.
+/// Returns the resulting settings, by name.
 fn facts(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
     let Config {
         environment,
@@ -79,6 +79,7 @@ fn facts(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
     let sections = config.sections();
     let mut facts = vec![
         ("mode", json!(mode.name())),
+        ("require_authority", json!(sections.require_authority)),
         ("on_timeout", json!(timeout(*on_timeout))),
         ("hold_deadline_ms", json!(u64::try_from(hold_deadline.as_millis()).unwrap_or(u64::MAX))),
     ];
@@ -86,8 +87,15 @@ fn facts(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
     facts.extend([
         ("providers", json!(sections.providers.len())),
         ("principals", json!(sections.principals.len())),
+        ("humans", json!(sections.humans.len())),
         ("grants", json!(sections.grants.len())),
         ("budgets", json!(sections.budgets.len())),
+    ]);
+    if sections.budgets.iter().any(|it| it.unit == Unit::ComputeSeconds) {
+        let seconds = sections.prices.default_max_seconds.unwrap_or(PricesConfig::MAX_SECONDS);
+        facts.push(("seconds set aside", json!(seconds)));
+    }
+    facts.extend([
         ("rate_limits", json!(sections.rate_limits.len())),
         ("policies", json!(sections.policies.len())),
         ("policy_files", json!(sections.policy_files.len())),

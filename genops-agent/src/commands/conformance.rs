@@ -1,4 +1,4 @@
-//! `conformance`: is an export what the specification asks for? Any runtime's, not only ours.
+//! `conformance`: checks an export of any runtime against the specification.
 
 use std::io::Read as _;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{self, Failure, Format};
 
-/// Longest export that is read, in bytes.
+/// Maximum length of an export, in bytes.
 const LIMIT: u64 = 1 << 30;
 
 /// Check an OTLP/JSON export against `GenOps` v0.1, rule by rule
@@ -22,7 +22,7 @@ pub(crate) struct Conformance {
     /// Export to check; `-` is the standard input.
     #[arg(value_name = "FILE")]
     export: PathBuf,
-    /// What the export has to reach for exit code 0.
+    /// Level required of the export for exit code 0.
     #[arg(long, value_enum, default_value_t = Required::Partial)]
     require: Required,
     /// How to print the report.
@@ -30,7 +30,7 @@ pub(crate) struct Conformance {
     output: Format,
 }
 
-/// The least that is good enough.
+/// Lowest sufficient level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Required {
     /// Everything, on every unit.

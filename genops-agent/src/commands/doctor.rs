@@ -1,9 +1,9 @@
-//! `doctor`: what this kernel and host allow.
+//! `doctor`: reports the abilities of kernel and host.
 
 use crate::cli::{ConfigFile, Failure, Format};
 use crate::config::Config;
 
-/// Say what this kernel and host allow, and which running programs would be captured
+/// Report the abilities of kernel and host, and the running programs an agent would capture
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: genops-agent doctor --output json\n\n\
     Loads and attaches nothing for longer than a probe takes. Exit code 0: this host can capture \

@@ -1,7 +1,7 @@
-//! `explain`: one unit in a paragraph, for the developer whose call was blocked.
+//! `explain`: a unit in a paragraph, for the developer of a blocked call.
 //!
-//! Reads the evidence directory, not the running agent: what is explained is what was recorded.
-//! It does not verify the records; `evidence verify` does.
+//! Reads the evidence directory, not the running agent: the explanation covers recorded facts. The
+//! command does not verify the records; `evidence verify` does.
 
 use std::path::PathBuf;
 
@@ -14,14 +14,14 @@ use crate::cli::{self, Failure};
 use crate::foreign::Line;
 use crate::journal::entry::{Accounted, Decided, Entry, Kind, Text, What, Who};
 
-/// Say who asked for what, what was decided by which policy, and what would have to change
+/// Explain a decision: the request, the sender, the deciding policy, and the change needed to pass
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  genops-agent explain\n  genops-agent explain 4bf92f3577b34da6a3ce929d0e0e4736\n\n\
     Without an AWU it explains the last one that was not simply allowed."
 )]
 pub(crate) struct Explain {
-    /// Trace id of the unit, with or without `-` and its span id; a beginning is enough.
+    /// Trace id of the unit, with or without `-` and the span id; a beginning is enough.
     #[arg(value_name = "AWU")]
     awu: Option<String>,
     /// Evidence directory.
@@ -50,7 +50,7 @@ impl Explain {
     }
 }
 
-/// The records of the unit that is meant.
+/// Returns the records of the chosen unit.
 fn records(directory: &std::path::Path, awu: Option<&str>) -> anyhow::Result<Vec<Vec<u8>>> {
     let wanted = match awu {
         Some(awu) => awu.to_ascii_lowercase(),
@@ -72,7 +72,7 @@ fn records(directory: &std::path::Path, awu: Option<&str>) -> anyhow::Result<Vec
     Ok(found.into_iter().map(|(_, record)| record).collect())
 }
 
-/// The last unit whose decision has a reason code.
+/// Returns the last unit with a reason code in the decision.
 fn last_remarkable(directory: &std::path::Path) -> anyhow::Result<Option<String>> {
     let mut last = None;
     each(directory, |record| {
@@ -94,7 +94,7 @@ fn each(directory: &std::path::Path, mut each: impl FnMut(&[u8])) -> anyhow::Res
     Ok(())
 }
 
-/// The paragraph; `None` without a decision, or the intent to refuse.
+/// Returns the paragraph; `None` without a decision, or the intent to refuse.
 fn story(entries: &[Entry<'_>]) -> Option<String> {
     let of = |kind: Kind| entries.iter().find(|entry| entry.kind == kind);
     let Some(decision) = of(Kind::Decision) else { return of(Kind::Intent).map(undecided) };
@@ -124,7 +124,7 @@ fn story(entries: &[Entry<'_>]) -> Option<String> {
     Some(sentences.collect::<Vec<_>>().join(" "))
 }
 
-/// What is known of a unit that was about to be refused when its agent ended.
+/// Explains a unit about to be refused at the end of the agent.
 fn undecided(intent: &Entry<'_>) -> String {
     let who = intent
         .who
@@ -139,8 +139,13 @@ fn undecided(intent: &Entry<'_>) -> String {
     )
 }
 
-/// More left than the decision says.
+/// Explains a breach: more bytes left than stated in the decision, or an answer came.
 fn breached(breach: &Entry<'_>) -> String {
+    if let Some(status) = detail(breach, "answered") {
+        return format!(
+            "But an answer (HTTP status {status}) came after that, so it may have run."
+        );
+    }
     let bytes = detail(breach, "above_bytes").unwrap_or_default();
     format!(
         "But {bytes} bytes of it left this host after that was written down, so it may have run."
@@ -184,7 +189,7 @@ fn asked(what: &What<'_>, told: &mut Explanation) {
     told.region = text(what.region.as_ref());
 }
 
-/// Whether the decision was in time.
+/// Returns a sentence on the timeliness of the decision.
 fn timing(dec: &Decided<'_>, what: Option<&What<'_>>) -> &'static str {
     let held = what.is_some_and(|what| what.mechanism.as_str() != "none");
     if dec.code.as_ref().is_some_and(|it| it.as_str() == ReasonCode::NOT_PREVENTED.as_str()) {
@@ -204,7 +209,7 @@ fn budget(account: &Accounted<'_>) -> Option<String> {
     Some(format!("`{name}`{period}{}", left.unwrap_or_default()))
 }
 
-/// What became of the reservation.
+/// Explains the end of the reservation.
 fn settled(entry: &Entry<'_>) -> Option<String> {
     let account = entry.bud.first()?;
     match (entry.kind, account.act) {
@@ -223,6 +228,7 @@ fn settled(entry: &Entry<'_>) -> Option<String> {
 fn amount(account: &Accounted<'_>, amount: i64) -> String {
     match account.unit.as_str() {
         "nUSD" => format!("{} USD", money::usd(amount)),
+        "ns" => format!("{} seconds", money::usd(amount)),
         other => format!("{amount} {other}"),
     }
 }
@@ -241,7 +247,8 @@ mod tests {
     use crate::replay::Replayer;
     use crate::replay::tests::{ENFORCED, chat};
 
-    /// Replays a chat with `model` into an evidence directory and explains its last remarkable unit.
+    /// Replays a chat with `model` into an evidence directory and explains the last
+    /// remarkable unit.
     #[track_caller]
     fn check(yaml: &str, model: &str, expected: &Expect) {
         expected.assert_eq(&told(&replayed(yaml, model)));
@@ -271,7 +278,7 @@ mod tests {
         records(folder.path(), None).unwrap()
     }
 
-    /// The decision's record as one of another kind, with other details.
+    /// Returns the decision's record with another kind and other details.
     fn instead(decision: &[u8], kind: &str, det: serde_json::Value) -> Vec<u8> {
         let mut record: serde_json::Value = serde_json::from_slice(decision).unwrap();
         let fields = record.as_object_mut().unwrap();
@@ -293,6 +300,10 @@ mod tests {
             "But 73 bytes of it left this host after that was written down, so it may have run."
         ]
         .assert_eq(breached.split_once("changed. ").unwrap().1);
+        let status = serde_json::json!({"answered": "200"});
+        let answered = told(&[decision.clone(), instead(decision, "breach", status)]);
+        expect!["But an answer (HTTP status 200) came after that, so it may have run."]
+            .assert_eq(answered.split_once("changed. ").unwrap().1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 /// Billionths in a dollar.
 const NANO: i64 = 1_000_000_000;
 
-/// `12.5` as nano-USD; `None` where it is no such number, or does not fit.
+/// Parses `12.5` as nano-USD; `None` if the text is no amount, or does not fit.
 pub(super) fn parse_usd(text: &str) -> Option<i64> {
     let (sign, digits) = match text.strip_prefix('-') {
         Some(rest) => (-1, rest),
@@ -19,7 +19,7 @@ pub(super) fn parse_usd(text: &str) -> Option<i64> {
     whole.checked_mul(NANO)?.checked_add(fraction)?.checked_mul(sign)
 }
 
-/// Nano-USD as decimal text, exactly, with at least two decimals.
+/// Formats nano-USD as decimal text, exactly, with at least two decimals.
 pub(super) fn usd(nano: i64) -> String {
     let sign = if nano < 0 { "-" } else { "" };
     let nano = nano.unsigned_abs();

@@ -1,4 +1,4 @@
-//! `prices`: what is known of a model's price, and what is taken where nothing is.
+//! `prices`: shows the known price of a model, and the assumed price of a model without one.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::config::Config;
 /// Look at prices
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Prices {
-    /// Print what a model costs, by whom, and where that is known from
+    /// Print the prices of a model, by provider, and the source of each
     Show(Show),
 }
 
@@ -28,14 +28,14 @@ impl Prices {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: genops-agent prices show gpt-4o-mini --provider openai")]
 pub(crate) struct Show {
-    /// Model, as requests name it.
+    /// Model, as named in requests.
     model: String,
-    /// Provider, as `gen_ai.provider.name` has it; every one that has the model unless given.
+    /// Provider, as in `gen_ai.provider.name`; default: every provider of the model.
     #[arg(long, value_name = "NAME")]
     provider: Option<String>,
     #[command(flatten)]
     config: ConfigFile,
-    /// How to print it.
+    /// How to print the prices.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     output: Format,
 }
@@ -71,8 +71,16 @@ impl Show {
 }
 
 fn text(model: &str, listed: &Listed) -> String {
-    let Listed { provider, from, assumed, rates, context_tokens, max_output_tokens, tiers } =
-        listed;
+    let Listed {
+        provider,
+        from,
+        assumed,
+        rates,
+        context_tokens,
+        max_output_tokens,
+        max_seconds,
+        tiers,
+    } = listed;
     let mut lines = vec![format!("{provider} {model}: {from}")];
     if let Some(family) = assumed {
         let whose = if family.is_empty() {
@@ -83,7 +91,11 @@ fn text(model: &str, listed: &Listed) -> String {
         lines.push(format!("  no price is known (x_price_unknown): taken is {whose}"));
     }
     lines.extend(rates.iter().map(|(rate, price)| format!("  {rate}: {price}")));
-    let counts = [("context_tokens", context_tokens), ("max_output_tokens", max_output_tokens)];
+    let counts = [
+        ("context_tokens", context_tokens),
+        ("max_output_tokens", max_output_tokens),
+        ("max_seconds", max_seconds),
+    ];
     let counts = counts.into_iter().filter_map(|(name, it)| Some((name, (*it)?)));
     lines.extend(counts.map(|(name, count)| format!("  {name}: {count}")));
     if !tiers.is_empty() {
@@ -93,8 +105,16 @@ fn text(model: &str, listed: &Listed) -> String {
 }
 
 fn as_json(model: &str, listed: &Listed) -> Value {
-    let Listed { provider, from, assumed, rates, context_tokens, max_output_tokens, tiers } =
-        listed;
+    let Listed {
+        provider,
+        from,
+        assumed,
+        rates,
+        context_tokens,
+        max_output_tokens,
+        max_seconds,
+        tiers,
+    } = listed;
     let rates: serde_json::Map<String, Value> =
         rates.iter().map(|(name, price)| (name.clone(), json!(price))).collect();
     let mut out = json!({"provider": provider, "model": model, "from": from, "usd": rates});
@@ -103,6 +123,7 @@ fn as_json(model: &str, listed: &Listed) -> Value {
             ("assumed", assumed.as_ref().map(|family| json!(format!("{family}*")))),
             ("context_tokens", context_tokens.map(Value::from)),
             ("max_output_tokens", max_output_tokens.map(Value::from)),
+            ("max_seconds", max_seconds.map(Value::from)),
             ("service_tiers", (!tiers.is_empty()).then(|| json!(tiers))),
         ];
         let known = optional.into_iter().filter_map(|(name, it)| Some((name.to_owned(), it?)));

@@ -19,10 +19,10 @@ use crate::run::Options;
 pub(crate) struct Run {
     #[command(flatten)]
     config: ConfigFile,
-    /// How to print the AWUs [default: table without --config, none with it].
+    /// How to print the AWUs [default: table without --config, none with --config].
     #[arg(long, value_enum)]
     output: Option<Output>,
-    /// Attach programs that do nothing: the floor of the benchmarks.
+    /// Attach programs without effect: the baseline of the benchmarks.
     #[arg(long, hide = true)]
     floor: bool,
 }
@@ -42,14 +42,14 @@ impl Run {
     }
 }
 
-/// What an agent starts with.
+/// Configuration at the start of an agent.
 struct Loaded {
     config: Config,
-    /// Why the file is not what it starts with.
+    /// Error of the configured file, if the agent starts with an earlier configuration.
     refused: Option<String>,
 }
 
-/// The file, or where it can't be used the last one that was in force.
+/// Loads the file, or, if the file can't be used, the last configuration in force.
 fn load(path: Option<&Path>) -> Result<Loaded, LoadError> {
     let Some(path) = path else {
         return Ok(Loaded { config: Config::default(), refused: None });
@@ -65,7 +65,7 @@ fn load(path: Option<&Path>) -> Result<Loaded, LoadError> {
             Ok(Loaded { config, refused: Some(refused) })
         }
         Err(why) => {
-            // One that is empty from the beginning observes.
+            // A configuration empty from the beginning observes.
             let config = Config::load(path).map_err(|_| error)?;
             eprintln!("genops-agent: there is no earlier configuration to start with: {why}");
             Ok(Loaded { config, refused: None })

@@ -1,4 +1,4 @@
-//! `unpin`: ends what an agent has left in the kernel.
+//! `unpin`: removes the programs and maps left in the kernel by an agent.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use crate::cli::{ConfigFile, Failure};
 use crate::config::{Config, PinDirectory};
 use crate::kernel::{pins, place};
 
-/// End the kernel programs that an agent has left behind
+/// End the kernel programs left behind by an agent
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: genops-agent unpin\n\n\
     In enforce mode, programs and maps outlive the agent: in /sys/fs/bpf/genops, in /run/genops/bpf, or where \
@@ -43,7 +43,8 @@ impl Unpin {
         }
         match (failed, configured) {
             (Some(error), _) => Err(Failure::run(error)),
-            // The usual places are done; one that only it names may be left.
+            // The usual places are done; a place named only by the unreadable configuration may be
+            // left.
             (None, Err(error)) => Err(Failure::from(error)),
             (None, Ok(_)) => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! What holds while no agent runs: where programs and maps outlive it, and for how long.
+//! Enforcement without a running agent: place and lifetime of pinned programs and maps.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,15 +8,15 @@ use serde_saphyr::Spanned;
 
 use super::Refusal;
 
-/// Where programs and maps outlive the agent.
+/// Place for programs and maps to outlive the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum PinDirectory {
-    /// In enforce mode, the first safe one of the usual places; none while only observing.
+    /// In enforce mode, the first safe directory of the usual places; no pins while only observing.
     #[default]
     Auto,
-    /// Nowhere: they end with the agent.
+    /// No pins: programs and maps end with the agent.
     None,
-    /// Here, or the agent does not start.
+    /// The given directory; the agent does not start without it.
     Path(PathBuf),
 }
 
@@ -46,7 +46,7 @@ pub(super) fn pin_directory(given: Option<Spanned<String>>) -> Result<PinDirecto
     }
 }
 
-/// Longest time that a refusal may outlive the agent.
+/// Longest time for a refusal to outlive the agent.
 const LONGEST: Duration = Duration::from_hours(30 * 24);
 
 /// Reads `pinned_for`.

@@ -1,4 +1,4 @@
-//! The section `evidence`: what is written down, for how long, and where copies go.
+//! The section `evidence`: records, retention, witnesses and copies.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,23 +11,24 @@ use crate::evidence::outward::WitnessAt;
 use crate::evidence::ship::{Destination, Ship};
 use crate::journal::retention::Limits;
 
-/// Where systemd puts the credentials of a service, and the name of ours.
+/// systemd's variable for the credentials directory of a service, and the name of the agent's
+/// credential.
 const CREDENTIALS: (&str, &str) = ("CREDENTIALS_DIRECTORY", "genops-evidence-key");
 
-/// How much of what was said goes into evidence.
+/// Amount of prompt content in evidence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Content {
-    /// Nothing.
+    /// No content.
     #[default]
     None,
     /// A keyed digest.
     Hash,
-    /// All of it, encrypted.
+    /// All content, encrypted.
     Full,
 }
 
-/// What enforce mode does when evidence cannot be written.
+/// Behavior of enforce mode if evidence cannot be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OnFailure {
@@ -38,29 +39,29 @@ pub(crate) enum OnFailure {
     Continue,
 }
 
-/// What is written down.
+/// Settled section `evidence`.
 #[derive(Clone, Debug)]
 pub(crate) struct Evidence {
-    /// Where.
+    /// Directory of the log.
     pub(crate) directory: PathBuf,
-    /// How much of what was said.
+    /// Amount of prompt content in evidence.
     pub(crate) content: Content,
-    /// What happens when it cannot be written.
+    /// Behavior if evidence cannot be written.
     pub(crate) on_failure: OnFailure,
     /// Identity of a new log; `None`: made from the host.
     pub(crate) origin: Option<String>,
-    /// Secret key to sign with, given from outside; `None`: the log's own.
+    /// Secret signing key given from outside; `None`: the log's own key.
     pub(crate) key_file: Option<PathBuf>,
-    /// A verdict waits until its evidence is on disk; otherwise until the next group commit, a few
-    /// milliseconds later, has no bearing on it.
+    /// Whether a verdict waits for its evidence to be on disk. Otherwise the verdict is sent at
+    /// once, and the next group commit writes the evidence a few milliseconds later.
     pub(crate) durable_before_release: bool,
     /// Length of a write-ahead segment, in bytes.
     pub(crate) segment_bytes: u32,
-    /// How long records are kept, and how much of them.
+    /// Limits on the age and the size of the kept records.
     pub(crate) limits: Limits,
-    /// Who cosigns the checkpoints.
+    /// Witnesses cosigning the checkpoints.
     pub(crate) witnesses: Vec<WitnessAt>,
-    /// Where copies go.
+    /// Destination of copies.
     pub(crate) ship: Option<Ship>,
 }
 
@@ -81,7 +82,7 @@ pub(super) struct EvidenceFile {
     ship: Option<Spanned<ShipFile>>,
 }
 
-/// One entry of `evidence.witnesses`.
+/// An entry of `evidence.witnesses`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WitnessFile {
@@ -143,14 +144,14 @@ impl EvidenceFile {
     }
 }
 
-/// The key that systemd hands to the service, where there is one.
+/// Returns the key passed to the service by systemd, if present.
 fn credential() -> Option<PathBuf> {
     let (variable, name) = CREDENTIALS;
     let path = Path::new(&std::env::var_os(variable)?).join(name);
     path.is_file().then_some(path)
 }
 
-/// A path of the configuration, which counts from where that is.
+/// Resolves a path relative to the directory of the configuration.
 fn beside(config: &Path, path: &Path) -> PathBuf {
     config.parent().unwrap_or(Path::new("")).join(path)
 }
@@ -165,7 +166,7 @@ fn limits(days: Option<&Spanned<u64>>, bytes: Option<&Spanned<u64>>) -> Result<L
 }
 
 impl WitnessFile {
-    /// The key may stand in the file itself or in one of its own, as `witness` prints it.
+    /// Reads the key from the value itself, or from a file in the format printed by `witness`.
     fn settle(self, config: &Path, sources: &Sources) -> Result<WitnessAt, String> {
         let Self { url, key } = self;
         if !url.starts_with("http://") && !url.starts_with("https://") {

@@ -1,19 +1,19 @@
-//! Turns the YAML reader's refusals into sentences that name the key and the mend.
+//! Turns the YAML reader's refusals into sentences with the key and the fix.
 //!
-//! An unknown key names the nearest known one. The file's text appears in a message only as keys
-//! and as values of enumerations: any other value might be a secret.
+//! An unknown key names the nearest known key. A message quotes only keys and enumeration values of
+//! the file: any other value might be a secret.
 
 use serde::de::DeserializeOwned;
 use serde_saphyr::{Error, MessageFormatter as _, UserMessageFormatter};
 
-/// A refusal and its line, counted from 1; 0: none in particular.
+/// A refusal and the line, counted from 1; 0: no particular line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) line: u64,
     pub(super) message: String,
 }
 
-/// Reads one YAML document; an empty one is as one without keys.
+/// Reads a single YAML document; an empty document is as a document without keys.
 pub(super) fn parse<T: DeserializeOwned + Default>(text: &str) -> Result<T, Fault> {
     let parsed: Result<Option<T>, Error> = serde_saphyr::from_str(text);
     parsed.map(Option::unwrap_or_default).map_err(|error| explain(text, &error))
@@ -76,7 +76,7 @@ fn unknown_key(field: &str, known: &[&str]) -> String {
     }
 }
 
-/// The known word that `word` most probably stands for.
+/// Returns the known word most similar to `word`.
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let unlike = |candidate: &str| 1.0 - strsim::jaro_winkler(word, candidate);
     let edits = |candidate: &str| strsim::damerau_levenshtein(word, candidate);
@@ -86,7 +86,7 @@ fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
         .min_by(|a, b| unlike(a).total_cmp(&unlike(b)).then_with(|| edits(a).cmp(&edits(b))))
 }
 
-/// What a value should be, in the file's terms.
+/// Describes the expected value in the file's terms.
 fn wanted(kind: &str) -> String {
     match kind {
         "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more".to_owned(),
@@ -102,8 +102,8 @@ fn wanted(kind: &str) -> String {
     }
 }
 
-/// The key whose value stands at a place: the last `word:` before it on its line, or the `word:`
-/// that ends the line before.
+/// Returns the key of the value at a place: the last `word:` before on the same line, or the
+/// `word:` at the end of the nearest non-blank line before.
 fn key_at(text: &str, line: u64, column: u64) -> Option<String> {
     let index = usize::try_from(line).ok()?.checked_sub(1)?;
     let column = usize::try_from(column).ok()?;
@@ -130,7 +130,7 @@ fn last_key(text: &str) -> Option<String> {
     (!key.is_empty()).then(|| key.to_owned())
 }
 
-/// The line of `key` in the entry that begins at `line` and ends before `next`.
+/// Returns the line of `key` in the entry beginning at `line` and ending before `next`.
 pub(super) fn line_of_key(text: &str, line: u64, next: Option<u64>, key: &str) -> Option<u64> {
     let from = usize::try_from(line.checked_sub(1)?).ok()?;
     let count = next.map_or(usize::MAX, |next| {

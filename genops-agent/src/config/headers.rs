@@ -1,6 +1,6 @@
-//! OTLP headers: given by file, by environment variable, or, where they are no secret, in place.
+//! OTLP headers: given by file, by environment variable, or, if not secret, in place.
 //!
-//! A value `${NAME}` is the environment variable `NAME`; `headers_file` has one `Name: value` a
+//! A value `${NAME}` is the environment variable `NAME`; `headers_file` has a `Name: value` per
 //! line. Neither a value nor its length is ever shown.
 
 use std::collections::BTreeMap;
@@ -12,11 +12,11 @@ use serde_saphyr::Spanned;
 
 use super::{Refusal, Sources};
 
-/// Headers with their values, which `Debug` does not show.
+/// Headers with values; `Debug` shows no values.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Headers {
     values: BTreeMap<String, String>,
-    /// A header that looks like a secret and stands in the configuration itself.
+    /// Name of a header in the configuration itself that looks like a secret.
     literal_secret: Option<String>,
 }
 
@@ -26,12 +26,12 @@ impl Headers {
         self.values.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// One of them looks like a secret.
+    /// Tells whether any header looks like a secret.
     pub(super) fn any_secret(&self) -> bool {
         self.values.keys().any(|name| is_secret(name))
     }
 
-    /// The name of one that should not stand in the configuration itself.
+    /// Returns the name of a secret-looking header in the configuration itself.
     pub(super) fn literal_secret(&self) -> Option<&str> {
         self.literal_secret.as_deref()
     }
@@ -43,7 +43,7 @@ impl fmt::Debug for Headers {
     }
 }
 
-/// A value as the file has it, not shown.
+/// A value as written in the file, not shown.
 #[derive(Deserialize)]
 #[serde(transparent)]
 pub(super) struct Given(String);

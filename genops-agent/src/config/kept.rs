@@ -1,8 +1,8 @@
-//! The last configuration that was in force, with every file that it consists of, for a start at which the
-//! present one can't be read.
+//! The last configuration in force, with all files read for it, for a start at which the present
+//! configuration can't be used.
 //!
-//! It lies beside the budget accounts, in `state`, readable by the agent alone: it may hold secrets. Keys and
-//! credentials that are named by path are not part of it.
+//! The copy lies in `state` beside the budget accounts, readable by the agent alone, because of
+//! possible secrets. Keys and credentials given by path are not included.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,19 +16,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{Config, LoadError};
 
-/// Its name in the state directory.
+/// File name of the copy in the state directory.
 const NAME: &str = "configuration";
 
-/// Where the state is unless the configuration says otherwise.
+/// State directory unless the configuration names another.
 const STATE: &str = "/var/lib/genops/state";
 
-/// Longest kept configuration that is read, in bytes.
+/// Longest kept configuration read, in bytes.
 const LIMIT: u64 = 256 << 20;
 
-/// What a configuration is read from: the files as they are, or as they were.
+/// Source of a configuration: the present files, or a kept copy.
 #[derive(Default)]
 pub(super) struct Sources {
-    /// Nothing else is read.
+    /// Kept copy; if present, no file is read.
     past: Option<Texts>,
     read: RefCell<Texts>,
 }
@@ -36,26 +36,26 @@ pub(super) struct Sources {
 /// The configuration, its files by path, and environment variables.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Texts {
-    /// The configuration itself.
+    /// Text of the configuration itself.
     text: String,
     files: BTreeMap<PathBuf, String>,
     variables: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for Texts {
-    /// They may be secret.
+    /// Shows paths only: the texts may be secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.files.keys()).finish()
     }
 }
 
 impl Sources {
-    /// What was read.
+    /// Returns all texts read so far, together with the configuration's own `text`.
     pub(super) fn into_read(self, text: &str) -> Texts {
         Texts { text: text.to_owned(), ..self.read.into_inner() }
     }
 
-    /// The text of a file.
+    /// Reads a file.
     pub(super) fn file(&self, path: &Path) -> Result<String, LoadError> {
         let whole = absolute(path);
         let text = match &self.past {
@@ -69,7 +69,7 @@ impl Sources {
         Ok(text)
     }
 
-    /// The Cedar files that a path stands for: those in it, where it is a directory.
+    /// Returns the Cedar files of a path: the path itself, or the files of the directory.
     pub(super) fn cedar_files(&self, path: PathBuf) -> Result<Vec<PathBuf>, LoadError> {
         let whole = absolute(&path);
         let mut files = match &self.past {
@@ -84,7 +84,7 @@ impl Sources {
         Ok(files)
     }
 
-    /// An environment variable.
+    /// Reads an environment variable.
     pub(super) fn variable(&self, name: &str) -> Option<String> {
         let value = match &self.past {
             None => std::env::var(name).ok()?,
@@ -95,30 +95,30 @@ impl Sources {
     }
 }
 
-/// By whichever way it is named.
+/// Makes a path absolute, so that every spelling of a path finds the same text.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// As it is on disk.
+/// Format on disk.
 #[derive(Deserialize, Serialize)]
 struct Kept {
-    /// The file that `--config` named.
+    /// The file given by `--config`.
     config: PathBuf,
     texts: Texts,
 }
 
-/// Where a configuration has its state.
+/// Returns the state directory of a configuration.
 pub(crate) fn state_of(config: &Config) -> PathBuf {
     let evidence = &config.evidence.directory;
     evidence.parent().unwrap_or(evidence).join("state")
 }
 
-/// Keeps a configuration that is in force.
+/// Keeps a copy of a configuration in force.
 ///
 /// # Errors
 ///
-/// Where it can't be written.
+/// Fails if the copy can't be written.
 pub(crate) fn keep(path: &Path, config: &Config) -> io::Result<()> {
     let kept = Kept { config: absolute(path), texts: config.texts.clone() };
     let state = state_of(config);
@@ -132,11 +132,11 @@ pub(crate) fn keep(path: &Path, config: &Config) -> io::Result<()> {
     fs::rename(&beside, &file)
 }
 
-/// The configuration that was in force last, where the one at `path` can't be used.
+/// Returns the last configuration in force, if the file at `path` can't be used.
 ///
 /// # Errors
 ///
-/// Why there is none.
+/// The reason for having no such copy.
 pub(crate) fn last_good(path: &Path) -> Result<Config, String> {
     let mut why = format!("none was kept in {STATE}");
     for state in states(path) {
@@ -154,7 +154,7 @@ pub(crate) fn last_good(path: &Path) -> Result<Config, String> {
     Err(why)
 }
 
-/// Where the state may be: as far as the file that can't be used says, and the usual place.
+/// Returns the possible state directories: as named in the unusable file, then the default.
 fn states(path: &Path) -> Vec<PathBuf> {
     let text = super::read(path).unwrap_or_default();
     let named = evidence_directory(&text).into_iter();
@@ -162,7 +162,7 @@ fn states(path: &Path) -> Vec<PathBuf> {
     beside.chain([PathBuf::from(STATE)]).collect()
 }
 
-/// The evidence directory that a text says, though it may not be YAML.
+/// Finds the evidence directory in a text that may not be valid YAML.
 fn evidence_directory(text: &str) -> Option<String> {
     let section = text.lines().skip_while(|line| !line.starts_with("evidence:"));
     let inside = |(at, line): &(usize, &str)| *at == 0 || line.starts_with([' ', '\t', '}', '#']);
@@ -177,7 +177,7 @@ fn evidence_directory(text: &str) -> Option<String> {
     })
 }
 
-/// What was kept there of the configuration at `path`.
+/// Reads the copy kept in `state`; `None` if absent or kept for another file than `path`.
 fn read_in(state: &Path, path: &Path) -> Result<Option<Kept>, String> {
     let file = match fs::File::open(state.join(NAME)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    /// A configuration with all that it may consist of, in force once.
+    /// A configuration with every kind of referenced file, once in force.
     fn place() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);

@@ -1,5 +1,5 @@
-//! The price file of a configuration: read, compared with the hash or key that the configuration
-//! gives, and compiled. What vouches for it is never beside it.
+//! The price file of a configuration: read, compared with the configured hash or key, and compiled.
+//! The hash or the key is never taken from a place beside the price file.
 
 use std::path::Path;
 
@@ -10,12 +10,12 @@ use genops_governance::{PriceTable, PricesConfig};
 use sha2::{Digest as _, Sha256};
 
 use super::{LoadError, Sources};
-use crate::render::hex;
+use genops_governance::hex;
 
-/// What a public key in the form of RFC 8410 begins with.
+/// DER prefix of an Ed25519 public key in the form of RFC 8410.
 const SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// Reads the file that `prices` names; a relative path starts at the configuration's directory.
+/// Reads the file named by `prices`; a relative path starts at the configuration's directory.
 pub(super) fn table(
     config: &Path,
     prices: &PricesConfig,

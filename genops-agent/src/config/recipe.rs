@@ -1,8 +1,8 @@
-//! The part of a configuration that decides, as bytes for evidence: enough to decide again.
+//! The part of a configuration used for decisions, as bytes for evidence: enough to decide again.
 //!
-//! JSON: the sections as the file has them, and the Cedar files that it names. What concerns
-//! telemetry, evidence and capture is left out, and with it everything that may be secret. Where JSON would
-//! say something else (`user: 0777` is a text), the sections are kept as the YAML that they are.
+//! The format is JSON: the sections as the file has them, and the named Cedar files. The sections
+//! on telemetry, evidence and capture are left out, and with them all possible secrets. If JSON
+//! would change the meaning (`user: 0777` is a text), the sections are kept as YAML.
 
 use std::path::Path;
 
@@ -12,12 +12,12 @@ use serde_json::Value;
 
 use super::{File, LoadError, Sources, explain};
 
-/// Sections that decide nothing.
+/// Sections without effect on decisions.
 const APART: [&str; 3] = ["telemetry", "evidence", "capture"];
 
 #[derive(Serialize, Deserialize)]
 struct Recipe {
-    /// Version of the agent: it brings the built-in providers and prices.
+    /// Version of the agent, which supplies the built-in providers and prices.
     agent: String,
     config: Value,
     /// Name and text of each Cedar file.
@@ -27,7 +27,8 @@ struct Recipe {
     price_table: Option<PriceTable>,
 }
 
-/// The recipe of a file with these sections. `None` where it would not come to the same again.
+/// Writes the recipe of a file with these sections. `None` if reading the recipe would give other
+/// sections.
 pub(super) fn write(text: &str, sections: &Sections) -> Option<Vec<u8>> {
     let mut config: Value = explain::parse(text).ok()?;
     if let Some(keys) = config.as_object_mut() {
@@ -43,17 +44,17 @@ pub(super) fn write(text: &str, sections: &Sections) -> Option<Vec<u8>> {
         };
         let bytes = serde_json::to_vec(&recipe).ok()?;
         let again = sections_of(&bytes).ok()?;
-        (format!("{again:?}") == format!("{sections:?}")).then_some(bytes)
+        (again == *sections).then_some(bytes)
     })
 }
 
-/// Whether a section is left out.
+/// Whether a section is left out of the recipe.
 fn is_apart(key: &str) -> bool {
     APART.contains(&key) || key == "policy_files"
 }
 
-/// The lines of the sections that decide, without comments. Of a file that is one mapping in braces
-/// nothing is left, which then is not the same.
+/// Returns the lines of the deciding sections, without comments. A file of one mapping in braces
+/// gives no lines; the comparison in `write` then fails.
 fn as_written(text: &str) -> String {
     let mut apart = true;
     let mut kept = String::new();
@@ -70,11 +71,11 @@ fn as_written(text: &str) -> String {
     kept
 }
 
-/// What a recipe comes to: the settings, and the version of the agent that wrote it.
+/// Reads a recipe: the settings, and the version of the agent that wrote the recipe.
 ///
 /// # Errors
 ///
-/// A sentence, where it is none, or this version does not accept it any more.
+/// A sentence, if the bytes are no recipe or the present version refuses the content.
 pub(crate) fn read(bytes: &[u8]) -> Result<(Settings, String), String> {
     let sections = sections_of(bytes)?;
     let settings = Settings::compile(&sections).map_err(|error| error.to_string())?;

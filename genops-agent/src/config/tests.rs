@@ -5,7 +5,7 @@ use expect_test::{Expect, expect};
 
 use super::*;
 
-/// What becomes of `yaml`: the refusal, or the warnings of what was accepted.
+/// Compares the refusal of `yaml`, or the warnings of the accepted configuration.
 #[track_caller]
 fn check(yaml: &str, expected: &Expect) {
     let rendered = match Config::parse(Path::new("agent.yaml"), yaml) {
@@ -91,6 +91,9 @@ fn without_a_file_everything_has_its_documented_default() {
                 metrics_listen: None,
                 socket: Some(
                     "/run/genops/agent.sock",
+                ),
+                user_socket: Some(
+                    "/run/genops/user.sock",
                 ),
             },
             Evidence {
@@ -379,7 +382,7 @@ fn what_decides_comes_to_the_same_from_what_evidence_keeps() {
     let recipe = String::from_utf8(recipe).unwrap();
     assert!(!recipe.contains("4318") && recipe.contains("context.stream"), "{recipe}");
     assert!(Config::default().recipe.is_some());
-    // YAML 1.1 would take these for something else than text.
+    // YAML 1.1 would not read these values as text.
     let odd = "principals: [{name: yes, match: {user: 0777}, team: 1e3, project: ~x}]\n";
     let odd = Config::parse(Path::new("x"), odd).unwrap();
     assert!(odd.recipe.is_some_and(|it| recipe::read(&it).is_ok()));
@@ -429,7 +432,7 @@ fn a_witness_is_named_by_address_and_key() {
     );
 }
 
-/// A directory of a test's own, removed with its end.
+/// A temporary directory of a test, removed at the end.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -525,7 +528,7 @@ fn a_price_file_counts_by_its_hash_in_the_configuration() {
     assert!(settled.recipe.is_some());
     let listed = settled.settings().prices().list(Some("openai"), "gpt-9-mega-2027", 1);
     assert_eq!(listed.iter().map(|it| it.from).collect::<Vec<_>>(), ["prices.file"]);
-    // What was in force is made again from what was kept, without the file.
+    // The recipe alone gives the prices in force, without the file.
     let (again, _) = recipe::read(settled.recipe.as_ref().unwrap()).unwrap();
     assert_eq!(again.price_hash(), settled.settings().price_hash());
     std::fs::write(&file, price_data(0.1)).unwrap();
@@ -537,7 +540,7 @@ fn a_price_file_counts_by_its_hash_in_the_configuration() {
 fn a_price_file_counts_by_a_signature_of_the_key_in_the_configuration() {
     let directory = Directory::new("signed-prices");
     let base64 = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
-    // RFC 8032, section 7.1, test 2: a key and its signature of one byte, which is no price data.
+    // RFC 8032, section 7.1, test 2: a key and its signature of a single byte, no price data.
     let key = unhex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c");
     let signature = unhex(
         "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da\
@@ -582,5 +585,56 @@ fn nothing_vouches_for_a_price_file_but_the_configuration() {
     check(
         "prices: {sha256: ab}\n",
         &expect!["agent.yaml: `prices.sha256` vouches for no `prices.file`"],
+    );
+}
+
+#[test]
+fn who_is_not_known_to_be_a_human_is_left_open_until_somebody_is() {
+    let of = |more: &str| {
+        let yaml = format!(
+            "{more}principals:\n  - name: nightly\n    match: {{user: cron}}\n    delegated_by: some script\n"
+        );
+        match Config::parse(Path::new("agent.yaml"), &yaml) {
+            Ok(config) => config.left_open,
+            Err(refusal) => vec![refusal.to_string()],
+        }
+    };
+    let open =
+        "principal `nightly`: nothing says that `some script` is a human; name them under `humans`";
+    assert_eq!(of(""), ["mode is observe: nothing is stopped", open]);
+    assert_eq!(of("mode: enforce\n").first().map(String::as_str), Some(open));
+    let said = "principals[0] (nightly): `delegated_by` names `some script`, who is none of `humans`: add them \
+                there with `name` and `identity`, or name the human that this authority comes from";
+    assert_eq!(of("require_authority: true\n"), [format!("agent.yaml:5: {said}")]);
+    let humans = "humans:\n  - {name: Kim, identity: kim@example.org}\n";
+    assert_eq!(of(humans), [format!("agent.yaml:6: {said}")]);
+}
+
+#[test]
+fn where_authority_is_required_and_nobody_has_any_a_warning_says_so() {
+    check(
+        "require_authority: true\n",
+        &expect![
+            "accepted\nwarning: require_authority is true, and no principal has a `grant`: every request is refused; give `principals[].grant` the name of one of `grants`"
+        ],
+    );
+}
+
+#[test]
+fn what_a_grant_can_never_give_is_refused_by_key_and_line() {
+    let top = "humans: [{name: kim, identity: kim@example.org}]\ngrants:\n  - name: up\n    delegated_by: kim\n";
+    check(
+        &format!(
+            "{top}    scope: {{models: [\"gpt-4o*\"]}}\n    budget: {{limit: 5}}\n  - name: down\n    parent: up\n    scope:\n      models: [o3]\n    budget:\n      limit: 6\n"
+        ),
+        &expect![[r"
+            agent.yaml:10: grants[1] (down): `scope.models` names `o3`, and `up` above it covers only gpt-4o*; take it out, or add it there
+            agent.yaml:12: grants[1] (down): `budget.limit` is 6 USD, and `up` above it has 5; make it no more, or raise that"]],
+    );
+    check(
+        &format!("{top}    revoked: true\n  - {{name: down, parent: up}}\n"),
+        &expect![[r"
+            accepted
+            warning: grant `down` hangs below `up`, which is revoked: nothing runs under it"]],
     );
 }

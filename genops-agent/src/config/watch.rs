@@ -1,9 +1,9 @@
-//! Reads the configuration again: on SIGHUP, and when the file or a policy that it names changes.
+//! Reads the configuration again: on SIGHUP, and on a change of the file or a named policy.
 //!
-//! On a thread of its own, so that reading and compiling delays no decision; the events thread takes
-//! what is ready and puts it in force, or says why it was refused. Directories are watched, not
-//! files: editors and `ConfigMap`s put another file in the place of the old one, and each link on the
-//! way there may be what changes. A file system that tells of no changes (NFS) needs the SIGHUP.
+//! A separate thread reads and compiles, so that no decision waits. The events thread takes each
+//! reading, and either puts the configuration in force or reports the refusal. The thread watches
+//! directories, not files: editors and `ConfigMap`s replace the file, and any link on the path may
+//! change. On file systems without change notification (NFS), a reload needs SIGHUP.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, Read as _, Write as _};
@@ -19,19 +19,19 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use super::{Config, LoadError};
 
-/// Changes come in bursts: what is read is what has been quiet for so long.
+/// Quiet time required before a reading, because changes come in bursts.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// Who writes without a pause is not waited for any longer.
+/// Longest wait for a quiet moment, if a writer never pauses.
 const RESTLESS: Duration = Duration::from_secs(2);
 
-/// Most links that are followed on the way to a file, as in the kernel.
+/// Most links followed on the path to a file, as in the kernel.
 const LINKS: usize = 40;
 
-/// Most directories that are watched.
+/// Most directories watched.
 const DIRECTORIES: usize = 1_024;
 
-/// What changes a directory's files, or which files they are.
+/// inotify events for a changed file or a changed set of files in a directory.
 const CHANGES: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::CLOSE_WRITE)
     .union(WatchFlags::CREATE)
@@ -39,10 +39,10 @@ const CHANGES: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::MOVED_FROM)
     .union(WatchFlags::MOVED_TO);
 
-/// The configuration as it became, or why it was refused.
+/// The new configuration, or the reason for its refusal.
 pub(crate) type Reading = Result<Box<Config>, LoadError>;
 
-/// What a thread of its own has read.
+/// Readings made by the watching thread.
 #[derive(Debug)]
 pub(crate) struct Watch {
     path: PathBuf,
@@ -50,12 +50,12 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Watches over the file that `config` came from. A byte that comes from `asked` makes it read in
-    /// any case; for each reading a byte goes to `wake`.
+    /// Starts watching the file of `config`. A byte from `asked` forces a reading; each reading
+    /// sends a byte to `wake`.
     ///
     /// # Errors
     ///
-    /// Where the thread can't be started.
+    /// Fails if the thread can't be started.
     pub(crate) fn start(
         path: PathBuf,
         config: &Config,
@@ -74,25 +74,25 @@ impl Watch {
         Ok(Self { path, readings })
     }
 
-    /// The file that is watched over.
+    /// Path of the watched file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The next reading, if one is ready.
+    /// Returns the next reading, if ready.
     pub(crate) fn next(&self) -> Option<Reading> {
         self.readings.try_recv().ok()
     }
 }
 
-/// What a reading came to, as far as it takes to tell it from another.
+/// Result of a reading, reduced to the part needed for comparison.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Accepted([u8; 32]),
     Refused(String),
 }
 
-/// Why a reading is due.
+/// Cause of a reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Cause {
     Change,
@@ -101,25 +101,25 @@ enum Cause {
 
 struct Watcher {
     path: PathBuf,
-    /// `None`: the kernel has no more room for it.
+    /// inotify descriptor; `None`: `inotify_init` failed, for example at the limit of instances.
     changes: Option<OwnedFd>,
     asked: UnixStream,
-    /// The last reading.
+    /// Outcome of the last reading.
     known: Outcome,
     sender: Sender<Reading>,
     wake: UnixStream,
 }
 
 impl Watcher {
-    /// Until nobody listens any more.
+    /// Runs until the receiver is gone.
     fn run(mut self) {
         self.watch();
-        // What changed between the start and now.
+        // Catches changes between the start of the agent and the first watch.
         let mut cause = Some(Cause::Change);
         loop {
             if let Some(cause) = cause {
                 let cause = self.settle(cause);
-                // Whatever this reading names is watched from here on, also where it was refused.
+                // A refused reading may name new files as well: watch all of them from here on.
                 self.watch();
                 if !self.read(cause) {
                     return;
@@ -129,7 +129,7 @@ impl Watcher {
         }
     }
 
-    /// Reads, and hands on what is new or was asked for. False: nobody listens.
+    /// Reads, and sends a new or requested reading. False: the receiver is gone.
     fn read(&mut self, cause: Cause) -> bool {
         let reading = load(&self.path);
         let outcome = match &reading {
@@ -141,12 +141,12 @@ impl Watcher {
         }
         self.known = outcome;
         let heard = self.sender.send(reading).is_ok();
-        // A full pipe wakes as well.
+        // A full pipe wakes the reader as well.
         let _full = self.wake.write(&[0]);
         heard
     }
 
-    /// Waits until the files have been quiet for a while.
+    /// Waits until the files have been quiet for [`QUIET`], at most [`RESTLESS`].
     fn settle(&mut self, mut cause: Cause) -> Cause {
         let since = Instant::now();
         while since.elapsed() < RESTLESS
@@ -157,12 +157,12 @@ impl Watcher {
         cause
     }
 
-    /// Waits for a cause; `None`: the time passed without one.
+    /// Waits for a cause; `None`: the timeout expired without a cause.
     fn wait(&mut self, patience: Option<Duration>) -> Option<Cause> {
         let timeout = patience.and_then(|it| Timespec::try_from(it).ok());
         let mut fds = vec![PollFd::new(&self.asked, PollFlags::IN)];
         fds.extend(self.changes.as_ref().map(|it| PollFd::new(it, PollFlags::IN)));
-        // An interrupted wait finds nothing, and is made again.
+        // An interrupted wait finds nothing; the caller waits again.
         let _interrupted = poll(&mut fds, timeout.as_ref());
         let ready = fds.first().is_some_and(|it| !it.revents().is_empty());
         if ready && matches!(self.asked.read(&mut [0; 16]), Ok(1..)) {
@@ -177,17 +177,18 @@ impl Watcher {
         cause
     }
 
-    /// Watches every directory on the way to every file; what is watched already stays so.
+    /// Watches every directory on the path to every file; existing watches remain.
     fn watch(&self) {
         let Some(changes) = &self.changes else { return };
         for directory in directories(&self.path).iter().take(DIRECTORIES) {
-            // One that is gone is found again when its parent changes.
+            // A missing directory is found again when its parent changes.
             let _gone = inotify::add_watch(changes, directory, CHANGES | WatchFlags::ONLYDIR);
         }
     }
 }
 
-/// Loads; but what somebody has just emptied, to write it anew, is not "observe everything".
+/// Loads the configuration; an empty file is refused, because an editor may just be rewriting the
+/// file and an empty one would mean "observe everything".
 pub(crate) fn load(path: &Path) -> Reading {
     let emptied = std::fs::metadata(path).is_ok_and(|it| it.len() == 0);
     if emptied {
@@ -197,7 +198,7 @@ pub(crate) fn load(path: &Path) -> Reading {
     Config::load(path).map(Box::new)
 }
 
-/// The directories whose entries lead to the configuration and the policies that it names.
+/// Returns the directories holding the path entries of the configuration and of its policies.
 fn directories(path: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     follow(path, &mut found);
@@ -213,7 +214,7 @@ fn directories(path: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
-/// Notes the directory of the file, and of each link on the way there.
+/// Adds the directory of the file, and of each link on the path.
 fn follow(path: &Path, found: &mut BTreeSet<PathBuf>) {
     let mut ahead: VecDeque<PathBuf> = parts(path).collect();
     let mut here = PathBuf::new();
@@ -240,7 +241,7 @@ fn follow(path: &Path, found: &mut BTreeSet<PathBuf>) {
     }
 }
 
-/// The names that a path is made of; an absolute one begins with the root.
+/// Splits a path into components; an absolute path begins with the root.
 fn parts(path: &Path) -> impl Iterator<Item = PathBuf> + '_ {
     path.components().filter(|it| *it != Component::CurDir).map(|it| PathBuf::from(it.as_os_str()))
 }
@@ -256,7 +257,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    /// A configuration in a directory of its own, and whoever watches over it.
+    /// A configuration in a temporary directory, and its watch.
     struct Place {
         folder: tempfile::TempDir,
         watch: Watch,
@@ -265,7 +266,7 @@ mod tests {
     }
 
     impl Place {
-        /// `prepare` makes the files; the configuration is `agent.yaml`.
+        /// Runs `prepare` to create the files; the configuration is `agent.yaml`.
         fn new(prepare: impl FnOnce(&Path)) -> Self {
             let folder = tempfile::tempdir().unwrap();
             prepare(folder.path());
@@ -275,7 +276,7 @@ mod tests {
             let config = Config::load(&path).unwrap();
             let (asked, ask) = UnixStream::pair().unwrap();
             let watch = Watch::start(path, &config, asked, wake).unwrap();
-            // The first look is over when the thread waits for changes.
+            // After the pause, the first reading is over and the thread waits for changes.
             std::thread::sleep(QUIET * 3);
             Self { folder, watch, ask, woken }
         }
@@ -284,7 +285,7 @@ mod tests {
             self.folder.path().join(name)
         }
 
-        /// The environment that the next reading gives, or why it is refused.
+        /// Returns the environment of the next reading, or the reason for its refusal.
         fn next(&mut self) -> String {
             self.woken.read_exact(&mut [0]).unwrap();
             match self.watch.next().unwrap() {
@@ -299,7 +300,7 @@ mod tests {
             }
         }
 
-        /// Puts another file in the place of the one of that name.
+        /// Replaces the file `name` by a rename.
         fn put(&self, name: &str, text: impl AsRef<[u8]>) {
             fs::write(self.path("beside"), text).unwrap();
             fs::rename(self.path("beside"), self.path(name)).unwrap();
@@ -321,11 +322,11 @@ mod tests {
             Place::new(|at| fs::write(at.join("agent.yaml"), "environment: a\n").unwrap());
         place.is_quiet();
         fs::write(place.path("agent.yaml"), "environment: b\n").unwrap();
-        // A machine that stands still at the wrong moment shows it empty first.
+        // On a stalled machine, the first reading may find an empty file.
         while place.next() != "b with 0" {}
         place.put("agent.yaml", "environment: c\n");
         assert_eq!(place.next(), "c with 0");
-        // The same once more, and another file beside it.
+        // Same content once more, and an unrelated file beside.
         place.put("agent.yaml", "environment: c\n");
         place.put("notes.txt", "x");
         place.is_quiet();
@@ -368,7 +369,7 @@ mod tests {
         assert_eq!(place.next(), " with 2");
     }
 
-    /// As the kubelet does it: the files are links through `..data`, which is replaced by a rename.
+    /// Imitates the kubelet: the files are links through `..data`, replaced by a rename.
     #[test]
     fn a_config_map_is_swapped_in_one_step() {
         let version = |at: &Path, name: &str, environment: &str, policies: &str| {

@@ -1,15 +1,16 @@
-//! Looking into files that strangers have made: in a process of its own.
+//! Inspection of untrusted files, in a separate process.
 //!
-//! What a file says of itself may need any amount of memory, and a file system may take any time to give it. So another
-//! process looks, which may have so much memory and takes one question at a time. It may wait for so long; the time that it
-//! runs, or waits for a processor, is the host's and not the file's. One that waits for longer is killed, and nobody
-//! waits for its end. The user whose program named the file then waits for a while.
+//! Parsing an untrusted file may need any amount of memory, and a file system may take any time to
+//! deliver the content. So a separate process inspects files, with a memory limit, a question at a
+//! time. The process may wait for [`PATIENCE`]; time on a processor, or in the run queue, is the
+//! host's and not the file's. A process waiting longer is killed, and the agent does not wait for
+//! its end. Files of the user whose program named the file are then skipped for [`PENALTY`].
 
 use std::{
     collections::HashMap,
     fs,
     io::{self, BufRead as _, Read as _, Write as _},
-    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
@@ -17,6 +18,7 @@ use std::{
 
 use anyhow::Result;
 use genops_ebpf_common::Frame;
+use genops_governance::User;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Resource, Rlimit, getrlimit, setrlimit},
@@ -26,42 +28,43 @@ use serde::{Deserialize, Serialize};
 use super::{Mapped, reach};
 use crate::{
     aside::LeftBehind,
+    identity::user_of,
     kernel::attach::{FileId, program_named},
-    runtimes::{ProbePoint, Role, runtime_of},
+    runtimes::{Detected, ProbePoint, Role, detect},
 };
 
-/// Most memory of the process that looks, as addresses, in bytes.
+/// Most address space of the inspecting process, in bytes.
 const MEMORY: u64 = 256 << 20;
-/// How long it may wait while it looks into one file.
+/// Longest wait (not running) during the inspection of a file.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// How long it may take, whatever for.
+/// Longest time for a file, running or waiting.
 const LONGEST: Duration = Duration::from_mins(1);
-/// How often it is looked whether it waits.
+/// Interval between checks of the process's state.
 const STEP: Duration = Duration::from_millis(20);
-/// How long a user's files are not looked into after one that took longer.
+/// Time without inspections of a user's files after a slow file.
 const PENALTY: Duration = Duration::from_mins(1);
-/// Longest answer, in bytes: places of probes in one file.
+/// Longest answer, in bytes: probe points of a file.
 const ANSWER_LIMIT: usize = 1 << 20;
 
-/// What was found in a file.
+/// Result of inspecting a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// Places for probes, and how the file is reached; none where it has no TLS library.
+    /// Probe points, and the path used to reach the file; no points if the file has no TLS library.
     Points(PathBuf, Vec<ProbePoint>),
-    /// It is no longer there.
+    /// The file no longer exists.
     Gone,
     /// Not now: a file of the same user took too long a while ago.
     Later,
-    /// It took too long, or too much.
+    /// The inspection took too long, or too much memory.
     Endless(String),
-    /// It can't be captured, because.
+    /// Capture is impossible, with the reason.
     Unusable(String),
 }
 
-/// A question.
+/// A question to the inspecting process.
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
-    /// The process that names the file; none for one of the host's own.
+    /// The process mapping the file; `None` for a file of the host's standard directories.
     pid: Option<u32>,
     executable: bool,
     device: u64,
@@ -69,7 +72,7 @@ struct Question {
     path: String,
 }
 
-/// Its answer.
+/// An answer of the inspecting process.
 #[derive(Debug, Serialize, Deserialize)]
 enum Answer {
     Points { path: String, points: Vec<Point> },
@@ -85,13 +88,13 @@ struct Point {
     cheaper: Option<(u64, u64)>,
 }
 
-/// The process that looks, at the agent's end.
+/// The agent's end of the inspecting process.
 #[derive(Debug, Default)]
 pub(super) struct Inspector {
     running: Option<Running>,
     left: LeftBehind,
-    /// Users of files that took too long, and until when theirs are not looked into.
-    slow: HashMap<u32, Instant>,
+    /// Users with slow files, each in a place, and the end of their penalty.
+    slow: HashMap<User, Instant>,
 }
 
 #[derive(Debug)]
@@ -102,11 +105,11 @@ struct Running {
 }
 
 impl Inspector {
-    /// Looks into a file that `pid` maps, or one of the host's own.
+    /// Inspects a file mapped by `pid`, or a file of the host's standard directories.
     pub(super) fn look(&mut self, pid: Option<u32>, mapped: &Mapped) -> Found {
-        let user = pid.and_then(|pid| fs::metadata(format!("/proc/{pid}")).ok()).map(|it| it.uid());
+        let user = pid.and_then(user_of);
         self.slow.retain(|_, until| Instant::now() < *until);
-        if user.is_some_and(|it| self.slow.contains_key(&it)) {
+        if user.as_ref().is_some_and(|it| self.slow.contains_key(it)) {
             return Found::Later;
         }
         let question = Question {
@@ -156,7 +159,7 @@ impl Running {
         Ok(Self { child, questions, answers })
     }
 
-    /// The next line, if it comes in time.
+    /// Reads the next line, if in time.
     fn line(&mut self) -> io::Result<Vec<u8>> {
         let begun = Instant::now();
         let (mut looked, mut waited) = (begun, Duration::ZERO);
@@ -189,7 +192,8 @@ impl Running {
         Ok(line)
     }
 
-    /// Whether it runs, or waits for a processor to run on (`proc_pid_stat(5)`: the state follows the name).
+    /// Whether the process runs, or waits for a processor (`proc_pid_stat(5)`: the state follows
+    /// the name).
     fn runs(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
         let state = stat.ok().and_then(|it| it.rsplit_once(") ").map(|(_, rest)| rest.to_owned()));
@@ -215,12 +219,12 @@ fn found(answer: Answer) -> Found {
     }
 }
 
-/// The process that looks; started by the agent.
+/// Arguments of the inspecting process; started by the agent.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Inspect {}
 
 impl Inspect {
-    /// Answers questions on the standard input until it ends.
+    /// Answers questions on the standard input until end of file.
     pub(crate) fn run(self) -> Result<()> {
         let Self {} = self;
         genops_ebpf_common::close_inherited();
@@ -247,9 +251,8 @@ fn answer(question: &Question) -> Answer {
         None => Some(mapped.path.clone()),
     };
     let Some(reached) = reached else { return Answer::Gone };
-    let Some(runtime) = runtime_of(role, Path::new(path)) else { return Answer::Gone };
-    match (runtime.probe_points)(&reached) {
-        Ok(points) => {
+    match detect(role, Path::new(path), &reached) {
+        Ok(Detected { points, .. }) => {
             let point = |it: ProbePoint| Point {
                 program: it.program.to_owned(),
                 file_offset: it.file_offset,

@@ -1,4 +1,4 @@
-//! `evidence export`: records for somebody else, each with its proof, and a signed statement.
+//! `evidence export`: hands out records, each with its proof, and a signed statement.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
@@ -16,33 +16,32 @@ use sha2::{Digest as _, Sha256};
 
 use super::filter::Filter;
 use super::prove::proof_file;
-use super::{At, line, time_text, trusted_head};
+use super::{At, csv_cell, line, matched, time_text, trusted_head};
 use crate::journal::entry::Entry;
-use crate::journal::hex;
+use genops_governance::hex;
 
-/// How records are written.
+/// Format of exported records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// The stored bytes, a record a line.
+    /// The stored bytes, a record per line.
     #[default]
     Jsonl,
-    /// A table of the most asked-for fields.
+    /// A table of the most requested fields.
     Csv,
 }
 
 /// Hand out records, with proofs and a signed statement.
 ///
 /// Into a new folder: `records.jsonl` or `records.csv`, `checkpoint`, `log.vkey`, `proofs/`, and
-/// `statement.json`, an in-toto statement about those files in a DSSE envelope, signed with the
-/// log's key. With only `--principal`, the records' numbers (`pseq`, `pprev`) show that none is
-/// missing among them.
+/// `statement.json`, an in-toto statement about the files in a DSSE envelope, signed with the log's
+/// key. With only `--principal`, the records' numbers (`pseq`, `pprev`) prove the absence of gaps.
 #[derive(Debug, Args)]
 pub(crate) struct Export {
     #[command(flatten)]
     at: At,
     #[command(flatten)]
     filter: Filter,
-    /// Folder to make.
+    /// Folder to create.
     #[arg(long, value_name = "FOLDER")]
     to: PathBuf,
     /// How to write the records.
@@ -51,7 +50,7 @@ pub(crate) struct Export {
     /// No inclusion proof for each record.
     #[arg(long)]
     no_proofs: bool,
-    /// Secret key to sign the statement with; otherwise the log's own, if it can be read.
+    /// Secret key to sign the statement; default: the log's own key, if readable.
     #[arg(long, value_name = "FILE")]
     sign_key: Option<PathBuf>,
 }
@@ -72,6 +71,11 @@ impl Export {
             Format::Csv => "records.csv",
         };
         let written = self.write_records(&directory, head.size, &self.to.join(name))?;
+        if written.indices.is_empty() {
+            // A statement about no record is worthless.
+            fs::remove_dir_all(&self.to).with_context(|| self.to.display().to_string())?;
+            return Ok(matched(0, written.read));
+        }
         self.copy(&directory)?;
         let mut subjects = vec![name, files::CHECKPOINT, files::VKEY];
         if !self.no_proofs {
@@ -104,8 +108,9 @@ impl Export {
         let mut next = first;
         directory
             .records(first, size, |index, record| {
-                // A record that was given up meanwhile must not be missing unnoticed.
+                // A record given up meanwhile must not go unnoticed.
                 next += u64::from(next == index);
+                written.read += 1;
                 let Ok(entry) = serde_json::from_slice::<Entry<'_>>(record) else { return };
                 if failed.is_err() || !self.filter.takes(&entry) {
                     return;
@@ -130,7 +135,7 @@ impl Export {
         Ok(())
     }
 
-    /// A proof for each record, and a list of their hashes.
+    /// Writes a proof for each record, and a list of the hashes of the proofs.
     fn write_proofs(
         &self,
         directory: &Directory,
@@ -153,7 +158,7 @@ impl Export {
         fs::write(&path, sums).with_context(|| path.display().to_string())
     }
 
-    /// The in-toto statement; true where it could be signed.
+    /// Writes the in-toto statement; returns whether the statement was signed.
     fn write_statement(
         &self,
         checkpoint: &Checkpoint,
@@ -176,7 +181,7 @@ impl Export {
                 "records": written.indices.len(),
                 "firstIndex": written.indices.first(),
                 "lastIndex": written.indices.last(),
-                "principal": self.filter.principal,
+                "principal": self.filter.which.principal,
                 "completeForPrincipal": self.filter.is_whole_principal() && written.dense,
                 "principalRecords": written.last_number,
             },
@@ -212,18 +217,20 @@ impl Export {
     }
 }
 
-/// What was handed out.
+/// Counts and numbers of the exported records.
 #[derive(Debug)]
 struct Written {
+    /// Number of records read.
+    read: u64,
     indices: Vec<u64>,
-    /// The principal's numbers so far had no gap.
+    /// The principal's numbers have no gap so far.
     dense: bool,
     last_number: Option<u64>,
 }
 
 impl Default for Written {
     fn default() -> Self {
-        Self { indices: Vec::new(), dense: true, last_number: None }
+        Self { read: 0, indices: Vec::new(), dense: true, last_number: None }
     }
 }
 
@@ -236,7 +243,7 @@ impl Written {
     }
 }
 
-/// One line of the table.
+/// Returns a line of the table.
 fn row(entry: &Entry<'_>) -> String {
     let (who, what, dec) = (entry.who.as_ref(), entry.what.as_ref(), entry.dec.as_ref());
     let budget = entry.bud.first();
@@ -265,19 +272,7 @@ fn row(entry: &Entry<'_>) -> String {
         number(budget.and_then(|budget| budget.act)),
         number(budget.and_then(|budget| budget.rem)),
     ];
-    let mut line = cells.map(|cell| quote(&cell)).join(",");
+    let mut line = cells.map(|cell| csv_cell(&cell)).join(",");
     line.push('\n');
     line
-}
-
-/// A cell as RFC 4180 wants it; one that a spreadsheet would take for a formula is disarmed.
-fn quote(cell: &str) -> String {
-    let formula =
-        cell.starts_with(['=', '+', '-', '@', '\t', '\r']) && cell.parse::<i64>().is_err();
-    let cell = if formula { format!("'{cell}") } else { cell.to_owned() };
-    if cell.contains([',', '"', '\n', '\r']) {
-        format!("\"{}\"", cell.replace('"', "\"\""))
-    } else {
-        cell
-    }
 }

@@ -1,7 +1,8 @@
-//! Takes checkpoints out of this host: asks witnesses to cosign them.
+//! Takes checkpoints out of the host: asks witnesses for cosignatures.
 //!
-//! A thread of its own that only reads the evidence directory; what it learns it hands to the
-//! journal, which writes it down. Neither a slow witness nor a dead one delays a verdict.
+//! Runs on a separate thread. The thread only reads the evidence directory, and hands the answers
+//! of witnesses to the journal for recording. Neither a slow witness nor a dead witness delays a
+//! verdict.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,37 +15,37 @@ use genops_evidence::{Checkpoint, Directory};
 use opentelemetry_http::hyper::HyperClient;
 use opentelemetry_http::{HttpClient, Request};
 
-/// Between two rounds.
+/// Interval between two rounds.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// For one answer.
+/// Timeout of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Failed rounds after which it is written down that a witness cannot be reached, once.
+/// Number of failed rounds before the journal records an unreachable witness, once.
 const FAILURES: u32 = 3;
 
-/// A witness, as the configuration names it.
+/// A witness named in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WitnessAt {
-    /// Prefix of its address, such as `https://witness.example.com/`.
+    /// Prefix of the witness's address, such as `https://witness.example.com/`.
     pub(crate) url: String,
-    /// Its public key.
+    /// Public key of the witness.
     pub(crate) key: PublicKey,
 }
 
-/// What is to be written down.
+/// An event for the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum News {
-    /// A witness cosigned this checkpoint.
+    /// A witness cosigned the checkpoint.
     Cosigned { witness: String, checkpoint: Checkpoint },
     /// A witness could not be reached for some rounds.
     Unreachable { witness: String, why: String },
-    /// A witness holds another history than this log, or a longer one: the log was rolled back or
+    /// A witness holds another history of the log, or a longer one: the log was rolled back or
     /// rewritten.
     RolledBack { witness: String, why: String },
 }
 
-/// The thread, seen from the journal. It ends when this is dropped.
+/// Handle of the thread, for the journal. Dropping the handle ends the thread.
 #[derive(Debug)]
 pub(crate) struct Outward {
     news: Receiver<News>,
@@ -52,7 +53,7 @@ pub(crate) struct Outward {
 }
 
 impl Outward {
-    /// Starts asking.
+    /// Starts the thread.
     pub(crate) fn start(directory: &Path, witnesses: Vec<WitnessAt>) -> anyhow::Result<Self> {
         let (tell, news) = channel();
         let (alive, ended) = channel();
@@ -64,16 +65,16 @@ impl Outward {
         Ok(Self { news, _alive: alive })
     }
 
-    /// What is new; does not wait.
+    /// Returns the next event; does not wait.
     pub(crate) fn news(&self) -> Option<News> {
         self.news.try_recv().ok()
     }
 }
 
-/// What is known of one witness.
+/// State of a witness, as far as known.
 #[derive(Debug, Default)]
 struct Standing {
-    /// Size that it cosigned last.
+    /// Size cosigned last by the witness.
     cosigned: u64,
     failures: u32,
 }
@@ -81,7 +82,7 @@ struct Standing {
 fn work(directory: &Path, witnesses: &[WitnessAt], tell: &Sender<News>, ended: &Receiver<()>) {
     let mut standings: Vec<Standing> = witnesses.iter().map(|_| Standing::default()).collect();
     let mut wait = Duration::from_millis(1500);
-    // The sender is never used: this ends when it is dropped.
+    // The sender is never used: dropping the sender ends the loop.
     while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
         wait = EVERY;
         for (witness, standing) in witnesses.iter().zip(&mut standings) {
@@ -94,8 +95,8 @@ fn work(directory: &Path, witnesses: &[WitnessAt], tell: &Sender<News>, ended: &
     }
 }
 
-/// Asks one witness to cosign the newest checkpoint. `own`: records about witnesses that a round
-/// writes; a log that grew by those alone is not cosigned again.
+/// Asks a witness to cosign the newest checkpoint. `own`: number of records about witnesses written
+/// by a round; growth by only these records needs no new cosignature.
 fn ask(directory: &Path, witness: &WitnessAt, standing: &mut Standing, own: u64) -> Option<News> {
     let name = witness.key.name().to_owned();
     match submit(&Directory::new(directory), witness, standing.cosigned, own) {
@@ -121,8 +122,8 @@ fn failed(standing: &mut Standing, witness: String, why: String) -> Option<News>
     (standing.failures == FAILURES).then_some(News::Unreachable { witness, why })
 }
 
-/// One round with one witness; `None`: nothing new to cosign. A conflict that the log can answer is
-/// answered at once.
+/// Runs a round with a witness; `None`: no new checkpoint to cosign. Resolves a conflict at once if
+/// the log has the size named by the witness.
 pub(crate) fn submit(
     directory: &Directory,
     witness: &WitnessAt,
@@ -160,7 +161,7 @@ fn post(
     Ok(read_answer(&request.checkpoint, &witness.key, status, answer.body()))
 }
 
-/// The client, with TLS only where the address wants it: the root certificates take memory.
+/// Returns the client, with TLS only for an `https` address: the root certificates take memory.
 pub(super) fn client(
     url: &str,
     patience: Duration,
@@ -176,7 +177,7 @@ pub(super) fn client(
     Ok(Box::new(HyperClient::new(connector, patience, None)))
 }
 
-/// A folder in which a witness keeps its state, and its key beside it.
+/// Returns the default folder of a witness, for state and key.
 pub(crate) fn default_state() -> PathBuf {
     PathBuf::from("/var/lib/genops/witness")
 }

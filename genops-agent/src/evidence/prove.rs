@@ -1,4 +1,4 @@
-//! `evidence prove`: a proof, in the published format, that one record is in the log.
+//! `evidence prove`: proves a record to be in the log, in the published format.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use crate::journal::entry::{Entry, Kind};
 
 /// Write a proof that one record is in the log.
 ///
-/// Two files: `<index>.record`, the bytes as they were signed, and `<index>.tlog-proof`
+/// Two files: `<index>.record`, the signed bytes, and `<index>.tlog-proof`
 /// (c2sp.org/tlog-proof@v1).
 #[derive(Debug, Args)]
 pub(crate) struct Prove {
@@ -25,7 +25,8 @@ pub(crate) struct Prove {
     /// Folder to write the two files into.
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     to: PathBuf,
-    /// Prove it against the newest checkpoint that a witness cosigned, not the newest one.
+    /// Prove against the newest checkpoint cosigned by a witness, not against the newest
+    /// checkpoint.
     #[arg(long)]
     witnessed: bool,
 }
@@ -55,7 +56,7 @@ impl Prove {
     }
 }
 
-/// The text of a proof that record `index` is in the tree that `checkpoint` covers.
+/// Returns the text of a proof of record `index` in the tree covered by `checkpoint`.
 pub(super) fn proof_file(
     directory: &Directory,
     index: u64,
@@ -81,7 +82,7 @@ pub(super) fn proof_file(
     Ok(text)
 }
 
-/// The newest checkpoint in the log that a witness cosigned.
+/// Returns the newest checkpoint in the log cosigned by a witness.
 fn newest_witnessed(directory: &Directory, head: &TreeHead) -> anyhow::Result<Option<Checkpoint>> {
     let mut newest = None;
     directory.records(directory.first_kept()?, head.size, |_, record| {

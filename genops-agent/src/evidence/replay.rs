@@ -1,4 +1,4 @@
-//! `evidence replay`: decides every recorded decision again, and compares.
+//! `evidence replay`: repeats every recorded decision, and compares the results.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,21 +16,21 @@ use crate::config::{Config, recipe};
 use crate::journal::entry::{self, Entry, Kind};
 use crate::journal::{again, sha256_text};
 
-/// Most differences that are shown.
+/// Maximum of shown differences.
 const SHOWN: usize = 1_000;
 
 /// Decide every recorded decision again, and compare.
 ///
-/// Each decision is made by the configuration that was in force, which is kept beside the log, on what
-/// its record says that it saw. Ends with 0 where every one comes to the same, with 1 where one does
-/// not. Records are taken as they are; `evidence verify` says whether they are true.
+/// Each decision is repeated by the configuration in force at the time, kept beside the log, on the
+/// recorded inputs. Exit code 0: every decision comes to the same; 1: a decision does not. Records
+/// are taken as true; `evidence verify` checks the records.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  genops-agent evidence replay\n  \
     genops-agent evidence replay /mnt/copy --config stricter.yaml   # what would it have come to?")]
 pub(crate) struct Replay {
     #[command(flatten)]
     at: At,
-    /// Decide by this configuration instead: what would have come of it?
+    /// Decide by another configuration instead: what would have come of it?
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// How to write the result.
@@ -38,7 +38,7 @@ pub(crate) struct Replay {
     output: Output,
 }
 
-/// A decision that does not come to the same, or cannot be made.
+/// A decision with another result, or not repeatable.
 struct Difference {
     seq: u64,
     unix_ns: u64,
@@ -46,16 +46,16 @@ struct Difference {
     what: String,
 }
 
-/// What was found so far.
+/// Results of the replay so far.
 #[derive(Default)]
 struct Replayed {
-    /// What decides at this place of the log, or why that is not known.
+    /// Configuration deciding at the current place of the log, or the reason for its absence.
     now: Option<Result<Settings, String>>,
     /// Configurations by their SHA-256.
     known: HashMap<String, Result<Settings, String>>,
     decisions: u64,
     same: u64,
-    /// Decisions that could not be made again.
+    /// Number of decisions not repeatable.
     unknown: u64,
     shown: Vec<Difference>,
 }
@@ -140,7 +140,7 @@ impl Replayed {
         }
     }
 
-    /// What decides from a record on; `None`: it does not say.
+    /// Returns the configuration in force from a record on; `None`: the record does not tell.
     fn in_force(
         &mut self,
         directory: &Directory,
@@ -160,8 +160,8 @@ impl Replayed {
         Some(read)
     }
 
-    /// The only configuration that is kept whose policies a decision names: where the records that
-    /// named it were given up.
+    /// Returns the only kept configuration with the policies named by a decision: for logs without
+    /// the records naming the configuration, because the records were given up.
     fn by_policies(&mut self, directory: &Directory, record: &Record) -> Option<Settings> {
         let wanted = record.decision.as_ref()?.policy_hash;
         for name in directory.blobs() {
@@ -191,20 +191,20 @@ impl Replayed {
     }
 }
 
-/// The configuration of this SHA-256, from beside the log.
+/// Loads the configuration with the SHA-256 `named`, from beside the log.
 fn load(directory: &Directory, named: &str) -> Result<Settings, String> {
     let digest = entry::parse_sha256(named).ok_or_else(|| format!("`{named}` is no SHA-256"))?;
     let bytes = directory.blob(&digest).map_err(|error| error.to_string())?;
     let bytes = bytes.ok_or_else(|| format!("the configuration {named} is not there"))?;
     let (settings, agent) = recipe::read(&bytes)?;
     if agent != env!("CARGO_PKG_VERSION") {
-        // Providers and prices are built in, and another version may have others.
+        // Providers and prices are built in, and another version may have other data.
         eprintln!("genops-agent: {named} was in force under version {agent}");
     }
     Ok(settings)
 }
 
-/// How the decision differs when it is made again; `None`: it does not.
+/// Describes the difference between the decision and its repetition; `None`: no difference.
 fn compare(settings: &Settings, record: &Record, by_another: bool) -> Option<String> {
     let (decided, who) = (record.decision.as_ref()?, record.who.as_ref()?);
     if !by_another && settings.policy_hash() != decided.policy_hash {
@@ -290,7 +290,7 @@ mod tests {
         .into_bytes()
     }
 
-    /// A log of decisions of every sort, each of which is by other steps.
+    /// Creates a log of decisions of every sort, each reached by other steps.
     fn run(directory: &Path, content: Content) {
         let config = Config::parse(Path::new("agent.yaml"), YAML).unwrap();
         let recipe = config.recipe.clone();
@@ -369,7 +369,7 @@ mod tests {
         let found = replay(folder.path(), None);
         let shown: Vec<&String> = found.shown.iter().map(|it| &it.what).collect();
         assert_eq!((found.decisions, found.same), (8, 8), "{shown:?}");
-        // Neither the configuration that is kept nor the records hold a secret or a text.
+        // Neither the kept configuration nor the records hold a secret or a text.
         let blobs = std::fs::read_dir(folder.path().join("blob")).unwrap();
         let kept = blobs.map(|it| std::fs::read_to_string(it.unwrap().path()).unwrap());
         let kept: String = kept.collect();
@@ -423,7 +423,7 @@ mod tests {
         assert_eq!(opened, ["hello"]);
         assert!(sealed::open(&full, "another unit", seal.day, &data).is_err());
         let before = verified(&full);
-        // Forgetting leaves nothing but the log, which still verifies.
+        // Forgetting leaves only the log, and the log still verifies.
         let at = At { directory: full.clone() };
         crate::evidence::upkeep::Forget { at, day: vec![seal.day], before: None, key_file: None }
             .run()
@@ -446,7 +446,7 @@ mod tests {
         }
         .run();
         checker.finish();
-        // What was allowed here was never told to have ended.
+        // The calls allowed here have no recorded end.
         let others = checker.findings.iter().filter(|it| !it.what.contains("neither reconciled"));
         assert_eq!((report.problems, others.count()), (vec![], 0), "{:?}", checker.findings);
         report.records

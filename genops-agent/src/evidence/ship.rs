@@ -1,9 +1,10 @@
-//! Takes copies of the log out of this host: to an object store that speaks S3, or a directory.
+//! Takes copies of the log out of the host: to an S3 object store, or to a directory.
 //!
-//! A thread of its own that only reads the evidence directory. Nothing is ever written over: a file
-//! is created under its own name, or it is there already and has to be the same. So whoever took this
-//! host, and even its credentials, cannot change what was shipped. Bundles, tiles and kept tree heads
-//! never change; the newest tree head goes to `heads/<size>`. `evidence verify` reads such a copy.
+//! Runs on a separate thread; the thread only reads the evidence directory. No file is ever
+//! overwritten: a file is created under its own name, or an existing file has to be equal. So an
+//! attacker with the host, and even with the host's credentials, cannot change the shipped files.
+//! Bundles, tiles and kept tree heads never change; the newest tree head goes to `heads/<size>`.
+//! `evidence verify` reads the copy.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,39 +30,39 @@ use serde::{Deserialize, Serialize};
 use super::outward;
 use crate::metrics::Metrics;
 
-/// Longest wait after a failure.
+/// Maximum wait after a failure.
 const LONGEST_WAIT: Duration = Duration::from_mins(5);
 
-/// Failures in a row after which it is written down, once.
+/// Number of consecutive failures before the journal records the failure, once.
 const FAILURES: u32 = 3;
 
-/// Bytes that are read back at once to compare what is there already.
+/// Number of bytes per read in the comparison with an existing object.
 const COMPARED_BYTES: u64 = 1 << 20;
 
-/// For one request.
+/// Timeout of a request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long the end waits for the last copies.
+/// Maximum wait for the last copies at the end.
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where copies go.
+/// Destination of the copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {
     /// A directory, such as a mounted share.
     Directory(PathBuf),
-    /// A bucket, and what names begin with in it.
+    /// A bucket, with a prefix for the names.
     S3 {
-        /// Its name.
+        /// Name of the bucket.
         bucket: String,
-        /// Without slashes around it; may be empty.
+        /// Prefix, without slashes around; may be empty.
         prefix: String,
     },
 }
 
-/// How copies get there.
+/// Settings of the shipping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ship {
-    /// Where to.
+    /// Destination.
     pub(crate) to: Destination,
     /// Address of the server; `None`: AWS.
     pub(crate) endpoint: Option<String>,
@@ -70,22 +71,22 @@ pub(crate) struct Ship {
     /// Lines `access_key_id: ..`, `secret_access_key: ..` and perhaps `session_token: ..`; `None`:
     /// the environment variables `AWS_ACCESS_KEY_ID` and so on.
     pub(crate) credentials_file: Option<PathBuf>,
-    /// Between two rounds.
+    /// Interval between two rounds.
     pub(crate) every: Duration,
 }
 
-/// What is to be written down.
+/// An event for the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum News {
-    /// Nothing could be shipped for some rounds.
+    /// Shipping failed for some rounds.
     Failed(String),
-    /// It goes on again.
+    /// Shipping goes on again.
     Resumed,
-    /// Something else is there under the name of a file of this log.
+    /// The destination has another content under the name of a file of the log.
     Refused(String),
 }
 
-/// The thread, seen from the journal. It ends when this is dropped.
+/// Handle of the thread, for the journal. Dropping the handle ends the thread.
 #[derive(Debug)]
 pub(crate) struct Shipper {
     news: Receiver<News>,
@@ -95,7 +96,7 @@ pub(crate) struct Shipper {
 }
 
 impl Shipper {
-    /// Starts shipping what is in `directory`; `state` remembers how far it came.
+    /// Starts shipping the files in `directory`; `state` remembers the progress.
     pub(crate) fn start(
         directory: &Path,
         state: &Path,
@@ -123,17 +124,17 @@ impl Shipper {
         Ok(Self { news, metrics, alive: Some(alive), thread: Some(thread) })
     }
 
-    /// What is new; does not wait.
+    /// Returns the next event; does not wait.
     pub(crate) fn news(&self) -> Option<News> {
         self.news.try_recv().ok()
     }
 
-    /// Records below this index are all in the copy.
+    /// Returns the number of shipped records: all records below the index are in the copy.
     pub(crate) fn shipped(&self) -> u64 {
         self.metrics.shipped_records.get()
     }
 
-    /// Ships what is left, for a few seconds at most; the next start goes on from there.
+    /// Ships the rest, for a few seconds at most; the next start goes on.
     pub(crate) fn finish(mut self) {
         drop(self.alive.take());
         let deadline = Instant::now() + LAST_PATIENCE;
@@ -144,25 +145,25 @@ impl Shipper {
     }
 }
 
-/// How far shipping came, as the state file has it.
+/// Progress of the shipping, kept in the state file.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Progress {
-    /// Where to: another place starts anew.
+    /// Destination: another destination starts anew.
     #[serde(default)]
     place: String,
-    /// Records whose full bundles and tiles are there.
+    /// Number of records with full bundles and tiles at the destination.
     #[serde(default)]
     records: u64,
-    /// Size of the newest tree head that is there.
+    /// Size of the newest tree head at the destination.
     #[serde(default)]
     head: u64,
-    /// Single files that are there: keys, statements, attachments.
+    /// Single files at the destination: keys, statements, attachments.
     #[serde(default)]
     singles: BTreeSet<String>,
 }
 
 impl Progress {
-    /// What a file says; where it says nothing usable everything is compared again.
+    /// Loads the state file; without a usable file, all files are compared again.
     fn load(state: &Path) -> Self {
         let text = std::fs::read(state).unwrap_or_default();
         serde_json::from_slice(&text).unwrap_or_default()
@@ -179,7 +180,7 @@ impl Progress {
     }
 }
 
-/// Something else is there under the name of a file of this log.
+/// The destination has another content under the name of a file of the log.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is there already and is not what this log has")]
 struct Conflict(String);
@@ -210,7 +211,7 @@ fn work(round: &mut Round, tell: &Sender<News>) {
             Err(error) => {
                 failures = failures.saturating_add(1);
                 round.metrics.ship_failures.increment();
-                // What it holds on to may be why: a connection, expired credentials.
+                // State in the store may be the cause: a connection, expired credentials.
                 round.store = None;
                 wait = back_off(failures);
                 let refused = error.downcast_ref::<Conflict>().is_some();
@@ -225,13 +226,13 @@ fn work(round: &mut Round, tell: &Sender<News>) {
     }
 }
 
-/// One second, doubled with each failure.
+/// Returns the wait: a second, doubled with each failure.
 fn back_off(failures: u32) -> Duration {
     Duration::from_secs(1 << failures.saturating_sub(1).min(16)).min(LONGEST_WAIT)
 }
 
 impl Round {
-    /// Ships everything that is new.
+    /// Ships all new files.
     async fn run(&mut self) -> anyhow::Result<()> {
         let place = format!("{:?} {:?}", self.ship.to, self.ship.endpoint);
         if self.progress.place != place {
@@ -264,11 +265,12 @@ impl Round {
             }
             if self.ended.try_recv() == Err(TryRecvError::Disconnected) && size - next > width * 64
             {
-                // A long way to go, and the agent stops: the next start goes on from here.
+                // Many records are left, and the agent stops: the next start goes on from here.
                 return Ok(());
             }
         }
-        // Publishing goes on meanwhile and removes incomplete tiles: then the next round does it.
+        // Publishing goes on meanwhile and removes incomplete tiles: then the next round ships the
+        // head.
         let head = self.directory.path().join(files::CHECKPOINT);
         let note = std::fs::read(&head).with_context(|| head.display().to_string())?;
         let checkpoint = genops_evidence::Checkpoint::parse(&note)?;
@@ -284,7 +286,7 @@ impl Round {
         Ok(())
     }
 
-    /// Keys, statements and attachments.
+    /// Ships keys, statements and attachments.
     async fn singles(&mut self) -> anyhow::Result<()> {
         let mut names = vec![files::VKEY.to_owned()];
         let keys = self.directory.keys()?.len();
@@ -292,7 +294,7 @@ impl Round {
         names.extend(self.directory.blobs().iter().map(|name| format!("{}/{name}", files::BLOB)));
         let first = self.directory.first_kept()?;
         if first > self.progress.records {
-            // Those records were given up before anything was shipped; the statement says so.
+            // The records were given up before the first shipment; the statement tells.
             names.push(files::PRUNED.to_owned());
             self.hashes_below(first).await?;
         }
@@ -305,7 +307,7 @@ impl Round {
         Ok(())
     }
 
-    /// The hashes of records that are not kept any more.
+    /// Ships the hashes of records no longer kept.
     async fn hashes_below(&mut self, first: u64) -> anyhow::Result<()> {
         let entries = format!("{}/entries/", files::TILE);
         for name in files::grown(self.progress.records, first) {
@@ -323,7 +325,7 @@ impl Round {
         self.create(to, bytes).await
     }
 
-    /// Creates an object; one that is there already has to be the same.
+    /// Creates an object; an existing object has to be equal.
     async fn create(&self, name: &str, bytes: Vec<u8>) -> anyhow::Result<()> {
         let store = self.store.as_deref().context("no store")?;
         let key = Key::parse(name).with_context(|| name.to_owned())?;
@@ -333,7 +335,7 @@ impl Round {
                 self.metrics.shipped_objects.increment();
                 Ok(())
             }
-            // An older statement about what was given up before anything was shipped is as good.
+            // An older statement about records given up before the first shipment is as good.
             Err(object_store::Error::AlreadyExists { .. }) if name == files::PRUNED => Ok(()),
             Err(object_store::Error::AlreadyExists { .. }) => {
                 let same = same(store, &key, &bytes).await.with_context(|| name.to_owned())?;
@@ -345,7 +347,7 @@ impl Round {
     }
 }
 
-/// Whether an object holds exactly these bytes.
+/// Returns whether an object holds exactly `bytes`.
 async fn same(store: &dyn ObjectStore, key: &Key, bytes: &[u8]) -> anyhow::Result<bool> {
     let size = store.head(key).await?.size;
     if size != bytes.len() as u64 {
@@ -419,7 +421,7 @@ fn s3(ship: &Ship, bucket: &str) -> anyhow::Result<object_store::aws::AmazonS3> 
     builder.build().with_context(|| format!("s3://{bucket}"))
 }
 
-/// The HTTP client that the agent has already, for the object store.
+/// Uses the agent's HTTP client for the object store.
 #[derive(Debug)]
 struct Connector {
     /// The store is reached by TLS.
@@ -432,7 +434,7 @@ impl HttpConnector for Connector {
             let failed = |source| object_store::Error::Generic { store: "S3", source };
             outward::client(url, PATIENCE).map_err(failed)
         };
-        // Credentials of a cloud's machine come from an address without TLS.
+        // Credentials of a cloud machine come from an address without TLS.
         let plain = client("http://")?;
         let secure = if self.secure { Some(client("https://")?) } else { None };
         Ok(object_store::client::HttpClient::new(Client { plain, secure }))

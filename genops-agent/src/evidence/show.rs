@@ -1,4 +1,4 @@
-//! `evidence show`: lists records. It does not verify them.
+//! `evidence show`: lists records, without verification.
 
 use std::io;
 use std::process::ExitCode;
@@ -10,23 +10,24 @@ use serde_json::json;
 
 use super::filter::Filter;
 use super::{At, Output, line, time_text};
-use crate::journal::entry::{Accounted, Entry, Text};
+use crate::journal::entry::{Accounted, Count, Entry, Text};
 use crate::journal::sealed;
 
-/// List records. They are not verified; `evidence verify` does that.
+/// List records. Records are not verified; `evidence verify` does so.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
     #[command(flatten)]
     at: At,
     #[command(flatten)]
     filter: Filter,
-    /// Only the last N of them.
+    /// Only the last N records.
     #[arg(long, value_name = "N")]
     last: Option<usize>,
-    /// Decrypt what was sent to models, where `evidence.content: full` kept it and the keys are here.
+    /// Decrypt the texts sent to models, if kept by `evidence.content: full` and if the keys are
+    /// present.
     #[arg(long)]
     content: bool,
-    /// How to write them; `json` gives the stored bytes, a record a line.
+    /// How to write the records; `json` gives the stored bytes, a record per line.
     #[arg(long, value_enum, default_value_t)]
     output: Output,
 }
@@ -41,8 +42,11 @@ impl Show {
         let mut kept = std::collections::VecDeque::new();
         let mut failed = Ok(true);
         let mut parts = Vec::new();
+        let (mut taken, mut of) = (0, 0);
         let mut each = |index: u64, record: &[u8]| {
+            of += 1;
             let Some(mut text) = self.render(index, record) else { return };
+            taken += 1;
             if let Some(opened) = self.open(record, &mut parts) {
                 text.push('\n');
                 text.push_str(&opened);
@@ -64,10 +68,10 @@ impl Show {
         for text in kept {
             going = going && line(out, &text)?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(super::matched(taken, of))
     }
 
-    /// What was sent to a model, where this record is the last part of it.
+    /// Returns the texts sent to a model, if the record is the last part.
     fn open(&self, record: &[u8], parts: &mut Vec<String>) -> Option<String> {
         let entry: Entry<'_> = serde_json::from_slice(record).ok().filter(|_| self.content)?;
         let (seal, awu) = (entry.seal.as_ref()?, entry.awu.as_ref()?);
@@ -102,7 +106,7 @@ impl Show {
     }
 }
 
-/// One line for people.
+/// Returns a line for people.
 fn describe(index: u64, entry: &Entry<'_>) -> String {
     let mut text = format!("{index:>8}  {}  {:<14}", time_text(entry.t), entry.kind.as_str());
     let mut add = |label: &str, value: Option<&str>| {
@@ -126,6 +130,9 @@ fn describe(index: u64, entry: &Entry<'_>) -> String {
         add("", what.prov.as_ref().map(Text::as_str));
         add("", what.model.as_ref().map(Text::as_str));
     }
+    if let Some(Count { n, first, last }) = &entry.fold {
+        add("", Some(&format!("{n} from {} to {}", time_text(*first), time_text(*last))));
+    }
     for account in &entry.bud {
         let Accounted { name, unit, res, act, rem, .. } = account;
         add("budget=", name.as_ref().map(Text::as_str));
@@ -140,12 +147,13 @@ fn describe(index: u64, entry: &Entry<'_>) -> String {
     text
 }
 
-/// Nano-USD as USD, exactly; tokens as they are.
+/// Nano-USD as USD, nanoseconds as seconds, exactly; tokens as they are.
 fn amount(value: i64, unit: &str) -> String {
-    if unit != "nUSD" {
+    if !matches!(unit, "nUSD" | "ns") {
         return format!("{value} {unit}");
     }
     let (sign, value) = (if value < 0 { "-" } else { "" }, value.unsigned_abs());
     let text = format!("{sign}{}.{:09}", value / 1_000_000_000, value % 1_000_000_000);
-    format!("${}", text.trim_end_matches('0').trim_end_matches('.'))
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if unit == "ns" { format!("{text}s") } else { format!("${text}") }
 }

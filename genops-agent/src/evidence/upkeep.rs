@@ -1,5 +1,5 @@
-//! `evidence rotate` and `evidence prune`: what an operator does with a log while the agent is
-//! stopped. Both are written down in the log itself.
+//! `evidence rotate`, `evidence prune` and `evidence forget`: an operator's upkeep of a log while
+//! the agent is stopped. The log itself records each action.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -18,17 +18,17 @@ use crate::journal::{Journal, Opening, sealed};
 
 /// Sign with a new key from here on.
 ///
-/// Both keys sign the change, so whoever knows the old key can follow. The agent must not be running.
+/// Both keys sign the change, so an owner of the old key can follow. The agent must not be running.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  genops-agent evidence rotate\n  \
     genops-agent evidence rotate --key-file old.key --to new.key   # keys that are given from outside")]
 pub(crate) struct Rotate {
     #[command(flatten)]
     at: At,
-    /// The present secret key, where it is given from outside (`evidence.key_file`).
+    /// The present secret key, if given by the configuration (`evidence.key_file`).
     #[arg(long, value_name = "FILE", requires = "to")]
     key_file: Option<PathBuf>,
-    /// The next one, with the same name; the configuration has to name it from then on.
+    /// The next key, with the same name; the configuration has to name the next key from then on.
     #[arg(long, value_name = "FILE", requires = "key_file")]
     to: Option<PathBuf>,
 }
@@ -47,16 +47,16 @@ impl Rotate {
 
 /// Give up the bytes of old records.
 ///
-/// Their hashes stay, so every proof about the rest still holds; a signed statement and a record say
-/// what is gone. The agent must not be running.
+/// The hashes stay, so every proof about the rest still holds; a signed statement and a record name
+/// the first record kept. The agent must not be running.
 #[derive(Debug, Args)]
 pub(crate) struct Prune {
     #[command(flatten)]
     at: At,
-    /// Records from before this time, as 2026-01-01T00:00:00Z.
+    /// Records from before the given time, as 2026-01-01T00:00:00Z.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     before: u64,
-    /// The secret key, where it is given from outside (`evidence.key_file`).
+    /// The secret key, if given by the configuration (`evidence.key_file`).
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
 }
@@ -71,7 +71,7 @@ impl Prune {
         directory
             .records(first, size, |index, record| {
                 let entry = serde_json::from_slice::<Entry<'_>>(record);
-                // The list of principals may not go before what it stands for.
+                // The list of principals may not go before the records it stands for.
                 if entry.is_ok_and(|entry| entry.t >= self.before && entry.kind != Kind::Heads) {
                     below = below.min(index);
                 }
@@ -85,10 +85,11 @@ impl Prune {
     }
 }
 
-/// Destroy the keys of days: what they sealed or digested can't be read or matched any more.
+/// Destroy the keys of days: texts sealed or digested with the keys can't be read or matched
+/// any more.
 ///
-/// The log itself stays as it is and verifies; a record says which days were forgotten. The agent must
-/// not be running. Copies of the keys that somebody made elsewhere are not reached.
+/// The log stays unchanged and verifies; a record names the forgotten days. The agent must not be
+/// running. Copies of the keys made elsewhere are not reached.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: genops-agent evidence forget --before 2026-11-01")]
 pub(crate) struct Forget {
@@ -97,10 +98,10 @@ pub(crate) struct Forget {
     /// A day, as 2026-11-24; may be given more than once.
     #[arg(long, value_name = "DAY", value_parser = parse_day)]
     pub(super) day: Vec<u64>,
-    /// Every day before this one.
+    /// Every day before the given day.
     #[arg(long, value_name = "DAY", value_parser = parse_day)]
     pub(super) before: Option<u64>,
-    /// The secret key, where it is given from outside (`evidence.key_file`).
+    /// The secret key, if given by the configuration (`evidence.key_file`).
     #[arg(long, value_name = "FILE")]
     pub(super) key_file: Option<PathBuf>,
 }
@@ -130,8 +131,8 @@ impl Forget {
     }
 }
 
-/// Writes over a key and removes it. On a disk that copies on write, or in a snapshot, the old bytes
-/// may be left: there, only destroying the medium helps.
+/// Overwrites a key and removes the file. On a copy-on-write disk, or in a snapshot, the old bytes
+/// may be left: then only destroying the medium helps.
 fn destroy(path: &Path) -> std::io::Result<()> {
     let length = std::fs::metadata(path)?.len();
     let file = std::fs::File::options().write(true).open(path)?;
@@ -145,7 +146,7 @@ fn destroy(path: &Path) -> std::io::Result<()> {
     path.parent().map_or(Ok(()), |folder| std::fs::File::open(folder)?.sync_all())
 }
 
-/// The day of a key's name, since 1970.
+/// Returns the day in a key's name, since 1970.
 fn day_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".key")?.split_once('-')?.1;
     let day = digits.parse().ok()?;
@@ -158,7 +159,7 @@ fn parse_day(text: &str) -> Result<u64, String> {
     Ok(unix_ns / 86_400_000_000_000)
 }
 
-/// Opens the log for writing, which a running agent does not let happen.
+/// Opens the log for writing; a running agent prevents the opening.
 fn open(at: &At, command: &str, key_file: Option<PathBuf>) -> anyhow::Result<Journal> {
     at.open()?;
     let detail = vec![("command", command.to_owned())];
@@ -167,7 +168,7 @@ fn open(at: &At, command: &str, key_file: Option<PathBuf>) -> anyhow::Result<Jou
     Ok(journal)
 }
 
-/// The wall clock; nothing here needs the other.
+/// Returns the wall-clock time; the commands need no monotonic time.
 fn now() -> Now {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Now { mono_ns: 0, unix_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX) }

@@ -1,4 +1,4 @@
-//! `evidence verify`: is the evidence whole, and true to its signatures?
+//! `evidence verify`: checks evidence for completeness and true signatures.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,25 +15,25 @@ use serde_json::json;
 use super::{At, Output, Progress, line, read_key};
 use crate::journal::check::{Checker, Counts, Finding};
 
-/// How often a log that is being written is read again before it is called broken.
+/// Number of reads of a log in use before the log counts as broken.
 const TRIES: u32 = 10;
 
 /// Check that evidence is whole and true to its signatures.
 ///
-/// Ends with 0 where everything holds, with 1 where something does not, and names the place.
+/// Exit code 0: everything holds; 1: a check failed, and the output names the place.
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     #[command(flatten)]
     at: At,
-    /// Public key of the log, or a file with it, got from somewhere else than this directory.
+    /// Public key of the log, or a file with the key, obtained elsewhere than from the directory.
     #[arg(long, value_name = "VKEY")]
     key: Option<String>,
-    /// Public key of a witness, or a file with it; checkpoints that are given have to be cosigned
-    /// by all of them.
+    /// Public key of a witness, or a file with the key; given checkpoints need a cosignature of
+    /// every given witness.
     #[arg(long, value_name = "VKEY")]
     witness: Vec<String>,
-    /// A checkpoint of this log got from elsewhere, such as from a witness: the log has to hold
-    /// everything that it covers.
+    /// A checkpoint of the log, obtained elsewhere, such as from a witness: the log has to hold all
+    /// records covered by the checkpoint.
     #[arg(long, value_name = "FILE")]
     checkpoint: Vec<PathBuf>,
     /// How to write the result.
@@ -41,12 +41,12 @@ pub(crate) struct Verify {
     output: Output,
 }
 
-/// Everything that a verification found.
+/// Findings of a verification.
 struct Found {
     report: Report,
     counts: Counts,
     findings: usize,
-    /// Units that left after their refusal was written down, each with the record that says so.
+    /// Breaches: units sent despite a recorded refusal, each with its record.
     breaches: Vec<Finding>,
 }
 
@@ -63,18 +63,28 @@ impl Verify {
                 Checkpoint::parse(&bytes).with_context(|| path.display().to_string())?;
             given.push((path.display().to_string(), checkpoint));
         }
-        let mut found = Self::once(&directory, key.as_ref(), &given, &witnesses);
-        // A log that is being written changes under the reader's hands.
+        let found = Self::still(&directory, key.as_ref(), &given, &witnesses);
+        self.tell(&found)?;
+        let good = found.report.problem_count == 0;
+        Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    }
+
+    /// Verifies a log possibly in use: repeats the verification if the log changes during the read.
+    fn still(
+        directory: &Directory,
+        key: Option<&PublicKey>,
+        given: &[(String, Checkpoint)],
+        witnesses: &[PublicKey],
+    ) -> Found {
+        let mut found = Self::once(directory, key, given, witnesses);
         for _ in 1..TRIES {
             if found.report.problems.is_empty() || !in_use(directory.path()) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(300));
-            found = Self::once(&directory, key.as_ref(), &given, &witnesses);
+            found = Self::once(directory, key, given, witnesses);
         }
-        self.tell(&found)?;
-        let good = found.report.problem_count == 0;
-        Ok(if good { ExitCode::SUCCESS } else { ExitCode::from(1) })
+        found
     }
 
     fn once(
@@ -158,6 +168,8 @@ impl Verify {
             "units": counts.units,
             "decisions": counts.decisions,
             "blocked": counts.blocked,
+            "folded": counts.folded,
+            "folded_records": counts.folded_records,
             "not_prevented": counts.not_prevented,
             "breached": counts.breaches,
             "breaches": breaches,
@@ -198,6 +210,12 @@ impl Verify {
             "read       {} records of {} units: {} decisions, {} refused, {} principals",
             report.records, counts.units, counts.decisions, counts.blocked, counts.principals
         ));
+        if counts.folded > 0 {
+            add(format!(
+                "folded     {} of these units, in {} records that count them",
+                counts.folded, counts.folded_records
+            ));
+        }
         if report.unpublished > 0 {
             add(format!(
                 "unsigned   {} records, durable but newer than the checkpoint",
@@ -243,7 +261,17 @@ impl Verify {
     }
 }
 
-/// The file that holds a record.
+/// Returns the first fault of a log in words; `None`: the log is whole, and true to its signatures.
+pub(crate) fn fault(directory: &Directory, key: Option<&PublicKey>) -> Option<String> {
+    let Found { report, .. } = Verify::still(directory, key, &[], &[]);
+    let first = report
+        .problems
+        .first()
+        .map(|it| format!("{}: {}", super::place(directory.path(), &it.file), it.what));
+    first.or_else(|| (report.problem_count > 0).then(|| "records do not fit together".to_owned()))
+}
+
+/// Returns the name of the file with a record.
 fn holder(report: &Report, index: u64) -> String {
     use genops_evidence::files::{TileKind, tile};
     let size = report.head.as_ref().map_or(0, |head| head.size);
@@ -255,7 +283,7 @@ fn holder(report: &Report, index: u64) -> String {
     tile(TileKind::Entries, bundle, width)
 }
 
-/// Whether the log holds everything that a checkpoint from elsewhere covers.
+/// Checks a checkpoint from elsewhere: the log has to hold all records covered by the checkpoint.
 fn compare(
     directory: &Directory,
     report: &Report,
@@ -288,7 +316,7 @@ fn compare(
     }
 }
 
-/// Whether a process has the log open.
+/// Returns whether a process has the log open.
 fn in_use(directory: &Path) -> bool {
     use rustix::fs::{FlockOperation, flock};
     let Ok(file) = std::fs::File::open(directory) else { return false };

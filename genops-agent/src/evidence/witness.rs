@@ -1,7 +1,7 @@
 //! `genops-agent witness`: cosigns the logs of other hosts.
 //!
-//! The C2SP tlog-witness protocol over plain HTTP/1.1, one request a connection; TLS is for a proxy
-//! in front of it. It should run where whoever administers the logs does not.
+//! The C2SP tlog-witness protocol over plain HTTP/1.1, a request per connection; TLS is the task of
+//! a proxy in front. The witness should run beyond the reach of the logs' administrators.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -24,31 +24,31 @@ const CONNECTIONS: usize = 64;
 /// Longest request head, in bytes.
 const HEAD_LIMIT: usize = 8 << 10;
 
-/// For a request to arrive, and for its answer to leave.
+/// Maximum time for a request to arrive, and for an answer to leave.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Cosign the logs of other hosts, so that a rewritten or cut one is found out.
+/// Cosign the logs of other hosts, so that a rewritten or cut log is found out.
 ///
-/// Run it where those who administer the logs have no say. Its public key is printed at the start;
-/// logs and auditors need it.
+/// Run the witness beyond the reach of the logs' administrators. The witness prints its public key
+/// at the start; logs and auditors need the key.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// Address to listen at.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8741")]
     listen: SocketAddr,
-    /// Folder for the key and for what was cosigned.
+    /// Folder for the key and for the cosigned checkpoints.
     #[arg(long, value_name = "FOLDER", default_value_os_t = outward::default_state())]
     state: PathBuf,
-    /// Name of the witness where it has no key yet: a URL without scheme.
+    /// Name of a witness without a key: a URL without scheme.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Public key of a log that is cosigned, or a file with it; may be given more than once.
+    /// Public key of a log to cosign, or a file with the key; may be given more than once.
     #[arg(long = "log", value_name = "VKEY", required = true)]
     logs: Vec<String>,
 }
 
 impl Serve {
-    /// Serves until the process is ended.
+    /// Serves until the end of the process.
     pub(crate) fn run(&self) -> anyhow::Result<ExitCode> {
         let logs = self.logs.iter().map(|log| read_key(log)).collect::<anyhow::Result<Vec<_>>>()?;
         for log in &logs {
@@ -66,7 +66,7 @@ impl Serve {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The witness's key; made where there is none.
+    /// Returns the witness's key; creates a missing key.
     fn key(&self) -> anyhow::Result<SecretKey> {
         let path = self.state.join("witness.key");
         let place = || path.display().to_string();
@@ -93,7 +93,7 @@ fn accept(listener: &TcpListener, witness: &Arc<Mutex<Witness>>) {
     let open = Arc::new(AtomicUsize::new(0));
     loop {
         let Ok((stream, _)) = listener.accept() else {
-            // Out of descriptors, or the peer was gone already: neither is a reason to spin.
+            // Out of descriptors, or the peer was gone already: no reason to spin.
             std::thread::sleep(Duration::from_millis(100));
             continue;
         };
@@ -104,7 +104,7 @@ fn accept(listener: &TcpListener, witness: &Arc<Mutex<Witness>>) {
         let (its_witness, its_open) = (Arc::clone(witness), Arc::clone(&open));
         let served =
             std::thread::Builder::new().name("witness-request".to_owned()).spawn(move || {
-                // The peer went away or was too slow: its loss.
+                // The peer went away or was too slow, at the peer's own loss.
                 serve(stream, &its_witness).unwrap_or_default();
                 its_open.fetch_sub(1, Ordering::Relaxed);
             });
@@ -129,8 +129,8 @@ fn serve(mut stream: TcpStream, witness: &Mutex<Witness>) -> io::Result<()> {
         reason(status)
     );
     stream.write_all(reply.as_bytes())?;
-    // What the peer still sends is read and dropped, within bounds: a close with bytes unread would
-    // take the answer away from it.
+    // The rest sent by the peer is read and dropped, within bounds: a close with bytes unread would
+    // discard the answer before the peer reads the answer.
     stream.shutdown(std::net::Shutdown::Write)?;
     stream.set_read_timeout(Some(Duration::from_millis(500)))?;
     io::copy(&mut stream.take(REQUEST_LIMIT as u64), &mut io::sink()).map(|_| ())
@@ -163,7 +163,7 @@ struct HttpRequest {
     body: Vec<u8>,
 }
 
-/// Reads one request; `Err` is the status to refuse it with.
+/// Reads a request; `Err` is the status of the refusal.
 fn read_request(stream: &mut TcpStream, deadline: Instant) -> io::Result<Result<HttpRequest, u16>> {
     let mut bytes = Vec::new();
     let head_end = loop {
@@ -244,7 +244,7 @@ mod tests {
     use super::super::outward::{WitnessAt, submit};
     use super::*;
 
-    /// A witness at a port of its own, for the log in `log`.
+    /// A witness at its own port, for the log in `log`.
     fn start(log: &Directory, state: &std::path::Path) -> (WitnessAt, SocketAddr) {
         let key = SecretKey::new("witness.example/w", KeyType::Cosignature, &[5; 32]).unwrap();
         let public: PublicKey = key.public().clone();
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(submit(&directory, &witness, 300, 1).unwrap(), None);
         let kept = std::fs::read(log.path().join("checkpoint")).unwrap();
         grow(log.path(), 100);
-        // The log forgot what was cosigned; the witness tells it.
+        // The log forgot the cosigned size; the witness reports the size.
         let outcome = submit(&directory, &witness, 0, 1).unwrap();
         assert!(matches!(outcome, Some(Outcome::Cosigned(..))), "{outcome:?}");
         std::fs::write(log.path().join("checkpoint"), kept).unwrap();

@@ -1,4 +1,4 @@
-//! Spans to real collectors on loopback: one speaks HTTP/1.1, one gRPC over HTTP/2.
+//! Spans to real collectors on loopback, over HTTP/1.1 and over gRPC with HTTP/2.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,10 +20,10 @@ use super::*;
 use crate::config::Config;
 use crate::replay::tests::{awus, chat};
 
-/// What a collector got: headers by name, and the request.
+/// Request received by a collector: headers by name, and the message.
 type Got = (std::collections::BTreeMap<String, String>, ExportTraceServiceRequest);
 
-/// A collector that answers each request with the next of `statuses`, then with 200.
+/// Starts a collector that answers requests with `statuses` in order, then with 200.
 fn http_collector(statuses: &'static [u16]) -> (SocketAddr, Receiver<Got>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -67,7 +67,7 @@ fn read_request(
     Some((headers, body))
 }
 
-/// A gRPC collector, for one connection.
+/// Starts a gRPC collector for a single connection.
 fn grpc_collector() -> (SocketAddr, Receiver<Got>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -104,7 +104,7 @@ async fn answer_grpc(
     while let Some(piece) = body.data().await {
         message.extend_from_slice(&piece.unwrap());
     }
-    // One byte for compression and four for the length come before the message.
+    // A byte for compression and four bytes for the length precede the message.
     let request = ExportTraceServiceRequest::decode(message.get(5..).unwrap()).unwrap();
     let response = Response::builder().header("content-type", "application/grpc");
     let mut stream = respond.send_response(response.body(()).unwrap(), false).unwrap();
@@ -114,13 +114,13 @@ async fn answer_grpc(
     sender.send((headers, request)).unwrap_or_default();
 }
 
-/// The `otlp` section as a file would have it.
+/// Parses the `otlp` section as in a file.
 fn otlp(yaml: &str) -> Otlp {
     let yaml = format!("telemetry:\n  otlp: {{{yaml}}}\n");
     Config::parse(Path::new("agent.yaml"), &yaml).unwrap().telemetry.otlp.unwrap()
 }
 
-/// One AWU through a real exporter; what it was and what arrived.
+/// Sends an AWU through a real exporter; returns the AWU and the received request.
 fn send_one(otlp: &Otlp, received: &Receiver<Got>) -> (Awu, Got) {
     let awu = awus(&Config::default(), &chat("/usr/bin/python3", "gpt-4o-mini")).remove(0);
     let metrics = Arc::new(Metrics::default());
@@ -144,7 +144,7 @@ fn only_span(request: &ExportTraceServiceRequest) -> &Span {
     span
 }
 
-/// The span says what the AWU says: identity, times, attributes, events.
+/// Compares the span with the AWU: identity, times, attributes, events.
 fn assert_same(awu: &Awu, span: &Span) {
     assert_eq!(span.trace_id, awu.id.trace);
     assert_eq!(span.span_id, awu.id.span);

@@ -1,12 +1,13 @@
-//! Which paths of the host name which executables, now and before.
+//! The host's executables by path, now and earlier.
 //!
-//! A path that a process shows for its program is what its own mount namespace calls it, and anybody
-//! may have one of those. So the path counts where the host's root (`/proc/1/root`) has the same
-//! file under it: the same device and inode. A file that was replaced while programs run (a package
-//! upgrade) is remembered, also over a restart, by its birth time as well: inode numbers are used
-//! again, and birth times are the kernel's alone. A file system without them remembers nothing.
+//! The path shown by a process for its program comes from the process's own mount namespace, which
+//! anyone may create. So a path counts only if the host's root (`/proc/1/root`) has the same file
+//! there: the same device and inode. A file replaced while programs run (a package upgrade) is
+//! remembered, also over a restart, together with its birth time: inode numbers are reused, and
+//! only the kernel sets birth times. On a file system without birth times nothing is remembered.
 //!
-//! Where the agent may not look into the root of process 1, its own root counts, and that is said.
+//! If the agent may not look into the root of process 1, the agent's own root counts, and the agent
+//! says so.
 
 use std::{
     cell::RefCell,
@@ -23,22 +24,22 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Most paths that are remembered.
+/// Most paths remembered.
 const PATHS_LIMIT: usize = 4_096;
-/// Most files that are remembered of one path: the last ones that stood there.
+/// Most files remembered for a path: the latest ones.
 const FILES_LIMIT: usize = 8;
-/// Longest file of what is remembered, in bytes.
+/// Longest state file read, in bytes.
 const STATE_LIMIT: u64 = 16 << 20;
 
-/// A file, whatever it is called.
+/// A file, independent of its name.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Identity {
     device: u64,
     inode: u64,
-    /// Owner's number when it was looked at.
+    /// User id of the owner at the time of the look-up.
     #[serde(skip)]
     owner: u32,
-    /// Birth time in nanoseconds since 1970; none where the file system does not keep it.
+    /// Birth time in nanoseconds since 1970; `None` if the file system keeps none.
     born_ns: Option<i128>,
 }
 
@@ -49,17 +50,17 @@ impl PartialEq for Identity {
     }
 }
 
-/// What stood under a path, oldest first.
+/// Files seen under each path, oldest first.
 type Remembered = BTreeMap<String, Vec<Identity>>;
 
 /// The host's executables.
 #[derive(Debug)]
 pub(super) struct Executables {
     root: Option<OwnedFd>,
-    /// What principals are matched by: nothing else is worth remembering.
+    /// Matches of principals; only paths matched there are remembered.
     matches: Vec<MatchConfig>,
     remembered: RefCell<Remembered>,
-    /// Where that is kept.
+    /// Path of the state file.
     file: Option<PathBuf>,
 }
 
@@ -71,14 +72,15 @@ impl Executables {
         Self { root, matches: Vec::new(), remembered: RefCell::default(), file: None }
     }
 
-    /// Why the host's root can't be looked into, if so.
+    /// Returns the error of looking into the host's root, if any.
     pub(super) fn why_not_of_host() -> Option<Errno> {
         fs::read_link("/proc/1/root")
             .err()
             .map(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 
-    /// Takes up what an agent before has remembered, and keeps it in `directory` from here on.
+    /// Loads the files remembered by an earlier agent from `directory`, and keeps them there from
+    /// here on.
     pub(super) fn keep_in(&mut self, directory: &Path) {
         let file = directory.join("executables.json");
         let fits = fs::metadata(&file).is_ok_and(|it| it.len() <= STATE_LIMIT);
@@ -89,7 +91,7 @@ impl Executables {
         self.file = Some(file);
     }
 
-    /// Principals are matched by these from now on; what stands under their paths is remembered.
+    /// Sets the matches of principals, and remembers the files under their paths.
     pub(super) fn name_by(&mut self, matches: Vec<MatchConfig>) {
         self.matches = matches;
         let paths = self.matches.iter().filter_map(|it| it.exe.as_deref());
@@ -104,8 +106,8 @@ impl Executables {
         }
     }
 
-    /// Whether the host has, or had, the program of a process under `path`. What no principal is
-    /// matched by is not looked at: nothing depends on it.
+    /// Tells whether the host has, or had, the program of a process under `path`. A path matched by
+    /// no principal counts as present without a look: no decision depends on the answer.
     pub(super) fn has(&self, pid: u32, path: &str) -> bool {
         if !self.matches.iter().any(|it| it.may_be_program(path)) {
             return true;
@@ -123,7 +125,7 @@ impl Executables {
         runs.born_ns.is_some() && remembered.get(path).is_some_and(|it| it.contains(&runs))
     }
 
-    /// The file that the host has under a path.
+    /// Returns the file under a path in the host's root.
     fn stands_under(&self, path: &str) -> Option<Identity> {
         let inside = path.strip_prefix('/').filter(|it| !it.is_empty())?;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -132,8 +134,8 @@ impl Executables {
         identity(file, "", AtFlags::EMPTY_PATH)
     }
 
-    /// True where that was not known. Under a pattern, only root's files are worth a place: else
-    /// whoever may write where it leads could take all of them.
+    /// Remembers a file; true if new. Under a pattern, only root's files are remembered: otherwise
+    /// any user able to write to a matching directory could fill all places.
     fn remember(&self, path: &str, file: Identity) -> bool {
         let mut remembered = self.remembered.borrow_mut();
         let by_name = || self.matches.iter().any(|it| it.exe.as_deref() == Some(path));
@@ -154,7 +156,7 @@ impl Executables {
         true
     }
 
-    /// What can't be written is known until the agent ends.
+    /// Writes the state file. After a failure, the files are remembered until the agent ends.
     fn write(&self) {
         let Some(file) = &self.file else { return };
         let written = || -> io::Result<()> {
@@ -168,7 +170,8 @@ impl Executables {
     }
 }
 
-/// Asks no server of a network file system, nor a program that serves one.
+/// Reads the identity of a file without asking the server of a network file system, or the program
+/// behind a FUSE mount.
 fn identity(at: impl std::os::fd::AsFd, path: &str, flags: AtFlags) -> Option<Identity> {
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
     let stat = statx(at, path, flags | AtFlags::STATX_DONT_SYNC, wanted).ok()?;
@@ -189,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    /// A program that waits, under a path of the test's own.
+    /// A waiting program, under a path of the test's own.
     struct Program {
         path: PathBuf,
         child: Child,

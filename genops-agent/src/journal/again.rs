@@ -1,5 +1,5 @@
-//! A recorded decision as governance had it, to be made again. What no decision looks at (process,
-//! capture, API flavour) is left out.
+//! A recorded decision in governance's form, for repetition. Fields without an effect on decisions
+//! (process, capture, API flavour) are left out.
 
 use genops_governance::{
     Attribution, CaptureLevel, Decided, Inputs, Mechanism, Now, PolicyResult, ReasonCode, Record,
@@ -8,11 +8,11 @@ use genops_governance::{
 
 use super::entry::{self, Entry, Kind, Text};
 
-/// The decision of a record; `None`: it is of another kind.
+/// The decision of a record; `None` for a record of another kind.
 ///
 /// # Errors
 ///
-/// A sentence, where the record does not hold all that the decision saw.
+/// A sentence, if the record lacks an input of the decision.
 pub(crate) fn decision(entry: &Entry<'_>) -> Result<Option<Record>, String> {
     let (Kind::Decision, Some(who), Some(what), Some(inputs), Some(dec)) =
         (entry.kind, &entry.who, &entry.what, &entry.inputs, &entry.dec)
@@ -117,6 +117,7 @@ fn seen(inputs: &entry::Inputs<'_>, settled: Option<ReasonCode>) -> Inputs {
         output_tokens: inputs.tok_out,
         nano_usd: inputs.cost,
         worst_nano_usd: inputs.worst,
+        compute_ns: inputs.time,
         request_bytes: inputs.bytes,
         complete: inputs.whole,
         content: inputs.content.iter().map(ToString::to_string).collect(),

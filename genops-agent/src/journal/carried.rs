@@ -1,7 +1,8 @@
-//! What budgets have, carried from one run of the agent to the next: what a stop says is what the next start
-//! finds, and after a kill the difference is what the agent that was killed had not come to write down.
+//! Budgets carried from one run of the agent to the next: the amounts at a stop are the amounts at
+//! the next start. After a kill, the difference is the amounts not yet written down by the killed
+//! agent.
 //!
-//! Amounts used are compared, not what is left: a limit may change between two runs, what was used may not.
+//! Compares used amounts, not balances: a limit may change between two runs, a used amount may not.
 
 use std::collections::BTreeMap;
 
@@ -10,40 +11,40 @@ use super::entry::{Accounted, Entry, Standing};
 /// Budget, period and unit.
 type Key = (String, String, String);
 
-/// What was set aside or used of each budget.
+/// Amount reserved or used of each budget.
 type Drawn = BTreeMap<Key, i64>;
 
 /// Follows the accounts across starts.
 #[derive(Debug, Default)]
 pub(super) struct Carried {
-    /// As the records go. None: that is not known.
+    /// As the records go. None: not known.
     now: Option<Drawn>,
-    /// What the present start has found, and the record that says so, until the first decision shows that all
-    /// is written down that the run before had not.
+    /// Amounts at the present start, and the record with the amounts. Kept until the first
+    /// decision, because everything unwritten by the run before is written by then.
     found: Option<(u64, Drawn)>,
-    /// Budgets on which a unit that was open at a kill had drawn more than was there: how much of that
-    /// was set aside shows only when it ends.
+    /// Budgets overdrawn by a unit open at a kill: the reserved amount shows only at the end of the
+    /// unit.
     vague: Vec<String>,
 }
 
 impl Carried {
-    /// The log begins, and nothing has been drawn on anything.
+    /// Begins a log: no amount is used or reserved.
     pub(super) fn begin(&mut self) {
         self.now = Some(Drawn::new());
     }
 
-    /// Records are missing: nothing is known until the next list.
+    /// Forgets everything until the next list, because records are missing.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
     }
 
-    /// A list of balances; what it contradicts.
+    /// Takes a list of balances; returns the contradictions.
     pub(super) fn list(&mut self, entry: &Entry<'_>) -> Vec<(u64, String)> {
         let Some(list) = &entry.bal else { return Vec::new() };
         let says = |name: &str| entry.det.iter().find(|(key, _)| key.as_str() == name);
         let of_start = says("at").is_some_and(|(_, at)| at.as_str() == "start");
         if says("lost").is_some() {
-            // The agent says so, and counts everything as used up.
+            // The agent reports the loss, and counts everything as used up.
             self.forget();
             return Vec::new();
         }
@@ -57,7 +58,7 @@ impl Carried {
         }
         let mut wrong = self.settled();
         let Some(now) = &mut self.now else {
-            // What was before is not in this log any more.
+            // The records before are no longer in the log.
             self.now = Some(listed.collect());
             return wrong;
         };
@@ -70,14 +71,14 @@ impl Carried {
         wrong
     }
 
-    /// The agent starts, and what it finds comes next. `overdrawn`: budgets of which units that are open had
-    /// drawn more than was there.
+    /// Notes a start, before the amounts found. `overdrawn`: budgets overdrawn by open units.
     pub(super) fn start(&mut self, overdrawn: Vec<String>) {
         self.found = None;
         self.vague = overdrawn;
     }
 
-    /// Everything that the run before had not written down is written by now; what does not fit.
+    /// Compares the amounts after everything unwritten by the run before is written; returns the
+    /// contradictions.
     pub(super) fn settled(&mut self) -> Vec<(u64, String)> {
         let Some((seq, found)) = self.found.take() else { return Vec::new() };
         let before = self.now.take();
@@ -85,7 +86,7 @@ impl Carried {
         for (key, drawn) in before.iter().flatten().filter(|(key, _)| !self.vague.contains(&key.0))
         {
             let now = found.get(key).copied();
-            // A period that ended before the one before is forgotten.
+            // A period that ended before the last one is forgotten.
             let forgotten = now.is_none() && found.keys().any(|it| it.0 == key.0);
             if now != Some(*drawn) && !forgotten {
                 wrong.push((seq, differs(key, now, "at the start", *drawn)));
@@ -100,7 +101,7 @@ impl Carried {
         wrong
     }
 
-    /// Something was drawn on a budget (or, negative, given back).
+    /// Notes an amount drawn on a budget (or, negative, given back).
     pub(super) fn draw(&mut self, account: &Accounted<'_>, amount: i64) {
         let Some(key) = super::check::key_of(account) else { return };
         if let Some(now) = &mut self.now {

@@ -1,49 +1,48 @@
-//! What the records of a log have to fulfil among themselves: no gap in any counter, every unit with
-//! the records that its phase demands, budgets whose arithmetic holds, decisions whose policies are
-//! known.
+//! Consistency of a log's records: no gap in any counter, all records demanded by each unit's
+//! phase, correct arithmetic of budgets, and known policies for all decisions.
 //!
-//! Records in, problems out. That the records are those that were signed is checked elsewhere, by
-//! `genops_evidence::verify`. Memory grows with units, principals and budgets, not with records.
+//! Takes records, returns problems. `genops_evidence::verify` checks separately whether the records
+//! are the signed records. Memory grows with units, principals and budgets, not with records.
 
 use std::collections::{HashMap, HashSet};
 
 use genops_governance::ReasonCode;
 
 use super::carried::Carried;
-use super::entry::{self, Accounted, Entry, Kind, VERSION};
+use super::entry::{self, Accounted, Decided, Entry, Kind, Text, VERSION};
 
-/// Something that does not hold.
+/// A violation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
     /// Index of the record.
     pub(crate) seq: u64,
-    /// What is wrong with it.
+    /// Description of the violation.
     pub(crate) what: String,
 }
 
-/// What a unit went through so far.
+/// State of a unit.
 #[derive(Clone, Debug, Default)]
 struct Unit {
     result: Option<String>,
     prevented: bool,
-    /// It was about to be refused.
+    /// An intent announced the refusal.
     intended: bool,
     /// Budget, unit, amount.
     reserved: Option<Vec<(Option<String>, i64)>>,
-    /// More may have been set aside than a budget had: what could not be stopped.
+    /// The reservation may exceed the budget: the unit could not be stopped.
     overdrawn: bool,
-    /// Record in which it began.
+    /// Record with the beginning of the unit.
     since: u64,
 }
 
-/// What the log said last about one period of one budget.
+/// Last amount in the log for one period of one budget.
 #[derive(Clone, Copy, Debug)]
 struct Balance {
     left: i64,
     ledger: u64,
 }
 
-/// A cosigned checkpoint that the log holds.
+/// A cosigned checkpoint in the log.
 #[derive(Clone, Debug)]
 pub(crate) struct Witnessed {
     /// Index of the record.
@@ -52,7 +51,7 @@ pub(crate) struct Witnessed {
     pub(crate) note: String,
 }
 
-/// Counts of what was seen.
+/// Counts of the checked records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) decisions: u64,
@@ -61,61 +60,67 @@ pub(crate) struct Counts {
     pub(crate) starts: u64,
     pub(crate) unclean: u64,
     pub(crate) gaps: u64,
-    /// Units that an unclean stop left open.
+    /// Units known only by number, and the records counting them. Included in the units, the
+    /// decisions and the refusals.
+    pub(crate) folded: u64,
+    pub(crate) folded_records: u64,
+    /// Units left open by an unclean stop.
     pub(crate) interrupted: u64,
-    /// Units that were about to be refused, and of which nobody has written what came of it. Gaps, too.
+    /// Units about to be refused, without a record of the result. Included in the gaps.
     pub(crate) undecided: u64,
-    /// Units that were said to be stopped, and left after all. They are not among the refused.
+    /// Units recorded as stopped, with bytes sent all the same. Not included in the refusals.
     pub(crate) breaches: u64,
-    /// Units that were refused, and not kept back.
+    /// Units refused, and not kept back.
     pub(crate) not_prevented: u64,
     pub(crate) principals: u64,
     pub(crate) unnumbered: u64,
-    /// Kernel events lost, as the kernel counted them.
+    /// Kernel events lost, as counted by the kernel.
     pub(crate) dropped: u64,
 }
 
-/// The reason of what was refused and not kept back.
+/// Reason code of a unit refused and not kept back.
 const NOT_PREVENTED: &str = "x_not_prevented";
 
-/// Most findings that are described; further ones are only counted.
+/// Most findings described; further findings are only counted.
 const FINDING_LIMIT: usize = 1_000;
 
 /// Checks records in order.
 #[derive(Debug, Default)]
 pub(crate) struct Checker {
-    /// The agent before was killed, and this one has decided nothing yet.
+    /// The agent before was killed, and the present agent has decided nothing yet.
     after_a_crash: bool,
-    /// Index of the first record; what lies before it cannot be looked up.
+    /// Index of the first record; earlier records cannot be looked up.
     first: Option<u64>,
     last: Option<(u64, Kind)>,
     /// Index of the last start.
     started: Option<u64>,
-    /// Records were lost, as the log itself says: what a unit went through may be among them.
+    /// Records were lost according to the log: the records of a unit may be among the lost.
     holes: bool,
     principals: HashMap<String, (u64, u64)>,
     open: HashMap<String, Unit>,
-    /// Units that are done, by a digest of their identity.
+    /// Finished units, by a digest of the identity.
     done: HashSet<u64>,
-    /// Those that were stopped; false: a breach was found since.
+    /// Stopped units; false: a breach was found since.
     stopped: HashMap<u64, bool>,
+    /// Stopped units only counted, and without a known breach.
+    stopped_folded: u64,
     balances: HashMap<(String, String, String), Balance>,
     carried: Carried,
     policies: HashSet<String>,
     prices: HashSet<String>,
     kernel: HashMap<String, (u64, u64)>,
     pub(crate) counts: Counts,
-    /// Attachments that records name, by their SHA-256.
+    /// Attachments named by records, by SHA-256.
     pub(crate) recipes: Vec<(u64, [u8; 32])>,
     pub(crate) witnessed: Vec<Witnessed>,
-    /// Units that left after their refusal was written down: the record that says so, and what it says.
+    /// Breaches: the record, and the description.
     pub(crate) breaches: Vec<Finding>,
     pub(crate) findings: Vec<Finding>,
     pub(crate) finding_count: usize,
 }
 
 impl Checker {
-    /// Looks at the record with this index.
+    /// Checks the record with the given index.
     pub(crate) fn record(&mut self, index: u64, bytes: &[u8]) {
         let entry: Entry<'_> = match serde_json::from_slice(bytes) {
             Ok(entry) => entry,
@@ -135,13 +140,14 @@ impl Checker {
         match entry.kind {
             Kind::Breach => self.breach(&entry),
             Kind::Content => {}
+            Kind::Folded => self.folded(&entry),
             _ if entry.awu.is_some() => self.unit(&entry),
             _ => {}
         }
         self.last = Some((index, entry.kind));
     }
 
-    /// Says what is still missing at the end.
+    /// Reports everything missing at the end.
     pub(crate) fn finish(&mut self) {
         self.counts.principals = self.principals.len() as u64;
         self.counts.dropped += self.kernel.values().map(|(_, lost)| lost).sum::<u64>();
@@ -167,7 +173,7 @@ impl Checker {
         }
     }
 
-    /// Starts and stops.
+    /// Checks starts and stops.
     fn order(&mut self, entry: &Entry<'_>) {
         let stopped = self.last.is_none_or(|(_, kind)| kind == Kind::AgentStop);
         let pruned = self.last.is_none() && entry.seq > 0;
@@ -189,7 +195,7 @@ impl Checker {
             self.interrupted();
             // The kernel programs of the next agent count from zero.
             self.counts.dropped += self.kernel.drain().map(|(_, (_, lost))| lost).sum::<u64>();
-            // What is left of a budget is read from the ledger at a start, and compared there.
+            // The balances are read from the ledger at a start, and compared there.
             self.balances.clear();
             let open = self.open.values().filter(|unit| unit.overdrawn);
             let drawn = open.flat_map(|unit| unit.reserved.iter().flatten());
@@ -199,7 +205,7 @@ impl Checker {
         }
     }
 
-    /// Units that were open when the agent ended: they may be settled later, or never.
+    /// Counts units open at the end of an agent: a later settlement is possible, not certain.
     fn interrupted(&mut self) {
         self.counts.interrupted += self.open.len() as u64;
     }
@@ -217,7 +223,7 @@ impl Checker {
         }
     }
 
-    /// Refusals of the last run whose effect it should have written down before it ended.
+    /// Reports refusals of the last run with no record of the effect before the end.
     fn undecided(&mut self) {
         let since = self.started.unwrap_or(0);
         let waits = |unit: &Unit| unit.intended && unit.result.is_none() && unit.since >= since;
@@ -236,7 +242,7 @@ impl Checker {
         }
     }
 
-    /// Bytes of a stopped unit left: it counts as refused no more.
+    /// Checks a breach: bytes of a stopped unit left, so the unit no longer counts as refused.
     fn breach(&mut self, entry: &Entry<'_>) {
         let Some(awu) = &entry.awu else {
             return self.find(entry.seq, "a breach that names no unit".into());
@@ -247,19 +253,64 @@ impl Checker {
                     self.counts.blocked = self.counts.blocked.saturating_sub(1);
                     self.counts.breaches += 1;
                 }
-                let said = entry.det.iter().find(|(key, _)| key.as_str() == "above_bytes");
-                let bytes = said.map_or("some", |(_, bytes)| bytes.as_str());
-                let what =
-                    format!("{bytes} bytes of unit {awu} left after it was said to be stopped");
-                if self.breaches.len() < FINDING_LIMIT {
-                    self.breaches.push(Finding { seq: entry.seq, what });
-                }
+                self.note_breach(entry, awu);
+            }
+            // The unit was among the units only counted.
+            None if self.stopped_folded > 0 => {
+                self.stopped_folded -= 1;
+                self.stopped.insert(digest(awu.as_str()), false);
+                self.counts.blocked = self.counts.blocked.saturating_sub(1);
+                self.counts.breaches += 1;
+                self.note_breach(entry, awu);
             }
             None if self.first == Some(0) && !self.holes => {
                 let what = format!("a breach of unit {awu}, which was never said to be stopped");
                 self.find(entry.seq, what);
             }
             None => {}
+        }
+    }
+
+    fn note_breach(&mut self, entry: &Entry<'_>, awu: &Text<'_>) {
+        let said = entry.det.iter().find(|(key, _)| key.as_str() == "above_bytes");
+        let bytes = said.map_or("some", |(_, bytes)| bytes.as_str());
+        let answered = entry.det.iter().any(|(key, _)| key.as_str() == "answered");
+        let what = if answered {
+            format!("unit {awu} was answered after it was said to be stopped")
+        } else {
+            format!("{bytes} bytes of unit {awu} left after it was said to be stopped")
+        };
+        if self.breaches.len() < FINDING_LIMIT {
+            self.breaches.push(Finding { seq: entry.seq, what });
+        }
+    }
+
+    /// Checks a count of units without own records.
+    fn folded(&mut self, entry: &Entry<'_>) {
+        let (Some(decided), Some(count)) = (&entry.dec, &entry.fold) else {
+            return self
+                .find(entry.seq, "counts units without saying how many, or their result".into());
+        };
+        if count.n == 0 || count.first > count.last {
+            let what = format!("counts {} units from {} to {}", count.n, count.first, count.last);
+            self.find(entry.seq, what);
+        }
+        if entry.awu.is_some() || !entry.bud.is_empty() {
+            self.find(entry.seq, "counts units, and names one or its accounts".into());
+        }
+        let stopped = self.decided(entry.seq, decided);
+        self.counts.units += count.n;
+        self.counts.decisions += count.n;
+        self.counts.folded += count.n;
+        self.counts.folded_records += 1;
+        if stopped {
+            self.counts.blocked += count.n;
+            self.stopped_folded += count.n;
+        } else if decided.code.as_ref().is_some_and(|code| code.as_str() == NOT_PREVENTED) {
+            self.find(
+                entry.seq,
+                "counts what was not prevented, whose accounts are touched".into(),
+            );
         }
     }
 
@@ -292,7 +343,7 @@ impl Checker {
         }
     }
 
-    /// The kernel's counters never go back while one agent runs.
+    /// Checks that the kernel's counters never go back while an agent runs.
     fn kernel(&mut self, entry: &Entry<'_>) {
         let (Some(made), Some(lost)) = (entry.kseq, entry.drops) else { return };
         let before = self.kernel.get(entry.boot.as_str()).copied().unwrap_or_default();
@@ -305,7 +356,7 @@ impl Checker {
         self.kernel.insert(entry.boot.as_str().to_owned(), (made, lost));
     }
 
-    /// What does not concern a single unit.
+    /// Checks the parts of a record not about a single unit.
     fn content(&mut self, entry: &Entry<'_>) {
         let hash = entry.det.iter().find(|(key, _)| key.as_str() == "hash");
         let hash = hash.map(|(_, hash)| {
@@ -346,7 +397,7 @@ impl Checker {
         }
     }
 
-    /// Notes the attachment that a record names: what decided from there on.
+    /// Notes the attachment named by a record: the configuration of the decisions from there on.
     fn recipe(&mut self, entry: &Entry<'_>) {
         let named = entry.det.iter().find(|(key, _)| key.as_str() == "config");
         let Some((_, named)) = named else { return };
@@ -386,7 +437,7 @@ impl Checker {
             Kind::Reservation => self.reservation(entry, &mut unit),
             Kind::Reconciliation => self.reconciliation(entry, &mut unit),
             Kind::Release => self.release(entry, &mut unit),
-            // A gap or an approval may name the unit that it concerns.
+            // A gap or an approval may name the unit concerned.
             _ => false,
         };
         if done {
@@ -406,40 +457,48 @@ impl Checker {
         if unit.result.is_some() {
             self.find(entry.seq, "the unit was decided before; a decision is final".into());
         }
+        let stopped = self.decided(entry.seq, decided);
+        self.counts.blocked += u64::from(stopped);
+        self.effect(entry, unit, stopped);
+        unit.result = Some(result.to_owned());
+        unit.prevented = stopped;
+        // Stopped before any reservation: no more records follow.
+        stopped && unit.reserved.is_none()
+    }
+
+    /// Checks the rules of all decisions; returns whether the decision is a refusal.
+    fn decided(&mut self, seq: u64, decided: &Decided<'_>) -> bool {
+        let result = decided.result.as_str();
         let stopped = match result {
             "ALLOWED" | "WARNING" => false,
             "BLOCKED" | "RATE_LIMITED" => true,
             other => {
-                self.find(entry.seq, format!("`{other}` is no result"));
+                self.find(seq, format!("`{other}` is no result"));
                 false
             }
         };
         match &decided.code {
             Some(_) if result == "ALLOWED" => {
-                self.find(entry.seq, "an allowed unit has a reason".into());
+                self.find(seq, "an allowed unit has a reason".into());
             }
             Some(code) if ReasonCode::parse(code.as_str()).is_none() => {
-                self.find(entry.seq, format!("`{code}` is no reason code"));
+                self.find(seq, format!("`{code}` is no reason code"));
             }
             None if result != "ALLOWED" => {
-                self.find(entry.seq, format!("{result} without a reason"));
+                self.find(seq, format!("{result} without a reason"));
             }
             _ => {}
         }
         let whole = self.first == Some(0);
         if whole && !self.policies.contains(decided.bundle.as_str()) {
             let what = format!("the policies {} were never loaded", decided.bundle);
-            self.find(entry.seq, what);
+            self.find(seq, what);
         }
-        self.counts.blocked += u64::from(stopped);
-        self.effect(entry, unit, stopped);
-        unit.result = Some(result.to_owned());
-        unit.prevented = stopped;
-        // Stopped before anything was reserved: nothing more is to come.
-        stopped && unit.reserved.is_none()
+        stopped
     }
 
-    /// A refusal that was announced says what left; that nothing did is what makes it one.
+    /// Checks the effect: an announced refusal reports the bytes that left, and only zero bytes
+    /// make a refusal.
     fn effect(&mut self, entry: &Entry<'_>, unit: &Unit, stopped: bool) {
         let said = entry.det.iter().find(|(key, _)| key.as_str() == "above_bytes");
         let code = entry.dec.as_ref().and_then(|dec| dec.code.as_ref());
@@ -519,16 +578,17 @@ impl Checker {
         true
     }
 
-    /// What holds for both ends of a reservation.
+    /// Checks the rules of both ends of a reservation.
     fn closing(&mut self, entry: &Entry<'_>, unit: &Unit) {
-        // Accounts are made durable before evidence: what a crash left between the two is settled by the next
-        // agent, as a bound, before it decides anything.
+        // Accounts become durable before evidence: after a crash between the two, the next agent
+        // settles the unit, as a bound, before any decision.
         let bound = entry.bud.iter().all(|account| account.inc);
         let unwritten = self.after_a_crash && (bound || is_late(entry));
         let whole = self.first == Some(0) && !self.holes && !unwritten;
         match &unit.reserved {
             None if whole => self.find(entry.seq, "nothing was reserved for the unit".into()),
-            // It says no amounts: what is left of those budgets is known again at their next record.
+            // A record without amounts: the balances of the budgets are known again at their next
+            // record.
             Some(reserved) if entry.bud.is_empty() => {
                 let touched =
                     |name: &str| reserved.iter().any(|(budget, _)| budget.as_deref() == Some(name));
@@ -548,15 +608,15 @@ impl Checker {
         }
     }
 
-    /// Takes what is left as it is said.
+    /// Takes a balance without a check.
     fn state(&mut self, account: &Accounted<'_>) {
         if let (Some(key), Some(left)) = (key_of(account), account.rem) {
             self.balances.insert(key, Balance { left, ledger: account.led });
         }
     }
 
-    /// Compares what is left with what was left before. `expected` gives, for what was left, what has
-    /// to be left now, and whether less is right too: an overdrawn budget shows zero.
+    /// Compares a balance with the balance before. `expected` maps the balance before to the
+    /// balance now, and tells whether a lower balance is right too: an overdrawn budget shows zero.
     fn balance(
         &mut self,
         seq: u64,
@@ -583,7 +643,7 @@ impl Checker {
     }
 }
 
-/// An agent writes what the one before, which was killed, had done and not written down any more.
+/// Whether the record is late: written by an agent for an earlier, killed agent.
 fn is_late(entry: &Entry<'_>) -> bool {
     entry.det.iter().any(|(key, _)| key.as_str() == "late")
 }
@@ -595,8 +655,8 @@ pub(super) fn key_of(account: &Accounted<'_>) -> Option<(String, String, String)
     Some((name, period, account.unit.as_str().to_owned()))
 }
 
-/// What is left after `back` came back (or, negative, more was used than reserved). Of an overdrawn
-/// budget less may be left: it shows zero for anything below.
+/// The balance after `back` was returned (or, negative, more used than reserved). An overdrawn
+/// budget may have less: zero stands for anything below.
 fn back_to(before: i64, back: i64, overdrawn: bool) -> (i64, bool) {
     (before.saturating_add(back).max(0), overdrawn || before == 0)
 }
@@ -608,7 +668,7 @@ fn amounts(accounts: &[Accounted<'_>]) -> Vec<(Option<String>, i64)> {
     amounts
 }
 
-/// The accounts with those of the same budget and period put together.
+/// The accounts, merged by budget and period.
 fn by_budget<'a>(accounts: &[Accounted<'a>]) -> Vec<Accounted<'a>> {
     let mut merged: Vec<Accounted<'a>> = Vec::with_capacity(accounts.len());
     for account in accounts {
@@ -632,7 +692,7 @@ fn by_budget<'a>(accounts: &[Accounted<'a>]) -> Vec<Accounted<'a>> {
     merged
 }
 
-/// 64 bits of a unit's identity; two of a million units share them once in 37 million logs.
+/// 64 bits of a unit's identity; two of a million units collide in one of 37 million logs.
 fn digest(awu: &str) -> u64 {
     use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
     BuildHasherDefault::<DefaultHasher>::new().hash_one(awu)

@@ -1,13 +1,14 @@
-//! Keyed digests of what identifies a human: HMAC-SHA-256 with a key of the day.
+//! Keyed digests of names that identify a human: HMAC-SHA-256 with a key of the day.
 //!
-//! The key of a day lies in the evidence directory's `keys` folder, for its owner only. Whoever
-//! destroys it makes that day's digests meaningless, without touching the log. A bare hash would not
-//! do: names can be guessed.
+//! The key of a day lies in the evidence directory's `keys` folder, readable by the owner alone.
+//! Destroying the key makes the day's digests meaningless, without touching the log. A bare hash
+//! would not do, because names can be guessed.
 
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use genops_evidence::secret::{self, Secret};
+use genops_governance::hex;
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 
@@ -28,7 +29,7 @@ pub(crate) fn day_text(day: u64) -> String {
 /// Digests with the key of the day.
 pub(super) struct Digester {
     folder: PathBuf,
-    /// Day since 1970, and its key; `None` where it could not be made.
+    /// Day since 1970, and the key; `None` if no key could be made.
     key: Option<(u64, Secret)>,
 }
 
@@ -43,7 +44,7 @@ impl Digester {
         Self { folder: evidence.join("keys"), key: None }
     }
 
-    /// Digest of the texts of a request: each behind its length, so that no two requests share one.
+    /// Digest of the texts of a request: each behind its length, so no two requests share a digest.
     pub(super) fn digest_texts(&mut self, texts: &[String], unix_ns: u64) -> String {
         let mut all = zeroize::Zeroizing::new(String::from("request\n"));
         for text in texts {
@@ -53,7 +54,7 @@ impl Digester {
         self.digest("hmac", &all, unix_ns)
     }
 
-    /// `<prefix>:<day>:<hex>`, or `<prefix>:unavailable` where there is no key: never the text.
+    /// `<prefix>:<day>:<hex>`, or `<prefix>:unavailable` without a key: never the text.
     pub(super) fn digest(&mut self, prefix: &str, text: &str, unix_ns: u64) -> String {
         let day = unix_ns / DAY_NS;
         if self.key.as_ref().is_none_or(|(known, _)| *known != day) {
@@ -70,14 +71,4 @@ impl Digester {
             None => format!("{prefix}:unavailable"),
         }
     }
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        // Writing to a string cannot fail.
-        write!(text, "{byte:02x}").unwrap_or_default();
-    }
-    text
 }

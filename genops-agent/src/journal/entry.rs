@@ -1,7 +1,7 @@
 //! The evidence record: compact JSON with a fixed order of keys, integers and strings only.
 //!
-//! Written once; whoever verifies hashes the stored bytes, so nothing is ever made canonical again.
-//! Amounts are nano-USD or tokens. No text of a request or response is in it.
+//! Written once; a verifier hashes the stored bytes, so no record is ever made canonical again.
+//! Amounts are nano-USD or tokens. A record has no plain text of a request or response.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,34 +9,50 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Version of this format.
+/// Version of the record format.
 pub(crate) const VERSION: u8 = 1;
 
-/// What sort of record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Kind of a record.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub(crate) enum Kind {
-    /// A unit is about to be refused, up to a position; its decision follows when the effect is known.
+    /// A unit is about to be refused, up to a position; the decision follows after the effect is
+    /// known.
     Intent,
-    /// Bytes left of a unit after its decision had said that it was stopped.
+    /// Bytes of a unit left although the decision says the unit was stopped.
     Breach,
     /// A unit was decided.
     Decision,
-    /// Amounts were set aside before it ran.
+    /// Many alike units were decided within a second, with no further records.
+    Folded,
+    /// Amounts were reserved before the unit ran.
     Reservation,
     /// A unit that ran ended; the accounts were settled.
     Reconciliation,
-    /// A unit never ran; what was set aside is free again.
+    /// A unit never ran; the reserved amounts are free again.
     Release,
     /// A set of policies came into force.
     PolicyLoaded,
-    /// Others were refused; those before stay in force.
+    /// A set of policies was refused; the set before stays in force.
     PolicyRefused,
     /// A price table came into force.
     PriceLoaded,
     /// A principal is now observed or enforced.
     ModeChange,
-    /// Something is missing from here on back: bytes, kernel events or records.
+    /// A loss before this record: bytes, kernel events or records.
     Gap,
     /// An authority grant came into force.
     Grant,
@@ -46,13 +62,13 @@ pub(crate) enum Kind {
     Approval,
     /// Somebody set a rule aside by hand.
     Override,
-    /// The agent started; says how the log had ended before.
+    /// A user set a rule aside by hand.
     AgentStart,
-    /// The agent stopped in good order.
+    /// The agent started; the record tells how the log had ended before.
     AgentStop,
     /// The log signs with another key from here on.
     KeyRotated,
-    /// How a call can be stopped here, and why not otherwise.
+    /// The mechanisms for stopping a call here, and the reasons for the missing mechanisms.
     Capability,
     /// A witness cosigned a checkpoint.
     Witnessed,
@@ -60,25 +76,26 @@ pub(crate) enum Kind {
     WitnessUnreachable,
     /// Entries below a record are no longer kept.
     Retention,
-    /// What was sent to a model, encrypted.
+    /// The text sent to a model, encrypted.
     Content,
     /// The keys of some days were destroyed.
     Forgotten,
-    /// Copies could not be shipped, or could again, or were refused.
+    /// Copies could not be shipped, could be shipped again, or were refused.
     Shipping,
-    /// The newest record of each principal: where a reader may begin.
+    /// The newest record of each principal: a place for a reader to begin.
     Heads,
-    /// What each budget had at a start or a stop.
+    /// The balance of each budget at a start or a stop.
     Balances,
 }
 
 impl Kind {
-    /// The kind as records spell it.
+    /// The kind as spelled in records.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Intent => "intent",
             Self::Breach => "breach",
             Self::Decision => "decision",
+            Self::Folded => "folded",
             Self::Reservation => "reservation",
             Self::Reconciliation => "reconciliation",
             Self::Release => "release",
@@ -107,7 +124,7 @@ impl Kind {
     }
 }
 
-/// A text, borrowed from the record where it has no escapes.
+/// A text, borrowed from the record if without escapes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
@@ -158,29 +175,29 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// One record.
+/// A record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry<'a> {
     /// [`VERSION`].
     pub(crate) v: u8,
-    /// Its index in the log.
+    /// Index in the log.
     pub(crate) seq: u64,
-    /// Verdicts and events that the kernel had counted, and those that were lost on the way; absent
-    /// where the kernel was not asked.
+    /// Verdicts and events counted by the kernel, and events lost on the way; absent if the kernel
+    /// was not asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) kseq: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) drops: Option<u64>,
     /// Nanoseconds since 1970.
     pub(crate) t: u64,
-    /// Nanoseconds of the clock that never steps.
+    /// Nanoseconds of the monotonic clock.
     pub(crate) mono: u64,
-    /// Which boot of the host.
+    /// ID of the host's boot.
     #[serde(borrow)]
     pub(crate) boot: Text<'a>,
     #[serde(rename = "type")]
     pub(crate) kind: Kind,
-    /// The unit: trace and span id.
+    /// The unit: trace and span ID.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) awu: Option<Text<'a>>,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
@@ -191,21 +208,24 @@ pub(crate) struct Entry<'a> {
     pub(crate) inputs: Option<Inputs<'a>>,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) dec: Option<Decided<'a>>,
+    /// Number of units decided alike; see [`Kind::Folded`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fold: Option<Count>,
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub(crate) bud: Vec<Accounted<'a>>,
-    /// Keyed digest of what was sent to the model: `hmac:`, the day of the key, the digest.
+    /// Keyed digest of the text sent to the model: `hmac:`, the day of the key, the digest.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) dig: Option<Text<'a>>,
-    /// What was sent to the model; see [`Kind::Content`].
+    /// The text sent to the model; see [`Kind::Content`].
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) seal: Option<Sealed<'a>>,
     /// Heads of the principals; see [`Kind::Heads`].
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) heads: Option<Heads<'a>>,
-    /// What budgets had; see [`Kind::Balances`].
+    /// The budgets' balances; see [`Kind::Balances`].
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) bal: Option<Balances<'a>>,
-    /// Anything else.
+    /// Further details.
     #[serde(default, borrow, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) det: BTreeMap<Text<'a>, Text<'a>>,
     /// A text or list was too long for a record and was cut.
@@ -213,20 +233,20 @@ pub(crate) struct Entry<'a> {
     pub(crate) cut: bool,
 }
 
-/// Who asked.
+/// The caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Who<'a> {
     /// Principal.
     #[serde(borrow)]
     pub(crate) prin: Text<'a>,
-    /// Number of this record among those of the principal, from 1, and the index of the one before
-    /// it: what makes an export of one principal provably complete. Absent where its user has made up
-    /// more principals than are numbered.
+    /// Number of the record among the principal's records, from 1, and the index of the principal's
+    /// record before: the numbers make an export of one principal provably complete. Absent if the
+    /// user has made up more principals than are numbered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) pseq: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) pprev: Option<u64>,
-    /// A configured principal, not one derived from the process.
+    /// A configured principal, not derived from the process.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) mapped: bool,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
@@ -246,23 +266,23 @@ pub(crate) struct Who<'a> {
     /// Session.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) sess: Option<Text<'a>>,
-    /// Which of the three are the client's word, and from where.
+    /// Values claimed by the client, each with the source.
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub(crate) said: Vec<Text<'a>>,
-    /// The grants it acted under, from its own to the root.
+    /// The caller's chain of grants, from the caller's own grant to the root.
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub(crate) chain: Vec<Text<'a>>,
-    /// The human who answers for it: `h:` and a keyed digest (HMAC-SHA-256).
+    /// The accountable human: `h:` and a keyed digest (HMAC-SHA-256).
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) human: Option<Text<'a>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) pid: Option<u32>,
-    /// When the process started, in nanoseconds since boot.
+    /// Start of the process, in nanoseconds since boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) start: Option<u64>,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) exe: Option<Text<'a>>,
-    /// Number of the user, where its name is not known.
+    /// Number of the user, if the name is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) uid: Option<u32>,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
@@ -279,7 +299,7 @@ pub(crate) struct Who<'a> {
     pub(crate) cg: Option<Text<'a>>,
 }
 
-/// What was asked for.
+/// The request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct What<'a> {
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
@@ -297,51 +317,54 @@ pub(crate) struct What<'a> {
     pub(crate) server: Option<Text<'a>>,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) api: Option<Text<'a>>,
-    /// How much was read when this was written: `full`, `partial`, `metadata`.
+    /// Part read at the time of the record: `full`, `partial`, `metadata`.
     #[serde(borrow)]
     pub(crate) conf: Text<'a>,
-    /// How the request was held: `lsm`, `egress_hold`, `connect`, `none`.
+    /// Mechanism of the hold: `lsm`, `egress_hold`, `connect`, `none`.
     #[serde(borrow)]
     pub(crate) mechanism: Text<'a>,
 }
 
-/// What the decision was made from, beside who and what.
+/// Inputs of the decision, beside caller and request.
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not hang together")]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Inputs<'a> {
-    /// Most input tokens the request can be.
+    /// Most input tokens of the request.
     pub(crate) tok_in: u64,
-    /// Most output tokens it can cause.
+    /// Most output tokens the request can cause.
     pub(crate) tok_out: u64,
-    /// Most it can cost, in nano-USD; absent where no price is known.
+    /// Highest cost of the request, in nano-USD; absent without a known price.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cost: Option<i64>,
-    /// The same at its worst, where that is another amount.
+    /// Highest cost in the worst case, if different.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) worst: Option<i64>,
+    /// Longest duration, in nanoseconds, if a budget counts time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) time: Option<i64>,
     /// Bytes of the request.
     pub(crate) bytes: u64,
     /// The request was read to its end.
     pub(crate) whole: bool,
-    /// Names of the content rules that matched.
+    /// Names of the matching content rules, and of the grants' endpoint rules without a match.
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub(crate) content: Vec<Text<'a>>,
-    /// The approval that was used.
+    /// The approval used.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) appr: Option<Text<'a>>,
-    /// Bytes of the request that had left before the decision.
+    /// Bytes of the request that left before the decision.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) left: u64,
-    /// A refusal could still keep it from running.
+    /// A refusal could still keep the request from running.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) stop: bool,
-    /// The reason that had settled the matter before.
+    /// Reason code of an earlier outcome: another refusal on the connection, or the deadline.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) after: Option<Text<'a>>,
-    /// It was refused before it had ended.
+    /// The request was refused before its end.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) early: bool,
-    /// It asked for a stream.
+    /// The request asked for a stream.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) stream: bool,
     /// 95th percentile of the provider's last latencies, in milliseconds.
@@ -353,32 +376,32 @@ pub(crate) struct Inputs<'a> {
     /// The provider had failed the principal just before.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) failed: bool,
-    /// What the rate limits had counted.
+    /// The rate limits before the decision.
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub(crate) lim: Vec<Metered<'a>>,
-    /// What the budgets had.
+    /// The budgets before the decision.
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub(crate) had: Vec<Had<'a>>,
 }
 
-/// A rate limit: its name, how far its theoretical arrival time lay ahead in nanoseconds, how many
-/// requests ran.
+/// A rate limit: the name, the lead of the theoretical arrival time in nanoseconds, and the number
+/// of running requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Metered<'a>(#[serde(borrow)] pub(crate) Text<'a>, pub(crate) u64, pub(crate) u32);
 
-/// A budget before the decision: its name, what its period was given, what was left of it.
+/// A budget before the decision: the name, the amount of the period, and the remaining amount.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Had<'a>(#[serde(borrow)] pub(crate) Text<'a>, pub(crate) i64, pub(crate) i64);
 
-/// A part of what was sent to a model, encrypted with the key of a day.
+/// A part of the text sent to a model, encrypted with the key of a day.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sealed<'a> {
-    /// Day since 1970 whose key it is.
+    /// Day of the key, since 1970.
     pub(crate) day: u64,
-    /// Which part, from 0, of how many.
+    /// Number of the part, from 0, and number of parts.
     pub(crate) part: u64,
     pub(crate) parts: u64,
-    /// Bytes of the texts that were left out.
+    /// Bytes of text left out.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) left: u64,
     /// Base64.
@@ -386,7 +409,7 @@ pub(crate) struct Sealed<'a> {
     pub(crate) data: Text<'a>,
 }
 
-/// A decision, and what it rests on.
+/// A decision, with the grounds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Decided<'a> {
     /// `ALLOWED`, `BLOCKED`, `WARNING`, `RATE_LIMITED`.
@@ -395,42 +418,51 @@ pub(crate) struct Decided<'a> {
     /// The reason, unless allowed.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) code: Option<Text<'a>>,
-    /// The policy, grant, budget or limit that decided.
+    /// The deciding policy, grant, budget or limit.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) policy: Option<Text<'a>>,
-    /// Every policy that matched.
+    /// Every matching policy.
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub(crate) matched: Vec<Text<'a>>,
     /// `sha256:` of the policies in force.
     #[serde(borrow)]
     pub(crate) bundle: Text<'a>,
-    /// How often policies were loaded since the start.
+    /// Number of policy loads since the start.
     pub(crate) epoch: u64,
     /// The refusal kept the request from leaving.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) prevented: bool,
 }
 
-/// One account of one unit.
+/// Number of units counted by a record, with the times of the first and the last decision, in
+/// nanoseconds since 1970.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Count {
+    pub(crate) n: u64,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+}
+
+/// An account of a unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Accounted<'a> {
-    /// The budget; absent where none applies.
+    /// The budget; absent if none applies.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<Text<'a>>,
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub(crate) period: Option<Text<'a>>,
-    /// `nUSD` or `tokens`.
+    /// `nUSD`, `tokens` or `ns`.
     #[serde(borrow)]
     pub(crate) unit: Text<'a>,
-    /// Set aside before.
+    /// Reserved amount.
     pub(crate) res: i64,
-    /// Used; absent while it is not known.
+    /// Used amount; absent while unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) act: Option<i64>,
-    /// What the budget has left after this.
+    /// Amount left in the budget after the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rem: Option<i64>,
-    /// The actual never became known: what was reserved is charged.
+    /// The actual amount never became known: the reserved amount is charged.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) inc: bool,
     /// `sha256:` of the price table.
@@ -443,7 +475,7 @@ pub(crate) struct Accounted<'a> {
 /// A part of the list of balances.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Balances<'a> {
-    /// Which part, from 0, of how many.
+    /// Number of the part, from 0, and number of parts.
     pub(crate) part: u64,
     pub(crate) parts: u64,
     /// Number of the ledger's last change.
@@ -452,8 +484,7 @@ pub(crate) struct Balances<'a> {
     pub(crate) list: Vec<Standing<'a>>,
 }
 
-/// A budget at a start or a stop: its name, its period, the unit, what it was given, what is set aside,
-/// what was used.
+/// A budget at a start or a stop: name, period, unit, and the amounts allocated, reserved and used.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Standing<'a>(
     #[serde(borrow)] pub(crate) Text<'a>,
@@ -467,15 +498,15 @@ pub(crate) struct Standing<'a>(
 /// A part of the list of principals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Heads<'a> {
-    /// Which part, from 0, of how many.
+    /// Number of the part, from 0, and number of parts.
     pub(crate) part: u64,
     pub(crate) parts: u64,
     #[serde(borrow)]
     pub(crate) list: Vec<Head<'a>>,
 }
 
-/// The newest record of a principal: its name, its number, its index; and whose it is, where no
-/// configuration names it.
+/// The newest record of a principal: name, number, index; and the user, if the principal is not
+/// configured.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head<'a>(
     #[serde(borrow)] pub(crate) Text<'a>,

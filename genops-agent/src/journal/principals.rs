@@ -1,15 +1,16 @@
-//! How many records of each principal there are, and which was the last.
+//! Number of records of each principal, with the last record.
 //!
-//! Principals of the configuration are always numbered. Others are called after their programs, as whoever
-//! runs them likes: of those each user has its share, so that nobody's names take the numbers of others.
+//! Principals of the configuration are always numbered. Other principals are named after their
+//! programs, and users choose the names of programs. Each user has a limit for such principals, so
+//! no user takes the numbers of others.
 
 use std::collections::HashMap;
 
 use super::entry::{Head, Text, Who};
 
-/// Most principals of one user that are numbered, besides those of the configuration.
+/// Most numbered principals of one user, besides the principals of the configuration.
 const USER_LIMIT: usize = 64;
-/// Most of all users.
+/// Most numbered principals of all users.
 const LIMIT: usize = 16_384;
 
 /// The newest record of a principal.
@@ -17,22 +18,22 @@ const LIMIT: usize = 16_384;
 struct Newest {
     count: u64,
     index: u64,
-    /// Who made it up; absent for one of the configuration.
+    /// The user of a made-up principal; absent for a principal of the configuration.
     user: Option<String>,
 }
 
-/// The newest record of every principal that is numbered.
+/// The newest record of every numbered principal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Principals {
     known: HashMap<String, Newest>,
-    /// How many of them each user has made up.
+    /// Number of principals made up by each user.
     made_up: HashMap<String, usize>,
     made_up_by_all: usize,
 }
 
 impl Principals {
-    /// The number of a principal's next record, and the index of the one before; none where its user
-    /// has had its share.
+    /// The number of a principal's next record, and the index of the record before; none if the
+    /// user has reached the limit.
     pub(super) fn next(&self, who: &Who<'_>) -> Option<(u64, Option<u64>)> {
         if let Some(it) = self.known.get(who.prin.as_str()) {
             return Some((it.count + 1, Some(it.index)));
@@ -42,13 +43,13 @@ impl Principals {
         room.then_some((1, None))
     }
 
-    /// A record of a principal was written.
+    /// Notes a written record of a principal.
     pub(super) fn note(&mut self, who: &Who<'_>, count: u64, index: u64) {
         let user = (!who.mapped).then(|| user_of(who));
         self.set(who.prin.as_str(), count, index, user);
     }
 
-    /// What a list of principals says.
+    /// Takes an entry of a list of principals.
     pub(super) fn take(&mut self, Head(name, count, index, user): &Head<'_>) {
         let user = user.as_ref().map(|it| it.as_str().to_owned());
         self.set(name.as_str(), *count, *index, user);
@@ -66,7 +67,7 @@ impl Principals {
 
     fn set(&mut self, name: &str, count: u64, index: u64, user: Option<String>) {
         if let Some(it) = self.known.get_mut(name) {
-            // Whose it is does not change.
+            // The user of a principal does not change.
             (it.count, it.index) = (count, index);
             return;
         }
@@ -78,7 +79,7 @@ impl Principals {
     }
 }
 
-/// A user in one place: the host, or one pod or container.
+/// A user in one place: the host, or a pod or container.
 fn user_of(who: &Who<'_>) -> String {
     let number = who.uid.map(|it| it.to_string());
     let user = who.user.as_ref().map(Text::as_str).or(number.as_deref()).unwrap_or_default();
@@ -94,7 +95,7 @@ mod tests {
         Who { prin: principal.into(), user: Some(user.into()), ..Who::default() }
     }
 
-    /// Writes a record, and says its number.
+    /// Notes a record; returns its number.
     fn write(principals: &mut Principals, who: &Who<'_>, index: u64) -> Option<u64> {
         let (number, _) = principals.next(who)?;
         principals.note(who, number, index);
@@ -149,7 +150,7 @@ mod tests {
             after.take(head);
         }
         assert_eq!(after, before);
-        // As agents before this one wrote it.
+        // As written by earlier agents.
         let old: Head<'_> = serde_json::from_str(r#"["payouts", 7, 12]"#).expect("a head");
         assert_eq!(old, Head("payouts".into(), 7, 12, None));
     }

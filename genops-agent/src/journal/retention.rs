@@ -1,7 +1,7 @@
-//! How long records are kept: finds out what may go, and leaves the giving up to the journal.
+//! Retention of records: finds the records to give up; the journal gives them up.
 //!
-//! A thread of its own that only reads the evidence directory. Whole bundles of 256 records go, oldest
-//! first; their hashes stay, and with them every proof about the rest.
+//! A separate thread that only reads the evidence directory. Whole bundles of 256 records go,
+//! oldest first; the hashes of removed records stay, and with them every proof about the rest.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -11,18 +11,18 @@ use genops_evidence::{Directory, ReadError, files};
 
 use super::entry::Entry;
 
-/// Between two looks.
+/// Pause between two looks.
 const EVERY: Duration = Duration::from_secs(30);
 
-/// Records that are given up together.
+/// Records given up together.
 const BUNDLE: u64 = genops_evidence::tree::TILE_WIDTH as u64;
 
-/// What is kept at most.
+/// Limits of the kept records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Older records go.
+    /// Age limit: older records go.
     pub(crate) age: Option<Duration>,
-    /// The oldest go when the directory holds more.
+    /// Size limit of the directory: the oldest records go.
     pub(crate) bytes: Option<u64>,
 }
 
@@ -32,18 +32,18 @@ impl Limits {
     }
 }
 
-/// Records that may go, and why.
+/// Records to give up, with the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Due {
-    /// First record that was kept when this was found out.
+    /// First kept record at the time of the look.
     pub(crate) first: u64,
-    /// Those below this index.
+    /// Records below the index go.
     pub(crate) below: u64,
-    /// The key of the configuration that says so.
+    /// The key of the configuration with the limit.
     pub(crate) why: &'static str,
 }
 
-/// The thread, seen from the journal. It ends when this is dropped.
+/// The thread, seen from the journal. The thread ends after the drop of the keeper.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     due: Receiver<Due>,
@@ -51,7 +51,7 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Starts looking, where there is a limit.
+    /// Starts looking, if there is a limit.
     pub(crate) fn start(directory: &Path, limits: Limits) -> std::io::Result<Option<Self>> {
         if !limits.any() {
             return Ok(None);
@@ -65,7 +65,7 @@ impl Keeper {
         Ok(Some(Self { due, _alive: alive }))
     }
 
-    /// What may go; does not wait.
+    /// Records to give up; does not wait.
     pub(crate) fn due(&self) -> Option<Due> {
         self.due.try_iter().last()
     }
@@ -73,11 +73,11 @@ impl Keeper {
 
 fn work(directory: &Path, limits: Limits, tell: &Sender<Due>, ended: &Receiver<()>) {
     let mut wait = Duration::from_secs(1);
-    // The sender is never used: this ends when it is dropped.
+    // The sender is never used: the loop ends when the sender is dropped.
     while ended.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
         wait = EVERY;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        // A directory that cannot be read is told of elsewhere.
+        // An unreadable directory is reported elsewhere.
         let found = look(directory, limits, now).unwrap_or_default();
         if found.is_some_and(|due| tell.send(due).is_err()) {
             return;
@@ -85,7 +85,7 @@ fn work(directory: &Path, limits: Limits, tell: &Sender<Due>, ended: &Receiver<(
     }
 }
 
-/// What may go at `now`, since 1970.
+/// Records to give up at `now`, since 1970.
 pub(super) fn look(
     directory: &Path,
     limits: Limits,
@@ -104,7 +104,7 @@ pub(super) fn look(
     Ok((below > first).then_some(Due { first, below, why }))
 }
 
-/// End of the bundles whose records are all from before `cutoff`.
+/// End of the bundles with only records from before `cutoff`.
 fn older_than(log: &Directory, first: u64, whole: u64, cutoff: Duration) -> Result<u64, ReadError> {
     let cutoff_ns = u64::try_from(cutoff.as_nanos()).unwrap_or(u64::MAX);
     let mut below = first;
@@ -123,7 +123,7 @@ fn older_than(log: &Directory, first: u64, whole: u64, cutoff: Duration) -> Resu
     Ok(below)
 }
 
-/// End of the bundles that have to go so that no more than `limit` bytes are left.
+/// End of the bundles to give up, to leave at most `limit` bytes.
 fn surplus(directory: &Path, first: u64, whole: u64, limit: u64) -> u64 {
     let mut bytes = size_of(directory);
     let mut below = first;
@@ -137,7 +137,7 @@ fn surplus(directory: &Path, first: u64, whole: u64, limit: u64) -> u64 {
     below
 }
 
-/// Bytes of every file below a folder. What vanishes meanwhile counts nothing.
+/// Bytes of every file below a folder. Files vanishing meanwhile count nothing.
 fn size_of(folder: &Path) -> u64 {
     let mut bytes = 0;
     let mut open: Vec<PathBuf> = vec![folder.to_owned()];
@@ -209,7 +209,7 @@ mod tests {
         let below = |bytes| due(bytes).map(|it| (it.below, it.why));
         assert_eq!(below(size - 1), Some((256, "max_bytes")));
         assert_eq!(below(size - bundle - 1), Some((512, "max_bytes")));
-        // The newest, incomplete one stays.
+        // The newest, incomplete bundle stays.
         assert_eq!(below(1), Some((768, "max_bytes")));
     }
 }

@@ -1,7 +1,7 @@
-//! What was sent to a model, encrypted with a key of the day: AES-256-GCM with a random nonce.
+//! Encryption of the text sent to a model: AES-256-GCM with a key of the day and a random nonce.
 //!
-//! The key lies in the evidence directory's `keys` folder, for its owner only. Whoever destroys it
-//! makes that day's texts unreadable, without touching the log.
+//! The key lies in the evidence directory's `keys` folder, readable by the owner alone. Destroying
+//! the key makes the day's texts unreadable, without touching the log.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use super::entry::Sealed;
 use super::{DAY_NS, digest};
 
-/// Bytes of one part before base64: a record holds 65,535 bytes.
+/// Bytes of a part before base64: a record holds 65,535 bytes.
 const PART_BYTES: usize = 45_000;
 
 /// Encrypts with the key of the day.
@@ -40,7 +40,7 @@ impl Sealer {
         Self { folder: evidence.join(genops_evidence::files::KEYS), key: None }
     }
 
-    /// The texts of a unit, encrypted. `None` where there is no key or no randomness: never the text.
+    /// Encrypts the texts of a unit. `None` without a key or randomness: never the text.
     pub(super) fn seal(
         &mut self,
         unit: &str,
@@ -79,7 +79,7 @@ fn aead(key: &Secret) -> Option<LessSafeKey> {
 ///
 /// # Errors
 ///
-/// A sentence, where the key was destroyed or the bytes do not fit it.
+/// A sentence, if the key was destroyed or the bytes do not fit the key.
 pub(crate) fn open(
     evidence: &Path,
     unit: &str,

@@ -16,7 +16,7 @@ use genops_governance::{
     Attribution, AwuId, CaptureLevel, Mechanism, PolicyResult, ProcessKey, ReasonCode,
 };
 
-use super::check::Checker;
+use super::check::{Checker, Counts};
 use super::*;
 
 fn now(ms: u64) -> Now {
@@ -67,7 +67,7 @@ fn awu(number: u64) -> AwuId {
     id
 }
 
-/// Writes units as the engine would, with budgets that add up.
+/// Writes units as the engine would, with correct budgets.
 struct Story {
     journal: Journal,
     ms: u64,
@@ -193,7 +193,7 @@ impl Story {
     }
 }
 
-/// Checks what the records in `directory` say among themselves.
+/// Checks the records in `directory` for consistency.
 fn check(directory: &Path) -> Checker {
     let mut checker = Checker::default();
     let report = genops_evidence::Verify {
@@ -208,7 +208,7 @@ fn check(directory: &Path) -> Checker {
     checker
 }
 
-/// Checks the records of a run of two units after `change` was made to their text.
+/// Checks the records of a run of two units after `change` to their text.
 #[track_caller]
 fn check_changed(change: impl Fn(u64, String) -> Option<String>, expected: Expect) {
     let folder = tempfile::tempdir().unwrap();
@@ -284,7 +284,7 @@ fn a_run_holds_and_goes_on_after_a_stop() {
     assert_eq!((checker.counts.starts, checker.counts.unclean), (2, 0));
 }
 
-/// A unit of the run before is closed by a record of this one, which names its accounts.
+/// A record that closes a unit of the run before, with the unit's account.
 fn late(id: AwuId, account: governance::Accounted, kind: RecordKind) -> Record {
     let detail = vec![("late", "killed before".to_owned())];
     Record { awu: Some(id), accounts: vec![account], detail, ..blank(50, kind) }
@@ -318,13 +318,13 @@ fn what_a_killed_agent_had_settled_and_not_written_down_is_written_by_the_next()
         story.run(10);
         story.journal.close(now(99)).unwrap();
         let checker = check(folder.path());
-        // What the failing run had: the units stay open, and nothing says why.
+        // State after the failing run: the units stay open, without an explanation.
         assert_eq!(checker.findings.len(), if said { 0 } else { 2 }, "{:?}", checker.findings);
     }
 }
 
 impl Story {
-    /// A refusal: announced, and what came of it. None: the agent did not come to say.
+    /// A refusal: intent and effect. None: the agent did not record the effect.
     fn refused(&mut self, above_bytes: Option<u64>) -> AwuId {
         let id = awu(self.units + 1);
         let intent = Record { awu: Some(id), ..blank(self.ms, RecordKind::Intent) };
@@ -375,6 +375,73 @@ fn a_refusal_counts_where_nothing_left_and_a_breach_takes_it_back() {
     "#]].assert_eq(&told(&check(folder.path())));
 }
 
+impl Story {
+    /// Counts further alike units.
+    fn counted(&mut self, count: u64, result: PolicyResult, reason: Option<ReasonCode>) {
+        let decision = governance::Decided {
+            result,
+            reason,
+            policy: None,
+            matched: Vec::new(),
+            policy_hash: POLICY,
+            epoch: 1,
+            prevented: false,
+        };
+        let folded = Folded {
+            who: Some(who("chat")),
+            what: None,
+            decision,
+            user: None,
+            count,
+            first_unix_ns: now(self.ms).unix_ns,
+            last_unix_ns: now(self.ms + 400).unix_ns,
+        };
+        self.ms += 1;
+        self.journal.folded(now(self.ms), &folded).unwrap();
+    }
+}
+
+#[test]
+fn units_that_are_only_counted_are_units_and_a_breach_of_one_takes_it_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut story = Story::open(folder.path());
+    story.refused(Some(0));
+    story.counted(12, PolicyResult::Blocked, Some(ReasonCode::UNINSPECTABLE));
+    story.counted(5, PolicyResult::Warning, Some(ReasonCode::UNINSPECTABLE));
+    story.counted(3, PolicyResult::Allowed, None);
+    story.breach(awu(400));
+    story.journal.close(now(99)).unwrap();
+    let checker = check(folder.path());
+    let Counts { units, decisions, folded, folded_records, .. } = checker.counts;
+    assert_eq!((units, decisions, folded, folded_records), (21, 21, 20, 3));
+    expect![[r#"
+        blocked 12 breaches 1 undecided 0 gaps 0
+        8: 61 bytes of unit 01010101010101010000000000000190-0000000000000190 left after it was said to be stopped
+    "#]].assert_eq(&told(&checker));
+}
+
+#[test]
+fn a_count_that_cannot_be_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut story = Story::open(folder.path());
+    story.counted(0, PolicyResult::Blocked, Some(ReasonCode::UNINSPECTABLE));
+    story.counted(4, PolicyResult::Blocked, None);
+    story.counted(4, PolicyResult::Warning, Some(ReasonCode::NOT_PREVENTED));
+    for number in 0..5 {
+        story.breach(awu(400 + number));
+    }
+    story.journal.close(now(99)).unwrap();
+    let findings = check(folder.path()).findings;
+    let found: Vec<String> = findings.iter().map(|it| format!("{}: {}", it.seq, it.what)).collect();
+    expect![[r#"
+        3: counts 0 units from 1795378193003000000 to 1795378193403000000
+        4: BLOCKED without a reason
+        5: counts what was not prevented, whose accounts are touched
+        10: a breach of unit 01010101010101010000000000000194-0000000000000194, which was never said to be stopped
+    "#]]
+    .assert_eq(&(found.join("\n") + "\n"));
+}
+
 #[test]
 fn a_refusal_without_an_outcome_is_a_gap_where_the_agent_died_and_a_fault_where_it_stopped() {
     for dies in [true, false] {
@@ -403,10 +470,11 @@ fn a_refusal_without_an_outcome_is_a_gap_where_the_agent_died_and_a_fault_where_
     }
 }
 
-/// Accounts that say so much used of the story's budget.
+/// A ledger with `amount` used of the story's budget.
 fn used(amount: i64) -> Ledger {
     let (mut ledger, mut log) = (Ledger::new(), Vec::new());
-    let key = AccountKey { budget: "payments-daily".to_owned(), part: None, start_s: 0 };
+    let unit = Unit::Usd;
+    let key = AccountKey { budget: "payments-daily".to_owned(), part: None, start_s: 0, unit };
     let (period, unit, limit) = ("day".to_owned(), Unit::Usd, 50_000_000_000);
     let demand = governance::Demand { key, end_s: 86_400, period, unit, limit, amount };
     ledger.reserve(1, awu(1), &[demand], &mut log).unwrap();
@@ -414,7 +482,7 @@ fn used(amount: i64) -> Ledger {
     ledger
 }
 
-/// Two runs, of which the second finds `found` used where the first has left `left`.
+/// Two runs: the first leaves `left` used, the second finds `found` used.
 fn carried(left: i64, found: i64, lost: Option<&str>) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut story = Story::open(folder.path());

@@ -1,4 +1,4 @@
-//! Probes in files: attached once a file, all or none.
+//! Probes in files: attached once per file, all or none.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use aya::{
 use super::{Options, Pins, pins::end_abandoned};
 use crate::runtimes::ProbePoint;
 
-/// The programs that are attached in files.
+/// The programs attached in files.
 pub(super) const UPROBES: [&str; 10] = [
     "ssl_ctrl",
     "ssl_handshake",
@@ -32,19 +32,19 @@ pub(super) const UPROBES: [&str; 10] = [
     "empty",
 ];
 
-/// The program of that name.
+/// The program with the given name.
 pub(crate) fn program_named(name: &str) -> Option<&'static str> {
     UPROBES.into_iter().find(|it| *it == name)
 }
 
-/// Device and inode: a uprobe belongs to a file, whatever paths lead to it.
+/// Device and inode: a uprobe belongs to a file, under any path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct FileId {
     pub(crate) device: u64,
     pub(crate) inode: u64,
 }
 
-/// A probe that the kernel refused.
+/// A probe refused by the kernel.
 #[derive(Debug, thiserror::Error)]
 #[error("program `{program}` at offset {file_offset:#x} of {}: {source}", path.display())]
 pub(crate) struct AttachError {
@@ -54,7 +54,7 @@ pub(crate) struct AttachError {
     source: Box<ProgramError>,
 }
 
-/// The loaded programs and the files that they are attached in.
+/// The loaded programs and the files with attached probes.
 pub(crate) struct Probes {
     ebpf: Ebpf,
     floor: bool,
@@ -66,9 +66,9 @@ pub(crate) struct Probes {
 
 /// One probe in a file.
 enum Attached {
-    /// It ends with the agent.
+    /// Ends with the agent.
     Link(&'static str, UProbeLinkId),
-    /// It outlives the agent.
+    /// Outlives the agent.
     Pinned(PinnedLink),
 }
 
@@ -78,7 +78,7 @@ impl Probes {
         Self { ebpf, floor, governs, pins, attached: HashMap::new() }
     }
 
-    /// Every probe for what runs is in place: those of agents before are not needed any more.
+    /// Ends the probes of earlier agents, after every probe of the running programs is in place.
     pub(crate) fn take_over(&self) {
         match &self.pins {
             Some(pins) => pins.take_over(),
@@ -115,7 +115,7 @@ impl Probes {
         Ok(())
     }
 
-    /// Attaches one probe; it outlives the agent where that is wanted and the kernel can (5.15).
+    /// Attaches one probe, outliving the agent if configured and possible (kernel 5.15 and later).
     fn attach_point(
         &mut self,
         program: &'static str,
@@ -143,7 +143,7 @@ impl Probes {
         }
     }
 
-    /// Detaches the probes of a file that nobody uses any more.
+    /// Detaches the probes of a file no longer in use.
     pub(crate) fn detach(&mut self, file: FileId) {
         if let Some(links) = self.attached.remove(&file) {
             detach_all(&mut self.ebpf, links);
@@ -151,8 +151,8 @@ impl Probes {
     }
 }
 
-/// The offset of a probe and what its program is to know of it: the cheaper place where the kernel can say
-/// that (5.15).
+/// The offset and cookie of a probe: the cheaper offset if the kernel supports cookies (kernel 5.15
+/// and later).
 fn place(point: &ProbePoint) -> (u64, Option<u64>) {
     match point.cheaper.filter(|_| has_cookies()) {
         Some((file_offset, frame)) => (file_offset, Some(frame.0)),
@@ -160,7 +160,7 @@ fn place(point: &ProbePoint) -> (u64, Option<u64>) {
     }
 }
 
-/// Whether the kernel tells a program which of its probes was hit.
+/// Whether the kernel tells a program the hit probe.
 pub(super) fn has_cookies() -> bool {
     aya::features().bpf_cookie() && aya::features().bpf_perf_link()
 }
@@ -174,7 +174,7 @@ fn uprobe<'a>(
 
 fn detach_all(ebpf: &mut Ebpf, links: Vec<Attached>) {
     for link in links {
-        // A link that is gone already is what was wanted.
+        // A link gone already is as good.
         match link {
             Attached::Link(program, link) => {
                 let _gone = uprobe(ebpf, program).and_then(|it| it.detach(link));

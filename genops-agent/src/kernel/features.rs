@@ -1,8 +1,8 @@
-//! What this kernel allows, found by trying and never by its version: distributions backport.
+//! Features of the running kernel, found by trying and never by version: distributions backport.
 
 use aya::{programs::ProgramType, sys::is_program_supported};
 
-/// What `doctor` shows.
+/// Features shown by `doctor`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Features {
     /// Programs at the packets of a cgroup.
@@ -14,7 +14,7 @@ pub(crate) struct Features {
 }
 
 impl Features {
-    /// Asks the kernel. What can't be asked (no privilege) counts as absent.
+    /// Asks the kernel. A feature without an answer (no privilege) counts as absent.
     pub(crate) fn probe() -> Self {
         let program = |it| is_program_supported(it).unwrap_or(false);
         Self {
@@ -25,8 +25,8 @@ impl Features {
     }
 }
 
-/// Whether `bpf` is among the active security modules. Where securityfs is not mounted nobody says, and
-/// loading a program tells.
+/// Whether `bpf` is among the active security modules. True without a mounted securityfs: loading a
+/// program then shows the answer.
 pub(super) fn is_lsm_active() -> bool {
     let active = std::fs::read_to_string("/sys/kernel/security/lsm");
     active.map_or(true, |it| it.split(',').any(|name| name.trim() == "bpf"))

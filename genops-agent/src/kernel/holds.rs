@@ -1,8 +1,8 @@
-//! Verdicts on held connections, and what happens when none comes in time.
+//! Verdicts on held connections, and the action at the deadline without a verdict.
 //!
-//! Four maps: what waits (written by the kernel programs), whose socket it is (likewise), what was
-//! decided, and the settings (written here). The agent uses them on its events thread; the guard process has the same
-//! maps and does the same when the agent can't.
+//! Four maps: holds and their sockets (both written by the kernel programs), verdicts and settings
+//! (both written here). The agent uses the maps on the events thread; the guard process has the
+//! same maps and does the same if the agent can't.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -17,11 +17,11 @@ use rustix::io::Errno;
 
 use super::sockets::{Socket, Sockets};
 
-/// Bytes that begin a connection and say nothing yet: a `ClientHello`, or QUIC's Initial packets with one
-/// (RFC 9001 §4.3).
+/// Bytes at the beginning of a connection without a request: a `ClientHello`, or QUIC's Initial
+/// packets with a `ClientHello` (RFC 9001 §4.3).
 const BEGINNING_BYTES: u64 = 4_096;
 
-/// Maps that the agent and its guard share.
+/// Maps shared by the agent and the guard.
 pub(crate) const MAPS: usize = 4;
 
 /// The maps of held connections, by connection number, and the settings of the programs.
@@ -34,20 +34,21 @@ pub(crate) struct Holds {
     descriptors: [RawFd; MAPS],
 }
 
-/// A hold whose deadline has passed.
+/// A hold past the deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Expired {
     pub(crate) conn: u64,
-    /// Position after the last byte that waited.
+    /// Position after the last waiting byte.
     pub(crate) to: u64,
-    /// Nothing explains what waited: one of the reasons in [`unexplained`].
+    /// Reason if no plaintext explains the waiting bytes: a constant of [`unexplained`].
     pub(crate) unexplained: Option<u32>,
-    /// It was stopped for good; otherwise it was pushed, and the kernel program lets it pass.
+    /// The connection was stopped for good; otherwise pushed, and the kernel program lets the bytes
+    /// pass.
     pub(crate) stopped: bool,
 }
 
 impl Holds {
-    /// What waits, whose socket it is, the verdicts, and the settings.
+    /// Opens the maps of holds, sockets, verdicts and settings.
     pub(crate) fn from_maps(maps: [MapData; MAPS]) -> Result<Self, MapError> {
         let descriptors = maps.each_ref().map(|map| map.fd().as_fd().as_raw_fd());
         let [holds, sockets, verdicts, settings] = maps;
@@ -60,7 +61,7 @@ impl Holds {
         })
     }
 
-    /// The maps behind [`Self::descriptors`] of another process.
+    /// Opens the maps behind [`Self::descriptors`] of another process.
     pub(crate) fn from_descriptors(descriptors: [OwnedFd; MAPS]) -> Result<Self, MapError> {
         let [holds, sockets, verdicts, settings] = descriptors.map(MapData::from_fd);
         Self::from_maps([holds?, sockets?, verdicts?, settings?])
@@ -75,30 +76,30 @@ impl Holds {
         self.settings.set(0, settings, 0)
     }
 
-    /// Somebody decides, at this time.
+    /// Tells the programs that a process decides, at `now_mono_ns`.
     pub(crate) fn beat(&mut self, now_mono_ns: u64, absent_after_ns: u64) -> Result<(), MapError> {
         let settings = self.settings.get(&0, 0)?;
         self.set_settings(Settings { alive_at_mono_ns: now_mono_ns, absent_after_ns, ..settings })
     }
 
-    /// From now on nobody decides, until somebody says otherwise ([`Self::beat`]).
+    /// Tells the programs that no process decides until the next [`Self::beat`].
     pub(crate) fn leave(&mut self) -> Result<(), MapError> {
         let settings = self.settings.get(&0, 0)?;
         self.set_settings(Settings { absent_after_ns: 0, ..settings })
     }
 
-    /// Whether anything of `conn` waits or waited, and nobody has ended it.
+    /// Whether bytes of `conn` wait or waited, and the hold was not removed.
     pub(crate) fn is_known(&self, conn: u64) -> bool {
         self.waiting.get(&conn, 0).is_ok()
     }
 
-    /// Whether what was left here is void.
+    /// Whether the state left in the maps is void.
     pub(crate) fn is_void(&self, now_mono_ns: u64) -> bool {
         self.settings.get(&0, 0).is_ok_and(|it| it.is_void(now_mono_ns))
     }
 
-    /// Ends the sockets of what is denied: by the kernel programs, since nobody decides, or by an agent that did not come
-    /// to that. Whether there were any.
+    /// Ends the sockets of denied connections: denied by the kernel programs in the absence of an
+    /// agent, or by an agent that ended too early. Whether there were any.
     pub(crate) fn end_denied(&mut self, sockets: &mut Sockets) -> bool {
         let denied: Vec<u64> = self
             .waiting
@@ -111,7 +112,7 @@ impl Holds {
         for conn in denied {
             let Some(socket) = self.socket(conn) else { continue };
             if let Ok(()) | Err(Errno::NOENT) = sockets.destroy(socket) {
-                // Nothing of it can leave any more, and the next ones need the room.
+                // No byte can leave any more, and the next connections need the room.
                 self.forget(conn);
                 any = true;
             }
@@ -119,32 +120,32 @@ impl Holds {
         any
     }
 
-    /// From now on no request waits: nobody is left who could decide. The kernel takes seconds to detach the
-    /// probes of a process that ends, and until then they go on.
+    /// Stops all holds, because no process is left to decide. The kernel takes seconds to detach
+    /// the probes of an ended process, and the probes go on until then.
     pub(crate) fn hold_no_more(&mut self) -> Result<(), MapError> {
         let settings = self.settings.get(&0, 0)?;
         self.set_settings(Settings { holding: holding::NOBODY, ..settings })
     }
 
-    /// Bytes of `conn` up to `to` may leave, as they were reported in this round ([`Hold::round`]).
+    /// Releases bytes of `conn` up to `to`, as reported in `round` ([`Hold::round`]).
     pub(crate) fn release(&mut self, conn: u64, to: u64, round: u16) -> Result<(), MapError> {
         let verdict = Verdict { released_to: to, denied: 0, round: u32::from(round) };
         self.verdicts.insert(conn, verdict, 0)
     }
 
-    /// Nothing more of `conn` may leave.
+    /// Denies all further bytes of `conn`.
     pub(crate) fn deny(&mut self, conn: u64) -> Result<(), MapError> {
         self.verdicts.insert(conn, Verdict { released_to: 0, denied: 1, round: 0 }, 0)
     }
 
-    /// From now on, nothing of a connection that no probe reads leaves without a verdict.
+    /// Holds every byte of a connection without a probe, from now on, until a verdict.
     pub(crate) fn arm_opaque(&mut self, conn: u64, tgid: u32, now_mono_ns: u64) {
         let hold = Hold { armed_to: 1, armed_at_mono_ns: now_mono_ns, tgid, ..Hold::default() };
-        // Where there is no room, what the agent decides counts from its verdict on.
+        // Without room, a decision of the agent counts from the verdict on.
         let _full = self.waiting.insert(conn, hold, 0);
     }
 
-    /// What waits of `conn`, or has waited.
+    /// The hold of `conn`, present or past.
     pub(crate) fn hold(&self, conn: u64) -> Option<Hold> {
         self.waiting.get(&conn, 0).ok()
     }
@@ -154,25 +155,25 @@ impl Holds {
         self.waiting.get(&conn, 0).map_or(0, |hold| hold.passed_to)
     }
 
-    /// The socket of `conn`, once the kernel has seen a packet of it.
+    /// The socket of `conn`, known after the first packet seen by the kernel.
     pub(crate) fn socket(&self, conn: u64) -> Option<Socket> {
         self.sockets.get(&conn, 0).ok().map(|join| socket_of(&join))
     }
 
-    /// Removes every trace of a connection that has ended.
+    /// Removes every trace of an ended connection.
     pub(crate) fn forget(&mut self, conn: u64) {
-        // What is not there needs no removal.
+        // An absent entry needs no removal.
         let _absent = self.waiting.remove(&conn);
         let _absent = self.sockets.remove(&conn);
         let _absent = self.verdicts.remove(&conn);
     }
 
-    /// Whether anything that was read waits for a verdict. What nothing explains waits for none.
+    /// Whether read bytes wait for a verdict. Unexplained bytes wait for none.
     pub(crate) fn any_waiting(&self) -> bool {
         self.waiting.iter().flatten().any(|(conn, hold)| self.is_undecided(conn, &hold))
     }
 
-    /// Whether `conn` was denied, by whomever.
+    /// Whether `conn` was denied, by the agent, the guard or the kernel programs.
     pub(crate) fn is_denied(&self, conn: u64) -> bool {
         self.verdict(conn).denied != 0
     }
@@ -181,7 +182,7 @@ impl Holds {
         self.verdicts.get(&conn, 0).unwrap_or_default()
     }
 
-    /// Whether bytes that were read wait for a verdict.
+    /// Whether read bytes of `conn` wait for a verdict.
     fn is_undecided(&self, conn: u64, hold: &Hold) -> bool {
         let verdict = self.verdict(conn);
         verdict.denied == 0 && hold.is_waiting(hold.released_to(&verdict))
@@ -191,8 +192,8 @@ impl Holds {
         self.is_undecided(conn, hold) || hold.unexplained_at_mono_ns != 0 && !self.is_denied(conn)
     }
 
-    /// Since when `conn` waits, and why if that is because nothing explains it. What was read and is not decided comes first:
-    /// the rule for it is never the laxer one.
+    /// Start of the wait of `conn`, and the reason if no plaintext explains the bytes. Read and
+    /// undecided bytes come first, because their rule is never the laxer one.
     fn oldest(&self, conn: u64, hold: &Hold) -> (u64, Option<u32>) {
         let verdict = self.verdict(conn);
         let is_read = hold.unread == 0 && hold.is_waiting(hold.released_to(&verdict));
@@ -203,11 +204,11 @@ impl Holds {
         }
     }
 
-    /// Ends every hold that has waited for longer than `deadline_ns`, as `closed` says: a kick, upon
-    /// which the kernel program lets the bytes pass, or the end of the socket.
+    /// Ends every hold longer than `deadline_ns`, as `closed` says: by a kick, after which the
+    /// kernel program lets the bytes pass, or by the end of the socket.
     ///
-    /// The kernel program applies the deadline by itself, but only when TCP tries to send, and TCP's
-    /// timer knows nothing of our deadline.
+    /// The kernel program applies the deadline itself, but only at TCP's next attempt to send, and
+    /// TCP's timer does not know the deadline.
     pub(crate) fn expire(
         &mut self,
         sockets: &mut Sockets,
@@ -233,7 +234,7 @@ impl Holds {
         for &Expired { conn, stopped, .. } in &overdue {
             let socket = self.socket(conn);
             if stopped {
-                // Denied first, so that nothing leaves between the two.
+                // Denied first, so that no byte leaves between denial and end.
                 let _unwritten = self.deny(conn);
                 let _gone = socket.map(|socket| sockets.destroy(socket));
             } else {
@@ -244,31 +245,32 @@ impl Holds {
     }
 }
 
-/// What left of a connection, and how it was stopped.
+/// Bytes that left a connection, and the mechanism against the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Left {
-    /// Bytes that passed above the released position.
-    pub(crate) above: u64,
-    /// What keeps the rest; none where nothing did.
+    /// Position in the plaintext up to which bytes have left.
+    pub(crate) to: u64,
+    /// Mechanism keeping the rest; none if no mechanism did.
     pub(crate) mechanism: Mechanism,
-    /// Somebody counted; otherwise more than `above` may have left.
+    /// The bytes were counted; otherwise more may have left.
     pub(crate) counted: bool,
 }
 
 impl Left {
-    /// Nobody counted, and the deadline has let so much pass.
-    pub(crate) const fn unknown(above: u64) -> Self {
-        Self { above, mechanism: Mechanism::None, counted: false }
+    /// No count; the deadline has let the bytes before `to` pass.
+    pub(crate) const fn unknown(to: u64) -> Self {
+        Self { to, mechanism: Mechanism::None, counted: false }
     }
 
-    /// Nothing can have left; by what it was kept.
+    /// No byte can have left, because of `mechanism`.
     pub(crate) const fn nothing(mechanism: Mechanism) -> Self {
-        Self { above: 0, mechanism, counted: true }
+        Self { to: 0, mechanism, counted: true }
     }
 }
 
-/// What left of a connection whose plaintext up to `released_to` might, by the records that its socket has
-/// sent. `sock`: what the kernel says of that socket, where there is one; `hold`: of what waits on it.
+/// Computes the bytes that left a connection with plaintext released up to `released_to`, from the
+/// records sent by the socket. `sock`: the kernel's entry of the socket, if any; `hold`: the hold
+/// on the socket.
 pub(crate) fn left_of(
     conn: u64,
     cookie: u64,
@@ -277,36 +279,36 @@ pub(crate) fn left_of(
     released_to: u64,
 ) -> Left {
     let passed_to = hold.map_or(0, |it| it.passed_to);
-    let unknown = Left::unknown(passed_to.saturating_sub(released_to));
-    // A connection that nobody read has its socket's number, also where it is read from some record on.
+    let unknown = Left::unknown(passed_to);
+    // A connection without a probe has the number of its socket, even if read from some record on.
     let carries = |it: &&Sock| it.conn == conn || it.conn == 0 || conn == cookie;
     let Some(sock) = sock.filter(carries) else { return unknown };
-    let above = if sock.conn == cookie {
-        // Its records say nothing of plaintext; all of it is held, or what was sent was free to leave.
-        match hold {
+    let to = if sock.conn == cookie {
+        // The records say nothing of plaintext; all bytes are held, or the sent bytes were free to
+        // leave.
+        released_to.saturating_add(match hold {
             Some(_) if passed_to == 0 => 0,
             Some(_) => sock.sent.max(1),
             None => sock.sent.saturating_sub(BEGINNING_BYTES),
-        }
+        })
     } else {
         match sock.cursor.phase {
             phase::HANDSHAKE | phase::CHANGED => 0,
             phase::OPEN => sock.cursor.explained.saturating_sub(sock.excess),
             _ => return unknown,
         }
-        .saturating_sub(released_to)
     };
-    Left { above, mechanism: Mechanism::EgressHold, counted: true }
+    Left { to, mechanism: Mechanism::EgressHold, counted: true }
 }
 
-/// An address as the kernel programs write it: the first four bytes for IPv4.
+/// An address as written by the kernel programs: the first four bytes for IPv4.
 pub(crate) fn address_of(ip_version: u32, bytes: [u8; 16], port: u16) -> SocketAddr {
     let [a, b, c, d, ..] = bytes;
     let ip = if ip_version == 4 { IpAddr::from([a, b, c, d]) } else { bytes.into() };
     SocketAddr::new(ip, port)
 }
 
-/// The socket that a kernel record names.
+/// The socket named by a kernel record.
 pub(crate) fn socket_of(join: &Join) -> Socket {
     let address = |bytes, port| address_of(join.ip_version, bytes, port);
     Socket {
@@ -323,12 +325,13 @@ mod tests {
 
     use super::*;
 
-    /// Bytes above position 2,100 by the cursor of a socket, and whether anybody counted.
-    fn above(sock: Sock, passed_to: u64) -> (u64, bool) {
+    /// Bytes sent by a socket according to the cursor, released up to position 2,100, and whether
+    /// the bytes were counted.
+    fn left(sock: Sock, passed_to: u64) -> (u64, bool) {
         let hold = Hold { passed_to, ..Hold::default() };
-        let Left { above, counted, mechanism } = left_of(7, 91, Some(&sock), Some(&hold), 2_100);
+        let Left { to, counted, mechanism } = left_of(7, 91, Some(&sock), Some(&hold), 2_100);
         assert_eq!(counted, mechanism != Mechanism::None);
-        (above, counted)
+        (to, counted)
     }
 
     fn at(phase: u8, explained: u64) -> Sock {
@@ -337,20 +340,20 @@ mod tests {
     }
 
     #[test]
-    fn what_left_is_what_records_carried_above_the_released_position() {
-        assert_eq!(above(at(phase::OPEN, 2_100), 0), (0, true), "whatever is on the wire");
-        assert_eq!(above(at(phase::OPEN, 2_600), 0), (500, true));
-        assert_eq!(above(at(phase::OPEN, 2_100), 2_600), (0, true), "it may pass, and has not");
-        assert_eq!(above(at(phase::HANDSHAKE, 0), 0), (0, true));
+    fn what_left_is_what_records_carried() {
+        assert_eq!(left(at(phase::OPEN, 2_100), 0), (2_100, true), "whatever is on the wire");
+        assert_eq!(left(at(phase::OPEN, 2_600), 0), (2_600, true));
+        assert_eq!(left(at(phase::OPEN, 2_100), 2_600), (2_100, true), "it may pass, and has not");
+        assert_eq!(left(at(phase::HANDSHAKE, 0), 0), (0, true));
         let let_go = Sock { excess: 300, ..at(phase::OPEN, 2_600) };
-        assert_eq!(above(let_go, 0), (200, true), "what nothing explains is a unit of its own");
+        assert_eq!(left(let_go, 0), (2_300, true), "what nothing explains is a unit of its own");
     }
 
     #[test]
     fn what_left_is_unknown_without_a_socket_that_is_followed() {
-        assert_eq!(above(at(phase::LOST, 2_100), 2_600), (500, false));
+        assert_eq!(left(at(phase::LOST, 2_100), 2_600), (2_600, false));
         let others = Sock { conn: 8, ..at(phase::OPEN, 2_100) };
-        assert_eq!(above(others, 0), (0, false), "the socket carries another connection");
+        assert_eq!(left(others, 0), (0, false), "the socket carries another connection");
         assert_eq!(left_of(7, 91, None, None, 2_100), Left::unknown(0));
     }
 
@@ -359,7 +362,7 @@ mod tests {
         let of = |passed_to: Option<u64>, sent| {
             let sock = Sock { conn: 91, sent, ..Sock::default() };
             let hold = passed_to.map(|passed_to| Hold { passed_to, ..Hold::default() });
-            left_of(91, 91, Some(&sock), hold.as_ref(), 0).above
+            left_of(91, 91, Some(&sock), hold.as_ref(), 0).to
         };
         assert_eq!(of(Some(0), 5_000), 0);
         assert_eq!(of(Some(1), 5_000), 5_000);
@@ -368,7 +371,7 @@ mod tests {
             let sock = Sock { conn: 7, ..at(phase::OPEN, explained) };
             left_of(91, 91, Some(&sock), Some(&Hold::default()), 0)
         };
-        assert_eq!((read_since(0).above, read_since(380).above), (0, 380));
+        assert_eq!((read_since(0).to, read_since(380).to), (0, 380));
         assert!(read_since(0).counted);
     }
 }

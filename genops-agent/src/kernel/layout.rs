@@ -1,7 +1,7 @@
-//! Where this kernel keeps what the programs read of a task: from its own type information
-//! (`Documentation/bpf/btf.rst`), which differs by version and configuration.
+//! Offsets of the task fields read by the programs, from the kernel's own type information
+//! (`Documentation/bpf/btf.rst`): the offsets differ by version and configuration.
 //!
-//! Reads structures and their members, and nothing else of it.
+//! Reads only structures and their members.
 
 use std::fs;
 
@@ -12,18 +12,18 @@ use genops_ebpf_common::TaskLayout;
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// `BTF_MAGIC` (`include/uapi/linux/btf.h`), in the byte order of the host.
 const MAGIC: u16 = 0xeb9f;
-/// Size of `struct btf_type`, of `struct btf_member` and of the header's part that is read.
+/// Size of `struct btf_type`, of `struct btf_member` and of the header's part to read.
 const TYPE_LEN: usize = 12;
 const MEMBER_LEN: usize = 12;
 const HEADER_LEN: usize = 24;
-/// Deepest structure without a name within another that is looked into.
+/// Deepest anonymous structure within another to look into.
 const DEPTH_LIMIT: usize = 8;
 
-/// Finds out how this kernel is laid out.
+/// Finds the layout of this kernel.
 ///
 /// # Errors
 ///
-/// Where it has no type information, or a task lacks what is looked for.
+/// If the kernel has no type information, or a task lacks a field.
 pub(super) fn of_this_kernel() -> Result<TaskLayout> {
     let bytes = fs::read(VMLINUX).context(VMLINUX)?;
     layout(&Types::parse(&bytes).with_context(|| format!("{VMLINUX} is cut short"))?)
@@ -40,15 +40,17 @@ fn layout(types: &Types<'_>) -> Result<TaskLayout> {
         pid: task("pid")?,
         tgid: task("tgid")?,
         group_leader: task("group_leader")?,
+        real_parent: task("real_parent")?,
         start_boottime: task("start_boottime")?,
         signal: task("signal")?,
         live: place("signal_struct", "live")?,
+        interp: place("linux_binprm", "interp")?,
     };
     ensure!(layout.group_leader != 0, "`group_leader` is the first of this kernel's `task_struct`");
     Ok(layout)
 }
 
-/// Kinds of types (`BTF_KIND_*`) that something follows, or that are looked at.
+/// Kinds of types (`BTF_KIND_*`) with data behind the head, or with members.
 mod kind {
     pub(super) const INT: u32 = 1;
     pub(super) const ARRAY: u32 = 3;
@@ -62,7 +64,7 @@ mod kind {
     pub(super) const ENUM64: u32 = 19;
 }
 
-/// One type: its head, and what follows it.
+/// One type: the head, and the data behind the head.
 #[derive(Clone, Copy)]
 struct Type<'a> {
     name: u32,
@@ -75,7 +77,7 @@ impl Type<'_> {
         self.info >> 24 & 0x1f
     }
 
-    /// Bytes that follow the head.
+    /// Bytes behind the head.
     fn rest_len(self) -> usize {
         let count = usize::try_from(self.info & 0xffff).unwrap_or(0);
         match self.kind() {
@@ -93,7 +95,7 @@ impl Type<'_> {
     }
 }
 
-/// Every type, by its number less one.
+/// Every type, by type number less one.
 struct Types<'a> {
     types: Vec<Type<'a>>,
     names: &'a [u8],
@@ -128,20 +130,20 @@ impl<'a> Types<'a> {
         self.names.get(usize::try_from(at).ok()?..)?.split(|byte| *byte == 0).next()
     }
 
-    /// Bytes between the beginning of a structure and one of its members.
+    /// Bytes between the beginning of a structure and a member.
     fn member(&self, structure: &str, member: &str) -> Option<u32> {
         let is_it = |it: &&Type<'_>| {
             it.kind() == kind::STRUCT && self.name(it.name) == Some(structure.as_bytes())
         };
-        // A name may be given more than once, first without members where it was only declared.
+        // A name may occur more than once, first without members as a declaration.
         self.types.iter().filter(is_it).find_map(|it| self.member_of(*it, member, 0))
     }
 
-    /// Members of a structure without a name belong to the one that it is in.
+    /// Finds a member; members of an anonymous structure belong to the enclosing structure.
     fn member_of(&self, structure: Type<'_>, wanted: &str, depth: usize) -> Option<u32> {
         structure.rest.chunks_exact(MEMBER_LEN).find_map(|member| {
             let (name, of_type, at) = (number(member, 0)?, number(member, 4)?, number(member, 8)?);
-            // Where the structure has bit fields, the upper byte is the length of one.
+            // In a structure with bit fields, the upper byte is the length of a field.
             let bits = if structure.info >> 31 == 0 { at } else { at & 0x00ff_ffff };
             match self.name(name)? {
                 b"" if depth < DEPTH_LIMIT => {
@@ -163,6 +165,7 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::IntoBytes as _;
 
     const INT: u32 = 1;
 
@@ -170,8 +173,9 @@ mod tests {
         words.iter().flat_map(|it| it.to_ne_bytes()).collect()
     }
 
-    /// `struct task_struct { int pid; struct { int tgid; int flag: 1; int group_leader; }; int start_boottime; int signal; }`
-    /// and `struct signal_struct { int count; int live; }`, after an `int` and a forward declaration.
+    /// `struct task_struct { int pid; struct { int tgid; int flag: 1; int group_leader; };
+    /// int start_boottime; int signal; int real_parent; }` and
+    /// `struct signal_struct { int count; int live; }`, after an `int` and a forward declaration.
     fn sample() -> Vec<u8> {
         let names: &[&str] = &[
             "",
@@ -183,9 +187,12 @@ mod tests {
             "group_leader",
             "start_boottime",
             "signal",
+            "real_parent",
             "signal_struct",
             "count",
             "live",
+            "linux_binprm",
+            "interp",
         ];
         let at = |wanted: &str| -> u32 {
             let before = names.iter().take_while(|it| **it != wanted);
@@ -214,8 +221,8 @@ mod tests {
             INT,
             64,
             at("task_struct"),
-            info(kind::STRUCT, 4),
-            24,
+            info(kind::STRUCT, 5),
+            28,
             at("pid"),
             INT,
             0,
@@ -228,6 +235,9 @@ mod tests {
             at("signal"),
             INT,
             160,
+            at("real_parent"),
+            INT,
+            192,
             at("signal_struct"),
             info(kind::STRUCT, 2),
             8,
@@ -237,6 +247,12 @@ mod tests {
             at("live"),
             INT,
             32,
+            at("linux_binprm"),
+            info(kind::STRUCT, 1),
+            8,
+            at("interp"),
+            INT,
+            64,
         ]);
         let names: Vec<u8> = names.iter().flat_map(|it| it.bytes().chain([0])).collect();
         let len = |it: &[u8]| u32::try_from(it.len()).expect("short");
@@ -250,8 +266,17 @@ mod tests {
     fn members_are_found_also_in_a_structure_without_a_name() {
         let bytes = sample();
         let found = layout(&Types::parse(&bytes).expect("whole")).expect("all of them");
-        let TaskLayout { pid, tgid, group_leader, start_boottime, signal, live } = found;
-        assert_eq!([pid, tgid, group_leader, start_boottime, signal, live], [0, 4, 12, 16, 20, 4]);
+        let expected = TaskLayout {
+            pid: 0,
+            tgid: 4,
+            group_leader: 12,
+            real_parent: 24,
+            start_boottime: 16,
+            signal: 20,
+            live: 4,
+            interp: 8,
+        };
+        assert_eq!(found.as_bytes(), expected.as_bytes());
     }
 
     #[test]
@@ -274,6 +299,6 @@ mod tests {
         let found = layout(&Types::parse(&bytes).expect("whole")).expect("all of them");
         // `pid_t pid; pid_t tgid;` (`include/linux/sched.h`).
         assert_eq!(found.tgid, found.pid + 4);
-        assert_ne!(found.live, 0);
+        assert!(found.live != 0 && found.interp != 0);
     }
 }

@@ -1,9 +1,9 @@
-//! The mechanisms by which a call is stopped, strictest first. Each is tried at the start; what the kernel
-//! refuses is absent, with the reason.
+//! The mechanisms for stopping a call, strictest first. Each is tried at the start; a mechanism
+//! refused by the kernel is absent, with the reason.
 //!
-//! They work together: the hold keeps a request back until it is decided, the hook at `sendmsg` makes the
-//! send call of a denied connection fail at once, and the hooks at `connect` keep a process that may not
-//! call a provider at all from reaching it.
+//! The mechanisms work together: the hold keeps a request back until the decision, the hook at
+//! `sendmsg` makes the send call of a denied connection fail at once, and the hooks at `connect`
+//! keep a process without any access to a provider from reaching the provider.
 
 use std::fs::File;
 
@@ -19,19 +19,19 @@ use genops_governance::Mechanism;
 
 use super::{OBJECT, Pins, cgroup2_root, features::is_lsm_active};
 
-/// A ring buffer that nobody reads.
+/// Size of a ring buffer without a reader.
 const SMALL_RING_BYTES: u32 = 1 << 16;
 
-/// How the programs of one mechanism are put into the kernel.
+/// Attaches the programs of one mechanism.
 trait Attach {
-    /// As telemetry names it.
+    /// The name in telemetry.
     const MECHANISM: Mechanism;
 
-    /// Loads and attaches its programs, all or none; where there are `pins`, they outlive the agent.
+    /// Loads and attaches the programs, all or none; with `pins`, the programs outlive the agent.
     fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Result<()>;
 }
 
-/// What can be done to a call on this host.
+/// The mechanisms of this host.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Mechanisms {
     available: Vec<Mechanism>,
@@ -39,7 +39,7 @@ pub(crate) struct Mechanisms {
 }
 
 impl Mechanisms {
-    /// Attaches every mechanism that this kernel has.
+    /// Attaches every mechanism of the kernel.
     pub(super) fn attach(ebpf: &mut Ebpf, pins: Option<&Pins>) -> Self {
         let mut mechanisms = Self::default();
         mechanisms.add::<EgressHold>(ebpf, pins);
@@ -55,24 +55,24 @@ impl Mechanisms {
         }
     }
 
-    /// Whether this mechanism works here.
+    /// Whether a mechanism works here.
     pub(crate) fn has(&self, mechanism: Mechanism) -> bool {
         self.available.contains(&mechanism)
     }
 
-    /// Why it does not.
+    /// The reason for a missing mechanism.
     pub(crate) fn why_not(&self, mechanism: Mechanism) -> Option<&str> {
         self.missing.iter().find(|(it, _)| *it == mechanism).map(|(_, why)| why.as_str())
     }
 
-    /// Each that was tried, and `works` or why it does not.
+    /// Each tried mechanism, with `works` or the reason for the failure.
     pub(crate) fn detail(&self) -> Vec<(&'static str, String)> {
         let works = self.available.iter().map(|it| (it.as_str(), "works".to_owned()));
         let missing = self.missing.iter().map(|(it, why)| (it.as_str(), why.clone()));
         works.chain(missing).collect()
     }
 
-    /// Those that work, strictest first, as text: `lsm,egress_hold,connect`.
+    /// The working mechanisms, strictest first, as text: `lsm,egress_hold,connect`.
     pub(crate) fn names(&self) -> String {
         let order = [Mechanism::Lsm, Mechanism::EgressHold, Mechanism::Connect];
         let names: Vec<_> =
@@ -96,7 +96,7 @@ impl Attach for EgressHold {
 struct SendHook;
 
 impl SendHook {
-    /// Loads the program; a kernel without one of the helpers that it calls refuses that.
+    /// Loads the program; refused by a kernel without all helpers used by the program.
     fn load(ebpf: &mut Ebpf) -> Result<&mut Lsm> {
         let btf = Btf::from_sys_fs().context("/sys/kernel/btf/vmlinux")?;
         let program: &mut Lsm = program(ebpf, "deny_sendmsg")?;
@@ -105,11 +105,12 @@ impl SendHook {
     }
 }
 
-/// Whether the send call of a denied connection can be made to fail here: loads the program, attaches nothing.
+/// Tests whether the send call of a denied connection can fail here: loads the program, attaches
+/// nothing.
 ///
 /// # Errors
 ///
-/// Where it can't, with the reason.
+/// If the send call can't be made to fail, with the reason.
 pub(crate) fn try_send_hook() -> Result<(), String> {
     let attempt = || {
         ensure_lsm_is_active()?;
@@ -121,7 +122,7 @@ pub(crate) fn try_send_hook() -> Result<(), String> {
     attempt().map_err(|error| brief(&error))
 }
 
-/// One line, without what the verifier said before it refused.
+/// One line, without the output of the verifier.
 fn brief(error: &anyhow::Error) -> String {
     let why = format!("{error:#}");
     why.split(" Verifier output").next().unwrap_or_default().to_owned()
@@ -149,8 +150,8 @@ impl Attach for SendHook {
     }
 }
 
-/// A process that may not call a provider at all is refused the connection (`cgroup/connect4` and its
-/// like), also by UDP.
+/// A process without any access to a provider is refused the connection (`cgroup/connect4`,
+/// `connect6`, `sendmsg4`, `sendmsg6`), also by UDP.
 struct ConnectHooks;
 
 impl ConnectHooks {
@@ -190,8 +191,8 @@ fn packets(
     let root = root()?;
     let it: &mut CgroupSkb = program(ebpf, name)?;
     it.load().with_context(|| format!("program `{name}`"))?;
-    // `Single` is no flag; a link is beside others in any case, and refuses the flag that says so
-    // (`kernel/bpf/cgroup.c`, `cgroup_bpf_link_attach`).
+    // `Single` is no flag; a link shares the place with others in any case, and the kernel refuses
+    // the flag for sharing (`kernel/bpf/cgroup.c`, `cgroup_bpf_link_attach`).
     let link = it.attach(root, direction, CgroupAttachMode::Single)?;
     if let Some(pins) = pins {
         pins.keep(it.take_link(link)?.try_into()?, name)?;

@@ -1,9 +1,9 @@
-//! Kernel programs and maps that outlive the agent, as files of a BPF file system.
+//! Kernel programs and maps outliving the agent, as files of a BPF file system.
 //!
-//! `DIRECTORY/vN/maps` holds the maps, which every agent of this layout uses; `DIRECTORY/vN/links/RUN` the
-//! attachments of one run. An agent that starts attaches its own programs to the same maps and then
-//! removes the runs before it, of any layout, so that no packet and no call finds none. Programs of two runs at once
-//! do no harm: what they write is by key, and the same.
+//! `DIRECTORY/vN/maps` holds the maps, shared by all agents of layout N; `DIRECTORY/vN/links/RUN`
+//! holds the attachments of one run. A starting agent attaches its own programs to the same maps
+//! and then removes the earlier runs of any layout, so that every packet and call meets a program.
+//! Programs of two runs at once do no harm: both write the same values under the same keys.
 
 use std::{
     fs,
@@ -18,9 +18,9 @@ use genops_ebpf_common::LAYOUT;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::place::{self, Touch};
-use crate::{clock, config::PinDirectory};
+use crate::{clock, config::PinDirectory, identity};
 
-/// The maps that agents hand on.
+/// The maps handed on from agent to agent.
 const MAPS: [&str; 23] = [
     "EVENTS",
     "SETTINGS",
@@ -47,34 +47,34 @@ const MAPS: [&str; 23] = [
     "LOSSES",
 ];
 
-/// Where the programs and maps of a run are kept.
+/// Directories of the programs and maps of a run.
 #[derive(Debug)]
 pub(crate) struct Pins {
     directory: PathBuf,
     maps: PathBuf,
     run: PathBuf,
-    /// The run's directory, whatever its name.
+    /// Descriptor of the run's directory, valid under any name.
     held: OwnedFd,
     next: AtomicU32,
     inherited: bool,
 }
 
-/// Where programs and maps of this run are kept, or why nowhere.
+/// Place of the programs and maps of a run, or the reason for none.
 #[derive(Clone, Debug)]
 pub(crate) enum Kept<T> {
-    /// Here.
+    /// The place.
     In(T),
-    /// Nowhere, as is wanted.
+    /// No place, as configured.
     NotWanted,
-    /// Nowhere, since no place is safe.
+    /// No place, because none is safe.
     Nowhere(String),
 }
 
-/// The place that an agent of this configuration uses.
+/// Returns the place for an agent of the configuration.
 ///
 /// # Errors
 ///
-/// Where the configuration names one that is not safe.
+/// If the configuration names an unsafe place.
 pub(crate) fn place_for(
     directory: &PinDirectory,
     enforcing: bool,
@@ -95,11 +95,11 @@ pub(crate) fn place_for(
 }
 
 impl Pins {
-    /// Makes room below `directory`, which is a safe place.
+    /// Makes the directories of a run below `directory`, which is a safe place.
     pub(crate) fn open(directory: &Path) -> Result<Self> {
         let root = directory.join(format!("v{LAYOUT}"));
         let place = || format!("{}", directory.display());
-        // Another run's of the same number may still be in force.
+        // A run of another process with the same number may still be in force.
         let run = format!("run-{}-{}", std::process::id(), clock::mono_ns());
         let run = root.join("links").join(run);
         let inherited = has_entries(&root.join("links"));
@@ -123,22 +123,22 @@ impl Pins {
         })
     }
 
-    /// Where they are.
+    /// Directory of the pins.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Each map and its file.
+    /// Each map with its file.
     pub(super) fn maps(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
         MAPS.into_iter().map(|name| (name, self.maps.join(name)))
     }
 
-    /// Whether an agent before has left its maps.
+    /// Whether an earlier agent has left its maps.
     pub(crate) fn are_inherited(&self) -> bool {
         self.inherited
     }
 
-    /// Keeps an attachment when the agent ends.
+    /// Keeps an attachment after the end of the agent.
     pub(super) fn keep(&self, link: FdLink, name: &str) -> Result<PinnedLink> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         // A dot is not allowed in names (`kernel/bpf/inode.c`).
@@ -146,7 +146,7 @@ impl Pins {
         link.pin(&path).with_context(|| format!("{}", path.display()))
     }
 
-    /// Ends the attachments of the runs before this one, which has its own in place.
+    /// Ends the attachments of earlier runs; the run's own must be in place.
     pub(crate) fn take_over(&self) {
         for layout in layouts(&self.directory) {
             let ours = self.maps.parent() == Some(layout.as_path());
@@ -160,14 +160,15 @@ impl Pins {
         end_abandoned(Some(&self.directory));
     }
 
-    /// Descriptor of the directory whose end says that another run has taken over.
+    /// Descriptor of the run's directory, for a watcher: another run has taken over once the
+    /// directory is removed.
     pub(crate) fn run(&self) -> RawFd {
         self.held.as_fd().as_raw_fd()
     }
 }
 
-/// Ends what agents that run no more have left in the usual places, but for `kept`: an agent that runs
-/// decides, with its own programs or with none.
+/// Removes the pins of ended agents from the usual places, except `kept`: only a running agent
+/// decides, with pinned programs or without.
 pub(crate) fn end_abandoned(kept: Option<&Path>) {
     for directory in place::USUAL.map(Path::new) {
         if Some(directory) == kept {
@@ -182,14 +183,17 @@ pub(crate) fn end_abandoned(kept: Option<&Path>) {
     }
 }
 
-/// Whether the agent of a run is there.
+/// Whether the agent of a run lives, under any program name: the process began before the run, and
+/// lives.
 fn is_at_work(run: &Path) -> bool {
     let name = run.file_name().and_then(|it| it.to_str()).unwrap_or_default();
-    let Some(pid) = name.split('-').nth(1) else { return false };
-    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    // One that has ended, and whose parent has not heard of it, has a name and no command line.
-    let runs = fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|it| !it.is_empty());
-    comm.trim_end() == "genops-agent" && runs
+    let mut numbers = name.split('-').skip(1);
+    let pid: Option<i32> = numbers.next().and_then(|it| it.parse().ok());
+    let begun: Option<u64> = numbers.next().and_then(|it| it.parse().ok());
+    let Some((pid, begun)) = pid.zip(begun) else { return false };
+    // A zombie has a name and no command line.
+    let lives = fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|it| !it.is_empty());
+    lives && identity::began_at_mono_ns(pid).is_some_and(|it| it <= begun)
 }
 
 fn end(directory: &Path) {
@@ -208,17 +212,17 @@ fn has_entries(directory: &Path) -> bool {
     entries(directory).next().is_some()
 }
 
-/// What agents of each layout have left below `directory`.
+/// The layouts left by agents below `directory`.
 fn layouts(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     entries(directory).filter(|path| path.join("maps").is_dir())
 }
 
-/// Whether an agent of any layout has left something below `directory`.
+/// Whether an agent of any layout has left pins below `directory`.
 pub(crate) fn is_used(directory: &Path) -> bool {
     layouts(directory).next().is_some()
 }
 
-/// Ends everything that agents of any layout have left below `directory`. False: there was nothing.
+/// Removes the pins of agents of any layout below `directory`. False: no pins found.
 pub(crate) fn remove(directory: &Path) -> Result<bool> {
     let mut found = false;
     let list = match fs::read_dir(directory) {
@@ -231,4 +235,19 @@ pub(crate) fn remove(directory: &Path) -> Result<bool> {
         found = true;
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_at_work_while_the_process_of_its_run_lives() {
+        let run = |pid: u32, begun: u64| PathBuf::from(format!("links/run-{pid}-{begun}"));
+        let own = std::process::id();
+        assert!(is_at_work(&run(own, clock::mono_ns())));
+        assert!(!is_at_work(&run(own, 0)), "another process had the number");
+        assert!(!is_at_work(&run(u32::MAX >> 1, clock::mono_ns())), "nobody has the number");
+        assert!(!is_at_work(Path::new("links/run-x")));
+    }
 }

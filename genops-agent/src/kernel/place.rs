@@ -1,5 +1,5 @@
-//! Which directories may hold what outlives the agent: on a BPF file system, and such that nobody but root can
-//! replace, rename or read them.
+//! Safe directories for pins: on a BPF file system, and replaceable, renamable and readable by root
+//! alone.
 
 use std::{
     ffi::OsStr,
@@ -14,41 +14,41 @@ use rustix::{
     mount::{MountFlags, mount},
 };
 
-/// Where agents keep it, first choice first.
+/// Directories of the pins, first choice first.
 pub(crate) const USUAL: [&str; 2] = ["/sys/fs/bpf/genops", MOUNTED];
 
-/// Where an agent mounts a file system of its own, if there is none.
+/// Mount point of the agent's own BPF file system, if there is none.
 const MOUNTED: &str = "/run/genops/bpf";
 
 /// `BPF_FS_MAGIC` (`include/uapi/linux/magic.h`).
 const BPF_FS: u64 = 0xcafe_4a11;
 
-/// Permission of others, in the group or not, to write.
+/// Write permission of group or others.
 const OTHERS_WRITE: u32 = 0o022;
-/// Whoever may write can't rename or remove what is not his.
+/// Users with write permission can't rename or remove the files of others.
 const STICKY: u32 = 0o1000;
 /// Permissions of a place.
 const PRIVATE: u32 = 0o700;
 /// Permissions of a directory on the way to a place outside a BPF file system.
 const PASSABLE: u32 = 0o755;
 
-/// What to do where there is no BPF file system.
+/// Advice without a BPF file system.
 const MOUNT_ONE: &str = "mount one: `mount -t bpf -o mode=0700 bpf /sys/fs/bpf`";
 
-/// Whether something may be changed.
+/// Whether changes are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Touch {
-    /// Directories are made, and a file system mounted.
+    /// Makes directories, and mounts a file system.
     Make,
-    /// It is only found out whether that would be done.
+    /// Makes no changes; only checks whether they would be made.
     Look,
 }
 
-/// The first of the usual places that is safe.
+/// Returns the first safe place of the usual places.
 ///
 /// # Errors
 ///
-/// Where none is: why, for each.
+/// If no place is safe: the reason for each.
 pub(crate) fn of_itself(touch: Touch) -> Result<PathBuf, String> {
     let mut reasons = Vec::new();
     for place in USUAL {
@@ -61,11 +61,11 @@ pub(crate) fn of_itself(touch: Touch) -> Result<PathBuf, String> {
     Err(reasons.join("; "))
 }
 
-/// Whether this place is safe, which is made where it does not exist.
+/// Checks a place; makes a missing place.
 ///
 /// # Errors
 ///
-/// Where it is not: why, and what to do.
+/// If the place is not safe: the reason, and the remedy.
 pub(crate) fn at(path: &Path, touch: Touch) -> Result<(), String> {
     let way = Way { touch, mode: PRIVATE, everywhere: false };
     let Some(last) = way.descend(path)? else { return Ok(()) };
@@ -74,7 +74,7 @@ pub(crate) fn at(path: &Path, touch: Touch) -> Result<(), String> {
         return Err(format!("{shown} is not on a BPF file system; {MOUNT_ONE}"));
     }
     let mode = fstat(&last).map_err(|error| format!("{shown}: {error}"))?.st_mode & 0o7777;
-    // The root of a BPF file system is sticky, whatever it is mounted with.
+    // The root of a BPF file system is sticky, whatever the mount options.
     if mode & !STICKY == PRIVATE {
         return Ok(());
     }
@@ -89,7 +89,7 @@ pub(crate) fn at(path: &Path, touch: Touch) -> Result<(), String> {
     }
 }
 
-/// The place with a file system of the agent's own.
+/// Checks the place with the agent's own file system.
 fn mounted(touch: Touch) -> Result<(), String> {
     let path = Path::new(MOUNTED);
     let way = Way { touch, mode: PASSABLE, everywhere: true };
@@ -106,7 +106,8 @@ fn mounted(touch: Touch) -> Result<(), String> {
     at(path, touch)
 }
 
-/// A file system that is mounted in a namespace of the agent's own ends with it.
+/// Refuses a mount in a private namespace of the agent, because the file system would end with the
+/// namespace.
 fn may_mount() -> Result<(), String> {
     let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt"));
     match (namespace("1"), namespace("self")) {
@@ -117,18 +118,18 @@ fn may_mount() -> Result<(), String> {
     }
 }
 
-/// How a path is followed.
+/// Rules for following a path.
 struct Way {
     touch: Touch,
-    /// Of directories that are made.
+    /// Mode of new directories.
     mode: u32,
-    /// They are made on other file systems, too.
+    /// Makes directories on other file systems, too.
     everywhere: bool,
 }
 
 impl Way {
-    /// Follows the path from the root, and refuses it where somebody else could lead it elsewhere. `None`: it does not
-    /// exist, and may not be made now.
+    /// Follows the path from the root, and refuses a path that others could redirect. `None`: the
+    /// path does not exist, and may not be made now.
     fn descend(&self, path: &Path) -> Result<Option<OwnedFd>, String> {
         let mut at = PathBuf::from("/");
         let mut here = open(None, OsStr::new("/")).map_err(|error| format!("/: {error}"))?;
@@ -182,7 +183,7 @@ fn open(above: Option<&OwnedFd>, name: &OsStr) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Whether nobody but root can put another in the place of what is in this directory.
+/// Whether root alone can replace the entries of a directory.
 fn check(directory: &OwnedFd, path: &Path) -> Result<(), String> {
     let shown = path.display();
     let stat = fstat(directory).map_err(|error| format!("{shown}: {error}"))?;
@@ -192,7 +193,7 @@ fn check(directory: &OwnedFd, path: &Path) -> Result<(), String> {
     })
 }
 
-/// What is wrong with a directory of this owner and mode.
+/// The fault of a directory with the given owner and mode.
 fn fault(uid: u32, mode: u32) -> Option<String> {
     if uid != 0 {
         return Some(format!("belongs to user {uid}, not to root"));
@@ -205,7 +206,7 @@ fn is_bpf(directory: &OwnedFd) -> bool {
     fstatfs(directory).is_ok_and(|it| u64::try_from(it.f_type) == Ok(BPF_FS))
 }
 
-/// Whether nothing is in it but what agents make (`v4`).
+/// Whether the directory has only directories made by agents (`v4`).
 fn holds_only_ours(path: &Path) -> bool {
     let ours = |name: &str| {
         name.strip_prefix('v').is_some_and(|it| it.bytes().all(|byte| byte.is_ascii_digit()))

@@ -1,14 +1,14 @@
-//! Providers as the kernel programs know them: by numbers.
+//! Providers as known to the kernel programs: by number.
 
 use genops_protocols::{HostPattern, Hosts};
 
-/// Bits of a number: what the programs compare it with has others beside it.
+/// Bits of a number: the programs' compared value has other bits beside the number.
 const BITS: u32 = 24;
 
-/// Providers by number, as the kernel programs know them: 1 and up.
+/// Providers by number, as known to the kernel programs: 1 and up.
 ///
-/// A number comes from the name alone, so that maps which outlive an agent mean the same to the next one, whatever its
-/// configuration and version.
+/// The number depends on the name alone, so maps outliving an agent mean the same to the next
+/// agent, with any configuration and version.
 #[derive(Clone, Debug)]
 pub(crate) struct Providers {
     names: Vec<(u32, String)>,
@@ -22,7 +22,7 @@ impl Providers {
         new
     }
 
-    /// Takes other hosts. A provider keeps its number as long as the agent runs.
+    /// Replaces the hosts. A provider keeps the number as long as the agent runs.
     pub(crate) fn replace(&mut self, hosts: &Hosts) {
         for pattern in hosts.host_patterns() {
             if self.number(pattern.provider) == 0 {
@@ -36,12 +36,12 @@ impl Providers {
         self.hosts = hosts.clone();
     }
 
-    /// Every host, with its provider's number.
+    /// Every host, with the number of the provider.
     pub(super) fn hosts(&self) -> impl Iterator<Item = (HostPattern<'_>, u32)> {
         self.hosts.host_patterns().map(|it| (it, self.number(it.provider)))
     }
 
-    /// The number of a provider; 0 where it is none.
+    /// The number of a provider; 0 for an unknown name.
     pub(crate) fn number(&self, name: &str) -> u32 {
         self.names.iter().find(|(_, it)| it == name).map_or(0, |(number, _)| *number)
     }
@@ -51,7 +51,7 @@ impl Providers {
         self.names.iter().find(|(it, _)| *it == number).map(|(_, name)| name.as_str())
     }
 
-    /// The number of the provider whose host this is, and its port where that is not HTTPS; 0: none's.
+    /// The number of a host's provider, and the port if not HTTPS; 0: no provider.
     pub(crate) fn of_host(&self, host: &str) -> (u32, Option<u16>) {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         let found = self.hosts.host_patterns().find(|it| it.matches(&host, it.port));

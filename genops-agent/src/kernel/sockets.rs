@@ -1,6 +1,6 @@
-//! What can be done to a workload's socket from outside: push its queue, or destroy it.
+//! Actions on a workload's socket from outside: push the queue, or destroy the socket.
 //!
-//! Both find exactly one socket by its cookie, or none.
+//! Both actions find exactly one socket by its cookie, or none.
 
 use std::{
     collections::HashMap,
@@ -27,34 +27,34 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub(crate) struct Socket {
     /// `SO_COOKIE`.
     pub(crate) cookie: u64,
-    /// Thread-group id of the process that sent on it.
+    /// Thread-group ID of the process sending on the socket.
     pub(crate) tgid: u32,
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
 }
 
-/// Finds sockets of other processes and remembers where they were.
+/// Finds sockets of other processes and remembers their descriptors.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
-    /// Cookie to the descriptor's number in its process; checked by the cookie each time.
+    /// Cookie to the descriptor's number in the process; checked by the cookie each time.
     numbers: HashMap<u64, RawFd>,
-    /// Network namespace (inode) to a netlink socket in it.
+    /// Network namespace (inode) to a netlink socket there.
     diag: HashMap<u64, OwnedFd>,
 }
 
-/// Most descriptors remembered; past that, all are forgotten and found again.
+/// Most remembered descriptors; past the limit, all are forgotten and found again.
 const NUMBERS_LIMIT: usize = 4096;
-/// Most network namespaces whose netlink socket is kept.
+/// Most network namespaces with a kept netlink socket.
 const NAMESPACES_LIMIT: usize = 256;
 
 impl Sockets {
-    /// Makes TCP send what is queued, without a trace on the socket: taking away `TCP_CORK`, set or
+    /// Makes TCP send queued bytes, without a trace on the socket: taking away `TCP_CORK`, set or
     /// not, pushes the queue (`net/ipv4/tcp.c`, `__tcp_sock_set_cork`).
     ///
     /// # Errors
     ///
-    /// Where the process has gone or has no such socket any more. Nothing is lost then: the queue
-    /// goes out when TCP's timer fires.
+    /// If the process has ended or no longer has the socket. No byte is lost then: the queue goes
+    /// out when TCP's timer fires.
     pub(crate) fn kick(&mut self, socket: Socket) -> Result<(), Errno> {
         let pid = i32::try_from(socket.tgid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
         let process = pidfd_open(pid, PidfdFlags::empty())?;
@@ -67,8 +67,8 @@ impl Sockets {
         Ok(())
     }
 
-    /// A duplicate of the socket's descriptor. Kept no longer than a call: it would delay the end of
-    /// the connection.
+    /// Duplicates the socket's descriptor. The duplicate lives no longer than a call: a longer life
+    /// would delay the end of the connection.
     fn copy_of(&mut self, process: &OwnedFd, socket: Socket) -> Result<OwnedFd, Errno> {
         let is_it = |number: RawFd| -> Option<OwnedFd> {
             let copy = pidfd_getfd(process, number, PidfdGetfdFlags::empty()).ok()?;
@@ -89,17 +89,18 @@ impl Sockets {
         Err(Errno::BADF)
     }
 
-    /// Forgets a socket that has ended.
+    /// Forgets an ended socket.
     pub(crate) fn forget(&mut self, cookie: u64) {
         self.numbers.remove(&cookie);
     }
 
-    /// Destroys exactly this socket (`SOCK_DESTROY`, `sock_diag(7)`): the program's next or waiting call
-    /// on it fails at once, and nothing that is queued is sent.
+    /// Destroys exactly the given socket (`SOCK_DESTROY`, `sock_diag(7)`): the program's next or
+    /// waiting call on the socket fails at once, and no queued byte is sent.
     ///
     /// # Errors
     ///
-    /// `NOENT` where it is gone already; `OPNOTSUPP` on kernels without `CONFIG_INET_DIAG_DESTROY`.
+    /// `NOENT` if the socket is gone already; `OPNOTSUPP` on kernels without
+    /// `CONFIG_INET_DIAG_DESTROY`.
     pub(crate) fn destroy(&mut self, socket: Socket) -> Result<(), Errno> {
         let namespace = network_namespace(socket.tgid);
         if self.diag.len() >= NAMESPACES_LIMIT {
@@ -126,7 +127,7 @@ impl Sockets {
     }
 }
 
-/// Descriptors of a process that are sockets.
+/// Numbers of a process's socket descriptors.
 fn socket_numbers(tgid: u32) -> impl Iterator<Item = RawFd> {
     let entries = fs::read_dir(format!("/proc/{tgid}/fd")).into_iter().flatten().flatten();
     entries.filter_map(|entry| {
@@ -143,8 +144,8 @@ fn network_namespace(tgid: u32) -> Option<u64> {
     Some(fs::metadata(format!("/proc/{tgid}/ns/net")).ok()?.ino())
 }
 
-/// A `sock_diag` socket in the network namespace of `tgid`, or in ours. A thread of its own enters the
-/// namespace and ends, so that ours never leaves its own.
+/// Opens a `sock_diag` socket in the network namespace of `tgid`, or in the agent's. A separate
+/// thread enters the namespace and ends, so the agent's threads never leave their own namespace.
 fn diag_socket(tgid: Option<u32>) -> Result<OwnedFd, Errno> {
     let open = || {
         socket_with(
@@ -194,7 +195,7 @@ struct DestroyRequest {
     extensions: u8,
     reserved: u8,
     states: u32,
-    /// Network byte order, as the three that follow.
+    /// Network byte order, as the next three fields.
     source_port: [u8; 2],
     destination_port: [u8; 2],
     source: [u8; 16],
@@ -229,7 +230,7 @@ impl DestroyRequest {
     }
 }
 
-/// Low half first, as the kernel compares it (`sock_diag_check_cookie`).
+/// Low half first, as compared by the kernel (`sock_diag_check_cookie`).
 #[expect(clippy::cast_possible_truncation, reason = "the halves of the number")]
 const fn halves(cookie: u64) -> [u32; 2] {
     [cookie as u32, (cookie >> 32) as u32]

@@ -1,17 +1,17 @@
-//! What processes and users take of the maps that all share, counted anew.
+//! Recount of the shared maps' entries by process and user.
 //!
-//! The kernel programs count as they go. What a process did not free when it ended they never take off
-//! again, and of two threads at once one may be lost; so the agent puts the numbers right.
+//! The kernel programs count as they go. Entries not freed by an ended process stay in the count,
+//! and of two threads at once one count may be lost; so the agent corrects the numbers.
 
 use std::{collections::HashMap as Counts, path::Path};
 
 use aya::maps::{HashMap, MapData, MapError};
 use genops_ebpf_common::{Conn, ConnKey, Sock, Usage};
 
-/// `BPF_EXIST`: what is gone stays so (`include/uapi/linux/bpf.h`).
+/// `BPF_EXIST`: a removed entry stays removed (`include/uapi/linux/bpf.h`).
 const ONLY_IF_THERE: u64 = 2;
 
-/// The numbers that the kernel programs go by.
+/// The counts used by the kernel programs.
 #[derive(Debug)]
 pub(super) struct Usages {
     by_process: HashMap<MapData, u32, Usage>,
@@ -27,7 +27,7 @@ impl Usages {
         })
     }
 
-    /// Puts the numbers right, and says which TLS objects are of processes that are gone.
+    /// Corrects the counts, and returns the TLS objects of ended processes.
     pub(super) fn set(
         &mut self,
         objects: &[(ConnKey, Conn)],
@@ -54,7 +54,7 @@ impl Usages {
     }
 }
 
-/// What is there.
+/// The counted entries.
 #[derive(Debug, Default)]
 struct Counted {
     /// TLS objects and sockets of processes.
@@ -64,7 +64,7 @@ struct Counted {
 }
 
 impl Counted {
-    /// Counts TLS objects; those of processes that do not live are returned instead.
+    /// Counts TLS objects; returns the objects of ended processes instead.
     fn objects(
         &mut self,
         objects: &[(ConnKey, Conn)],
@@ -83,7 +83,7 @@ impl Counted {
         gone
     }
 
-    /// Counts a socket, while its process has it.
+    /// Counts a socket that its process has not closed.
     fn socket(&mut self, sock: &Sock) {
         if sock.closed == 0 {
             self.by_process.entry(sock.tgid).or_default().1 += 1;

@@ -1,14 +1,14 @@
-//! Serves `/metrics`, `/healthz` and `/readyz`.
+//! Listener for `/metrics`, `/healthz` and `/readyz`.
 //!
-//! A hand-written responder for three fixed paths, in place of an HTTP framework: one request a
-//! connection, GET and HEAD only, no body read, a bounded head, a deadline, a bounded number of
-//! connections at once. It runs on a thread of its own, so that neither a slow scrape nor a busy
-//! exporter delays a verdict, and it still answers when the exporter's runtime is stuck.
+//! A hand-written responder for three fixed paths, in place of an HTTP framework: a single request
+//! per connection, GET and HEAD only, no body read, a bounded head, a deadline, a bounded number of
+//! connections at once. The listener has a separate thread, so that neither a slow scrape nor a
+//! busy exporter delays a verdict, and answers even when the exporter's runtime is stuck.
 //!
-//! Anybody may connect, and nobody keeps a probe from its answer: heads are read as they come, all of
-//! them at once; where there is no room for one more, the one that took longest gives up its place,
-//! of whoever has most of them. Answers to probes fit the socket's buffer and wait for nobody; pages
-//! of metrics, which may not, are written by threads with places of their own.
+//! Anybody may connect, and nobody can keep a health check from its answer. All heads are read
+//! concurrently. If all places are taken, the oldest head of the peer with most heads is dropped.
+//! Answers to health checks fit into the socket's buffer, so no write waits; pages of metrics,
+//! possibly larger, are written by separate threads with a limit of their own.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -21,35 +21,35 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Metrics;
 
-/// Request heads that are read at the same time.
+/// Most request heads read at the same time.
 const HEADS: usize = 128;
 
-/// Connections that are taken up before the heads are looked at again.
+/// Most connections accepted before the next look at the heads.
 const ACCEPTED_AT_ONCE: usize = 16;
 
-/// Pages of metrics that are written at the same time; more are refused at once.
+/// Most pages of metrics written at the same time; further requests are refused at once.
 const PAGES: usize = 8;
 
 /// Longest request head, in bytes.
 const HEAD_LIMIT: usize = 8 << 10;
 
-/// From accepting a connection to the end of its request head.
+/// Maximum time from accepting a connection to the end of the request head.
 const HEAD_DEADLINE: Duration = Duration::from_secs(2);
 
-/// For writing a page of metrics.
+/// Timeout for writing a page of metrics.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long no connection is taken up where none can be: out of descriptors.
+/// Pause after a failed accept: out of descriptors.
 const REST: Duration = Duration::from_millis(100);
 
 /// Stack of a thread, in bytes.
 const STACK: usize = 128 << 10;
 
-/// Binds `address` and serves it until the process ends.
+/// Binds `address` and serves until the process ends.
 ///
 /// # Errors
 ///
-/// Where the address cannot be bound; the returned address has the port that was chosen for 0.
+/// Fails if the address cannot be bound. The returned address has the port chosen for port 0.
 pub(crate) fn start(address: SocketAddr, metrics: Arc<Metrics>) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
@@ -67,7 +67,7 @@ fn thread(name: &str) -> std::thread::Builder {
     std::thread::Builder::new().name(name.to_owned()).stack_size(STACK)
 }
 
-/// A connection whose request head is read.
+/// A connection with an incomplete request head.
 #[derive(Debug)]
 struct Head {
     stream: TcpStream,
@@ -76,26 +76,26 @@ struct Head {
     read: Vec<u8>,
 }
 
-/// What became of a head.
+/// Result of reading a head.
 enum Read {
     Part,
     Whole,
-    /// The peer went away: its loss, and nothing here depends on it.
+    /// The peer went away; nothing depends on the answer.
     Gone,
 }
 
-/// Everything that the listener has.
+/// State of the listener.
 struct Desk {
     listener: TcpListener,
     metrics: Arc<Metrics>,
     /// Oldest first.
     heads: Vec<Head>,
-    /// Pages that are being written.
+    /// Number of pages being written.
     pages: Arc<AtomicUsize>,
 }
 
 impl Desk {
-    /// Waits for what comes next, and does it.
+    /// Waits for the next event, and handles all ready connections.
     fn turn(&mut self) {
         let now = Instant::now();
         let left = |it: &Head| (it.since + HEAD_DEADLINE).saturating_duration_since(now);
@@ -126,7 +126,7 @@ impl Desk {
             return;
         }
         if self.heads.len() >= HEADS {
-            // Who has sent a head already is served before somebody makes room.
+            // Complete heads are served before a head is dropped.
             self.read();
         }
         if self.heads.len() >= HEADS {
@@ -135,7 +135,7 @@ impl Desk {
         self.heads.push(Head { stream, peer, since: Instant::now(), read: Vec::new() });
     }
 
-    /// Gives up the head that took longest, of the peer that has most of them.
+    /// Drops the oldest head of the peer with most heads.
     fn make_room(&mut self) {
         let mut places: HashMap<IpAddr, usize> = HashMap::new();
         for head in &self.heads {
@@ -149,7 +149,7 @@ impl Desk {
         }
     }
 
-    /// Reads what has come, and answers where a head is whole.
+    /// Reads all heads, and answers the complete ones.
     fn read(&mut self) {
         let now = Instant::now();
         for mut head in std::mem::take(&mut self.heads) {
@@ -166,7 +166,7 @@ impl Desk {
     fn answer(&self, head: Head) {
         let Head { stream, read, .. } = head;
         if !asks_for_metrics(&read) {
-            // The socket's buffer takes it; a peer that is gone does not get it.
+            // The socket's buffer takes the answer; a peer already gone does not matter.
             let (answer, with_body) = respond(&read, &self.metrics);
             return write(stream, &answer, with_body).unwrap_or_default();
         }
@@ -176,7 +176,7 @@ impl Desk {
         }
         let (metrics, pages) = (Arc::clone(&self.metrics), Arc::clone(&self.pages));
         let served = thread("metrics-page").spawn(move || {
-            // The peer went away or was too slow: its loss.
+            // An error means a peer gone or too slow.
             page(stream, &read, &metrics).unwrap_or_default();
             pages.fetch_sub(1, Ordering::Relaxed);
         });
@@ -188,7 +188,7 @@ impl Desk {
 }
 
 impl Head {
-    /// Reads up to the empty line, or as much as the limit allows.
+    /// Reads up to the empty line, or to the limit.
     fn go_on(&mut self) -> Read {
         let mut piece = [0; 1 << 10];
         loop {
@@ -198,7 +198,7 @@ impl Head {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(_) => return Read::Gone,
             };
-            // An end may stand across two pieces.
+            // The end of the head may span two pieces.
             let from = self.read.len().saturating_sub(3);
             self.read.extend_from_slice(piece.get(..read).unwrap_or_default());
             let new = self.read.get(from..).unwrap_or_default();
@@ -210,7 +210,7 @@ impl Head {
     }
 }
 
-/// A page of metrics, at the peer's pace.
+/// Writes a page of metrics, at the peer's pace.
 fn page(stream: TcpStream, head: &[u8], metrics: &Metrics) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
@@ -232,13 +232,13 @@ fn write(mut stream: TcpStream, answer: &Answer, with_body: bool) -> io::Result<
     stream.shutdown(std::net::Shutdown::Write)
 }
 
-/// Whether the target is the page that may be too large for the socket's buffer.
+/// Whether the target is the page possibly too large for the socket's buffer.
 fn asks_for_metrics(head: &[u8]) -> bool {
     let target = head.split(|&byte| byte == b' ' || byte == b'\r').nth(1).unwrap_or_default();
     target.split(|&byte| byte == b'?').next() == Some(b"/metrics")
 }
 
-/// An answer in full.
+/// A complete answer.
 #[derive(Debug)]
 struct Answer {
     status: &'static str,
@@ -246,7 +246,7 @@ struct Answer {
     body: String,
 }
 
-/// What to answer, and whether with the body (not to HEAD).
+/// Returns the answer, and whether to send the body (not to HEAD).
 fn respond(head: &[u8], metrics: &Metrics) -> (Answer, bool) {
     let text = |status, body: String| Answer { status, content_type: TEXT, body };
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
@@ -353,7 +353,7 @@ mod tests {
         );
     }
 
-    /// Asks for a probe's path, and says whether it was answered in time.
+    /// Requests a health check's path, and tells whether an answer came in time.
     fn probe(address: SocketAddr, path: &str) -> bool {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();

@@ -1,15 +1,13 @@
-//! One AWU as an OTLP/JSON export request: what `genops-agent conformance` and any other checker
-//! of spans reads.
+//! An AWU as an OTLP/JSON export request, read by `genops-agent conformance` and any other checker
+//! of spans.
 //!
 //! The [JSON encoding of OTLP][spec]: ids in hexadecimal, 64-bit integers as strings, keys in
 //! lowerCamelCase.
 //!
 //! [spec]: https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding
 
-use genops_governance::{Attribute, Awu, Event, Value};
+use genops_governance::{Attribute, Awu, Event, Value, hex};
 use serde_json::{Value as Json, json};
-
-use super::hex;
 
 /// `SPAN_KIND_CLIENT`.
 const CLIENT: u8 = 3;
@@ -17,7 +15,7 @@ const CLIENT: u8 = 3;
 /// `STATUS_CODE_ERROR`.
 const ERROR: u8 = 2;
 
-/// Appends the request as one line.
+/// Appends the request as a single line.
 pub(super) fn line(awu: &Awu, out: &mut String) {
     let request = json!({"resourceSpans": [{
         "resource": {"attributes": [attribute("service.name", &Value::Str("genops-agent".to_owned()))]},

@@ -1,4 +1,4 @@
-//! Prints AWUs from a thread of its own: a blocked terminal or pipe must not hold a verdict back.
+//! Prints AWUs from a separate thread: a blocked terminal or pipe must not hold a verdict back.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use genops_governance::Awu;
 use super::{Output, Renderer};
 use crate::metrics::Metrics;
 
-/// AWUs that wait to be printed; what comes when it is full is counted and not printed.
+/// Most AWUs waiting to be printed; beyond the limit, AWUs are counted and not printed.
 const QUEUE: usize = 4_096;
 
-/// How long the end waits for what is still to be printed.
+/// Longest wait at the end for AWUs still to be printed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Prints to the standard output.
@@ -26,20 +26,20 @@ pub(crate) struct Printer {
 }
 
 impl Printer {
-    /// Starts the thread; for [`Output::None`] there is none.
+    /// Starts the thread; no thread for [`Output::None`].
     pub(crate) fn start(output: Output, metrics: Arc<Metrics>) -> io::Result<Self> {
         if output == Output::None {
             return Ok(Self { running: None, metrics });
         }
         let (sender, receiver) = sync_channel(QUEUE);
         let thread = std::thread::Builder::new().name("print".to_owned()).spawn(move || {
-            // Nobody reads the output any more: printing ends, governing goes on.
+            // The reader of the output is gone: printing ends, governing continues.
             print(&receiver, Renderer::stdout(output)).unwrap_or_default();
         })?;
         Ok(Self { running: Some((sender, thread)), metrics })
     }
 
-    /// Prints soon; false where the queue was full (which is counted).
+    /// Queues an AWU; false if the queue was full (counted as lost).
     pub(crate) fn try_print(&self, awu: &Arc<Awu>) -> bool {
         let Some((sender, _)) = &self.running else { return true };
         let taken = sender.try_send(Arc::clone(awu)).is_ok();
@@ -49,7 +49,8 @@ impl Printer {
         taken
     }
 
-    /// Prints what waits, for a moment at most: a blocked terminal must not keep the agent alive.
+    /// Prints queued AWUs, for at most [`PATIENCE`]: a blocked terminal must not keep the agent
+    /// alive.
     pub(crate) fn finish(self) {
         let Some((sender, thread)) = self.running else { return };
         drop(sender);

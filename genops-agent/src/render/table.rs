@@ -1,4 +1,4 @@
-//! The live table: a line an AWU, for people.
+//! The live table: a line per AWU, for people.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use genops_governance::{Attribute, Awu, Value};
 
 use super::{find, find_double, find_int, find_str, plain};
 
-/// A column: its head, its width in characters, and whether it is a number.
+/// A column: head, width in characters, and alignment (right for numbers).
 struct Column {
     head: &'static str,
     width: usize,
@@ -58,7 +58,7 @@ pub(super) fn head(colour: bool, out: &mut String) {
     out.push('\n');
 }
 
-/// One AWU.
+/// Appends the line of an AWU.
 pub(super) fn row(awu: &Awu, colour: bool, out: &mut String) {
     let attributes = awu.attributes();
     let mut cells = cells(awu.start_unix_ns, awu.end_unix_ns, &attributes);
@@ -110,7 +110,7 @@ fn process(attributes: &[Attribute]) -> String {
     [name.map(|name| plain(name, 12)), pid].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
-/// `refund-bot (payments)`: the principal, and its team where the name does not have it already.
+/// `refund-bot (payments)`: the principal, and the team unless part of the name.
 fn principal(attributes: &[Attribute]) -> String {
     let name = find_str(attributes, "genops.principal").unwrap_or_default();
     match find_str(attributes, "genops.team").filter(|team| !name.contains(team)) {
@@ -119,7 +119,7 @@ fn principal(attributes: &[Attribute]) -> String {
     }
 }
 
-/// What it cost in USD; absent where the price or the usage is only assumed.
+/// Cost in USD; absent if the price or the usage is only assumed.
 fn cost(attributes: &[Attribute]) -> Option<f64> {
     let assumed = ["genops.accounting.incomplete", "genops.accounting.price_assumed"]
         .iter()
@@ -127,7 +127,7 @@ fn cost(attributes: &[Attribute]) -> Option<f64> {
     find_double(attributes, "genops.cost.total").filter(|_| !assumed)
 }
 
-/// `BLOCKED POLICY_DENY_MODEL`, and what the provider said where that was an error.
+/// `BLOCKED POLICY_DENY_MODEL`, and the provider's error, if any.
 fn decision(attributes: &[Attribute]) -> String {
     let keys = ["genops.policy.result", "genops.policy.reason_code", "error.type"];
     let mut words: Vec<&str> = keys.iter().filter_map(|key| find_str(attributes, key)).collect();
@@ -146,7 +146,7 @@ fn duration(ns: u64) -> String {
     format!("{}.{:03}", ns / 1_000_000_000, ns / 1_000_000 % 1_000)
 }
 
-/// Pads each cell to its column; an empty one in the middle is a hyphen. No line end.
+/// Pads each cell to its column; an empty cell before the last is a hyphen. No line end.
 fn line(cells: &[String; COLUMNS.len()], out: &mut String) {
     let mut padded = String::new();
     let last = COLUMNS.len() - 1;

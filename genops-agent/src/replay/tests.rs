@@ -1,4 +1,5 @@
-//! Small recordings of our own through the whole engine, and the corpus where it is present.
+//! Small recordings made by the tests, replayed through the whole engine, and the corpus if
+//! present.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it does not hold")]
 
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 use super::*;
 use crate::recording::{Direction as Side, Writer};
 
-/// Replays `recording`; the AWUs.
+/// Replays `recording`; returns the AWUs.
 pub(crate) fn awus(config: &Config, recording: &[u8]) -> Vec<Awu> {
     let mut awus = Vec::new();
     let mut replayer = Replayer::new(config, |output| {
@@ -68,7 +69,7 @@ fn config(yaml: &str) -> Config {
     Config::parse(Path::new("agent.yaml"), yaml).unwrap()
 }
 
-/// Replays twice, which must not differ, and shows the named keys of each AWU.
+/// Replays twice with equal results, and shows the named keys of each AWU.
 #[track_caller]
 fn check(yaml: &str, recording: &[u8], keys: &[&str], expected: &Expect) {
     let config = config(yaml);
@@ -207,7 +208,62 @@ fn a_broken_line_ends_the_replay_after_what_was_complete() {
     assert_eq!(count, 1);
 }
 
-/// The three recordings of the corpus: every labelled exchange is found.
+/// Half a second at 0.002 USD, of a budget of a minute.
+#[test]
+fn a_call_to_an_own_server_is_paid_by_the_second() {
+    let yaml = r#"
+mode: enforce
+principals:
+  - {name: bot, match: {exe: "/usr/bin/python3*"}, team: payments, project: refunds}
+providers:
+  - {host: llm.internal, dialect: vllm}
+budgets:
+  - {name: gpu, team: payments, unit: compute_seconds, limit: 60, period: hour}
+prices:
+  default_max_seconds: 40
+  overrides:
+    - {provider: vllm, model: "own-*", per_second: 0.002}
+"#;
+    let open = Open {
+        exe: Some("/usr/bin/python3".to_owned()),
+        server_name: Some("llm.internal".to_owned()),
+        ..Open::default()
+    };
+    let mut writer = Writer::new(Vec::new());
+    for conn in ["c1", "c2"] {
+        writer.open(START_NS, conn, &open).unwrap();
+        let request = r#"{"model":"own-8b","messages":[{"role":"user","content":"Hello"}]}"#;
+        let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: llm.internal\r\n";
+        let request = format!("{head}Content-Length: {}\r\n\r\n{request}", request.len());
+        writer.data(START_NS, conn, Side::Egress, request.as_bytes()).unwrap();
+    }
+    let answer = r#"{"object":"chat.completion","model":"own-8b","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":8,"completion_tokens":2}}"#;
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
+    writer.data(START_NS + 500_000_000, "c1", Side::Ingress, answer.as_bytes()).unwrap();
+    let keys = [
+        "conn",
+        "genops.policy.result",
+        "genops.policy.reason",
+        "genops.accounting.unit",
+        "genops.accounting.reserved",
+        "genops.accounting.actual",
+        "genops.accounting.basis",
+        "genops.budget.remaining",
+        "genops.cost.total",
+        "genops.usage.compute_seconds",
+    ];
+    check(
+        yaml,
+        &writer.into_inner(),
+        &keys,
+        &expect![[r#"
+            conn="c2" genops.policy.result="BLOCKED" genops.policy.reason="of 60 seconds there are 20 seconds left, and this request may need 40 seconds"
+            conn="c1" genops.policy.result="ALLOWED" genops.accounting.unit="compute_seconds" genops.accounting.reserved=40.0 genops.accounting.actual=0.5 genops.accounting.basis="reported" genops.budget.remaining=20.0 genops.cost.total=0.001 genops.usage.compute_seconds=0.5
+        "#]],
+    );
+}
+
+/// Replays the three recordings of the corpus, and finds every labelled exchange.
 #[test]
 fn every_exchange_of_the_corpus_is_found() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
@@ -224,7 +280,7 @@ fn every_exchange_of_the_corpus_is_found() {
             let Output::Awu(awu) = output else { return Ok(()) };
             let attributes = awu.attributes();
             let conn = render::find_str(&attributes, "conn").map(str::to_owned);
-            // A label of a stream that was joined midway has no number: any unit will do.
+            // A label of a stream joined midway has no number: any unit matches.
             found.insert((conn.clone(), None));
             found.insert((conn, render::find_int(&attributes, "exchange")));
             Ok(())

@@ -1,4 +1,4 @@
-//! What is said of the time when no agent runs: what goes on then, and what ends it.
+//! Messages about the time without an agent: the refusals going on, and the end of them.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::{
     kernel::Pins,
 };
 
-/// Ends what outlives the agent.
+/// Command to end the programs outliving the agent.
 const UNPIN: &str = "`genops-agent unpin`";
 
-/// The last line of an agent that enforced.
+/// The last line of an enforcing agent.
 pub(crate) fn farewell(config: &Config, pins: Option<&Pins>) -> Option<String> {
     match pins {
         Some(pins) => Some(stays(config, &pins.directory().display().to_string())),
@@ -23,7 +23,7 @@ pub(crate) fn farewell(config: &Config, pins: Option<&Pins>) -> Option<String> {
     }
 }
 
-/// What stays in the kernel, how long, and what ends it.
+/// The programs left in the kernel, the duration, and the way to end them.
 fn stays(config: &Config, directory: &str) -> String {
     let what = match config.on_timeout {
         OnTimeout::Closed => {
@@ -39,7 +39,7 @@ fn stays(config: &Config, directory: &str) -> String {
     )
 }
 
-/// What has to be known of an agent that enforces and leaves nothing behind.
+/// Warning about an enforcing agent without programs to leave behind.
 pub(crate) fn remark(config: &Config, pins: Option<&Pins>, unkept: Option<&str>) -> Option<String> {
     if !config.enforces() || pins.is_some() {
         return None;
@@ -52,17 +52,17 @@ pub(crate) fn remark(config: &Config, pins: Option<&Pins>, unkept: Option<&str>)
     Some(ends(&why))
 }
 
-/// That nothing outlives the agent, and why.
+/// The message that nothing outlives the agent, with the reason.
 pub(crate) fn ends(why: &str) -> String {
     format!("enforcement ends with the agent: {why}")
 }
 
-/// What `doctor` says of an agent of this configuration.
+/// The line of `doctor` for an agent of the configuration.
 pub(crate) fn outlook(config: &Config, directory: &str) -> String {
     stays(config, directory).replacen("stopped;", "when the agent stops,", 1)
 }
 
-/// A time in the largest unit that it is a whole number of.
+/// A time in the largest unit with a whole number.
 fn shown(time: Duration) -> String {
     let seconds = time.as_secs();
     let units = [("d", 86_400), ("h", 3_600), ("m", 60)];

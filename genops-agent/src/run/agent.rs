@@ -1,6 +1,12 @@
-//! The state of a run, and what happens to it with each record of the kernel.
+//! The state of a run, and the changes to the state with each record of the kernel.
 
-use std::{collections::HashMap, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use genops_ebpf_common::{
@@ -9,9 +15,9 @@ use genops_ebpf_common::{
     unexplained,
 };
 use genops_governance::{
-    Awu, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Effect, Engine, HoldLevel, Ledger,
-    MatchConfig, Mechanism, Mode, Now, OnTimeout, Outcome, Output, PolicyResult, ProcessFacts,
-    ProcessKey, Signal, Unexplainable,
+    Awu, AwuId, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Effect, Engine, HoldLevel,
+    Ledger, MatchConfig, Mechanism, Mode, Now, OnTimeout, Outcome, Output, PolicyResult,
+    ProcessFacts, ProcessKey, Signal, Unexplainable, User,
 };
 use genops_protocols::Direction;
 
@@ -21,6 +27,7 @@ use super::{
     contacts::{Contacts, Hello, Reached},
     coverage::Coverage,
     enforcer::{Enforcer, Late},
+    flood::{Authors, Floods},
     hold_deadline, kernel_settings,
     lineage::Lineages,
     ns,
@@ -36,7 +43,11 @@ use crate::{
     export::Exporter,
     guard::{self, Guarded},
     identity::{self, Identities},
-    journal::{Journal, Moment, Opening, entry::Kind},
+    journal::{
+        Journal, Moment, Opening,
+        entry::Kind,
+        fold::{Fold, Line, Taken, Terms, is_refusal, owner},
+    },
     kernel::{
         Left, Maps, Mechanisms, Pins, Providers,
         holds::{Expired, address_of, socket_of},
@@ -45,51 +56,54 @@ use crate::{
     ledger_file::{self, LedgerFile, Restored},
     metrics::{Metrics, Part, Remark},
     render::{self, Printer},
+    space,
+    user_socket::UserSocket,
 };
+use genops_evidence::AppendError;
 
 /// Longest wait for records; also how often evidence is published.
 const TICK: Duration = Duration::from_secs(1);
-/// Longest time that evidence which nobody waits for stays in memory.
+/// Longest time in memory for evidence without a waiting request, in nanoseconds.
 const COMMIT_WITHIN_NS: u64 = 5_000_000;
-/// How often the kernel programs are told that somebody decides.
+/// Interval of the sign of life to the kernel programs, in nanoseconds.
 const BEAT_EVERY_NS: u64 = 100_000_000;
-/// How often evidence is published and the gauges are set.
+/// Interval of publishing evidence and setting the gauges, in nanoseconds.
 const ACCOUNT_EVERY_NS: u64 = 250_000_000;
-/// How often it is counted anew what processes take of the kernel's maps.
+/// Interval of the recount of kernel map entries by process, in nanoseconds.
 const COUNT_EVERY_NS: u64 = 30_000_000_000;
-/// How long the end waits for the OTLP collector.
+/// Longest wait for the OTLP collector at the end of the run.
 const EXPORT_PATIENCE: Duration = Duration::from_secs(3);
-/// Most processes above another that are looked at.
+/// Most ancestors of a process to look at.
 const LINEAGE_LIMIT: usize = 16;
-/// Most processes whose executable is remembered.
+/// Most processes with a remembered executable.
 const PROGRAMS_LIMIT: usize = 65_536;
-/// Processes that are older than the agent and looked at in one turn.
+/// Processes older than the agent to look at in one turn.
 const SURVEY_BATCH: usize = 16;
-/// Most connections that are followed at once: the kernel's maps have as many TLS objects, and as many sockets
-/// without one.
+/// Most connections followed at once: the kernel's maps have room for as many TLS objects, and for
+/// as many sockets without a TLS object.
 const CONNECTIONS_LIMIT: usize = 2 * genops_ebpf_common::CONNECTIONS as usize;
-/// Most of one process: twice what the kernel programs let it have of each.
+/// Most connections of one process: twice the limit of the kernel programs for each kind.
 const PROCESS_LIMIT: usize = 2 * genops_ebpf_common::CONNECTIONS_OF_PROCESS as usize;
-/// In the state directory: what approved requests are known again by.
+/// File in the state directory with the key for recognizing approved requests.
 const APPROVALS_KEY: &str = "approvals.key";
-/// Bit of the numbers of units of what nothing explains: they are no connections.
+/// Bit in the numbers of units of unexplained bytes, which are no connections.
 const UNEXPLAINED_UNITS: u64 = 1 << 63;
-/// A reason beside those of [`unexplained`]: a write was repeated with other bytes.
+/// A reason beside the reasons in [`unexplained`]: a write was repeated with other bytes.
 const REWRITTEN: u32 = u32::MAX;
 
-/// Pieces of an HTTP/2 connection whose beginning was not seen that are looked at for an AI call.
+/// Pieces of an HTTP/2 connection to examine for an AI call if the beginning was not seen.
 const UNSURE_PIECES: u32 = 32;
 
-/// A connection that is followed.
+/// A connection followed by the agent.
 struct Live {
     tgid: u32,
-    /// Its TLS object; none where no probe reads it.
+    /// The TLS object; none if no probe reads the connection.
     tls: Option<ConnKey>,
-    /// The kernel holds it for a verdict.
+    /// The kernel holds the connection for a verdict.
     holds: bool,
-    /// Number of the provider, where its name says.
+    /// Number of the provider, if the server name tells.
     provider: u32,
-    /// Pieces it may send until one of them is an AI call; none where it is known to be one.
+    /// Pieces left to examine for an AI call; none if there is no doubt.
     unsure: Option<u32>,
 }
 
@@ -99,7 +113,20 @@ struct Known {
     conns: Vec<u64>,
 }
 
-/// Everything that a run owns.
+/// Most refusals with a unit still to come.
+const REFUSERS_LIMIT: usize = 16_384;
+
+/// State against floods.
+#[derive(Debug, Default)]
+struct Many {
+    fold: Fold,
+    floods: Floods,
+    authors: Authors,
+    /// The user with folded refusals, because disk space is scarce.
+    squeezed: Option<User>,
+}
+
+/// Everything owned by a run.
 pub(super) struct Agent {
     config: Config,
     watch: Option<Watch>,
@@ -115,38 +142,42 @@ pub(super) struct Agent {
     rewrites: Rewrites,
     pages: Pages,
     unexplained_units: u64,
-    /// Units of what nothing explains whose effect is not told yet, with the connection that carried it.
+    /// Units of unexplained bytes without a reported effect yet, with the connection of the bytes.
     unread_units: HashMap<u64, u64>,
     identities: Identities,
     journal: Journal,
+    many: Many,
     ledger: LedgerFile,
     printer: Printer,
     exporter: Option<Exporter>,
     control: Option<Control>,
+    user_socket: UserSocket,
+    /// Owners of the units refused just now.
+    refusers: HashMap<AwuId, User>,
     guard: Option<Guarded>,
     conns: HashMap<u64, Live>,
     processes: HashMap<u32, Known>,
-    /// Processes that the engine was told of.
+    /// Processes known to the engine.
     introduced: HashMap<u32, ProcessKey>,
-    /// Executables of processes that nobody was told of, while they run.
+    /// Executables of running processes unknown to the engine.
     programs: HashMap<u32, String>,
     lineages: Lineages,
-    /// Processes that are older than this agent, or than what they may be inherited from, and that nobody
-    /// has looked at yet.
+    /// Processes not looked at yet: older than this agent, or than the first principal of the
+    /// configuration.
     unseen: Vec<u32>,
-    /// The last attempt to write evidence failed, and that was said.
+    /// The last attempt to write evidence failed, and the failure was reported.
     evidence_failed: bool,
-    /// When the oldest record that is not durable was made.
+    /// Time of the oldest record not yet durable.
     uncommitted_since: Option<u64>,
     account_at_mono_ns: u64,
     count_at_mono_ns: u64,
     beat_at_mono_ns: u64,
-    /// Why the programs end with the agent though that is not wanted.
+    /// Reason why the programs end with the agent, contrary to the configuration.
     unkept: Option<String>,
 }
 
 impl Agent {
-    /// Opens evidence and accounts, and starts what runs beside.
+    /// Opens evidence and accounts, and starts the helpers of the run.
     pub(super) fn start(
         config: Config,
         output: render::Output,
@@ -167,7 +198,7 @@ impl Agent {
         let known = ledger_file::last_in_evidence(&directory);
         let (mut journal, recovery) = Journal::open(&directory, opening, now)
             .with_context(|| format!("evidence in {}", directory.display()))?;
-        // It becomes durable with what comes first after it.
+        // Becomes durable with the next record.
         journal
             .event(now, Kind::Capability, &capture.mechanisms.detail())
             .context("the record of what can be stopped here")?;
@@ -180,7 +211,7 @@ impl Agent {
             Restored::Lost { why, .. } => Some(why.as_str()),
             Restored::Whole | Restored::Torn { .. } => None,
         };
-        // It becomes durable with what comes first after it, too.
+        // Becomes durable with the next record, too.
         journal
             .balances(now, Moment::Start, &accounts.ledger, lost)
             .context("the record of what budgets have")?;
@@ -199,6 +230,9 @@ impl Agent {
             .transpose()?;
         let control =
             config.telemetry.socket.as_ref().and_then(|path| start_control(path, metrics));
+        let user_socket =
+            UserSocket::start(config.telemetry.user_socket.as_deref(), Arc::clone(metrics))
+                .context("a thread for refusals")?;
         let enforcing = config.enforces() && capture.mechanisms.has(Mechanism::EgressHold);
         let guard = if enforcing {
             start_guard(&config, &capture.maps, capture.pins.as_deref())
@@ -206,12 +240,7 @@ impl Agent {
             None
         };
         metrics.enforcing.set(u64::from(enforcing));
-        if let Some(remark) =
-            absence::remark(&config, capture.pins.as_deref(), capture.unkept.as_deref())
-        {
-            eprintln!("genops-agent: {remark}");
-            metrics.readiness.remark(Remark::Absence, Some(remark));
-        }
+        remark_absence(&config, capture, metrics);
         metrics.readiness.reached(Part::Policy);
         let lineages = Lineages::new(engine.settings());
         let mut identities = Identities::new();
@@ -238,9 +267,12 @@ impl Agent {
             unread_units: HashMap::new(),
             identities,
             journal,
+            many: Many::default(),
             ledger,
             exporter,
             control,
+            user_socket,
+            refusers: HashMap::new(),
             guard,
             conns: HashMap::new(),
             processes: HashMap::new(),
@@ -257,15 +289,15 @@ impl Agent {
         })
     }
 
-    /// What it runs on is in force, as the file says it.
+    /// Keeps a copy of the configuration in force, read from the file, for a later start.
     pub(super) fn keep_configuration(&self) {
         if let Some(watch) = &self.watch {
             keep(watch.path(), &self.config);
         }
     }
 
-    /// Takes over the connections that an agent before this one has left with its programs: what is
-    /// decided of them from here on is decided here, what was denied stays denied.
+    /// Takes over the connections left by an earlier agent with its programs: later decisions are
+    /// made here, and denied connections stay denied.
     pub(super) fn adopt(&mut self, maps: &mut Maps) {
         if !self.pins.as_deref().is_some_and(Pins::are_inherited) {
             return;
@@ -298,7 +330,8 @@ impl Agent {
         );
     }
 
-    /// What was refused outright stays so until this agent has another opinion: it may end at once itself.
+    /// Keeps earlier outright refusals until this agent decides otherwise; the new decision may end
+    /// a refusal at once.
     fn adopt_denials(&mut self, maps: &mut Maps) {
         for (key, until_mono_ns) in maps.denials() {
             match self
@@ -315,7 +348,8 @@ impl Agent {
         }
     }
 
-    /// Addresses of providers, as an agent before this one has learnt them; what this one does not know is nobody's.
+    /// Takes over the provider addresses learnt by an earlier agent; clears addresses of providers
+    /// unknown to this agent.
     fn adopt_addresses(&mut self, maps: &mut Maps) {
         for (key, number) in maps.addresses() {
             if self.providers.name(number).is_none() {
@@ -338,7 +372,8 @@ impl Agent {
         }
     }
 
-    /// What an agent before this one has said of processes, and what the programs have handed down since.
+    /// Takes over the lineages told to the kernel by an earlier agent, and the lineages handed down
+    /// by the programs since.
     fn adopt_lineages(&mut self, maps: &mut Maps) {
         for (pid, lineage) in maps.lineages() {
             match self.identities.of(pid).filter(|it| it.key.start_ns == lineage.start_ns) {
@@ -348,7 +383,7 @@ impl Agent {
         }
     }
 
-    /// How long the loop may sleep.
+    /// Longest sleep of the loop.
     pub(super) fn patience(&self) -> Duration {
         if !self.unseen.is_empty() {
             return Duration::ZERO;
@@ -368,6 +403,7 @@ impl Agent {
         if !self.pages.is_empty() {
             until = until.min(now.saturating_add(ns(pages::LOOK_EVERY)));
         }
+        until = until.min(self.many.fold.next_close().unwrap_or(u64::MAX));
         Duration::from_nanos(until.saturating_sub(now))
     }
 
@@ -389,13 +425,14 @@ impl Agent {
                 }
             }
             Record::Close(close) => {
+                self.void(maps, close.conn, close.taken_to);
                 self.close(close.conn, close.at_mono_ns, Some(close.taken_to));
             }
             Record::TimedOut(TimedOut { conn, to, passed, .. }) => {
                 self.timed_out(maps, conn, to, passed != 0);
             }
             Record::Unexplained(found) => self.unexplained(maps, &found),
-            Record::Exec(Process { tgid, .. }) => self.exec(maps, tgid),
+            Record::Exec(Process { tgid, .. }, path) => self.exec(maps, tgid, path),
             Record::Fork(fork) => self.fork(maps, &fork),
             Record::Exit(Process { tgid, at_mono_ns, .. }) => self.exit(maps, tgid, at_mono_ns),
         }
@@ -421,14 +458,20 @@ impl Agent {
         self.follow(maps, open.conn, live, Some(facts), server_name, from_start);
     }
 
-    /// Who a process is. One that has ended meanwhile is what it was when its program began; the kernel shows no
-    /// executable of it any more.
+    /// Returns the facts of a process. An ended process keeps the facts from the start of its
+    /// program; the kernel shows no executable of an ended process.
     fn identify(&self, tgid: u32, uid: u32) -> Option<ProcessFacts> {
         let before = self.introduced.get(&tgid).and_then(|it| self.engine.facts(*it));
         if let Some(known) = self.still(before, uid) {
             return Some(known.clone());
         }
-        let before = before.cloned();
+        // Since then, the process may have begun another program and ended before a look at it.
+        let before = before.cloned().map(|mut it| {
+            if self.has_changed(&it) {
+                self.recall(&mut it);
+            }
+            it
+        });
         match (self.identities.of(tgid), before) {
             (Some(now), Some(before)) if now.exe.is_none() && now.key == before.key => Some(before),
             (Some(mut now), _) => {
@@ -441,21 +484,28 @@ impl Agent {
         }
     }
 
-    /// The program of a process that has ended. What stood under its path was not looked at.
+    /// Sets the executable of an ended process. Nobody looked at the file under the path.
     fn recall(&self, facts: &mut ProcessFacts) {
         facts.exe = self.programs.get(&facts.key.pid).cloned();
         facts.exe_is_elsewhere = true;
     }
 
-    /// What is known of a process, if it can be nobody else by now: who it is is looked up once, not
-    /// for each of its TLS objects. A program that it began since has replaced what is known.
+    /// Whether a process has begun another program since `known` was recorded.
+    fn has_changed(&self, known: &ProcessFacts) -> bool {
+        self.programs.get(&known.key.pid).is_some_and(|now| known.exe.as_ref() != Some(now))
+    }
+
+    /// Returns the known facts of a process, if the process ID can't belong to another process by
+    /// now. The facts are looked up once, not for each TLS object. A program begun since then
+    /// replaces the facts.
     fn still<'a>(&self, known: Option<&'a ProcessFacts>, uid: u32) -> Option<&'a ProcessFacts> {
         let known = known.filter(|it| it.uid == Some(uid) && it.exe.is_some())?;
+        let known = Some(known).filter(|it| !self.has_changed(it))?;
         let same = self.identities.key_of(known.key.pid).is_none_or(|it| it == known.key);
         same.then_some(known)
     }
 
-    /// Takes a connection up. False: there are too many.
+    /// Starts to follow a connection. False: too many connections.
     fn follow(
         &mut self,
         maps: &mut Maps,
@@ -502,7 +552,7 @@ impl Agent {
         true
     }
 
-    /// A process has a connection.
+    /// Records a connection of a process.
     fn known(&mut self, maps: &mut Maps, conn: u64, tgid: u32, facts: ProcessFacts) {
         let key = facts.key;
         self.introduce(maps, facts);
@@ -510,13 +560,24 @@ impl Agent {
         known.key = key;
         known.conns.push(conn);
         let enforce = self.engine.principal_mode(key) == Mode::Enforce;
-        // Where there is no room, the kernel goes by the default, which is stricter.
+        // If there is no room, the kernel applies the default, which is stricter.
         let _full = maps.set_process(tgid, enforce);
     }
 
-    /// The socket of a connection became known.
+    /// Records the socket of a connection.
     fn join(&mut self, maps: &mut Maps, join: &Join) {
-        self.joined(maps, join.conn, socket_of(join));
+        if self.enforcer.socket(join.conn).is_none_or(|it| it.cookie != join.cookie) {
+            self.joined(maps, join.conn, socket_of(join));
+        }
+    }
+
+    /// Records the socket of a connection known to the kernel, if the report is still unread.
+    fn catch_up(&mut self, maps: &mut Maps, conn: u64) {
+        if self.enforcer.socket(conn).is_none()
+            && let Some(socket) = maps.holds.socket(conn)
+        {
+            self.joined(maps, conn, socket);
+        }
     }
 
     fn joined(&mut self, maps: &mut Maps, conn: u64, socket: Socket) {
@@ -524,7 +585,7 @@ impl Agent {
         let (provider, tls, tgid) = (live.provider, live.tls.is_some(), live.tgid);
         if tls {
             self.metrics.joins_proved.increment();
-            // What nobody read so far is read from here on.
+            // A probe reads the plaintext from here on.
             self.close(socket.cookie, clock::mono_ns(), None);
         }
         self.tie(maps, tgid, socket.remote, provider);
@@ -540,27 +601,31 @@ impl Agent {
         }
     }
 
-    /// Says what left of a connection on which something was refused, where that can be known yet.
-    fn check(&mut self, maps: &Maps, conn: u64) {
+    /// Reports the bytes sent by a connection with a refusal, if the number can be known yet.
+    fn check(&mut self, maps: &mut Maps, conn: u64) {
+        self.catch_up(maps, conn);
         if let Some(left) = self.enforcer.effect(maps, conn) {
             self.engine.left(clock::now(), ConnId(conn), effect_of(left));
         }
     }
 
-    /// Says what left of what nothing explains: what its connection has sent above the released position.
+    /// Reports the bytes sent by the connection of an unexplained unit above the released position,
+    /// where the unit's own stream begins.
     fn check_unread(&mut self, maps: &Maps, unit: ConnId, conn: u64) {
         let left = self.enforcer.effect_at_last(maps, conn);
+        let left = Left { to: left.to.saturating_sub(self.enforcer.released_to(conn)), ..left };
         self.engine.left(clock::now(), unit, effect_of(left));
     }
 
-    /// Says what left of a connection after it was written down that nothing more had.
+    /// Reports bytes sent by a connection although the evidence says that no more had left.
     fn look_for_breach(&mut self, maps: &Maps, conn: u64) {
         if let Some(left) = self.enforcer.breach(maps, conn) {
             self.engine.breach(clock::now(), ConnId(conn), effect_of(left));
         }
     }
 
-    /// A process has named a provider to this address: for its own user in its group, it is that provider's.
+    /// Ties an address to the provider named by a process, for the process's user in the process's
+    /// cgroup.
     fn tie(&mut self, maps: &mut Maps, tgid: u32, remote: SocketAddr, provider: u32) {
         let facts = self.processes.get(&tgid).and_then(|it| self.engine.facts(it.key));
         let Some((uid, cgroup)) = facts.and_then(|it| it.uid.zip(it.cgroup.as_deref())) else {
@@ -572,7 +637,7 @@ impl Agent {
         }
     }
 
-    /// A provider was reached for past the probes.
+    /// Handles a contact with a provider past the probes.
     fn contact(&mut self, maps: &mut Maps, contact: &Contact, payload: Payload<'_>) {
         let reached = match contact.what {
             contact::HELLO | contact::HELLO_PART => {
@@ -590,8 +655,8 @@ impl Agent {
         }
     }
 
-    /// Whether a handshake without a provider's name is one that nobody has confirmed the name of, though that is
-    /// asked for.
+    /// Whether a handshake names no provider and has no confirmed name, though the settings ask for
+    /// names.
     fn concerns(&mut self, contact: &Contact, name: Option<&str>) -> bool {
         if !self.engine.settings().asks_for_names() {
             return false;
@@ -600,23 +665,25 @@ impl Agent {
         if name.is_some_and(|it| self.contacts.is_confirmed(it, remote)) {
             return false;
         }
-        // What the programs have stopped is of a process in enforce mode, as far as they know.
+        // A connection stopped by the programs belongs to a process in enforce mode, as far as they
+        // know.
         let process = self.identities.of(contact.tgid).map(|it| it.key);
         process.map_or(contact.held != 0, |it| self.engine.principal_mode(it) == Mode::Enforce)
     }
 
-    /// A handshake that concerns nobody goes on.
+    /// Lets a handshake without a provider go on.
     fn let_by(&mut self, maps: &mut Maps, contact: &Contact) {
         if contact.held != 0 {
             self.enforcer.joined(contact.cookie, socket_of_contact(contact));
             self.enforcer.arrived(contact.cookie, 1, contact.at_mono_ns);
             self.enforcer.release(maps, &self.metrics, contact.cookie, u64::MAX);
-            self.enforcer.ended(contact.at_mono_ns, contact.cookie, None);
+            self.enforcer.ended(contact.at_mono_ns, contact.cookie, false, None);
         }
         maps.forget_socket(contact.cookie);
     }
 
-    /// A connection of which no plaintext is read; without a provider, one that nobody has confirmed the name of.
+    /// Follows a connection without readable plaintext; without a provider, a connection with an
+    /// unconfirmed name.
     fn opaque(&mut self, maps: &mut Maps, contact: &Contact, reached: Reached) {
         let (conn, now) = (contact.cookie, clock::now());
         let Reached { server_name, provider } = reached;
@@ -638,6 +705,7 @@ impl Agent {
         let beforehand = match contact.what {
             contact::REFUSED => Beforehand::Refused,
             contact::ABSENT => Beforehand::Undecided,
+            contact::FLOODED => Beforehand::TooMany,
             _ => Beforehand::Nothing,
         };
         let refused = beforehand != Beforehand::Nothing;
@@ -666,7 +734,7 @@ impl Agent {
             }
         }
         if contact.held != 0 && !self.conns.get(&conn).is_some_and(|it| it.holds) {
-            // The kernel held before it knew that this process is only observed.
+            // The kernel held before it knew that the process is only observed.
             self.enforcer.release(maps, &self.metrics, conn, u64::MAX);
         }
         if refused {
@@ -674,7 +742,7 @@ impl Agent {
         }
     }
 
-    /// A socket to a provider was let go of: how much of what it carried was read.
+    /// Handles the release of a socket to a provider: accounts for the read and unread bytes.
     fn released(&mut self, maps: &Maps, released: &Released) {
         let Released { at_mono_ns, cookie, conn, sent, received, .. } = *released;
         self.enforcer.released(at_mono_ns, cookie);
@@ -697,11 +765,11 @@ impl Agent {
         }
     }
 
-    /// A connection that was looked at long enough, and speaks to no AI provider.
+    /// Stops following a connection after long enough without an AI call.
     fn give_up(&mut self, maps: &mut Maps, conn: u64, at_mono_ns: u64) {
         self.enforcer.release(maps, &self.metrics, conn, u64::MAX);
         if let Some(socket) = self.enforcer.socket(conn) {
-            // What it writes is not read from here on, and need not be explained.
+            // The bytes written from here on are not read, and need no explanation.
             maps.forget_socket(socket.cookie);
         }
         if let Some(key) = self.close(conn, at_mono_ns, None) {
@@ -709,21 +777,27 @@ impl Agent {
         }
     }
 
-    /// A program began. Who it is is remembered while it runs, for what it may start.
-    fn exec(&mut self, maps: &mut Maps, tgid: u32) {
+    /// Handles the start of a program. The executable is remembered while the process runs, for the
+    /// processes it may start. `path`: the path given to the kernel; empty: not known.
+    fn exec(&mut self, maps: &mut Maps, tgid: u32, path: &[u8]) {
         self.programs.remove(&tgid);
-        if self.lineages.matter() || self.introduced.contains_key(&tgid) {
-            if let Some(facts) = self.identities.of(tgid) {
-                self.introduce(maps, facts);
-            }
-        } else if self.programs.len() < PROGRAMS_LIMIT
-            && let Some(exe) = identity::executable(tgid)
+        if (self.lineages.matter() || self.introduced.contains_key(&tgid))
+            && let Some(facts) = self.identities.of(tgid).filter(|it| it.exe.is_some())
+        {
+            self.introduce(maps, facts);
+            return;
+        }
+        // The process may have ended before: then the path reported by the kernel is all there is.
+        let given = || (!path.is_empty()).then(|| String::from_utf8_lossy(path).into_owned());
+        if self.programs.len() < PROGRAMS_LIMIT
+            && let Some(exe) = identity::executable(tgid).or_else(given)
         {
             self.programs.insert(tgid, exe);
         }
     }
 
-    /// A process that nobody had looked at yet has started another. Either may have ended meanwhile.
+    /// Handles the start of a child by a process not looked at yet. Either process may have ended
+    /// meanwhile.
     fn fork(&mut self, maps: &mut Maps, fork: &Fork) {
         let parent = ProcessKey { pid: fork.tgid, start_ns: fork.start_ns };
         let child = ProcessKey { pid: fork.child_tgid, start_ns: fork.child_start_ns };
@@ -744,7 +818,8 @@ impl Agent {
         }
     }
 
-    /// Looks at some of the processes that were there before, so that what they start is known.
+    /// Looks at some of the processes older than the agent, to know the lineage of the processes
+    /// they start.
     fn survey(&mut self, maps: &mut Maps) {
         let rest = self.unseen.len().saturating_sub(SURVEY_BATCH);
         for pid in self.unseen.split_off(rest) {
@@ -757,7 +832,7 @@ impl Agent {
         }
     }
 
-    /// Tells of a process, and before it of those above it that are not known yet.
+    /// Tells the engine of a process, after the unknown ancestors of the process.
     fn introduce(&mut self, maps: &mut Maps, facts: ProcessFacts) {
         let mut line = vec![facts];
         while line.len() < LINEAGE_LIMIT
@@ -774,8 +849,8 @@ impl Agent {
         }
     }
 
-    /// What nothing depended on was not looked at: whether the host has the program of a process
-    /// that principals are matched by from now on.
+    /// Looks again at a process with a program matched by a principal from now on: whether the host
+    /// has the program was not looked at while no principal depended on the answer.
     fn look_again(&mut self, maps: &mut Maps, process: ProcessKey) {
         let exe = self.engine.facts(process).and_then(|it| it.exe.as_deref());
         let principals = &self.config.sections().principals;
@@ -790,11 +865,11 @@ impl Agent {
         }
     }
 
-    /// Tells of a process, and what it is started by where that is known.
+    /// Tells the engine of a process, and of the principal that started the process, if known.
     fn meet(&mut self, maps: &mut Maps, facts: ProcessFacts, started_by: Option<&str>) {
         let (key, now) = (facts.key, clock::now());
         if let Some(before) = self.introduced.insert(key.pid, key).filter(|it| *it != key) {
-            // Its end was not seen.
+            // The end of the earlier process was not seen.
             self.engine.process_exit(now, before);
         }
         match started_by {
@@ -804,7 +879,7 @@ impl Agent {
         self.hand_down(maps, key);
     }
 
-    /// Has the kernel hand down what a process is to what it starts.
+    /// Has the kernel hand down the lineage of a process to the processes it starts.
     fn hand_down(&self, maps: &mut Maps, process: ProcessKey) {
         if let Some(facts) = self.engine.facts(process)
             && !self.lineages.tell(maps, facts, self.engine.principal(process))
@@ -813,8 +888,8 @@ impl Agent {
         }
     }
 
-    /// Whether a write that was reported before is repeated as it was; if not, that is said and the connection
-    /// ended.
+    /// Whether a write reported before is repeated with the same bytes; if not, reports the
+    /// difference and ends the connection.
     fn repeats(&mut self, maps: &mut Maps, data: &Data, payload: Payload<'_>) -> bool {
         let first = data.flags & DATA_FIRST != 0;
         match self.rewrites.piece(data.conn, first, data.offset, payload.0) {
@@ -824,6 +899,8 @@ impl Agent {
                 true
             }
             Compared::Different => {
+                // The library took none of the bytes reported before.
+                self.void(maps, data.conn, self.rewrites.taken_to(data.conn));
                 self.note_unexplained(maps, data.conn, data.tgid, REWRITTEN, true);
                 false
             }
@@ -840,7 +917,7 @@ impl Agent {
             }
         }
         let Some(live) = self.conns.get(&data.conn) else {
-            // Its opening was lost, and counted. What it sends goes by the deadline.
+            // The opening was lost, and counted. The deadline decides about the bytes sent.
             return;
         };
         let (holds, tgid) = (live.holds, live.tgid);
@@ -865,15 +942,16 @@ impl Agent {
                 }
             }
             if !holds {
-                // The kernel held before it knew that this process is only observed.
+                // The kernel held before it knew that the process is only observed.
                 self.enforcer.release(maps, &self.metrics, data.conn, end);
+                self.enforcer.unheld(data.conn, end);
             }
         } else if data.direction == EGRESS && data.flags & DATA_DENIED == 0 {
-            self.enforcer.unheld(data.conn, end);
+            self.unheld(data.conn, end, holds);
         }
         let conn = ConnId(data.conn);
         if data.flags & DATA_DENIED != 0 {
-            // The kernel has ended it already, as it was told.
+            // The kernel has ended the connection already, as told.
             let mechanism = if self.mechanisms.has(Mechanism::Lsm) {
                 Mechanism::Lsm
             } else {
@@ -888,7 +966,17 @@ impl Agent {
         self.engine.data_at(clock::now(), conn, data.at_mono_ns, direction, data.offset, payload.0);
     }
 
-    /// A socket sends what no plaintext explains.
+    /// Handles bytes of a connection up to `to` written without a hold. `holds`: the kernel was to
+    /// hold, and had no room; then `on_timeout` decides, and the socket's counters show the result.
+    fn unheld(&mut self, conn: u64, to: u64, holds: bool) {
+        if !holds {
+            self.enforcer.unheld(conn, to);
+        } else if !self.enforcer.is_closed() {
+            self.engine.timed_out(clock::now(), ConnId(conn), to, true);
+        }
+    }
+
+    /// Handles bytes sent by a socket and not explained by plaintext.
     fn unexplained(&mut self, maps: &mut Maps, found: &Unexplained) {
         let Unexplained { conn, state, reason, tgid, at_mono_ns, .. } = *found;
         if state != unexplained::WAITS {
@@ -902,12 +990,12 @@ impl Agent {
         let known = self.processes.get(&live.tgid).map(|it| it.key);
         let provider = self.providers.name(live.provider).unwrap_or_default();
         if known.is_some_and(|it| self.engine.denies_until(clock::now(), it, provider).is_some()) {
-            // Whatever it says, it may not go there.
+            // The process may not reach the provider, whatever the bytes say.
             self.note_unexplained(maps, conn, tgid, reason, true);
         }
     }
 
-    /// Has a write read that the probe could not read, until its deadline.
+    /// Asks for a read of a write not readable by the probe, until the deadline of the hold.
     fn read_pages(&mut self, found: &Unexplained) {
         let Unexplained { conn, tgid, at_mono_ns, seen_to, address, from, round, .. } = *found;
         let Some(facts) = self.processes.get(&tgid).and_then(|it| self.engine.facts(it.key)) else {
@@ -920,8 +1008,8 @@ impl Agent {
         self.pages.want(want, user, limit, until);
     }
 
-    /// Takes what was read of writes that are still going on: of another one, the probe at its end has reported what the
-    /// library took, or could not.
+    /// Takes the bytes read of writes still going on. For a finished write, the probe at the end of
+    /// the write has reported the bytes taken by the library, or has failed to.
     pub(super) fn take_pages(&mut self, maps: &mut Maps) {
         let done = self.pages.done(clock::mono_ns());
         if done.is_empty() {
@@ -953,7 +1041,7 @@ impl Agent {
         self.settle(maps);
     }
 
-    /// What no plaintext explains was stopped for good, or let go, and is a unit of its own.
+    /// Records bytes not explained by plaintext, stopped for good or let go, as a separate unit.
     fn note_unexplained(
         &mut self,
         maps: &mut Maps,
@@ -997,8 +1085,17 @@ impl Agent {
         }
     }
 
-    /// A connection has ended. `taken_to`: where its TLS object was freed, position after the last byte that the
-    /// library took.
+    /// Treats the bytes not taken by the TLS library as not run, unless some left all the same.
+    /// Called when the TLS object is freed, or when other bytes come in the place.
+    fn void(&mut self, maps: &mut Maps, conn: u64, taken_to: u64) {
+        let Some(from) = self.engine.running_from(ConnId(conn), taken_to) else { return };
+        if self.enforcer.withdraw(maps, &self.metrics, conn, from) {
+            self.engine.not_taken(ConnId(conn), from);
+        }
+    }
+
+    /// Handles the end of a connection. `taken_to`: position after the last byte taken by the
+    /// library, if the TLS object was freed.
     fn close(&mut self, conn: u64, at_mono_ns: u64, taken_to: Option<u64>) -> Option<ConnKey> {
         let live = self.conns.remove(&conn)?;
         if let Some(known) = self.processes.get_mut(&live.tgid) {
@@ -1009,7 +1106,7 @@ impl Agent {
         if live.tls.is_some() && self.enforcer.socket(conn).is_none() {
             self.metrics.joins_unknown.increment();
         }
-        self.enforcer.ended(at_mono_ns, conn, taken_to);
+        self.enforcer.ended(at_mono_ns, conn, live.tls.is_some(), taken_to);
         self.rewrites.ended(conn);
         live.tls
     }
@@ -1017,16 +1114,16 @@ impl Agent {
     fn exit(&mut self, maps: &mut Maps, tgid: u32, at_mono_ns: u64) {
         self.programs.remove(&tgid);
         if let Some(key) = self.introduced.remove(&tgid) {
-            // It may have been told of after it had ended.
+            // The kernel may have been told of the process after the process had ended.
             maps.forget_lineage(key);
             self.engine.process_exit(clock::now(), key);
         }
         let Some(known) = self.processes.remove(&tgid) else {
-            // It may have been denied something by an agent before.
+            // An earlier agent may have denied the process a provider.
             return self.standing.forget(maps, tgid);
         };
         for conn in known.conns {
-            // It did not free its TLS objects, so the kernel programs still know them.
+            // The process did not free its TLS objects, so the kernel programs still know them.
             if let Some(key) = self.close(conn, at_mono_ns, None) {
                 maps.forget_tls_object(&key);
             }
@@ -1040,8 +1137,8 @@ impl Agent {
         self.engine.timed_out(clock::now(), ConnId(conn), to, passed);
     }
 
-    /// Carries out what the engine decided: writes it down, makes it durable where somebody waits for
-    /// it, then lets go or denies.
+    /// Carries out the engine's decisions: writes each decision down, makes it durable if a request
+    /// waits for it, then releases or denies.
     pub(super) fn settle(&mut self, maps: &mut Maps) {
         let outputs: Vec<Output> = self.engine.outputs().collect();
         if outputs.is_empty() {
@@ -1051,13 +1148,15 @@ impl Agent {
         for output in &outputs {
             match output {
                 Output::Record(record) => taken &= self.write_down(record),
-                Output::Ledger(entry) => self.ledger.append(entry),
+                Output::Ledger(entry) => {
+                    self.ledger.append(entry);
+                    self.uncommitted_since.get_or_insert_with(clock::mono_ns);
+                }
                 Output::Awu(_)
                 | Output::Release { .. }
                 | Output::Deny { .. }
-                | Output::Check { .. } => continue,
+                | Output::Check { .. } => {}
             }
-            self.uncommitted_since.get_or_insert_with(clock::mono_ns);
         }
         let verdicts =
             outputs.iter().any(|it| matches!(it, Output::Release { .. } | Output::Deny { .. }));
@@ -1070,18 +1169,103 @@ impl Agent {
         for output in outputs {
             self.carry_out(maps, output, durable);
         }
-        // What came of a refusal is written down at once; nobody waits for it.
+        // The effect of a refusal is written down at once; no request waits for it.
         self.settle(maps);
     }
 
-    /// False where it could not be written; it is counted.
+    /// Writes or folds a record. False after a failure.
     fn write_down(&mut self, record: &genops_governance::Record) -> bool {
-        // Many that wait at once fill the buffer; on disk, they make room. The ledger's part comes first.
+        let terms =
+            Terms { suspended: self.evidence_failed, squeezed: self.many.squeezed.as_ref() };
+        match self.many.fold.take(record, terms) {
+            Taken::Written => self.write_record(record),
+            Taken::Folded => true,
+            Taken::After(lines) => {
+                let before = self.write_lines(record.at, &lines);
+                self.write_record(record) && before
+            }
+            Taken::Instead(lines) => self.write_lines(record.at, &lines),
+        }
+    }
+
+    /// Writes all lines. False after a failure.
+    fn write_lines(&mut self, now: Now, lines: &[Line]) -> bool {
+        let mut taken = true;
+        for line in lines {
+            taken &= match line {
+                Line::Record(record) => self.write_record(record),
+                Line::Folded(folded) => self.write(|journal| journal.folded(now, folded)),
+            };
+        }
+        taken
+    }
+
+    fn write_record(&mut self, record: &genops_governance::Record) -> bool {
+        if let Some(user) = owner(record) {
+            self.many.authors.one_more(record.at.mono_ns, user);
+        }
+        self.write(|journal| journal.record(record))
+    }
+
+    /// Appends to the journal. False after a failure, which is counted.
+    fn write(&mut self, append: impl FnOnce(&mut Journal) -> Result<u64, AppendError>) -> bool {
+        // Many waiting requests fill the buffer; a commit makes room. The ledger's part comes
+        // first.
         if self.journal.is_crowded() {
             self.commit();
         }
-        let written = self.journal.record(record);
+        self.uncommitted_since.get_or_insert_with(clock::mono_ns);
+        let written = append(&mut self.journal);
         written.map_err(|error| self.evidence_fails(error.to_string())).is_ok()
+    }
+
+    /// Writes the counts of past seconds.
+    fn unfold(&mut self, now: Now) {
+        let lines = self.many.fold.close(now);
+        self.write_lines(now, &lines);
+    }
+
+    /// Folds refusals of the user with most records while disk space is scarce.
+    fn squeeze(&mut self, now: Now) {
+        let scarce = space::free_percent(&self.config.evidence.directory)
+            .is_some_and(|it| it < space::SCARCE_PERCENT);
+        let squeezed = if scarce { self.many.authors.most(now.mono_ns).cloned() } else { None };
+        if squeezed.is_some() && self.many.squeezed.is_none() {
+            eprintln!(
+                "genops-agent: less than {} % of {} are free: refusals of whoever writes most of the evidence are counted, and not written one by one",
+                space::SCARCE_PERCENT,
+                self.config.evidence.directory.display()
+            );
+        }
+        self.many.squeezed = squeezed;
+    }
+
+    /// Counts a refused unit. Above the rate, the kernel refuses the user's connects to the
+    /// provider.
+    fn refused(&mut self, maps: &mut Maps, record: &genops_governance::Record) {
+        let provider = record.what.as_ref().and_then(|it| it.provider.as_deref());
+        let provider = provider.map_or(0, |it| self.providers.number(it));
+        let Some(user) = owner(record).filter(|_| provider != 0) else { return };
+        // Without the cgroup, the user ID of an ended process may belong to another user in a
+        // container.
+        let cgroup = record.who.as_ref().and_then(|it| it.cgroup.as_deref());
+        let Some((uid, cgroup)) = user.uid.zip(cgroup) else { return };
+        let now_mono_ns = clock::mono_ns();
+        let Some(until) = self.many.floods.refused(now_mono_ns, &user, provider) else { return };
+        let groups = self.groups_of(&user, cgroup);
+        for key in self.many.floods.close(groups.into_iter(), (uid, provider), until) {
+            maps.set_flooding(&key, Some(until));
+        }
+    }
+
+    /// Returns the cgroup of a process first, then the cgroups of the other processes of the same
+    /// user.
+    fn groups_of(&self, user: &User, own: &str) -> Vec<u64> {
+        let facts = self.processes.values().filter_map(|it| self.engine.facts(it.key));
+        let theirs = facts.filter(|it| it.owner() == *user).filter_map(|it| it.cgroup.as_deref());
+        let others: BTreeSet<&str> = theirs.filter(|it| *it != own).collect();
+        let all = std::iter::once(own).chain(others);
+        all.filter_map(|it| self.identities.group_number(it)).collect()
     }
 
     fn evidence_fails(&mut self, error: String) {
@@ -1097,7 +1281,7 @@ impl Agent {
             Output::Release { conn, .. } | Output::Deny { conn, .. }
                 if conn.0 & UNEXPLAINED_UNITS != 0 =>
             {
-                // The kernel has carried it out.
+                // The kernel has carried out the verdict.
             }
             Output::Release { conn, to } => {
                 if !durable && self.config.evidence.on_failure == OnFailure::Block {
@@ -1127,13 +1311,26 @@ impl Agent {
                 if let Some(signal) = awu.signal() {
                     self.end_process(&awu, signal);
                 }
-                self.tell(&Arc::from(awu));
+                let awu = Arc::from(awu);
+                self.tell(&awu);
+                let user = self.refusers.remove(&awu.id);
+                if let Some(user) = user.filter(|_| refused) {
+                    self.user_socket.publish(user, &awu);
+                }
+            }
+            Output::Record(record) if is_refusal(&record) => {
+                if self.refusers.len() >= REFUSERS_LIMIT {
+                    self.refusers.clear();
+                }
+                self.refusers.extend(record.awu.zip(owner(&record)));
+                self.refused(maps, &record);
             }
             Output::Record(_) | Output::Ledger(_) => {}
         }
     }
 
-    /// Sends what a policy asks for. Its evidence is written, and nothing of the request can leave any more.
+    /// Sends the signal asked for by a policy. The evidence is written, and no byte of the request
+    /// can leave any more.
     fn end_process(&self, awu: &Awu, signal: Signal) {
         let Some(known) = awu.pid.and_then(|it| self.processes.get(&it)) else {
             return self.metrics.signals_failed.increment();
@@ -1155,7 +1352,7 @@ impl Agent {
             PolicyResult::Blocked => self.metrics.awus_blocked.increment(),
             PolicyResult::RateLimited => self.metrics.awus_rate_limited.increment(),
         }
-        // Both count what they can't take.
+        // Printer and exporter count the units they can't take.
         self.printer.try_print(awu);
         if let Some(exporter) = &self.exporter {
             exporter.try_send(awu);
@@ -1165,7 +1362,7 @@ impl Agent {
         }
     }
 
-    /// Does what was asked for at the agent's socket. An answer says that it is durable.
+    /// Performs the requests at the agent's socket. An answer means that the change is durable.
     fn answer(&mut self, maps: &mut Maps) {
         while let Some(pending) = self.control.as_ref().and_then(Control::next) {
             let (request, peer) = (pending.request.clone(), pending.peer);
@@ -1176,7 +1373,7 @@ impl Agent {
         }
     }
 
-    /// Makes evidence and accounts durable. False where that failed; it is counted.
+    /// Makes evidence and accounts durable. False after a failure, which is counted.
     fn commit(&mut self) -> bool {
         if self.uncommitted_since.take().is_none() {
             return true;
@@ -1199,12 +1396,12 @@ impl Agent {
         }
     }
 
-    /// What time brings: deadlines, commits, checkpoints, the guard's heartbeat.
+    /// Does the timed work: deadlines, commits, checkpoints, the guard's heartbeat.
     pub(super) fn tick(&mut self, capture: &mut Capture) {
         let now = clock::now();
         let maps = &mut capture.maps;
         for Expired { conn, to, unexplained, stopped } in self.enforcer.expire(maps) {
-            // A push makes the kernel program report; a socket that is gone reports nothing.
+            // A push makes the kernel program report; a closed socket reports nothing.
             match unexplained {
                 _ if !stopped => {}
                 Some(reason) => self.note_unexplained(maps, conn, 0, reason, true),
@@ -1228,6 +1425,7 @@ impl Agent {
             self.engine.forget(ConnId(conn));
         }
         self.settle(maps);
+        self.unfold(now);
         self.beat(maps, now);
         if self.guard.as_mut().is_some_and(|guard| !guard.beat()) {
             eprintln!("genops-agent: the guard process has ended; it is started again");
@@ -1241,6 +1439,9 @@ impl Agent {
         }
         if now.mono_ns >= self.account_at_mono_ns {
             self.account_at_mono_ns = now.mono_ns.saturating_add(ACCOUNT_EVERY_NS);
+            for key in self.many.floods.over(now.mono_ns) {
+                capture.maps.set_flooding(&key, None);
+            }
             self.account(capture, now);
         }
         if now.mono_ns >= self.count_at_mono_ns {
@@ -1249,13 +1450,14 @@ impl Agent {
         }
     }
 
-    /// The socket of a refused connection did not become known in time.
-    fn give_up_waiting(&mut self, maps: &Maps, conn: u64) {
+    /// Reports the effect of a refusal without a socket known in time.
+    fn give_up_waiting(&mut self, maps: &mut Maps, conn: u64) {
+        self.catch_up(maps, conn);
         let left = self.enforcer.effect_at_last(maps, conn);
         self.engine.left(clock::now(), ConnId(conn), effect_of(left));
     }
 
-    /// Tells the kernel programs that somebody decides.
+    /// Tells the kernel programs that an agent decides.
     fn beat(&mut self, maps: &mut Maps, now: Now) {
         if now.mono_ns < self.beat_at_mono_ns {
             return;
@@ -1270,6 +1472,7 @@ impl Agent {
     /// Brings evidence and counters up to date.
     fn account(&mut self, capture: &Capture, now: Now) {
         let lost = capture.count_losses();
+        self.squeeze(now);
         // Accounts before evidence.
         self.commit();
         if let Err(error) = self.ledger.renew(self.engine.ledger()) {
@@ -1282,7 +1485,7 @@ impl Agent {
             self.metrics.readiness.waits(Part::Evidence, error.to_string());
         }
         if self.journal.waits() {
-            // What witnesses and copies came to; on an idle host nothing else would commit it.
+            // Results of witnesses and copies; on an idle host nothing else would commit them.
             self.uncommitted_since.get_or_insert_with(clock::mono_ns);
         }
         self.metrics.connections.set(self.conns.len() as u64);
@@ -1290,7 +1493,7 @@ impl Agent {
         self.metrics.decoder_memory_bytes.set(self.engine.memory_bytes() as u64);
     }
 
-    /// Puts in force what was read again; the configuration before stays where it was refused.
+    /// Puts a configuration read again in force; if it is refused, the configuration before stays.
     pub(super) fn reload(&mut self, maps: &mut Maps) {
         while let Some(reading) = self.watch.as_ref().and_then(Watch::next) {
             match reading {
@@ -1370,7 +1573,7 @@ impl Agent {
         eprintln!("genops-agent: the configuration was read again and is in force");
     }
 
-    /// Connections of processes that are enforced from now on are held; one that was held stays so.
+    /// Holds the connections of processes enforced from now on; a held connection stays held.
     fn hold_more(&mut self) {
         let held = Some(HoldLevel::Held(Mechanism::EgressHold));
         for (&conn, live) in self.conns.iter_mut().filter(|(_, it)| !it.holds) {
@@ -1385,7 +1588,7 @@ impl Agent {
         }
     }
 
-    /// Closes and writes everything, and ends what runs beside.
+    /// Closes and writes everything, and ends the helpers of the run.
     pub(super) fn finish(mut self, capture: &mut Capture) {
         let now = clock::now();
         let left = if self.pins.is_none() {
@@ -1399,9 +1602,11 @@ impl Agent {
         self.engine.finish(now);
         self.settle(&mut capture.maps);
         for conn in self.enforcer.overdue(u64::MAX - 1) {
-            self.give_up_waiting(&capture.maps, conn);
+            self.give_up_waiting(&mut capture.maps, conn);
         }
         self.settle(&mut capture.maps);
+        let lines = self.many.fold.finish();
+        self.write_lines(now, &lines);
         self.commit();
         self.account(capture, now);
         if let Err(error) = self.journal.balances(now, Moment::Stop, self.engine.ledger(), None) {
@@ -1426,7 +1631,7 @@ impl Agent {
     }
 }
 
-/// The configuration in force is not the one that the file says.
+/// Reports that the configuration in force is not the configuration in the file.
 pub(super) fn refused(metrics: &Metrics, why: &str) {
     metrics.configuration_refused.set(1);
     let said =
@@ -1434,7 +1639,7 @@ pub(super) fn refused(metrics: &Metrics, why: &str) {
     metrics.readiness.remark(Remark::Configuration, Some(said));
 }
 
-/// Keeps the configuration that is in force for a start at which there is none.
+/// Keeps the configuration in force for a start without a valid configuration file.
 fn keep(path: &Path, config: &Config) {
     if let Err(error) = kept::keep(path, config) {
         let state = kept::state_of(config);
@@ -1445,7 +1650,7 @@ fn keep(path: &Path, config: &Config) {
     }
 }
 
-/// A reason as `genops.capture.reason` names it.
+/// The reason as named in `genops.capture.reason`.
 fn reason_name(reason: u32) -> &'static str {
     match reason {
         unexplained::UNREAD_PAGE => "page_not_present",
@@ -1457,23 +1662,23 @@ fn reason_name(reason: u32) -> &'static str {
 }
 
 fn effect_of(left: Left) -> Effect {
-    let Left { above, mechanism, counted } = left;
-    Effect { mechanism, counted, above_bytes: above }
+    let Left { to, mechanism, counted } = left;
+    Effect { mechanism, counted, left_to: to }
 }
 
-/// The socket that a contact names.
+/// The socket named by a contact.
 fn socket_of_contact(contact: &Contact) -> Socket {
     let Contact { cookie, tgid, ip_version, local, remote, local_port, remote_port, .. } = *contact;
     let address = |bytes: [u8; 16], port| address_of(ip_version, bytes, port);
     Socket { cookie, tgid, local: address(local, local_port), remote: address(remote, remote_port) }
 }
 
-/// What principals are matched by.
+/// The match rules of all principals.
 fn matches(config: &Config) -> Vec<MatchConfig> {
     config.sections().principals.iter().map(|it| it.matches.clone()).collect()
 }
 
-/// The name that the program gave its TLS library.
+/// The server name given to the TLS library by the program.
 pub(super) fn server_name(open: &Open) -> Option<&str> {
     let len = usize::try_from(open.name_len).ok().filter(|&len| len > 0)?;
     std::str::from_utf8(open.name.get(..len)?).ok()
@@ -1507,6 +1712,15 @@ fn start_guard(config: &Config, maps: &Maps, pins: Option<&Pins>) -> Option<Guar
             );
             None
         }
+    }
+}
+
+/// Warns about the fate of refusals while no agent runs, if a remark is due.
+fn remark_absence(config: &Config, capture: &Capture, metrics: &Metrics) {
+    let (pins, unkept) = (capture.pins.as_deref(), capture.unkept.as_deref());
+    if let Some(remark) = absence::remark(config, pins, unkept) {
+        eprintln!("genops-agent: {remark}");
+        metrics.readiness.remark(Remark::Absence, Some(remark));
     }
 }
 

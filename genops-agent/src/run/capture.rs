@@ -1,5 +1,5 @@
-//! The capture, as `run` and `record` share it: the kernel part, discovery on its thread, and one
-//! place that waits for records, signals and deadlines.
+//! The capture shared by `run` and `record`: the kernel part, discovery on a thread, and one wait
+//! for records, signals and deadlines.
 
 use std::{
     io::Read as _,
@@ -25,17 +25,18 @@ use crate::{
     metrics::{Metrics, Part},
 };
 
-/// Most records that are handled before verdicts are written: bounds what a burst adds to a hold.
+/// Most records handled before verdicts are written: bounds the delay of a hold by a burst.
 const BATCH: usize = 256;
 
-/// When the ring buffer is looked at again after records came: the programs wake nobody for each of them.
+/// Delay of the next look at the ring buffer after records: the programs do not wake the agent for
+/// each record.
 const LOOK_AGAIN: Duration = Duration::from_nanos(2 * NAP_NS);
 
-/// Most lines about files that can't be captured, in [`LINES_EVERY`]; the others are counted.
+/// Most lines about uncapturable files, in [`LINES_EVERY`]; the others are counted.
 const LINES_LIMIT: u32 = 10;
 const LINES_EVERY: Duration = Duration::from_mins(1);
 
-/// What a wait ended with.
+/// Reason for the end of a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
     /// Records may have come, or time has passed.
@@ -46,14 +47,14 @@ pub(crate) enum Woken {
     Stop,
 }
 
-/// What a capture is for.
+/// Purpose of a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To decide: what agents before have left in the kernel is taken over, or ended.
+    /// To decide: takes over, or ends, the programs left in the kernel by earlier agents.
     Govern,
-    /// To look on.
+    /// To observe.
     Record,
-    /// Programs that do nothing: the floor of the benchmarks.
+    /// Programs without work: the floor of the benchmarks.
     Floor,
 }
 
@@ -63,10 +64,10 @@ pub(crate) struct Capture {
     pub(crate) mechanisms: Mechanisms,
     pub(crate) providers: Providers,
     pub(crate) pins: Option<Arc<Pins>>,
-    /// Why the programs end with the agent though that is not wanted.
+    /// Reason why the programs end with the agent, contrary to the configuration.
     pub(crate) unkept: Option<String>,
     ring: RingBuf<MapData>,
-    /// Records were read since the last wait: others may follow that nobody is woken for.
+    /// Records were read since the last wait: others may follow without a wake-up.
     drained: bool,
     started: Sender<u32>,
     stop: UnixStream,
@@ -123,7 +124,8 @@ impl Capture {
         })
     }
 
-    /// What is written to it makes [`Self::wait`] say that the configuration was read again.
+    /// Returns a stream; a byte written there makes [`Self::wait`] report a configuration read
+    /// again.
     pub(crate) fn reread(&self) -> std::io::Result<UnixStream> {
         self.reread.try_clone()
     }
@@ -150,7 +152,7 @@ impl Capture {
         Ok(Woken::Work)
     }
 
-    /// Hands over the records that are there, a batch at most; how many there were.
+    /// Hands over the waiting records, a batch at most; returns the number of records.
     pub(crate) fn drain(&mut self, mut handle: impl FnMut(&mut Maps, Record<'_>)) -> usize {
         let mut count = 0;
         while count < BATCH
@@ -159,8 +161,8 @@ impl Capture {
             count += 1;
             match Record::parse(&record) {
                 Ok(record) => {
-                    if let Record::Exec(process) = record {
-                        // Without a listener we are about to end.
+                    if let Record::Exec(process, _) = record {
+                        // Without a receiver the agent is about to end.
                         let _ended = self.started.send(process.tgid);
                     }
                     handle(&mut self.maps, record);
@@ -173,7 +175,8 @@ impl Capture {
         count
     }
 
-    /// Brings the kernel's loss counters into the metrics; their sum in records and calls.
+    /// Brings the kernel's loss counters into the metrics; returns the lost records and calls
+    /// together.
     pub(crate) fn count_losses(&self) -> u64 {
         let losses = self.maps.losses();
         let of = |cause: u32| losses.get(cause as usize).copied().unwrap_or(0);
@@ -188,7 +191,7 @@ impl Capture {
     }
 }
 
-/// Where programs and maps are kept, or why nowhere.
+/// Directory of pinned programs and maps, or the reason for none.
 fn open_pins(config: &Config) -> Result<(Option<Arc<Pins>>, Option<String>)> {
     match pins::place_for(&config.pin_directory, config.enforces(), Touch::Make)? {
         Kept::In(directory) => Ok((Some(Arc::new(Pins::open(&directory)?)), None)),
@@ -197,7 +200,7 @@ fn open_pins(config: &Config) -> Result<(Option<Arc<Pins>>, Option<String>)> {
     }
 }
 
-/// A socket that becomes readable when one of the signals comes.
+/// Returns a socket readable after one of the signals.
 pub(crate) fn signals(signals: &[i32]) -> Result<UnixStream> {
     let (reader, writer) = UnixStream::pair()?;
     reader.set_nonblocking(true)?;
@@ -211,7 +214,7 @@ fn heard(pipe: &mut UnixStream) -> bool {
     matches!(pipe.read(&mut [0; 16]), Ok(1..))
 }
 
-/// Lines about files: anybody can make as many files as they like.
+/// Lines about files, limited because anybody can make any number of files.
 #[derive(Debug, Default)]
 struct Said {
     since: Option<Instant>,
@@ -220,7 +223,7 @@ struct Said {
 }
 
 impl Said {
-    /// Whether one more line may be written; and how many were left out before it, where one says so.
+    /// Returns the number of lines left out before, if another line may be written.
     fn one_more(&mut self, now: Instant) -> Option<u64> {
         if self.since.is_none_or(|it| now.saturating_duration_since(it) >= LINES_EVERY) {
             self.since = Some(now);

@@ -1,7 +1,7 @@
-//! Providers as they are found without plaintext: by the server name of a `ClientHello`, and by the
-//! answers of name servers.
+//! Providers found without plaintext: by the server name of a `ClientHello`, and by the answers of
+//! name servers.
 //!
-//! What strangers send is read by libraries that are made for it; everything kept has a limit.
+//! Bytes from strangers are parsed by dedicated libraries; everything kept has a limit.
 
 use std::{
     collections::HashMap,
@@ -20,33 +20,33 @@ use crate::kernel::{Providers, holds::address_of};
 
 /// Most `ClientHello`s in pieces at a time.
 const PARTS_LIMIT: usize = 1_024;
-/// Most bytes of one: what a record holds (RFC 8446 §5.1).
+/// Most bytes of a `ClientHello`: the size of a TLS record (RFC 8446 §5.1).
 const HELLO_LIMIT: usize = 16_384 + 5;
-/// Most addresses that are remembered; past that, all are learnt again.
+/// Most remembered addresses; past the limit, all are learnt again.
 const ADDRESSES_LIMIT: usize = 65_536;
-/// Where providers listen, unless the configuration says otherwise.
+/// Port of providers, unless the configuration says otherwise.
 const HTTPS: u16 = 443;
 
-/// A provider that a process reached for.
+/// A provider reached by a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reached {
     pub(super) server_name: Option<String>,
-    /// Its number.
+    /// Number of the provider.
     pub(super) provider: u32,
 }
 
-/// What a `ClientHello` says.
+/// Result of reading a `ClientHello`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Hello {
-    /// It names a provider.
+    /// The `ClientHello` names a provider.
     Provider(Reached),
-    /// It names somebody else, or nobody, or is none.
+    /// The `ClientHello` names another server, or none; or the bytes are no `ClientHello`.
     Other(Option<String>),
-    /// More of it has to come.
+    /// More bytes have to come.
     Part,
 }
 
-/// What has been learnt so far.
+/// State learnt so far.
 #[derive(Debug, Default)]
 pub(super) struct Contacts {
     /// By socket cookie.
@@ -57,12 +57,12 @@ pub(super) struct Contacts {
     names: Names,
 }
 
-/// Whose names an address was the answer for.
+/// The provider of the names resolving to an address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Address {
     provider: u32,
     port: u16,
-    /// Another provider's too: a shared front end, of which nothing may be concluded.
+    /// Another provider has the same address: a shared front end proves nothing.
     shared: bool,
 }
 
@@ -99,9 +99,10 @@ impl Contacts {
         }
     }
 
-    /// Takes what a socket of this host asked a name server, or was answered: addresses that are a
-    /// provider's from now on (its number), or no longer one provider's alone (0). An answer counts
-    /// only to a question that was seen, and never makes an address anybody's but a provider's.
+    /// Takes a DNS message: a question of a socket of this host, or the answer. Returns the
+    /// addresses of a provider from now on (with the provider's number), and the addresses no
+    /// longer of a single provider (0). An answer counts only if the question was seen, and only
+    /// gives addresses to providers.
     pub(super) fn name_server(
         &mut self,
         providers: &Providers,
@@ -137,18 +138,19 @@ impl Contacts {
         news
     }
 
-    /// Whether names that are asked for are remembered, for [`Self::is_confirmed`].
+    /// Sets whether the names in questions are remembered, for [`Self::is_confirmed`].
     pub(super) fn keep_names(&mut self, keep: bool) {
         self.names.keep(keep);
     }
 
-    /// Whether a name server, or the hosts file, has said that this server is at this address.
+    /// Whether a name server or the hosts file has confirmed the address for the server name.
     pub(super) fn is_confirmed(&mut self, name: &str, ip: IpAddr) -> bool {
         self.names.is_confirmed(name, ip)
     }
 
-    /// A caller says that an address is a provider's, by the server name that it sends there. That is
-    /// its own word: it counts for nobody else, and not where name servers have said whose it is.
+    /// Ties an address to a provider for a caller, by the server name sent by the caller. The name
+    /// is the caller's own claim: it counts for no other caller, and not against the answers of
+    /// name servers.
     pub(super) fn tie(
         &mut self,
         caller: Caller,
@@ -161,18 +163,18 @@ impl Contacts {
         self.ties.tie(caller, address_key(address), provider)
     }
 
-    /// Takes up what an agent before this one was told.
+    /// Takes over a tie told to an earlier agent.
     pub(super) fn adopt_tie(&mut self, key: &TieKey, provider: u32) -> Vec<(TieKey, u32)> {
         let TieKey { address, port, reserved, uid, group } = *key;
         self.ties.tie((uid, group), AddressKey { address, port, reserved }, provider)
     }
 
-    /// What name servers say of an address counts from now on, instead of what callers say.
+    /// Replaces the claims of callers by the answers of name servers for an address.
     pub(super) fn untie(&mut self, address: AddressKey) -> Vec<(TieKey, u32)> {
         self.ties.forget(address)
     }
 
-    /// An address belongs to a provider; what that changes.
+    /// Assigns an address to a provider; returns the resulting change.
     pub(super) fn learn(
         &mut self,
         ip: IpAddr,
@@ -181,7 +183,7 @@ impl Contacts {
     ) -> Option<(AddressKey, u32)> {
         let known = self.addresses.get(&ip).copied();
         if provider == 0 {
-            // What is somebody else's too stays the provider's: nobody's answer lifts a refusal.
+            // An address also used by others stays the provider's: no answer lifts a refusal.
             return None;
         }
         if self.addresses.len() >= ADDRESSES_LIMIT {
@@ -197,7 +199,7 @@ impl Contacts {
     }
 }
 
-/// An address as the kernel programs compare it.
+/// An address in the form compared by the kernel programs.
 fn address_key(address: SocketAddr) -> AddressKey {
     let mut bytes = [0; 16];
     match address.ip().to_canonical() {
@@ -211,7 +213,7 @@ fn address_key(address: SocketAddr) -> AddressKey {
     AddressKey { address: bytes, port: address.port(), reserved: 0 }
 }
 
-/// What was read of a `ClientHello`.
+/// Result of parsing a `ClientHello`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Read {
     Name(String),
@@ -219,7 +221,7 @@ enum Read {
     Part,
 }
 
-/// The server name in the TLS records that a client began with.
+/// The server name in the first TLS records of a client.
 fn server_name(bytes: &[u8]) -> Read {
     let mut acceptor = rustls::server::Acceptor::default();
     let mut rest = bytes;
@@ -253,7 +255,7 @@ mod tests {
 
     use super::*;
 
-    /// What a rustls client sends first.
+    /// The first bytes sent by a rustls client.
     fn client_hello(name: &str) -> Vec<u8> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -337,7 +339,7 @@ mod tests {
         Dns { kind, captured_len: 0, cookie: 7, server, ip_version: 4, answers }
     }
 
-    /// A socket asks, and is answered; what that changes.
+    /// Asks and answers a question of a socket; returns the changes.
     fn learnt(
         contacts: &mut Contacts,
         providers: &Providers,

@@ -1,29 +1,29 @@
-//! What passed between processes and providers, and how much of it was read.
+//! Bytes between processes and providers, and the share read by the probes.
 //!
-//! The kernel counts the bytes of every socket to a provider; the probes count plaintext. A socket that
-//! carried more than what was read can account for is a gap, and is said to be one.
+//! The kernel counts the bytes of every socket to a provider; the probes count plaintext. A socket
+//! with more bytes than the plaintext explains is a gap, and is reported as a gap.
 
 use std::collections::{BTreeSet, HashMap};
 
 use genops_governance::Unread;
 use genops_protocols::Direction;
 
-/// Bytes of a TLS handshake in one direction, certificates and tickets included, at most.
+/// Most bytes of a TLS handshake in one direction, certificates and tickets included.
 const HANDSHAKE: u64 = 16_384;
-/// Most bytes that TLS adds to what one library call moves, for each record of 16 KiB (RFC 8446 §5.2).
+/// Most bytes added by TLS to each library call and to each record of 16 KiB (RFC 8446 §5.2).
 const RECORD_OVERHEAD: u64 = 128;
 const RECORD_LEN: u64 = 16_384;
-/// Most connections whose plaintext is remembered until their socket is let go of.
+/// Most connections with plaintext counts kept until the socket is closed.
 const ENDED_LIMIT: usize = 16_384;
 
 /// Plaintext of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Plain {
-    /// Bytes that the TLS library took or gave.
+    /// Bytes taken or given by the TLS library.
     passed: u64,
-    /// Bytes that were read.
+    /// Bytes read by the probes.
     read: u64,
-    /// Pieces that were read.
+    /// Pieces read by the probes.
     pieces: u64,
 }
 
@@ -34,7 +34,7 @@ impl Plain {
         self.pieces = self.pieces.saturating_add(1);
     }
 
-    /// Most bytes on the wire that this plaintext can make.
+    /// Most bytes on the wire for the plaintext.
     fn explains(&self) -> u64 {
         let records = self.passed / RECORD_LEN + self.pieces;
         HANDSHAKE
@@ -50,16 +50,16 @@ struct Ways {
     ingress: Plain,
 }
 
-/// Every connection whose socket is still there.
+/// Every connection with an open socket.
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
     ways: HashMap<u64, Ways>,
-    /// Connections that have ended, by when.
+    /// Ended connections, by time of the end.
     ended: BTreeSet<(u64, u64)>,
 }
 
 impl Coverage {
-    /// Plaintext was read.
+    /// Counts plaintext read by a probe.
     pub(super) fn read(&mut self, conn: u64, direction: Direction, offset: u64, len: u64) {
         let ways = self.ways.entry(conn).or_default();
         match direction {
@@ -68,7 +68,7 @@ impl Coverage {
         }
     }
 
-    /// The TLS object has ended; its socket will a moment later.
+    /// Notes the end of a TLS object; the end of the socket follows a moment later.
     pub(super) fn ended(&mut self, conn: u64, at_mono_ns: u64) {
         if self.ways.contains_key(&conn) {
             self.ended.insert((at_mono_ns, conn));
@@ -80,8 +80,8 @@ impl Coverage {
         }
     }
 
-    /// The socket of a connection carried so much: what of it was not read, by direction. `opaque`: no
-    /// probe reads the connection.
+    /// Returns the unread bytes of a closed socket, by direction. `opaque`: no probe reads the
+    /// connection.
     pub(super) fn released(
         &mut self,
         conn: u64,

@@ -1,7 +1,7 @@
-//! Verdicts into the kernel: release with a kick, denial with the end of exactly that socket.
+//! Verdicts in the kernel: release with a kick, denial with the end of exactly the denied socket.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     time::Duration,
 };
 
@@ -17,89 +17,154 @@ use crate::{
     metrics::Metrics,
 };
 
-/// How long the kernel's notes on a connection outlive it: what is queued must still be judged.
+/// Lifetime of the kernel's notes after the end of a connection, in nanoseconds: queued bytes must
+/// still be judged.
 const KEEP_RELEASED_NS: u64 = 2_000_000_000;
-/// The same for one that was denied: TCP gives up on a dead peer after minutes.
+/// The same for a denied connection: TCP gives up on a dead peer after minutes.
 const KEEP_DENIED_NS: u64 = 300_000_000_000;
-/// How long after a denial it is written down at the latest what left.
+/// Latest time after a denial for the record of the bytes that left, in nanoseconds.
 const EFFECT_WITHIN_NS: u64 = 900_000_000;
 
-/// How long the kernel follows a socket that its program has let go of: TCP may try for minutes to send what it
-/// has queued.
+/// Lifetime of the kernel's notes on a socket closed by the program, in nanoseconds: TCP may try
+/// for minutes to send queued bytes.
 const KEEP_CLOSED_NS: u64 = 300_000_000_000;
 
-/// A connection, as far as holding it goes.
+/// Way out of the host for a connection's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Outlet {
+    /// A socket, known or to become known.
+    #[default]
+    Open,
+    /// A destroyed socket.
+    Destroyed,
+    /// None: the TLS object has ended without a known socket, so no socket becomes known. The
+    /// kernel needs no note of the connection.
+    Absent,
+}
+
+/// State of the hold of a connection.
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
     socket: Option<Socket>,
-    /// Cookie of the socket of a connection that was taken over, also where no more is known of it.
+    /// Cookie of the socket of an adopted connection, even if nothing else of the socket is known.
     cookie: Option<u64>,
     /// Position up to which bytes may leave.
     released_to: u64,
-    /// Position up to which bytes left that nobody held, before anything was denied.
+    /// Position up to which bytes left without a hold, or were released by an earlier agent, before
+    /// any denial by this agent.
     free_to: u64,
     denied: bool,
-    /// When the oldest bytes that wait were written.
+    /// Write time of the oldest waiting bytes.
     waiting_since: Option<u64>,
-    /// Position after the last byte that the kernel holds or held.
+    /// Position after the last byte held by the kernel, now or before.
     received: u64,
-    /// Denied in the kernel until it is decided, since its deadline had passed before it was.
+    /// Denied in the kernel until the decision, because the deadline passed before the decision.
     stopped: bool,
     /// The kernel's round of the last write: see [`genops_ebpf_common::Hold::round`].
     round: u16,
-    /// In a later round than the first, the position up to which it says the same as before.
+    /// In a later round than the first, the position up to which the bytes are the same as before.
     compared_to: u64,
-    /// The socket was destroyed.
-    destroyed: bool,
-    /// Position after the last byte that the TLS library took, where its object was freed.
+    outlet: Outlet,
+    /// Position after the last byte taken by the TLS library, if the TLS object was freed.
     taken_to: Option<u64>,
-    /// What was read back of it after its denial, last; or that its socket never reached the other end.
+    /// Bytes read back last after the denial; or the note that the socket never reached the other
+    /// end.
     left: Option<Left>,
 }
 
 impl Held {
-    /// From which position on a refusal keeps what is written.
-    fn kept_from(&self) -> u64 {
+    /// Bytes that left; zero if a refusal concerns none of them.
+    const fn concerned(self, left: Left) -> Left {
+        if left.to > self.free_to { left } else { Left { to: 0, ..left } }
+    }
+
+    /// Position up to which bytes left, or may leave.
+    fn reached(&self) -> u64 {
         self.released_to.max(self.free_to)
     }
 
-    /// How far a verdict may go now.
+    /// Whether no socket can carry the connection. The kernel is asked too: the report of a socket
+    /// may have found the ring full.
+    fn is_gone(&self, maps: &Maps, conn: u64) -> bool {
+        self.outlet == Outlet::Absent && maps.holds.socket(conn).is_none()
+    }
+
+    /// Position for a verdict now.
     fn release_to(&self) -> u64 {
         if self.round == 0 { self.released_to } else { self.released_to.min(self.compared_to) }
     }
 }
 
-/// What became of bytes that are decided after their deadline.
+/// Fate of bytes decided after the deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Late {
-    /// They passed.
+    /// The bytes passed.
     Passed,
-    /// They were stopped for good.
+    /// The bytes were stopped for good.
     Stopped,
-    /// They wait for the verdict, or an earlier one has stopped them.
+    /// The bytes wait for the verdict, or an earlier verdict has stopped them.
     Kept,
 }
 
-/// Applies verdicts, and knows what waits for one.
+/// Applies verdicts, and knows the connections waiting for a verdict.
 #[derive(Debug)]
 pub(super) struct Enforcer {
     sockets: Sockets,
-    /// When this agent began: what was written before may have been judged without it.
+    /// Start of this agent: bytes written before may have been judged by another.
     since_mono_ns: u64,
     deadline_ns: u64,
     closed: bool,
     held: HashMap<u64, Held>,
-    /// Connections that wait, by since when.
+    /// Waiting connections, by start of the wait.
     waiting: BTreeSet<(u64, u64)>,
-    /// Connections that have ended, by the time when the kernel may forget them.
+    /// Ended connections, by the time when the kernel may forget them.
     ended: BTreeMap<(u64, u64), Option<u64>>,
-    /// Sockets that their programs have let go of, by the time when the kernel may forget them. One that is open is
-    /// never forgotten: what nobody knows of passes.
+    /// Sockets closed by their programs, by the time when the kernel may forget them. An open
+    /// socket is never forgotten: the bytes of an unknown socket pass.
     closed_sockets: BTreeSet<(u64, u64)>,
-    /// Connections of `ended`, with what became of them since.
+    /// State of the connections in `ended`.
     past: HashMap<u64, Held>,
-    /// Denied connections whose socket is not known yet, by when that is waited for no longer.
-    unseen: BTreeSet<(u64, u64)>,
+    /// Connections with [`Outlet::Absent`] since the last [`Self::forget`].
+    bare: Vec<u64>,
+    unseen: Unseen,
+}
+
+/// Denied connections without a known socket yet, and the ends of waiting.
+#[derive(Debug, Default)]
+struct Unseen {
+    by_time: BTreeSet<(u64, u64)>,
+    until: HashMap<u64, u64>,
+}
+
+impl Unseen {
+    /// Waits for the socket of a connection, unless waiting already.
+    fn wait(&mut self, conn: u64, until_mono_ns: u64) {
+        if let Entry::Vacant(entry) = self.until.entry(conn) {
+            entry.insert(until_mono_ns);
+            self.by_time.insert((until_mono_ns, conn));
+        }
+    }
+
+    /// Ends the waiting for a socket. False without any.
+    fn end(&mut self, conn: u64) -> bool {
+        let Some(until) = self.until.remove(&conn) else { return false };
+        self.by_time.remove(&(until, conn))
+    }
+
+    fn next(&self) -> Option<u64> {
+        self.by_time.first().map(|&(until, _)| until)
+    }
+
+    /// Removes and returns overdue connections, in order of time.
+    fn overdue(&mut self, now_mono_ns: u64) -> Vec<u64> {
+        let later = self.by_time.split_off(&(now_mono_ns.saturating_add(1), 0));
+        let over = std::mem::replace(&mut self.by_time, later);
+        let conns: Vec<u64> = over.into_iter().map(|(_, conn)| conn).collect();
+        for conn in &conns {
+            self.until.remove(conn);
+        }
+        conns
+    }
 }
 
 impl Enforcer {
@@ -114,7 +179,8 @@ impl Enforcer {
             ended: BTreeMap::new(),
             closed_sockets: BTreeSet::new(),
             past: HashMap::new(),
-            unseen: BTreeSet::new(),
+            bare: Vec::new(),
+            unseen: Unseen::default(),
         };
         new.set(deadline, on_timeout);
         new
@@ -125,12 +191,13 @@ impl Enforcer {
         self.closed = on_timeout == OnTimeout::Closed;
     }
 
-    /// A connection is taken up: what is remembered of an earlier one of this number is not meant.
+    /// Starts to follow a connection; drops the state of an earlier connection of the same number.
     pub(super) fn begins(&mut self, conn: u64) {
         self.past.remove(&conn);
     }
 
-    /// Bytes of `conn` up to `to` were written while its process was not held: they are no matter of a later refusal.
+    /// Notes bytes of `conn` up to `to`, written while the process was not held: no later refusal
+    /// concerns them.
     pub(super) fn unheld(&mut self, conn: u64, to: u64) {
         let held = self.held.entry(conn).or_default();
         if !held.denied {
@@ -138,7 +205,7 @@ impl Enforcer {
         }
     }
 
-    /// The kernel holds bytes of `conn` up to `to`, written at `at_mono_ns`.
+    /// Notes bytes of `conn` up to `to`, written at `at_mono_ns` and held by the kernel.
     pub(super) fn arrived(&mut self, conn: u64, to: u64, at_mono_ns: u64) {
         let held = self.held.entry(conn).or_default();
         held.received = held.received.max(to);
@@ -148,7 +215,8 @@ impl Enforcer {
         }
     }
 
-    /// The write that ends at `to` was reported in this round, and says what was said before of what it repeats.
+    /// Notes a write ending at `to`, reported in `round`, with the same bytes as the earlier
+    /// report.
     pub(super) fn repeated(&mut self, maps: &mut Maps, conn: u64, round: u16, to: u64) {
         let held = self.held.entry(conn).or_default();
         if held.round == round && (round == 0 || held.compared_to >= to) {
@@ -157,14 +225,14 @@ impl Enforcer {
         held.round = round;
         held.compared_to = to;
         if !held.denied && !held.stopped && held.released_to > 0 {
-            // What was decided of these bytes holds for them still.
+            // The earlier decision about the bytes still holds.
             let _full = maps.holds.release(conn, held.release_to(), round);
             let held = *held;
             self.kick(held);
         }
     }
 
-    /// The kernel keeps what nothing explains, from this time on.
+    /// Notes a hold of unexplained bytes by the kernel since `at_mono_ns`.
     pub(super) fn waits_unexplained(&mut self, conn: u64, at_mono_ns: u64) {
         let held = self.held.entry(conn).or_default();
         if held.waiting_since.is_none() {
@@ -173,8 +241,9 @@ impl Enforcer {
         }
     }
 
-    /// Bytes up to `to`, written then, are about to be decided after their deadline: what the kernel program has done, or
-    /// else that it does nothing more by itself.
+    /// Returns the fate of bytes up to `to`, written at `at_mono_ns` and about to be decided after
+    /// the deadline. If the kernel program has not acted yet, keeps the program from acting by
+    /// itself.
     pub(super) fn late(&mut self, maps: &mut Maps, conn: u64, to: u64, at_mono_ns: u64) -> Late {
         let held = self.held.entry(conn).or_default();
         if held.denied || held.stopped {
@@ -187,25 +256,56 @@ impl Enforcer {
         if maps.holds.deny(conn).is_err() {
             return Late::Kept;
         }
-        // Denied first: what has not passed now, can't.
+        // Denied first: bytes that have not passed by now can't pass.
         let passed_to = maps.holds.passed_to(conn);
         if passed_to < to {
             held.stopped = true;
             return Late::Kept;
         }
         held.released_to = held.released_to.max(passed_to);
-        // As it was, or further.
+        // The position stays, or moves on.
         let _full = maps.holds.release(conn, held.release_to(), held.round);
         Late::Passed
     }
 
-    /// Whether bytes that were written then are past their deadline, or older than this agent.
+    /// Whether undecided bytes stay held at the deadline.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether bytes written at `at_mono_ns` are past their deadline, or older than this agent.
     pub(super) fn is_overdue(&self, at_mono_ns: u64) -> bool {
         at_mono_ns < self.since_mono_ns
             || clock::mono_ns().saturating_sub(at_mono_ns) >= self.deadline_ns
     }
 
-    /// Bytes up to `to` may leave, now. False where the guard has denied them meanwhile.
+    /// Ends the connection of a write not taken by the library, whatever was decided, if all bytes
+    /// before `from` have left and no later byte. Returns whether no later byte has left, and none
+    /// can.
+    pub(super) fn withdraw(
+        &mut self,
+        maps: &mut Maps,
+        metrics: &Metrics,
+        conn: u64,
+        from: u64,
+    ) -> bool {
+        let held = self.held.entry(conn).or_default();
+        let socket = held.socket.or_else(|| maps.holds.socket(conn));
+        let Some(cookie) = socket.map(|it| it.cookie).or(held.cookie) else { return false };
+        let stands_there = |maps: &Maps| {
+            let left = maps.what_left(conn, cookie, from);
+            left.counted && left.to == from && maps.holds.passed_to(conn) <= from
+        };
+        if !stands_there(maps) {
+            return false;
+        }
+        self.end(maps, metrics, conn);
+        // Denied first: a verdict on the way, a deadline and a TCP retransmission change nothing
+        // any more.
+        stands_there(maps)
+    }
+
+    /// Releases bytes up to `to`, now. False if the guard has denied them meanwhile.
     pub(super) fn release(
         &mut self,
         maps: &mut Maps,
@@ -213,7 +313,9 @@ impl Enforcer {
         conn: u64,
         to: u64,
     ) -> bool {
-        let held = self.held.entry(conn).or_default();
+        // The end of the connection may have been read before the verdict became durable.
+        let past = self.past.get_mut(&conn);
+        let held = past.unwrap_or_else(|| self.held.entry(conn).or_default());
         let now = clock::mono_ns();
         let waited_ns = held.waiting_since.map_or(0, |since| now.saturating_sub(since));
         let older = held.waiting_since.is_some_and(|since| since < self.since_mono_ns);
@@ -226,7 +328,9 @@ impl Enforcer {
             return false;
         }
         held.released_to = held.released_to.max(to);
-        if maps.holds.release(conn, held.release_to(), held.round).is_err() {
+        if !held.is_gone(maps, conn)
+            && maps.holds.release(conn, held.release_to(), held.round).is_err()
+        {
             metrics.lost_map_full.increment();
         }
         let held = *held;
@@ -238,45 +342,52 @@ impl Enforcer {
         true
     }
 
-    /// Pushes what the kernel dropped while the verdict was open. Without effect where the packet is
-    /// still to come: it will find the verdict.
+    /// Pushes packets dropped by the kernel before the verdict. Without effect if the packet is
+    /// still to come, and will find the verdict.
     fn kick(&mut self, held: Held) {
         if let Some(socket) = held.socket {
-            // A process that has gone needs no push; TCP's timer does it.
+            // An ended process needs no push; TCP's timer sends.
             let _gone = self.sockets.kick(socket);
         }
     }
 
-    /// A connection that another agent followed so far: what left before is no matter of ours, and what was
-    /// denied stays so.
+    /// Takes over a connection of another agent: no refusal by this agent concerns the bytes sent
+    /// before, and a denied connection stays denied.
     pub(super) fn adopt(&mut self, maps: &Maps, conn: u64, sent: u64, cookie: Option<u64>) {
         let held = self.held.entry(conn).or_default();
         held.denied = maps.holds.is_denied(conn);
         held.cookie = cookie;
+        held.free_to = sent;
         held.released_to = sent;
         held.received = sent;
     }
 
-    /// The socket became known, perhaps after the verdict.
+    /// Notes the socket, known perhaps after the verdict.
     pub(super) fn joined(&mut self, conn: u64, socket: Socket) {
         let held = self.held.entry(conn).or_default();
         held.socket = Some(socket);
         let held = *held;
         if held.denied {
-            // Gone already is as good.
-            let gone = self.sockets.destroy(socket).is_ok();
-            self.held.entry(conn).or_default().destroyed = gone;
+            // A socket closed already is as good.
+            if self.sockets.destroy(socket).is_ok() {
+                self.held.entry(conn).or_default().outlet = Outlet::Destroyed;
+            }
         } else if held.released_to > 0 {
             self.kick(held);
         }
     }
 
-    /// The socket of a connection, as far as it is known.
+    /// Position up to which bytes of a connection may leave.
+    pub(super) fn released_to(&self, conn: u64) -> u64 {
+        self.past.get(&conn).or_else(|| self.held.get(&conn)).map_or(0, Held::reached)
+    }
+
+    /// The socket of a connection, if known.
     pub(super) fn socket(&self, conn: u64) -> Option<Socket> {
         self.held.get(&conn)?.socket
     }
 
-    /// Nothing more may leave.
+    /// Denies all further bytes.
     pub(super) fn deny(&mut self, maps: &mut Maps, metrics: &Metrics, conn: u64) {
         if let Some(since) = self.waits_no_more(conn) {
             metrics.hold.observe(Duration::from_nanos(clock::mono_ns().saturating_sub(since)));
@@ -285,27 +396,31 @@ impl Enforcer {
         self.end(maps, metrics, conn);
     }
 
-    /// Denies in the kernel first, so that nothing leaves before the socket is gone.
+    /// Denies in the kernel first, so that no byte leaves before the end of the socket.
     fn end(&mut self, maps: &mut Maps, metrics: &Metrics, conn: u64) {
-        if maps.holds.deny(conn).is_err() {
+        let is_gone = self.past.get(&conn).is_some_and(|it| it.is_gone(maps, conn));
+        if !is_gone && maps.holds.deny(conn).is_err() {
             metrics.lost_map_full.increment();
         }
         let held = self.past.get_mut(&conn);
         let held = held.unwrap_or_else(|| self.held.entry(conn).or_default());
         held.denied = true;
-        if let Some(socket) = held.socket {
-            held.destroyed = self.sockets.destroy(socket).is_ok();
+        if let Some(socket) = held.socket
+            && self.sockets.destroy(socket).is_ok()
+        {
+            held.outlet = Outlet::Destroyed;
         }
     }
 
-    /// Ends the holds whose deadline has passed and that TCP has not tried again since.
+    /// Ends the holds past their deadline and not tried again by TCP since.
     pub(super) fn expire(&mut self, maps: &mut Maps) -> Vec<Expired> {
         let now = clock::mono_ns();
         if self.next_deadline().is_none_or(|at| at > now) {
             return Vec::new();
         }
         let expired = maps.holds.expire(&mut self.sockets, now, self.deadline_ns, self.closed);
-        // What waits no more in the kernel has been pushed; its own report says how that ended.
+        // A connection without a hold in the kernel has been pushed; the kernel's own report tells
+        // the result.
         let overdue = |since: u64| since.saturating_add(self.deadline_ns) <= now;
         while let Some(&(since, conn)) = self.waiting.first()
             && overdue(since)
@@ -318,7 +433,7 @@ impl Enforcer {
         expired
     }
 
-    /// The deadline has ended a hold, in the kernel or by [`Self::expire`].
+    /// Notes the end of a hold at the deadline, in the kernel or by [`Self::expire`].
     pub(super) fn timed_out(
         &mut self,
         maps: &mut Maps,
@@ -330,7 +445,7 @@ impl Enforcer {
         self.waits_no_more(conn);
         if passed {
             let held = self.held.entry(conn).or_default();
-            // What it was decided for before that is known by what was read back then.
+            // The bytes read back at an earlier denial show the effect of the denial.
             if !held.denied {
                 held.released_to = held.released_to.max(to);
             }
@@ -341,45 +456,60 @@ impl Enforcer {
         }
     }
 
-    /// When [`Self::expire`] has something to do.
+    /// Time of the next work for [`Self::expire`].
     pub(super) fn next_deadline(&self) -> Option<u64> {
         self.waiting.first().map(|&(since, _)| since.saturating_add(self.deadline_ns))
     }
 
-    /// When [`Self::overdue`] has something to say.
+    /// Time of the next result of [`Self::overdue`].
     pub(super) fn next_effect(&self) -> Option<u64> {
-        self.unseen.first().map(|&(until, _)| until)
+        self.unseen.next()
     }
 
-    /// Since when it has waited, if it has.
+    /// Ends the wait; returns the start of the wait, if any.
     fn waits_no_more(&mut self, conn: u64) -> Option<u64> {
         let since = self.held.get_mut(&conn)?.waiting_since.take()?;
         self.waiting.remove(&(since, conn));
         Some(since)
     }
 
-    /// The connection has ended; the kernel forgets it a while later. `taken_to`: position after the last byte
-    /// that the TLS library took, where its object was freed.
-    pub(super) fn ended(&mut self, now_mono_ns: u64, conn: u64, taken_to: Option<u64>) {
+    /// Notes the end of a connection; the kernel forgets the connection later. `of_object`: a TLS
+    /// object of the connection was known. `taken_to`: position after the last byte taken by the
+    /// TLS library, if the TLS object was freed.
+    pub(super) fn ended(
+        &mut self,
+        now_mono_ns: u64,
+        conn: u64,
+        of_object: bool,
+        taken_to: Option<u64>,
+    ) {
         self.waits_no_more(conn);
-        let held = Held { taken_to, ..self.held.remove(&conn).unwrap_or_default() };
-        // A verdict may still be on its way.
+        let mut held = self.held.remove(&conn).unwrap_or_default();
+        let is_known = held.socket.is_some() || held.cookie.is_some();
+        held.taken_to = taken_to;
+        if of_object && !is_known {
+            held.outlet = Outlet::Absent;
+            self.bare.push(conn);
+        }
+        // A verdict may still be on the way.
         self.past.insert(conn, held);
-        // Of a socket that is destroyed nothing leaves any more, whoever's place its verdict takes.
-        let long = held.denied && !held.destroyed;
+        // No byte leaves a destroyed socket, whatever later verdict is written.
+        let long = held.denied && held.outlet == Outlet::Open && is_known;
         let keep = if long { KEEP_DENIED_NS } else { KEEP_RELEASED_NS + self.deadline_ns };
         let cookie = held.socket.map(|socket| socket.cookie);
         self.ended.insert((now_mono_ns.saturating_add(keep), conn), cookie);
     }
 
-    /// The program has let go of a socket. What it has queued may still have to leave.
+    /// Notes a socket closed by the program. Queued bytes may still have to leave.
     pub(super) fn released(&mut self, now_mono_ns: u64, cookie: u64) {
         let at = now_mono_ns.saturating_add(KEEP_CLOSED_NS);
         self.closed_sockets.insert((at, cookie));
     }
 
-    /// Forgets connections whose time has come; which of them were denied, and what more left of them at last.
+    /// Forgets connections after their time; returns the denied connections, with the bytes that
+    /// left since the last look.
     pub(super) fn forget(&mut self, maps: &mut Maps, now_mono_ns: u64) -> Vec<(u64, Option<Left>)> {
+        self.forget_bare(maps);
         let mut denied = Vec::new();
         while let Some(entry) = self.ended.first_entry()
             && entry.key().0 <= now_mono_ns
@@ -403,30 +533,42 @@ impl Enforcer {
         denied
     }
 
-    /// The kernel refused its socket to connect, so that nothing of it can have left.
+    /// Frees the kernel's places of connections without a socket at once: otherwise a user could
+    /// take all places with TLS objects that write into memory.
+    fn forget_bare(&mut self, maps: &mut Maps) {
+        for conn in std::mem::take(&mut self.bare) {
+            if maps.holds.socket(conn).is_none() {
+                maps.holds.forget(conn);
+            } else if let Some(held) = self.past.get_mut(&conn) {
+                // The report of the socket was lost.
+                held.outlet = Outlet::Open;
+            }
+        }
+    }
+
+    /// Notes a connect refused by the kernel: no byte can have left.
     pub(super) fn unconnected(&mut self, conn: u64) {
         self.held.entry(conn).or_default().left = Some(Left::nothing(Mechanism::Connect));
     }
 
-    /// What left of a denied connection. `None`: its socket is not known yet, and is waited for, for
-    /// [`EFFECT_WITHIN_NS`] at most.
+    /// Bytes that left a denied connection. `None`: the socket is not known yet; the wait for the
+    /// socket lasts [`EFFECT_WITHIN_NS`] at most.
     pub(super) fn effect(&mut self, maps: &Maps, conn: u64) -> Option<Left> {
         let left = self.read_back(maps, conn);
-        if left.is_none() && self.unseen.iter().all(|(_, other)| *other != conn) {
-            let until = clock::mono_ns().saturating_add(EFFECT_WITHIN_NS);
-            self.unseen.insert((until, conn));
+        if left.is_none() {
+            self.unseen.wait(conn, clock::mono_ns().saturating_add(EFFECT_WITHIN_NS));
         }
         left
     }
 
-    /// The same, where its socket is waited for no longer.
+    /// The same, at the end of the wait for the socket.
     pub(super) fn effect_at_last(&mut self, maps: &Maps, conn: u64) -> Left {
         self.was_unseen(conn);
         let left = self.read_back(maps, conn);
         left.unwrap_or_else(|| Left::unknown(maps.holds.passed_to(conn)))
     }
 
-    /// What its socket says of a denied connection. `None`: it has none, or none is known.
+    /// Reads the bytes that left a denied connection from the socket. `None`: no known socket.
     fn read_back(&mut self, maps: &Maps, conn: u64) -> Option<Left> {
         let held = self.past.get_mut(&conn);
         let held = held.unwrap_or_else(|| self.held.entry(conn).or_default());
@@ -436,39 +578,56 @@ impl Enforcer {
             if let Some(unconnected) = held.left.filter(|it| it.mechanism == Mechanism::Connect) {
                 unconnected
             } else if let Some(cookie) = cookie {
-                maps.what_left(conn, cookie, held.kept_from())
-            } else if held.taken_to.is_some_and(|to| to <= held.kept_from()) {
-                // The program gave up on a socket that was dead already: what waits in no socket leaves by none.
-                Left::nothing(Mechanism::None)
+                maps.what_left(conn, cookie, held.released_to)
+            } else if let Some(to) = held.taken_to.filter(|to| *to <= held.reached()) {
+                // The program gave up on a dead socket: bytes waiting in no socket leave by none.
+                Left { to, ..Left::nothing(Mechanism::None) }
             } else {
                 return None;
             };
+        let left = held.concerned(left);
         held.left = Some(left);
         Some(left)
     }
 
-    /// What left of a denied connection beyond what was read back of it before; each byte is told once.
+    /// Bytes that left a denied connection after the last look; each byte is reported once.
     pub(super) fn breach(&mut self, maps: &Maps, conn: u64) -> Option<Left> {
         let held = self.past.get_mut(&conn).or_else(|| self.held.get_mut(&conn))?;
         let (before, socket) = (held.left?, held.socket?);
-        let now = maps.what_left(conn, socket.cookie, held.kept_from());
-        if now.above <= before.above {
+        let now = held.concerned(maps.what_left(conn, socket.cookie, held.released_to));
+        if now.to <= before.to {
             return None;
         }
         held.left = Some(now);
         Some(now)
     }
 
-    /// Denied connections whose socket was waited for long enough.
+    /// Removes and returns the denied connections at the end of the wait for a socket.
     pub(super) fn overdue(&mut self, now_mono_ns: u64) -> Vec<u64> {
-        let later = self.unseen.split_off(&(now_mono_ns.saturating_add(1), 0));
-        std::mem::replace(&mut self.unseen, later).into_iter().map(|(_, conn)| conn).collect()
+        self.unseen.overdue(now_mono_ns)
     }
 
-    /// Whether the socket of a denied connection is waited for, no longer from here on.
+    /// Ends the wait for the socket of a denied connection. False without a wait.
     pub(super) fn was_unseen(&mut self, conn: u64) -> bool {
-        let before = self.unseen.len();
-        self.unseen.retain(|(_, other)| *other != conn);
-        self.unseen.len() < before
+        self.unseen.end(conn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_waited_for_once_and_no_longer_than_was_said_first() {
+        let mut unseen = Unseen::default();
+        for conn in 0..4 {
+            unseen.wait(conn, 100 + conn);
+            unseen.wait(conn, 900);
+        }
+        assert_eq!(unseen.next(), Some(100));
+        assert!(unseen.end(1) && !unseen.end(1) && !unseen.end(7));
+        assert_eq!(unseen.overdue(102), [0, 2]);
+        assert_eq!(unseen.overdue(u64::MAX - 1), [3]);
+        assert!(unseen.by_time.is_empty() && unseen.until.is_empty());
     }
 }

@@ -1,7 +1,8 @@
-//! What a process was started by, as the kernel programs hand it down: numbers there, principals here.
+//! The principal that started a process, handed down by the kernel programs: numbers in the kernel,
+//! principals here.
 //!
-//! A process that comes into a container from outside of it is not what brought it there: a container
-//! runtime is nobody's parent.
+//! A process entering a container from outside inherits nothing from the process that brought it
+//! in: a container runtime is no parent.
 
 use std::collections::HashMap;
 
@@ -11,13 +12,13 @@ use sha2::{Digest as _, Sha256};
 
 use crate::kernel::Maps;
 
-/// The first process. It takes in the orphans, so that nobody inherits from it.
+/// The first process. Orphans become its children, so nobody inherits from it.
 const INIT: u32 = 1;
 
-/// The principals that may be inherited.
+/// The inheritable principals.
 #[derive(Debug, Default)]
 pub(super) struct Lineages {
-    /// By their numbers: the same in every agent, as an agent after this one may find them.
+    /// By number: the same number in every agent, because a later agent may find it.
     names: HashMap<u64, String>,
 }
 
@@ -26,23 +27,24 @@ impl Lineages {
         Self { names: settings.principals().map(|it| (number_of(it), it.to_owned())).collect() }
     }
 
-    /// Whether there is anything to inherit.
+    /// Whether there is a principal to inherit.
     pub(super) fn matter(&self) -> bool {
         !self.names.is_empty()
     }
 
-    /// The principal of this number.
+    /// The principal of a number.
     pub(super) fn name(&self, principal: u64) -> Option<&str> {
         self.names.get(&principal).map(String::as_str)
     }
 
-    /// The principal that a process was started by.
+    /// The principal that started a process.
     pub(super) fn of(&self, maps: &Maps, facts: &ProcessFacts) -> Option<&str> {
         let lineage = maps.lineage(facts.key).filter(|_| self.matter())?;
         self.name(lineage.principal).filter(|_| lineage.place == place_of(facts))
     }
 
-    /// Has the kernel hand down what a process is, to what it starts. False where it has no room.
+    /// Has the kernel hand down a process's principal to its children. False if the kernel has no
+    /// room.
     pub(super) fn tell(
         &self,
         maps: &mut Maps,
@@ -62,14 +64,14 @@ impl Lineages {
     }
 }
 
-/// Number of a principal: from its name. Never 0, which is nobody.
+/// Number of a principal, derived from the name. Never 0, which means no principal.
 fn number_of(name: &str) -> u64 {
     let hash: [u8; 32] = Sha256::digest(name).into();
     hash.first_chunk().map_or(1, |it| u64::from_le_bytes(*it)).max(1)
 }
 
-/// Number of the container and pod that a process is in; 0: of none. What is below a user's slice is
-/// theirs to name, and counts for nothing.
+/// Number of a process's container and pod; 0: none. Users name the cgroups below a user slice
+/// themselves, so those count for nothing.
 fn place_of(facts: &ProcessFacts) -> u32 {
     let ProcessFacts { cgroup, container_id, pod_uid, .. } = facts;
     let of_user = cgroup.as_deref().is_some_and(|it| it.starts_with("/user.slice/"));

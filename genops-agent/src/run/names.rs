@@ -1,5 +1,5 @@
-//! Which names addresses have, as name servers answered and the hosts file says: what a program calls the
-//! other end is its own word.
+//! Names of addresses, by answers of name servers and by the hosts file: a server name sent by a
+//! program is only the program's claim.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -10,21 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Most names of addresses; past that, the oldest is forgotten.
+/// Most names of addresses; past the limit, the oldest is forgotten.
 const LIMIT: usize = 65_536;
-/// Longest hosts file that is read, in bytes.
+/// Longest hosts file to read, in bytes.
 const FILE_LIMIT: u64 = 1 << 20;
-/// How often it is read again.
+/// Interval of reading the hosts file again.
 const READ_EVERY: Duration = Duration::from_secs(5);
 
 /// An address and the digest of a name.
 type Pair = (IpAddr, u64);
 
-/// What is confirmed.
+/// Confirmed names.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     kept: bool,
-    /// So that nobody finds a name with another's digest.
+    /// With a random key, so nobody finds a name with another name's digest.
     digests: RandomState,
     answered: HashSet<Pair>,
     /// Oldest first.
@@ -34,7 +34,7 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Whether answers are remembered.
+    /// Sets whether answers are remembered.
     pub(super) fn keep(&mut self, keep: bool) {
         if !keep {
             *self = Self::default();
@@ -46,7 +46,7 @@ impl Names {
         self.kept
     }
 
-    /// A name server has said that a name has this address.
+    /// Notes an address answered by a name server for a name.
     pub(super) fn confirm(&mut self, ip: IpAddr, name: &str) {
         let pair = self.pair(ip, name);
         if !self.kept || !self.answered.insert(pair) {
@@ -60,7 +60,7 @@ impl Names {
         }
     }
 
-    /// Whether a name server or the hosts file has said so.
+    /// Whether a name server or the hosts file has confirmed the address for the name.
     pub(super) fn is_confirmed(&mut self, name: &str, ip: IpAddr) -> bool {
         let pair = self.pair(ip, name);
         if self.answered.contains(&pair) {
@@ -79,7 +79,7 @@ impl Names {
         (ip.to_canonical(), self.digests.hash_one(name))
     }
 
-    /// What a hosts file says (hosts(5)).
+    /// The names of a hosts file (hosts(5)).
     fn listed(&self, text: &str) -> HashSet<Pair> {
         let mut found = HashSet::new();
         for line in text.lines() {
@@ -91,7 +91,7 @@ impl Names {
     }
 }
 
-/// The host's hosts file; where its root can't be looked into, that which the agent sees.
+/// The host's hosts file; if the host's root is not readable, the hosts file seen by the agent.
 fn hosts() -> String {
     let file = File::open("/proc/1/root/etc/hosts").or_else(|_| File::open("/etc/hosts"));
     let mut text = String::new();

@@ -1,10 +1,11 @@
-//! Memory of a program that the probe could not read when the program wrote it: the page was not there.
+//! Reads of memory that a probe could not read at the write: the page was not present.
 //!
-//! If the write ends at once, the probe at its end reads what the library has touched. One that is longer than the socket
-//! takes does not end before it is decided: another process reads that, since nobody knows for how long it may take.
+//! If the write ends at once, the probe at the end of the write reads the pages touched by the
+//! library. A write longer than the socket's buffer does not end before the decision: another
+//! process reads the memory, because the read may take arbitrarily long.
 //!
-//! What was read so counts only if the write was still going on when it was read: a program that is back from it may have
-//! changed its memory.
+//! A read counts only if the write was still going on: after the write, the program may have
+//! changed the memory.
 
 use std::{
     collections::HashMap,
@@ -17,33 +18,33 @@ use genops_governance::User;
 
 use crate::aside::{Aside, LeftBehind, Progress};
 
-/// How often it is looked whether a read is done.
+/// Interval of the look for finished reads.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// Most reads at a time, and of one user's processes.
+/// Most reads at a time, and for the processes of one user.
 const READS: usize = 32;
 const READS_OF_USER: usize = 4;
-/// Bytes that are read at once.
+/// Bytes per read.
 const PIECE: usize = 64 << 10;
 
-/// A write that could not be read.
+/// A write not readable by the probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Want {
     pub(super) conn: u64,
-    /// Thread-group id of the program.
+    /// Thread-group ID of the program.
     pub(super) tgid: u32,
-    /// Where in its memory the write begins.
+    /// Address of the write in the program's memory.
     pub(super) address: u64,
-    /// Position of its first byte.
+    /// Position of the first byte.
     pub(super) from: u64,
-    /// Position after its last byte.
+    /// Position after the last byte.
     pub(super) to: u64,
     /// [`genops_ebpf_common::Hold::round`] of the write.
     pub(super) round: u32,
-    /// When it began.
+    /// Start of the write.
     pub(super) at_mono_ns: u64,
 }
 
-/// The reads that are going on, one a process.
+/// The reads going on, one per process.
 #[derive(Debug, Default)]
 pub(super) struct Pages {
     reads: HashMap<u32, (Want, User, Aside)>,
@@ -51,8 +52,8 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// Starts a read, which has until `until_mono_ns`. Where there is no room for another one, or no process can be
-    /// started, what it would have read stays unread.
+    /// Starts a read with the deadline `until_mono_ns`. Without room for another read, or if no
+    /// process can be started, the write stays unread.
     pub(super) fn want(&mut self, want: Want, user: User, limit: u64, until_mono_ns: u64) {
         let len = want.to.saturating_sub(want.from);
         let of_user = self.reads.values().filter(|(_, it, _)| *it == user).count();
@@ -74,7 +75,7 @@ impl Pages {
         self.reads.is_empty()
     }
 
-    /// What was read since.
+    /// The reads finished since the last call.
     pub(super) fn done(&mut self, now_mono_ns: u64) -> Vec<(Want, Vec<u8>)> {
         let mut done = Vec::new();
         let mut over = Vec::new();
@@ -95,10 +96,10 @@ impl Pages {
     }
 }
 
-/// How a read is started; hidden from users.
+/// Arguments of a read process; hidden from users.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReadMemory {
-    /// The program.
+    /// The program to read from.
     #[arg(long)]
     pid: u32,
     #[arg(long)]

@@ -1,7 +1,7 @@
-//! What sockets of this host have asked name servers: only that is believed when it is answered.
+//! Questions of this host's sockets to name servers: an answer is believed only after a question.
 //!
-//! Questions are known by the socket, their number and their name (RFC 5452 §9.1), and answers count from
-//! the name servers of the host alone (`resolv.conf(5)`).
+//! A question is identified by socket, ID and name (RFC 5452 §9.1), and answers count only from the
+//! name servers of the host (`resolv.conf(5)`).
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,31 +11,31 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Most questions without an answer; past that, the oldest is given up.
+/// Most questions without an answer; past the limit, the oldest is dropped.
 const QUESTIONS_LIMIT: usize = 4_096;
 /// Most questions of one socket without an answer.
 const SOCKET_LIMIT: usize = 32;
-/// Longest list of name servers that is read, in bytes.
+/// Longest list of name servers to read, in bytes.
 const FILE_LIMIT: u64 = 64 << 10;
-/// How often that list is read again.
+/// Interval of reading the list again.
 const READ_EVERY: Duration = Duration::from_secs(5);
 
-/// The socket's cookie and the question's number.
+/// Cookie of the socket and ID of the question.
 type Key = (u64, u16);
 
 /// A question.
 #[derive(Debug)]
 struct Asked {
     server: IpAddr,
-    /// In small letters: resolvers vary them (draft-vixie-dnsext-dns0x20).
+    /// In lower case: resolvers vary the case (draft-vixie-dnsext-dns0x20).
     name: String,
 }
 
-/// What was asked and not answered yet.
+/// Questions without an answer yet.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
     asked: HashMap<Key, Asked>,
-    /// Oldest first; what was answered may still be in it.
+    /// Oldest first; may still have answered questions.
     order: VecDeque<Key>,
     servers: Vec<IpAddr>,
     read_at: Option<Instant>,
@@ -48,7 +48,7 @@ impl Questions {
         Self { servers, read_at, ..Self::default() }
     }
 
-    /// A socket asks a name server for a name.
+    /// Notes a socket's question to a name server.
     pub(super) fn ask(&mut self, key: Key, server: IpAddr, name: &str) {
         let own = self.order.iter().filter(|it| it.0 == key.0).count();
         if own >= SOCKET_LIMIT
@@ -69,7 +69,7 @@ impl Questions {
         }
     }
 
-    /// Whether this answers a question; once.
+    /// Whether an answer fits a question; each question counts once.
     pub(super) fn is_answered(&mut self, key: Key, server: IpAddr, name: &str) -> bool {
         let fits = |it: &Asked| it.server == server && it.name.eq_ignore_ascii_case(name);
         if !self.asked.get(&key).is_some_and(fits) || !self.is_of_host(server) {
@@ -92,7 +92,7 @@ impl Questions {
     }
 }
 
-/// The host's name servers; where its root can't be looked into, those that the agent sees.
+/// The host's name servers; if the host's root is not readable, the name servers seen by the agent.
 fn servers() -> Vec<IpAddr> {
     let file =
         File::open("/proc/1/root/etc/resolv.conf").or_else(|_| File::open("/etc/resolv.conf"));

@@ -1,35 +1,36 @@
-//! Bytes that a program gave its TLS library and that the library has not taken, as far as is known.
+//! Bytes given to a TLS library and not known to be taken.
 //!
-//! A write is reported before it is made. If it fails, the program may make it again, at the same position; then
-//! it must be the same bytes, since those were decided about. Other bytes are a difference.
+//! A write is reported before the library takes it. If the write fails, the program may repeat it
+//! at the same position. The repetition must have the same bytes, because the decision was about
+//! those bytes; other bytes count as a difference.
 
 use std::collections::HashMap;
 
-/// Most bytes of one connection that are kept.
+/// Most bytes kept of one connection.
 const CONNECTION_LIMIT: usize = 16 << 20;
 /// Most bytes of all connections together.
 const TOTAL_LIMIT: usize = 64 << 20;
 
-/// How a report compares with an earlier one.
+/// Result of comparing a report with an earlier report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compared {
-    /// Where they overlap, they are the same.
+    /// The overlapping bytes are the same.
     Same,
-    /// They differ, or the earlier one is not kept.
+    /// The overlapping bytes differ, or the earlier bytes are not kept.
     Different,
 }
 
-/// What was reported last on a connection.
+/// Last report on a connection.
 #[derive(Debug, Default)]
 struct Reported {
     /// Position of the first byte.
     base: u64,
     bytes: Vec<u8>,
-    /// Bytes behind `bytes` that were reported and are not kept.
+    /// Bytes behind `bytes`, reported and not kept.
     dropped: u64,
 }
 
-/// The last writes of all connections that are held.
+/// The last writes of all held connections.
 #[derive(Debug, Default)]
 pub(super) struct Rewrites {
     connections: HashMap<u64, Reported>,
@@ -37,7 +38,8 @@ pub(super) struct Rewrites {
 }
 
 impl Rewrites {
-    /// Takes a piece of a write. `first`: its first piece, so that all before it was taken.
+    /// Takes a piece of a write. `first`: the first piece of the write, so the library has taken
+    /// all bytes before.
     pub(super) fn piece(&mut self, conn: u64, first: bool, offset: u64, piece: &[u8]) -> Compared {
         let reported = self.connections.entry(conn).or_default();
         self.total = self.total.saturating_sub(reported.bytes.len());
@@ -50,7 +52,12 @@ impl Rewrites {
         compared
     }
 
-    /// A connection has ended.
+    /// Position up to which the library is known to have taken the reported bytes of a connection.
+    pub(super) fn taken_to(&self, conn: u64) -> u64 {
+        self.connections.get(&conn).map_or(0, |it| it.base)
+    }
+
+    /// Forgets an ended connection.
     pub(super) fn ended(&mut self, conn: u64) {
         if let Some(reported) = self.connections.remove(&conn) {
             self.total = self.total.saturating_sub(reported.bytes.len());
@@ -59,7 +66,7 @@ impl Rewrites {
 }
 
 impl Reported {
-    /// Everything before `offset` was taken.
+    /// Drops everything before `offset`: the library has taken it.
     fn confirm(&mut self, offset: u64) {
         let taken = offset.saturating_sub(self.base);
         let kept = usize::try_from(taken).unwrap_or(usize::MAX).min(self.bytes.len());
@@ -83,7 +90,7 @@ impl Reported {
             return Compared::Same;
         }
         if self.dropped > 0 || at > self.bytes.len() {
-            // Behind what is kept: it may have been reported before.
+            // Behind the kept bytes: the piece may have been reported before.
             let end =
                 self.base.saturating_add(self.bytes.len() as u64).saturating_add(self.dropped);
             let behind = offset.saturating_add(overlap as u64) >= end;
@@ -114,6 +121,7 @@ mod tests {
         assert_eq!(writes.piece(1, true, 2, b"cdefgh"), Compared::Same);
         assert_eq!(writes.piece(1, true, 8, b"next"), Compared::Same);
         assert_eq!(writes.piece(1, true, 8, b"nexT"), Compared::Different);
+        assert_eq!((writes.taken_to(1), writes.taken_to(2)), (8, 0));
     }
 
     #[test]

@@ -1,26 +1,27 @@
-//! Which processes may not call which providers at all: the kernel programs then need no verdict.
+//! Pairs of process and provider with all calls denied: the kernel programs then need no verdict.
 //!
-//! Asked anew where something may have changed: a first contact, a refusal, another configuration; and
-//! what is denied, from time to time, since budgets begin anew.
+//! A pair is checked anew if something may have changed: a first contact, a refusal, another
+//! configuration. Denied pairs are also checked at intervals, because budgets begin anew.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
+use std::ops::RangeInclusive;
 
 use genops_ebpf_common::DeniedKey;
 use genops_governance::{Engine, Now, ProcessKey};
 
 use crate::kernel::{Maps, Providers};
 
-/// Most pairs that are followed; past that, requests are decided one by one.
+/// Most pairs followed; past the limit, requests are decided one by one.
 const PAIRS_LIMIT: usize = 16_384;
-/// How often what is denied is asked anew.
+/// Interval of the check of denied pairs, in nanoseconds.
 const AGAIN_AFTER_NS: u64 = 1_000_000_000;
-/// By how much the end of a denial may be off: the clocks of the day and of the kernel drift apart.
+/// Tolerance for the end of a denial, in nanoseconds: wall clock and monotonic clock drift apart.
 const TOLERANCE_NS: u64 = 100_000_000;
 
-/// Every pair of a process and a provider that it was seen with.
+/// Every pair of a process and a provider seen together.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    pairs: HashMap<DeniedKey, Pair>,
+    pairs: BTreeMap<DeniedKey, Pair>,
     asked: HashSet<DeniedKey>,
     again_at_mono_ns: u64,
 }
@@ -28,12 +29,12 @@ pub(super) struct Standing {
 #[derive(Clone, Copy, Debug)]
 struct Pair {
     process: ProcessKey,
-    /// Until when it is denied, on the monotonic clock, where it is.
+    /// End of the denial on the monotonic clock, if denied.
     denied_until: Option<u64>,
 }
 
 impl Standing {
-    /// A process has to do with a provider.
+    /// Notes a contact of a process with a provider.
     pub(super) fn seen(&mut self, process: ProcessKey, provider: u32) {
         let key = DeniedKey { tgid: process.pid, provider };
         if provider == 0 || self.pairs.len() >= PAIRS_LIMIT {
@@ -44,34 +45,33 @@ impl Standing {
         self.asked.insert(key);
     }
 
-    /// A process is denied a provider, as an agent before this one has told the kernel.
+    /// Takes over a denial told to the kernel by an earlier agent.
     pub(super) fn adopt(&mut self, key: DeniedKey, process: ProcessKey, until_mono_ns: u64) {
         let denied_until = Some(until_mono_ns);
         self.pairs.insert(key, Pair { process, denied_until });
         self.asked.insert(key);
     }
 
-    /// Something of this process was refused.
+    /// Notes a refusal of a process.
     pub(super) fn refused(&mut self, tgid: u32) {
-        self.asked.extend(self.pairs.keys().filter(|it| it.tgid == tgid));
+        self.asked.extend(self.pairs.range(of_process(tgid)).map(|(key, _)| key));
     }
 
-    /// Everything may be otherwise now.
+    /// Marks all pairs for a check.
     pub(super) fn all_changed(&mut self) {
         self.asked.extend(self.pairs.keys());
     }
 
-    /// A process has ended.
+    /// Forgets an ended process.
     pub(super) fn forget(&mut self, maps: &mut Maps, tgid: u32) {
-        self.pairs.retain(|key, pair| {
-            if key.tgid == tgid && pair.denied_until.is_some() {
-                maps.set_denied(*key, None);
+        for (key, pair) in self.pairs.extract_if(of_process(tgid), |_, _| true) {
+            if pair.denied_until.is_some() {
+                maps.set_denied(key, None);
             }
-            key.tgid != tgid
-        });
+        }
     }
 
-    /// Tells the kernel programs what has changed.
+    /// Tells the kernel programs the changes.
     pub(super) fn tell(
         &mut self,
         maps: &mut Maps,
@@ -98,7 +98,12 @@ impl Standing {
     }
 }
 
-/// A time of day on the monotonic clock; what never comes never comes there either.
+/// The pairs of a process.
+fn of_process(tgid: u32) -> RangeInclusive<DeniedKey> {
+    DeniedKey { tgid, provider: 0 }..=DeniedKey { tgid, provider: u32::MAX }
+}
+
+/// A wall-clock time on the monotonic clock; `u64::MAX` (never) stays never.
 fn on_monotonic_clock(now: Now, unix_ns: u64) -> u64 {
     if unix_ns == u64::MAX {
         return u64::MAX;
@@ -117,6 +122,23 @@ fn differ(until: Option<u64>, told: Option<u64>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_has_what_its_process_may_asked_anew_and_nothing_else() {
+        let mut standing = Standing::default();
+        for tgid in [310, 311, 312] {
+            for provider in [1, 4, u32::MAX] {
+                standing.seen(ProcessKey { pid: tgid, start_ns: 5 }, provider);
+            }
+        }
+        standing.asked.clear();
+        standing.refused(311);
+        standing.refused(313);
+        let mut asked: Vec<(u32, u32)> =
+            standing.asked.iter().map(|it| (it.tgid, it.provider)).collect();
+        asked.sort_unstable();
+        assert_eq!(asked, [(311, 1), (311, 4), (311, u32::MAX)]);
+    }
 
     #[test]
     fn the_kernel_is_told_of_an_end_by_its_own_clock() {

@@ -1,26 +1,26 @@
-//! Addresses that programs call a provider's by the server name they send: that is their own word, and
-//! counts for their own user alone, where it runs.
+//! Addresses tied to a provider by the server name sent by a program: a claim of the program, valid
+//! only for its own user in its own cgroup.
 
 use std::collections::{HashMap, VecDeque};
 
 use genops_ebpf_common::{AddressKey, TieKey};
 
-/// Most addresses of one user in one place.
+/// Most addresses of one user in one cgroup.
 const USER_LIMIT: usize = 64;
-/// Most of all: what the kernel's map holds.
+/// Most addresses of all users: the size of the kernel's map.
 const LIMIT: usize = 16_384;
 
-/// A user's number, and its group's: what the kernel knows whoever connects by.
+/// Numbers of a user and of a cgroup: the kernel's identification of a connecting process.
 pub(super) type Caller = (u32, u64);
 
 #[derive(Debug)]
 struct Tie {
     address: AddressKey,
-    /// Counts up.
+    /// Sequence number, ascending.
     age: u64,
 }
 
-/// What was said so far.
+/// Ties claimed so far.
 #[derive(Debug, Default)]
 pub(super) struct Ties {
     /// Oldest first.
@@ -30,8 +30,8 @@ pub(super) struct Ties {
 }
 
 impl Ties {
-    /// A caller says that an address is a provider's: what the kernel has to be told (0: no more). What
-    /// it said first stays, or it would open to itself what is closed.
+    /// Ties an address to a provider for a caller; returns the changes for the kernel (0: removed).
+    /// The first claim stays, because a caller could otherwise open a closed address.
     pub(super) fn tie(
         &mut self,
         caller: Caller,
@@ -61,7 +61,7 @@ impl Ties {
         news
     }
 
-    /// What name servers say of an address is known now: that counts instead.
+    /// Removes the ties of an address: the answers of name servers count instead.
     pub(super) fn forget(&mut self, address: AddressKey) -> Vec<(TieKey, u32)> {
         let mut gone = Vec::new();
         self.by_caller.retain(|caller, ties| {

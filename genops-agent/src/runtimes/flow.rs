@@ -1,11 +1,12 @@
-//! The instructions of a function as control flows through them, and where probes on it are cheap.
+//! Control flow through a function's instructions, and cheap places for probes.
 //!
-//! A breakpoint costs the program a trap; where the kernel can't do the replaced instruction itself, it
-//! lets the processor do that one alone, which costs another trap, and in a virtual machine a visit to the
-//! host on top (five times as much, measured). It does near branches and pushes itself
-//! (`arch/x86/kernel/uprobes.c`: `branch_xol_ops`, `push_xol_ops`). So a probe at an entry moves down to the
-//! first of these that still has the arguments in their registers, and a probe at a RET up to the branch
-//! of the stack protector, behind which the result stands already.
+//! A breakpoint costs the program a trap. If the kernel can't emulate the replaced instruction, the
+//! processor runs the instruction in single-step mode. Single-stepping costs another trap and, in a
+//! virtual machine, an exit to the host on top (five times as much, measured). The kernel emulates
+//! near branches and pushes (`arch/x86/kernel/uprobes.c`: `branch_xol_ops`, `push_xol_ops`). So a
+//! probe at an entry moves down to the first emulated instruction with the arguments still in their
+//! registers. A probe at a RET moves up to the branch of the stack protector; at the branch, the
+//! result is already computed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,11 +16,11 @@ use iced_x86::{
     OpAccess, OpKind, Register,
 };
 
-/// Most instructions that are decoded for one function, jumps out of it included.
+/// Most instructions decoded for a function, jumps out of the function included.
 const INSTRUCTION_LIMIT: usize = 20_000;
-/// Most RET instructions of one function that get a probe.
+/// Most RET instructions probed in a function.
 const RETURN_LIMIT: usize = 64;
-/// Where glibc keeps the stack protector's secret, from the FS register (System V ABI, x86-64 TLS).
+/// Offset of glibc's stack protector secret from the FS register (System V ABI, x86-64 TLS).
 const STACK_GUARD_OFFSET: u64 = 0x28;
 /// Registers of integer arguments one to four, in the System V ABI.
 const ARGUMENTS: [Register; 4] = [Register::RDI, Register::RSI, Register::RDX, Register::RCX];
@@ -28,11 +29,11 @@ const ARGUMENTS: [Register; 4] = [Register::RDI, Register::RSI, Register::RDX, R
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) address: u64,
-    /// What is different there from the function's entry, or its RET.
+    /// Difference from the frame at the function's entry, or at its RET.
     pub(super) frame: Frame,
 }
 
-/// What can be reached from a function's entry.
+/// Instructions reachable from a function's entry.
 #[derive(Debug, Default)]
 pub(super) struct Flow {
     start: u64,
@@ -41,12 +42,12 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    /// Follows control from `start`, in a function of `size` bytes. `code`: bytes from an address on, as many
-    /// as there are.
+    /// Follows control from `start`, in a function of `size` bytes. `code`: returns up to the given
+    /// number of bytes from an address on.
     ///
-    /// Jumps out of the function are followed too: they lead to its cold part, or to a function that
-    /// it ends with, whose RET returns to the same caller. A probe that is hit for another reason
-    /// sees another stack pointer and does nothing.
+    /// Jumps out of the function are followed too: the target is the function's cold part, or a
+    /// tail-called function returning to the same caller. A probe hit on another path sees another
+    /// stack pointer and does nothing.
     pub(super) fn of<Bytes: AsRef<[u8]>>(
         start: u64,
         size: u64,
@@ -97,7 +98,8 @@ impl Flow {
         returns.map(Instruction::ip).take(RETURN_LIMIT).collect()
     }
 
-    /// Where a probe at the entry is cheaper, and sees the same arguments once a call.
+    /// Returns a cheaper place for the probe at the entry, with the same arguments and a single hit
+    /// per call.
     pub(super) fn cheap_entry(&self) -> Option<Place> {
         let mut info = InstructionInfoFactory::new();
         let mut address = self.start;
@@ -119,7 +121,8 @@ impl Flow {
         }
     }
 
-    /// Where a probe at the RET at `address` is cheaper, and sees the same result each time.
+    /// Returns a cheaper place for the probe at the RET at `address`, with the same result each
+    /// time.
     pub(super) fn cheap_return(&self, address: u64) -> Option<Place> {
         let mut info = InstructionInfoFactory::new();
         let mut below = self.instructions.get(&address)?;
@@ -142,14 +145,15 @@ impl Flow {
         }
     }
 
-    /// The instruction before, where that is the only way to this one.
+    /// Returns the instruction before, if control reaches `below` only from there.
     fn falls_into(&self, below: &Instruction) -> Option<&Instruction> {
         let (_, before) = self.instructions.range(..below.ip()).next_back()?;
         let only_way = before.next_ip() == below.ip() && !self.targets.contains(&below.ip());
         only_way.then_some(before)
     }
 
-    /// Whether this is the branch of the stack protector: taken only by a program that then ends.
+    /// Tells whether the instruction is the branch of the stack protector; a program taking the
+    /// branch ends.
     fn is_guard(&self, instruction: &Instruction) -> bool {
         let compares = |it: &Instruction| {
             matches!(it.mnemonic(), Mnemonic::Sub | Mnemonic::Xor | Mnemonic::Cmp)
@@ -164,7 +168,7 @@ impl Flow {
     }
 }
 
-/// Whether the instruction behind it may be next.
+/// Tells whether the following instruction may be next.
 fn goes_on(instruction: &Instruction) -> bool {
     match instruction.flow_control() {
         FlowControl::Next
@@ -180,8 +184,8 @@ fn goes_on(instruction: &Instruction) -> bool {
     }
 }
 
-/// Whether the kernel does this instruction itself, in its plain encoding without prefixes, on every
-/// version from 5.10.
+/// Tells whether the kernel emulates the instruction, in the plain encoding without prefixes, on
+/// every version from 5.10.
 fn is_emulated(instruction: &Instruction) -> bool {
     let lengths: &[usize] = match instruction.code() {
         Code::Push_r64 => &[1, 2],
@@ -206,7 +210,7 @@ fn writes(
     })
 }
 
-/// By how much an instruction moves the stack pointer, in bytes; `None` where that can't be told.
+/// Change of the stack pointer by an instruction, in bytes; `None` if unknown.
 fn stack_change(info: &mut InstructionInfoFactory, instruction: &Instruction) -> Option<i64> {
     if !writes(info, instruction, Register::RSP) {
         return Some(0);
@@ -224,7 +228,7 @@ fn stack_change(info: &mut InstructionInfoFactory, instruction: &Instruction) ->
     }
 }
 
-/// The register that a `MOV` between registers copies, whole or its lower half: a result is an `int`.
+/// Source register of a `MOV` between registers, whole or the lower half: a result is an `int`.
 fn copied_from(instruction: &Instruction) -> Option<Register> {
     let moves = matches!(
         instruction.code(),
@@ -235,7 +239,7 @@ fn copied_from(instruction: &Instruction) -> Option<Register> {
     (moves && registers).then(|| instruction.op1_register().full_register())
 }
 
-/// The number of a register that keeps its value, in the processor's encoding; RAX too.
+/// Number of a callee-saved register or RAX, in the processor's encoding.
 fn number(register: Register) -> Option<u8> {
     Some(match register {
         Register::RAX => 0,
@@ -264,8 +268,8 @@ mod tests {
         })
     }
 
-    /// As GCC compiles `SSL_read` of OpenSSL 3.0 with a stack protector; `epilogue` stands between the
-    /// protector's branch and the RET.
+    /// Code of OpenSSL 3.0's `SSL_read` as compiled by GCC with a stack protector; `epilogue`
+    /// stands between the protector's branch and the RET.
     fn protected(epilogue: &[u8]) -> Vec<u8> {
         let mut code = vec![
             0x48, 0x83, 0xec, 0x18, // sub rsp, 0x18
@@ -299,7 +303,7 @@ mod tests {
         assert_eq!(flow(&[0x48, 0x89, 0xc7, 0x53, 0xc3]).cheap_entry(), None);
         // nop; push rbx; jmp to the push
         assert_eq!(flow(&[0x90, 0x53, 0xeb, 0xfd]).cheap_entry(), None);
-        // sub rsp, rax; push rbx; ret: who knows by how much
+        // sub rsp, rax; push rbx; ret: the amount is unknown
         assert_eq!(flow(&[0x48, 0x29, 0xc4, 0x53, 0xc3]).cheap_entry(), None);
     }
 
@@ -341,7 +345,7 @@ mod tests {
 
     #[test]
     fn what_follows_a_function_is_not_part_of_it() {
-        // call (which doesn't return); behind it another function: push rbp; ret
+        // call (which doesn't return); then another function: push rbp; ret
         let code = [0xe8, 0, 0, 0, 0, 0x55, 0xc3];
         let flow = Flow::of(START, 5, |at, room| {
             let from = usize::try_from(at - START).ok()?;

@@ -1,19 +1,19 @@
-//! OpenSSL 1.1 and 3, as a shared library or linked into an executable that has its symbols (Node.js).
+//! OpenSSL 1.1 and 3, as a shared library or linked into an executable with symbols (Node.js).
 //!
-//! Probes sit at the entry of each function and at each of its RET instructions, or where they are cheaper: a
-//! return probe would use a system call that seccomp filters of existing containers kill (Linux 6.11 and later).
-
-use std::path::Path;
+//! Probes sit at the entry of each function and at each of its RET instructions, or at cheaper
+//! places. Return probes are not used: from Linux 6.11 on, a return probe makes a system call, and
+//! seccomp filters of existing containers kill the caller.
 
 use super::{
     ProbePoint, Role, Runtime,
-    elf::{Elf, ElfError},
     flow::Place,
+    image::{Image, ImageError},
 };
 
-/// `libssl.so.1.1`, `libssl.so.3`, and the copies that Python wheels and others bring along, such as
+/// `libssl.so.1.1`, `libssl.so.3`, and the copies shipped by Python wheels and others, such as
 /// `libssl-1b2e3c4d.so.3`. (`libssl3.so` is NSS.)
-pub(super) const SHARED: Runtime = Runtime { name: "openssl", may_be: is_libssl, probe_points };
+pub(super) const SHARED: Runtime =
+    Runtime { name: "openssl", may_be_in: is_libssl, detect: probe_points };
 
 fn is_libssl(role: Role, file_name: &str) -> bool {
     let is_named_so = || {
@@ -23,17 +23,17 @@ fn is_libssl(role: Role, file_name: &str) -> bool {
     role == Role::Library && is_named_so()
 }
 
-/// Any executable may be one; its symbols tell.
+/// Any executable may contain OpenSSL; the symbols tell.
 pub(super) const IN_EXECUTABLE: Runtime = Runtime {
     name: "openssl-static",
-    may_be: |role, _| role == Role::Executable,
-    probe_points: probe_points_if_any,
+    may_be_in: |role, _| role == Role::Executable,
+    detect: probe_points_if_any,
 };
 
-/// Most executables hold no TLS library, and that is no error.
-fn probe_points_if_any(file: &Path) -> Result<Vec<ProbePoint>, ElfError> {
-    match probe_points(file) {
-        Err(ElfError::NoSymbol { .. } | ElfError::Machine | ElfError::Malformed(_)) => {
+/// Most executables hold no TLS library: not an error.
+fn probe_points_if_any(image: &Image) -> Result<Vec<ProbePoint>, ImageError> {
+    match probe_points(image) {
+        Err(ImageError::NoSymbol { .. } | ImageError::Machine | ImageError::Malformed(_)) => {
             Ok(Vec::new())
         }
         points => points,
@@ -45,7 +45,8 @@ struct Function {
     symbol: &'static str,
     entry: &'static str,
     ret: Option<&'static str>,
-    /// Without it, the file is not an OpenSSL that we can read. The others came later (`_ex` with 1.1.1).
+    /// Whether a file without the function is no OpenSSL readable by the agent. The other functions
+    /// came later (`_ex` with 1.1.1).
     required: bool,
 }
 
@@ -75,19 +76,19 @@ const FUNCTIONS: &[Function] = &[
     Function { symbol: "SSL_free", entry: "ssl_free", ret: None, required: false },
 ];
 
-fn probe_points(file: &Path) -> Result<Vec<ProbePoint>, ElfError> {
+fn probe_points(image: &Image) -> Result<Vec<ProbePoint>, ImageError> {
     let names: Vec<&str> = FUNCTIONS.iter().map(|it| it.symbol).collect();
-    let elf = Elf::open(file, &names)?;
+    let functions = image.functions(&names)?;
     let mut points = Vec::new();
     for function in FUNCTIONS {
-        let Some(symbol) = elf.function(function.symbol) else {
+        let Some(symbol) = functions.get(function.symbol) else {
             if function.required {
-                return Err(ElfError::NoSymbol { symbol: function.symbol });
+                return Err(ImageError::NoSymbol { symbol: function.symbol });
             }
             continue;
         };
-        let flow = elf.flow(symbol);
-        let offset = |place: Place| Some((elf.file_offset(place.address)?, place.frame));
+        let flow = image.flow(symbol)?;
+        let offset = |place: Place| Some((image.file_offset(place.address)?, place.frame));
         points.push(ProbePoint {
             program: function.entry,
             file_offset: symbol.file_offset,
@@ -96,11 +97,11 @@ fn probe_points(file: &Path) -> Result<Vec<ProbePoint>, ElfError> {
         let Some(program) = function.ret else { continue };
         let returns = flow.returns();
         if returns.is_empty() {
-            return Err(ElfError::NoReturn { symbol: function.symbol });
+            return Err(ImageError::NoReturn { symbol: function.symbol });
         }
         points.extend(returns.into_iter().filter_map(|address| {
             let cheaper = flow.cheap_return(address).and_then(offset);
-            Some(ProbePoint { program, file_offset: elf.file_offset(address)?, cheaper })
+            Some(ProbePoint { program, file_offset: image.file_offset(address)?, cheaper })
         }));
     }
     Ok(points)
@@ -109,6 +110,8 @@ fn probe_points(file: &Path) -> Result<Vec<ProbePoint>, ElfError> {
 #[cfg(test)]
 #[expect(clippy::print_stdout, reason = "a test says why it was skipped")]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -132,7 +135,8 @@ mod tests {
             println!("skipped: no libssl.so.3 of the system");
             return;
         };
-        let points = probe_points(libssl).expect("an OpenSSL");
+        let image = Image::open(libssl).expect("a library");
+        let points = probe_points(&image).expect("an OpenSSL");
         for function in FUNCTIONS {
             assert!(points.iter().any(|it| it.program == function.entry), "{}", function.entry);
             if let Some(program) = function.ret {

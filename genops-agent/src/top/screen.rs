@@ -1,4 +1,4 @@
-//! The terminal as `top` uses it: another screen, no echo, single keys.
+//! The terminal of `top`: the alternate screen, no echo, single keys.
 
 use std::io::{self, Write as _};
 
@@ -7,22 +7,22 @@ use rustix::termios::{
     LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
 };
 
-/// The alternate screen, without a cursor.
+/// Switches to the alternate screen, without a cursor.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 
-/// Back to what was there before.
+/// Restores the previous screen.
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 
-/// To the upper left corner.
+/// Moves to the upper left corner.
 const HOME: &str = "\x1b[H";
 
 /// Erases the rest of a line.
 const ERASE_LINE: &str = "\x1b[K";
 
-/// Erases what is below.
+/// Erases everything below.
 const ERASE_BELOW: &str = "\x1b[J";
 
-/// The terminal, as it was before once this is dropped.
+/// The terminal; dropping restores the previous state.
 #[derive(Debug)]
 pub(super) struct Screen {
     before: Option<Termios>,

@@ -1,13 +1,13 @@
-//! Laws of the record cursor: however a stream is cut into packets, its position is the same, and no more leaves than
-//! what was released explains.
+//! Laws of the record cursor: any cut of a stream into packets leads to the same position, and no
+//! more bytes leave than explained by released plaintext.
 #![no_main]
 
 use genops_ebpf_common::{Bounds, Bytes, Cursor, Fate};
 use libfuzzer_sys::fuzz_target;
 
-/// By how much a record of TLS 1.3 is longer than its plaintext (RFC 8446 §5.2).
+/// Difference in length between a TLS 1.3 record and its plaintext, in bytes (RFC 8446 §5.2).
 const OVERHEAD: u64 = 17;
-/// What may leave unexplained: four records of at most five bytes.
+/// Bytes allowed to leave unexplained: four records of at most five bytes.
 const UNEXPLAINED: u64 = 20;
 
 struct Packet<'a>(&'a [u8]);
@@ -22,7 +22,8 @@ impl Bytes for Packet<'_> {
     }
 }
 
-/// Sends a stream in packets of these lengths; how many bytes left before the first packet that may not.
+/// Sends a stream in packets of the given lengths; returns the number of bytes sent before the
+/// first packet held back.
 fn send(cursor: &mut Cursor, stream: &[u8], lengths: &[u8], bounds: Bounds) -> usize {
     let (mut sent, mut lengths) = (0, lengths.iter().cycle());
     while sent < stream.len() {
@@ -30,7 +31,7 @@ fn send(cursor: &mut Cursor, stream: &[u8], lengths: &[u8], bounds: Bounds) -> u
         let packet = &stream[sent..stream.len().min(sent + len)];
         let mut trial = *cursor;
         let fate = trial.walk(&Packet(packet), 0, packet.len() as u32, bounds);
-        // TCP sends it again, and nothing has changed.
+        // TCP sends the packet again, with nothing changed.
         let mut again = *cursor;
         assert_eq!(again.walk(&Packet(packet), 0, packet.len() as u32, bounds), fate);
         if fate != Fate::Passes {
@@ -42,13 +43,14 @@ fn send(cursor: &mut Cursor, stream: &[u8], lengths: &[u8], bounds: Bounds) -> u
     sent
 }
 
-/// A cursor without bytes of a head that it no longer uses.
+/// Returns the cursor without leftover bytes of a used header.
 fn state(mut cursor: Cursor) -> Cursor {
     cursor.head[usize::from(cursor.head_len)..].fill(0);
     cursor
 }
 
-/// Plaintext of the records whose heads are in `stream`, as long as there are records.
+/// Returns the length of the plaintext in the records with headers in `stream`, up to the first
+/// bytes without a record.
 fn plaintext(stream: &[u8]) -> u64 {
     let (mut at, mut sum) = (0, 0);
     while let Some(&[kind, 3, _, high, low]) = stream.get(at..).and_then(<[u8]>::first_chunk) {
@@ -61,7 +63,7 @@ fn plaintext(stream: &[u8]) -> u64 {
     sum
 }
 
-/// Seen and released, four lengths of packets, and what is sent.
+/// Input: seen, released, four lengths of packets, and the bytes to send.
 fuzz_target!(|data: &[u8]| {
     let Some((&[seen, released, lengths @ ..], stream)) = data.split_first_chunk::<6>() else {
         return;

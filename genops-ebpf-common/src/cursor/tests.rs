@@ -1,4 +1,4 @@
-//! The cursor against records that are cut, repeated and reordered in every way.
+//! Tests of the cursor with records cut, repeated and reordered in every way.
 
 extern crate std;
 
@@ -28,12 +28,13 @@ fn record(kind: u8, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// What a client of TLS 1.3 sends until its handshake has ended.
+/// Bytes sent by a client of TLS 1.3 until the end of its handshake.
 fn handshake() -> Vec<u8> {
     [record(22, 512), record(20, 1), record(23, 53)].concat()
 }
 
-/// Sends `bytes` in pieces that end at the cuts; how many of them left, and why no more.
+/// Sends `bytes` in pieces ending at the cuts; returns the number of bytes sent, and the fate of
+/// the next piece.
 fn send(cursor: &mut Cursor, bytes: &[u8], cuts: &[usize], bounds: Bounds) -> (usize, Fate) {
     let mut ends: Vec<usize> = cuts.iter().map(|at| at % (bytes.len() + 1)).collect();
     ends.push(bytes.len());
@@ -62,7 +63,7 @@ fn a_handshake_passes_and_one_finished_with_it() {
     let sent = send(&mut cursor, &handshake(), &[], bounds(0, 0));
     assert_eq!(sent.1, Fate::Passes);
     assert_eq!((cursor.phase, cursor.overhead, cursor.explained), (phase::OPEN, 17, 0));
-    // A second record of that length is no handshake any more.
+    // A second record of the same length is no handshake any more.
     assert_eq!(send(&mut cursor, &record(23, 53), &[], bounds(0, 0)).1, Fate::Unexplained);
 }
 
@@ -112,7 +113,7 @@ fn sixty_four_records_in_a_packet_are_followed() {
 }
 
 proptest! {
-    /// However records are cut, exactly those that released plaintext explains leave.
+    /// However records are cut, exactly the records explained by released plaintext leave.
     #[test]
     fn what_leaves_is_what_was_released(
         writes in proptest::collection::vec(6_usize..3_000, 1..12),
@@ -128,20 +129,20 @@ proptest! {
         let released_to = if released >= writes.len() { seen } else { released_to };
         let (sent, fate) = send(&mut cursor, &stream, &cuts, bounds(seen, released_to));
         prop_assert!(cursor.explained <= released_to);
-        // The heads of what may not leave are at most four bytes of it.
+        // Headers of records held back account for at most four bytes.
         let wire: usize = writes.iter().take(released).map(|len| len + 22).sum();
         prop_assert!(sent <= wire + 4, "{sent} of {wire}");
         if released >= writes.len() {
             prop_assert_eq!((sent, fate), (stream.len(), Fate::Passes));
         } else {
             prop_assert_eq!(fate, Fate::Waits);
-            // Released later, the rest leaves from where it stood.
+            // Released later, the remaining bytes leave from the point of the stop.
             prop_assert_eq!(send(&mut cursor, stream.get(sent..).expect("sent is within"), &cuts, bounds(seen, seen)).1, Fate::Passes);
             prop_assert_eq!(cursor.explained, seen);
         }
     }
 
-    /// No bytes make it panic, loop or explain more than was released.
+    /// No input makes the cursor panic, loop or explain more than the released plaintext.
     #[test]
     fn strangers_bytes_explain_nothing(
         bytes in proptest::collection::vec(any::<u8>(), 0..4_000),

@@ -24,7 +24,7 @@ fn grow(folder: &Path, count: u64) {
     log.close().unwrap();
 }
 
-/// Records that a copy holds; it has to verify.
+/// Returns the number of records held by a copy; the copy has to verify.
 #[track_caller]
 fn verified(copy: &Path) -> u64 {
     let each = &mut |_, _: &[u8]| {};
@@ -34,7 +34,7 @@ fn verified(copy: &Path) -> u64 {
     report.records
 }
 
-/// A thread that ships, and where it left its state.
+/// A shipping thread, and the place of its state.
 struct Shipping {
     shipper: Shipper,
     metrics: Arc<Metrics>,
@@ -93,12 +93,12 @@ fn a_copy_in_a_directory_verifies_and_goes_on_where_it_was() {
     grow(&log, 700);
     let shipping = Shipping::start(&log, &state, &ship);
     shipping.wait_for("the second head", |_| head(&copy, 2_000));
-    // 2 bundles and tiles, the rest of the log, its head: nothing that was there.
+    // 2 bundles and tiles, the rest of the log, its head: no file from before.
     let objects = shipping.metrics.shipped_objects.get();
     assert!(objects < 12, "{objects} objects were created");
     shipping.shipper.finish();
     assert_eq!(verified(&copy), 2_000);
-    // Without its memory it compares, and creates nothing.
+    // Without its state file, the thread compares, and creates no object.
     std::fs::remove_file(&state).unwrap();
     let shipping = Shipping::start(&log, &state, &ship);
     shipping.wait_for("a look at everything", |_| state.exists());
@@ -130,7 +130,8 @@ fn every_damage_to_a_copy_is_found() {
         let report = Verify { directory: &copy, key: None, each, progress: &mut |_, _| {} }.run();
         report.problem_count > 0
     };
-    // An older head may be withheld with what came with it, and so may what no record names.
+    // An older head may be withheld with its incomplete tiles, and so may attachments named by no
+    // record.
     let spare = |path: &Path| {
         path.ends_with(files::head(300)) || path.parent().is_some_and(|it| it.ends_with("blob"))
     };
@@ -166,14 +167,14 @@ fn what_is_there_and_is_something_else_is_refused() {
     shipping.shipper.finish();
 }
 
-/// A real server that speaks S3, in a process of its own.
+/// A real S3 server, in a process of its own.
 struct Server {
     child: Child,
     root: PathBuf,
 }
 
 impl Server {
-    /// `None`: set-up has not installed it.
+    /// `None`: set-up has not installed the server.
     fn start(root: &Path, address: SocketAddr) -> Option<Self> {
         let own = concat!(env!("CARGO_MANIFEST_DIR"), "/../.cache/venv");
         let venv = std::env::var_os("GENOPS_VENV").map_or_else(|| own.into(), PathBuf::from);
@@ -249,7 +250,7 @@ fn a_server_that_is_down_for_a_while_gets_everything_once() {
     assert_eq!(shipping.wait_for_news(), News::Resumed);
     assert_eq!(verified(&copy), 2_000);
     shipping.shipper.finish();
-    // Another history under the same name is refused, and what is there stays.
+    // Another history under the same name is refused, and the existing files stay.
     let there = std::fs::read(copy.join("tile/entries/000")).unwrap();
     let other = folder.path().join("other");
     grow(&other, 300);

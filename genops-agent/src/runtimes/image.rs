@@ -1,8 +1,8 @@
-//! Functions of an ELF file, and their code.
+//! An ELF file, read once for every runtime: machine, loaded parts, symbols and code.
 //!
-//! Reads files that any user may have made: every number in them is checked, and a file is never
-//! mapped or read whole. Tables are read in pieces, none of which is kept; a table that says it is
-//! larger than [`TABLE_LIMIT`] is not read at all.
+//! Any user may have made the file: every number in the file is checked, and a file is never mapped
+//! or read whole. Tables are read in pieces, and no piece is kept; a table larger than
+//! [`TABLE_LIMIT`] by its own header is not read at all.
 
 use std::{
     collections::HashMap,
@@ -21,26 +21,27 @@ use object::{
 
 use super::flow::Flow;
 
-/// Most bytes of one function that are decoded.
+/// Most bytes of a function to decode.
 const FUNCTION_LIMIT: u64 = 64 << 10;
-/// Most bytes of one table: symbols, or their names.
+/// Most bytes of a table: symbols, or their names.
 const TABLE_LIMIT: u64 = 64 << 20;
-/// Most loaded parts of a file; the kernel runs none with more headers than fit a page of 64 KiB.
+/// Most loaded parts of a file; the kernel runs no file with more headers than fit a page of 64
+/// KiB.
 const SEGMENT_LIMIT: u64 = (64 << 10) / 56;
 /// Most sections of a file.
 const SECTION_LIMIT: u64 = 1 << 16;
-/// Most places at which the names that are looked for may stand.
+/// Most occurrences of the requested names.
 const PLACE_LIMIT: usize = 4_096;
-/// Bytes that are in memory at once.
+/// Bytes in memory at once.
 const PIECE: usize = 64 << 10;
 
 type Header = elf::FileHeader64<Endianness>;
 type Section = elf::SectionHeader64<Endianness>;
 type Sym = elf::Sym64<Endianness>;
 
-/// Why a file gives no probe points.
+/// Reason for a file without probe points.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ElfError {
+pub(crate) enum ImageError {
     #[error("cannot be opened: {0}")]
     Open(io::Error),
     #[error("is no regular file")]
@@ -59,7 +60,7 @@ pub(crate) enum ElfError {
     OutsideFile { address: u64 },
 }
 
-/// A function's place.
+/// Address, size and file offset of a function.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Function {
     pub(crate) address: u64,
@@ -67,11 +68,30 @@ pub(crate) struct Function {
     pub(crate) file_offset: u64,
 }
 
-/// The functions asked for, and the code to look into.
-pub(crate) struct Elf {
+/// Target processor of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machine {
+    X86_64,
+    /// A machine without a decoder here.
+    Other,
+}
+
+/// A file with tables within the limits.
+pub(crate) struct Image {
     file: File,
+    machine: Machine,
     segments: Vec<Segment>,
-    functions: Vec<(String, Function)>,
+    sections: Sections,
+}
+
+/// Requested functions of a file, by name.
+pub(crate) struct Functions(Vec<(String, Function)>);
+
+impl Functions {
+    /// Returns a requested function, if present in the file.
+    pub(crate) fn get(&self, name: &str) -> Option<Function> {
+        self.0.iter().find(|(known, _)| known == name).map(|&(_, function)| function)
+    }
 }
 
 /// A loaded part of the file.
@@ -81,48 +101,52 @@ struct Segment {
     file_size: u64,
 }
 
-impl Elf {
-    /// Looks up `names` in the dynamic symbols; where the first of them is not there, in the symbol table.
-    pub(crate) fn open(path: &Path, names: &[&str]) -> Result<Self, ElfError> {
+impl Image {
+    /// Reads the tables of a file.
+    pub(crate) fn open(path: &Path) -> Result<Self, ImageError> {
         let file = open(path)?;
-        let header: Header = one(&file, 0).ok_or(ElfError::Malformed("it has no header"))?;
-        let endian = header.endian().map_err(|_| ElfError::Malformed("its byte order"))?;
+        let header: Header = one(&file, 0).ok_or(ImageError::Malformed("it has no header"))?;
+        let endian = header.endian().map_err(|_| ImageError::Malformed("its byte order"))?;
         if !header.is_supported() {
-            return Err(ElfError::Malformed("its header is of another kind"));
+            return Err(ImageError::Malformed("its header is of another kind"));
         }
-        if header.e_machine(endian) != elf::EM_X86_64 {
-            return Err(ElfError::Machine);
-        }
+        let machine = match header.e_machine(endian) {
+            elf::EM_X86_64 => Machine::X86_64,
+            _ => Machine::Other,
+        };
         let segments = segments(&file, &header, endian)?;
         let sections = Sections::of(&file, &header, endian)?;
+        Ok(Self { file, machine, segments, sections })
+    }
+
+    /// Looks up `names` in the dynamic symbols; if the first name is missing, in the symbol table.
+    pub(crate) fn functions(&self, names: &[&str]) -> Result<Functions, ImageError> {
+        let Self { file, segments, sections, .. } = self;
         let first = names.first().copied().unwrap_or_default();
-        let mut found = sections.look_up(&file, elf::SHT_DYNSYM, names)?;
-        if !found.iter().any(|it| it.name == first) {
-            found = sections.look_up(&file, elf::SHT_SYMTAB, names)?;
+        let mut found = sections.look_up(file, elf::SHT_DYNSYM, names)?;
+        if !found.iter().any(|symbol| symbol.name == first) {
+            found = sections.look_up(file, elf::SHT_SYMTAB, names)?;
         }
-        let place = |it: Symbol| {
-            let Symbol { name, address, size } = it;
+        let place = |symbol: Symbol| {
+            let Symbol { name, address, size } = symbol;
             let file_offset =
-                file_offset(&segments, address).ok_or(ElfError::OutsideFile { address })?;
+                file_offset(segments, address).ok_or(ImageError::OutsideFile { address })?;
             Ok((name, Function { address, size, file_offset }))
         };
-        let functions = found.into_iter().map(place).collect::<Result<_, ElfError>>()?;
-        Ok(Self { file, segments, functions })
+        Ok(Functions(found.into_iter().map(place).collect::<Result<_, ImageError>>()?))
     }
 
-    /// A function that was asked for, if the file has it.
-    pub(crate) fn function(&self, name: &str) -> Option<Function> {
-        self.functions.iter().find(|(known, _)| known == name).map(|&(_, function)| function)
+    /// Follows the control flow of a function.
+    pub(crate) fn flow(&self, function: Function) -> Result<Flow, ImageError> {
+        match self.machine {
+            Machine::X86_64 => Ok(Flow::of(function.address, function.size, |address, room| {
+                self.code(address, room.clamp(16, FUNCTION_LIMIT))
+            })),
+            Machine::Other => Err(ImageError::Machine),
+        }
     }
 
-    /// How control flows through a function.
-    pub(crate) fn flow(&self, function: Function) -> Flow {
-        Flow::of(function.address, function.size, |address, room| {
-            self.code(address, room.clamp(16, FUNCTION_LIMIT))
-        })
-    }
-
-    /// The offset in the file of an address in the code.
+    /// Converts an address in the code to an offset in the file.
     pub(crate) fn file_offset(&self, address: u64) -> Option<u64> {
         file_offset(&self.segments, address)
     }
@@ -137,31 +161,31 @@ impl Elf {
     }
 }
 
-/// Opens a regular file, and waits for nothing: what stands under a path may have become a pipe.
-fn open(path: &Path) -> Result<File, ElfError> {
+/// Opens a regular file without blocking: the path may meanwhile name a pipe.
+fn open(path: &Path) -> Result<File, ImageError> {
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
     let flags = i32::try_from(flags.bits()).unwrap_or_default();
     let file =
-        OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(ElfError::Open)?;
-    let regular = file.metadata().map_err(ElfError::Open)?.is_file();
-    if regular { Ok(file) } else { Err(ElfError::NotAFile) }
+        OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(ImageError::Open)?;
+    let regular = file.metadata().map_err(ImageError::Open)?.is_file();
+    if regular { Ok(file) } else { Err(ImageError::NotAFile) }
 }
 
-/// The structure at an offset.
+/// Reads the structure at an offset.
 fn one<T: Pod>(file: &File, offset: u64) -> Option<T> {
     let mut bytes = vec![0; size_of::<T>()];
     file.read_exact_at(&mut bytes, offset).ok()?;
     from_bytes(&bytes).ok().map(|(it, _): (&T, _)| *it)
 }
 
-/// Shows each of a list of structures, a piece at a time.
+/// Passes each structure of a list to `show`, reading a piece at a time.
 fn each<T: Pod>(
     file: &File,
     at: u64,
     count: u64,
     mut show: impl FnMut(&T),
-) -> Result<(), ElfError> {
-    const CUT: ElfError = ElfError::Malformed("a table lies outside the file");
+) -> Result<(), ImageError> {
+    const CUT: ImageError = ImageError::Malformed("a table lies outside the file");
     let size = size_of::<T>();
     let a_piece = (PIECE / size.max(1)).max(1);
     let mut bytes = vec![0; a_piece * size];
@@ -178,11 +202,11 @@ fn each<T: Pod>(
     Ok(())
 }
 
-fn at_most(what: &'static str, count: u64, limit: u64) -> Result<u64, ElfError> {
-    if count <= limit { Ok(count) } else { Err(ElfError::TooLarge { what, count, limit }) }
+fn at_most(what: &'static str, count: u64, limit: u64) -> Result<u64, ImageError> {
+    if count <= limit { Ok(count) } else { Err(ImageError::TooLarge { what, count, limit }) }
 }
 
-fn segments(file: &File, header: &Header, endian: Endianness) -> Result<Vec<Segment>, ElfError> {
+fn segments(file: &File, header: &Header, endian: Endianness) -> Result<Vec<Segment>, ImageError> {
     let count = u64::from(header.e_phnum(endian));
     let count = at_most("program headers", count, SEGMENT_LIMIT)?;
     let mut segments = Vec::new();
@@ -195,18 +219,18 @@ fn segments(file: &File, header: &Header, endian: Endianness) -> Result<Vec<Segm
     Ok(segments)
 }
 
-/// The sections that matter: lists of symbols, and their names.
+/// The sections needed: lists of symbols, and their names.
 struct Sections {
     list: HashMap<u64, Section>,
     endian: Endianness,
 }
 
 impl Sections {
-    fn of(file: &File, header: &Header, endian: Endianness) -> Result<Self, ElfError> {
+    fn of(file: &File, header: &Header, endian: Endianness) -> Result<Self, ImageError> {
         let at = header.e_shoff(endian);
         let mut count = u64::from(header.e_shnum(endian));
         if count == 0 && at != 0 {
-            // More than the field can say: the first section says it (System V ABI, `e_shnum`).
+            // More than fit the field: the first section has the count (System V ABI, `e_shnum`).
             count = one::<Section>(file, at).map_or(0, |it| it.sh_size(endian));
         }
         let count = at_most("sections", count, SECTION_LIMIT)?;
@@ -222,8 +246,8 @@ impl Sections {
         Ok(Self { list, endian })
     }
 
-    /// The first definition of each name in the first list of symbols of a kind.
-    fn look_up(&self, file: &File, kind: u32, names: &[&str]) -> Result<Vec<Symbol>, ElfError> {
+    /// Finds the first definition of each name in the first list of symbols of a kind.
+    fn look_up(&self, file: &File, kind: u32, names: &[&str]) -> Result<Vec<Symbol>, ImageError> {
         let Self { list, endian } = self;
         let of_kind = list.iter().filter(|(_, it)| it.sh_type(*endian) == kind);
         let Some((_, table)) = of_kind.min_by_key(|(index, _)| **index) else {
@@ -251,21 +275,21 @@ impl Sections {
     }
 }
 
-/// A function as a symbol table has it.
+/// A function in a symbol table.
 struct Symbol {
     name: String,
     address: u64,
     size: u64,
 }
 
-/// Where `names` stand among the texts of a section, each with the zero that ends it: much cheaper
-/// than to look up the name of each of half a million symbols, as programs built for debugging have.
+/// Finds the offsets of `names` in a section of texts, each with its final zero byte: much cheaper
+/// than looking up the name of each of half a million symbols in a program built for debugging.
 fn places<'a>(
     file: &File,
     texts: &Section,
     endian: Endianness,
     names: &[&'a str],
-) -> Result<HashMap<u64, &'a str>, ElfError> {
+) -> Result<HashMap<u64, &'a str>, ImageError> {
     let size = at_most("bytes of names", texts.sh_size(endian), TABLE_LIMIT)?;
     let ended: Vec<Vec<u8>> = names.iter().map(|it| [it.as_bytes(), &[0]].concat()).collect();
     let overlap = ended.iter().map(Vec::len).max().unwrap_or_default();
@@ -278,12 +302,12 @@ fn places<'a>(
         let bytes = piece.get_mut(..len).unwrap_or_default();
         let from = texts.sh_offset(endian).checked_add(at);
         from.and_then(|from| file.read_exact_at(bytes, from).ok())
-            .ok_or(ElfError::Malformed("names lie outside the file"))?;
+            .ok_or(ImageError::Malformed("names lie outside the file"))?;
         for (finder, name) in finders.iter().zip(names) {
             for place in finder.find_iter(bytes) {
                 if places.len() >= PLACE_LIMIT {
                     let (what, count) = ("places of names", places.len() as u64 + 1);
-                    return Err(ElfError::TooLarge { what, count, limit: PLACE_LIMIT as u64 });
+                    return Err(ImageError::TooLarge { what, count, limit: PLACE_LIMIT as u64 });
                 }
                 places.insert(at + place as u64, *name);
             }
@@ -310,8 +334,8 @@ mod tests {
 
     use super::*;
 
-    /// A file with one list of symbols of two entries (the second is `SSL_write`) and its names,
-    /// with sizes as the test says them, and holes where the file is not written.
+    /// A file with a list of two symbols (the second is `SSL_write`) and their names, with sizes
+    /// given by the test, and holes in unwritten parts.
     struct Made {
         sections: u16,
         first_section_size: u64,
@@ -324,7 +348,7 @@ mod tests {
         Made { sections: 3, first_section_size: 0, program_headers: 1, symbols: 48, names: 32 };
 
     #[track_caller]
-    fn read(made: &Made) -> Result<Vec<(String, u64)>, ElfError> {
+    fn read(made: &Made) -> Result<Vec<(String, u64)>, ImageError> {
         let at = std::env::temp_dir().join(format!(
             "genops-elf-{}-{}",
             std::process::id(),
@@ -369,14 +393,14 @@ mod tests {
         }
         // A hole of any length costs nothing on disk.
         file.set_len(0x3000 + made.names.clamp(0x1000, 8 << 30)).expect("a hole");
-        let read = Elf::open(&at, &["SSL_write"]);
+        let read = Image::open(&at).and_then(|image| image.functions(&["SSL_write"]));
         std::fs::remove_file(&at).expect("it was there");
-        Ok(read?.functions.into_iter().map(|(name, it)| (name, it.file_offset)).collect())
+        Ok(read?.0.into_iter().map(|(name, it)| (name, it.file_offset)).collect())
     }
 
     #[test]
     fn a_symbol_is_found_at_the_end_of_anothers_name_too() {
-        // `my_pre_SSL_write` ends with it; linkers share such tails.
+        // `my_pre_SSL_write` ends with the same text; linkers share such tails.
         let found = read(&HONEST).expect("read");
         assert_eq!(found, [("SSL_write".to_owned(), 0x800)]);
         let cut = Made { names: 17, ..HONEST };
@@ -398,7 +422,7 @@ mod tests {
         ];
         for made in refused {
             let read = read(&made);
-            assert!(matches!(read, Err(ElfError::TooLarge { .. })), "{read:?}");
+            assert!(matches!(read, Err(ImageError::TooLarge { .. })), "{read:?}");
         }
     }
 
@@ -431,9 +455,9 @@ mod tests {
         let mode = rustix::fs::Mode::RUSR;
         rustix::fs::mknodat(rustix::fs::CWD, &at, rustix::fs::FileType::Fifo, mode, 0)
             .expect("a pipe");
-        let opened = Elf::open(&at, &["SSL_write"]);
+        let opened = Image::open(&at);
         std::fs::remove_file(&at).expect("it was there");
-        assert!(matches!(opened, Err(ElfError::NotAFile)));
-        assert!(matches!(Elf::open(Path::new("/dev/zero"), &[]), Err(ElfError::NotAFile)));
+        assert!(matches!(opened, Err(ImageError::NotAFile)));
+        assert!(matches!(Image::open(Path::new("/dev/zero")), Err(ImageError::NotAFile)));
     }
 }
