@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 """Compares what GenOps evidence says with what a provider's own log says: nothing but the Python standard library.
 
-    compare_evidence.py [--given-up PREFIX] DIRECTORY PROVIDER_LOG [PROVIDER_LOG ..]
+    compare_evidence.py DIRECTORY PROVIDER_LOG [PROVIDER_LOG ..]
 
 DIRECTORY is an evidence directory, a PROVIDER_LOG has one JSON object a line, as `genops-tests provider --log` writes
 it. Every request that arrived must be told of by one unit that was let go, with the model and the server that it arrived
 with; what was refused must not have arrived; what was let go and ran must have. It looks at no hash and no signature:
-`verify_evidence.py` does. What its own client gave up, after it was let go and before it was sent, may be missing where the
-model begins with PREFIX. Ends with 0 where both say the same, with 1 where not (each difference is a line), with 2
-where something can't be read.
+`verify_evidence.py` does. Ends with 0 if both say the same, with 1 if not (each difference is a line), with 2 if something
+can't be read.
 """
 
 import argparse
@@ -161,8 +160,8 @@ def arrivals_of(paths):
 class Comparison:
     """Pairs what arrived with what was let go, a model at a time."""
 
-    def __init__(self, units, arrivals, given_up):
-        self.differences, self.given_up = [], given_up
+    def __init__(self, units, arrivals):
+        self.differences = []
         self.by_model = collections.defaultdict(lambda: ([], [], [], []))
         # Let go without having been read: it may have been any request to that server.
         self.unread = collections.Counter()
@@ -219,14 +218,11 @@ class Comparison:
             else:
                 self.differences.append(f"no record tells of what arrived: {arrival}")
         for unit in self.absent:
-            if self.given_up and unit.model.startswith(self.given_up):
-                continue
             self.differences.append(f"{unit} was let go, and never arrived")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--given-up", metavar="PREFIX")
     parser.add_argument("directory")
     parser.add_argument("logs", nargs="+", metavar="PROVIDER_LOG")
     given = parser.parse_args()
@@ -239,7 +235,7 @@ def main():
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         print(f"can't be compared: {error}", file=sys.stderr)
         return 2
-    differences += marked + Comparison(units, arrivals, given.given_up).run()
+    differences += marked + Comparison(units, arrivals).run()
     for difference in differences:
         print(difference)
     told = collections.Counter()

@@ -127,7 +127,7 @@ def torn(raw, first, at, size, used):
 # --- What the records say ----------------------------------------------------------------------------
 PHASES = ("intent", "decision", "reservation", "reconciliation", "release")
 class Records:
-    def __init__(self): self.principals, self.units, self.problems, self.policies, self.first, self.blobs = {}, {}, [], set(), None, []; self.last, self.crash, self.breaches = None, False, []; self.left, self.found = {}, {}
+    def __init__(self): self.principals, self.units, self.problems, self.policies, self.first, self.blobs = {}, {}, [], set(), None, []; self.last, self.crash, self.breaches = None, False, []; self.left, self.found = {}, {}; self.folded, self.folded_stopped = 0, 0
     def bad(self, index, what): self.problems.append((self.file, "record %d: %s" % (index, what)))
     def add(self, index, raw, file):
         try: self.file = file; self.check(index, json.loads(raw))
@@ -145,6 +145,7 @@ class Records:
         if kind in ("policy_loaded", "heads") and "config" in entry.get("det", {}): self.blobs.append((index, entry["det"]["config"]))
         if kind == "policy_loaded": self.policies.add("sha256:" + entry.get("det", {}).get("hash", "").replace("sha256:", ""))
         if kind == "breach": self.breach(index, entry)
+        if kind == "folded": self.fold(index, entry)
         if kind == "balances": self.balances(index, entry)
         if "awu" in entry and kind in PHASES: self.unit(index, kind, entry, self.units.setdefault(entry["awu"], {}))
     def balances(self, index, entry):
@@ -160,7 +161,15 @@ class Records:
         """Bytes left of a unit that was said to be stopped: it counts as refused no more."""
         unit = self.units.get(entry["awu"], {}); self.breaches.append((index, entry["awu"]))
         if unit.get("result") in ("BLOCKED", "RATE_LIMITED"): unit["result"] = "BREACHED"
+        elif not unit and self.folded_stopped > 0: self.folded_stopped -= 1; self.units[entry["awu"]] = {"result": "BREACHED"}; self.folded -= 1
         elif unit.get("result") != "BREACHED" and not self.first: self.bad(index, "breach of what was not stopped")
+    def fold(self, index, entry):
+        """Units of which there is no more than how many they were."""
+        count, dec = entry["fold"], entry["dec"]
+        if count["n"] < 1 or count["first"] > count["last"] or "awu" in entry or entry.get("bud"): self.bad(index, "count")
+        if (dec["result"] == "ALLOWED") == ("code" in dec): self.bad(index, "reason and result")
+        if not self.first and dec["bundle"] not in self.policies: self.bad(index, "policies never loaded")
+        self.folded += count["n"]; self.folded_stopped += count["n"] if dec["result"] in ("BLOCKED", "RATE_LIMITED") else 0
     def results(self): return [unit.get("result") for unit in self.units.values()]
     def undecided(self): return sum("intent" in unit and "decision" not in unit for unit in self.units.values())
     def effect(self, index, entry, unit):
@@ -324,6 +333,7 @@ def main():
     problems = log.problems + log.records.problems
     for name, what in problems: print("%s: %s" % (name, what))
     for index, awu in log.records.breaches: print("BREACH record %d: unit %s left after it was said to be stopped" % (index, awu))
+    if log.records.folded: print("counted %d units that have no records of their own" % log.records.folded)
     if log.records.undecided(): print("admitted %d refusals without an outcome (gaps)" % log.records.undecided())
     print("NOT VERIFIED" if problems else "verified"); return 1 if problems else 0
 if __name__ == "__main__": sys.exit(main())

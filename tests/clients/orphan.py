@@ -19,6 +19,7 @@ PATH = "/v1/chat/completions"
 def orphaned():
     """Becomes a grandchild, whose parent has ended; the program that was started waits for it."""
     reader, writer = os.pipe()
+    os.set_inheritable(writer, True)  # the next program of the grandchild has it too
     child = os.fork()
     if child:
         os.close(writer)

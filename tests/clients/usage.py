@@ -108,9 +108,10 @@ def reused(model):
     return whole(tls, model)
 
 
-def forked(model):
-    """The child of the process that made the connection sends the request."""
+def forked(model, later=False):
+    """The child of the process that made the connection sends the request; `later`: TCP sends it by a timer."""
     tls = connect()
+    tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, later)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -130,6 +131,7 @@ def forked(model):
 WAYS = {
     "plain": plain, "pieces": pieces, "head-in-two": head_in_two, "other-thread": other_thread,
     "duplicate": duplicate, "reused": reused, "forked": forked,
+    "forked-later": lambda model: forked(model, later=True),
     "long-1": lambda model: long_body(model, 1 << 20), "long-10": lambda model: long_body(model, 10 << 20),
     "long-16": lambda model: long_body(model, 16 << 20),
 }

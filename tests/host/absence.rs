@@ -1,5 +1,5 @@
-//! What holds while no agent runs, or another one: a stop, a kill, another binary, another layout,
-//! a configuration that can't be read.
+//! Refusals while no agent runs, or another agent: after a stop or a kill, with another binary,
+//! another layout, or an unreadable configuration.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,15 +14,15 @@ use serde_json::{Value, json};
 
 use crate::support::{Unpinned, can_run, copy_of, has_bpf_files};
 
-/// How long nobody runs each time.
+/// Duration of each absence.
 const AWAY: Duration = Duration::from_millis(1_500);
 
-/// Where an agent of a test keeps what outlives it.
+/// Returns the pin directory for the agent of a test.
 fn place_of(name: &str) -> PathBuf {
     PathBuf::from(format!("/sys/fs/bpf/genops-{name}-{}", std::process::id()))
 }
 
-/// An agent that refuses a program outright, with pins of its own.
+/// Starts an agent refusing every program outright, with separate pins.
 fn refusing(name: &str, on_timeout: &str, more: &str) -> anyhow::Result<(Agent, PathBuf)> {
     let directory = place_of(name);
     let agent = Agent::start(&format!(
@@ -34,17 +34,17 @@ fn refusing(name: &str, on_timeout: &str, more: &str) -> anyhow::Result<(Agent, 
     Ok((agent, directory))
 }
 
-/// Says what went wrong in the file, which is a typo from here on; what it was.
+/// Puts a typo into the configuration file, and returns the text before.
 fn spoil(agent: &Agent) -> anyhow::Result<String> {
     let before = std::fs::read_to_string(agent.config())?;
     std::fs::write(agent.config(), before.replacen("unmapped:", "unmaped:", 1))?;
     Ok(before)
 }
 
-/// What befalls an agent, one after the other, while the refused program goes on.
+/// Events for an agent, one after another, while the refused program goes on.
 type Fate<'a> = &'a dyn Fn(&mut Agent) -> anyhow::Result<()>;
 
-/// A stop, a kill, and a kill with a typo.
+/// A stop, a kill, and a kill with a typo in the configuration.
 fn befall(agent: &mut Agent) -> anyhow::Result<()> {
     let away = || std::thread::sleep(scaled(AWAY));
     agent.stop()?;
@@ -71,7 +71,7 @@ fn befall(agent: &mut Agent) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A new file of the agent's, in another place.
+/// Copies the agent's program to a new file in another directory.
 fn another_file(scratch: &Scratch, place: &str) -> anyhow::Result<PathBuf> {
     let place = scratch.join(place);
     std::fs::create_dir(&place)?;
@@ -80,7 +80,8 @@ fn another_file(scratch: &Scratch, place: &str) -> anyhow::Result<PathBuf> {
     Ok(copy)
 }
 
-/// Another file is started after a stop, at once and later, and after a kill; then the first again.
+/// Restarts the agent from another file after a stop, at once and later; then from the first file
+/// after a kill.
 fn upgrade(agent: &mut Agent) -> anyhow::Result<()> {
     let away = || std::thread::sleep(scaled(AWAY));
     let scratch = Scratch::new("upgrade")?;
@@ -99,7 +100,7 @@ fn upgrade(agent: &mut Agent) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is kept lies under the number of another layout then, as an agent with other maps leaves it.
+/// Moves the pins to the number of another layout, as if left by an agent with other maps.
 fn relabel(directory: &Path, layout: u32) -> anyhow::Result<()> {
     let entries = std::fs::read_dir(directory)?.collect::<Result<Vec<_>, _>>()?;
     let is_layout = |name: &str| name.strip_prefix('v').is_some_and(|it| it.parse::<u32>().is_ok());
@@ -112,7 +113,8 @@ fn relabel(directory: &Path, layout: u32) -> anyhow::Result<()> {
     Ok(std::fs::rename(kept, directory.join(format!("v{layout}")))?)
 }
 
-/// The agent finds what agents of an older and of a newer layout left, after a stop and after a kill.
+/// Restarts the agent on pins of an older layout, after a stop and after a kill, and on pins of a
+/// newer layout, after a stop.
 fn change_layout(agent: &mut Agent, directory: &Path) -> anyhow::Result<()> {
     let away = || std::thread::sleep(scaled(AWAY));
     for (layout, stop) in [(1, true), (1, false), (1_000, true)] {
@@ -130,7 +132,7 @@ fn change_layout(agent: &mut Agent, directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The refused program goes on calling through all of that.
+/// Fails if a call of the refused program arrives during `fate`, or if a call fails after `unpin`.
 fn never_arrives(name: &str, on_timeout: &str, fate: Fate<'_>) -> anyhow::Result<()> {
     let (mut agent, directory) = refusing(name, on_timeout, "")?;
     let _unpinned = Unpinned(agent.config());
@@ -179,7 +181,7 @@ fn what_is_refused_never_arrives_while_agents_come_and_go_and_timeouts_are_close
     never_arrives("closed", "closed", &befall)
 }
 
-/// Other files of the agent's, and what agents of other layouts left.
+/// Checks refusals with other files of the agent, and with pins of other layouts.
 fn never_arrives_while_agents_change(on_timeout: &str) -> anyhow::Result<()> {
     if !can_run() || !has_bpf_files() {
         return Ok(());
@@ -204,7 +206,7 @@ fn what_is_refused_never_arrives_while_agents_are_upgraded_and_timeouts_are_clos
     never_arrives_while_agents_change("closed")
 }
 
-/// Where timeouts are open, a refusal ends a while after the agent's last heartbeat.
+/// With `on_timeout: open`, a refusal ends some time after the agent's last heartbeat.
 #[test]
 fn a_refusal_ends_after_the_agent_for_good() -> anyhow::Result<()> {
     if !can_run() || !has_bpf_files() {
@@ -231,7 +233,8 @@ fn a_refusal_ends_after_the_agent_for_good() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A program that was never seen before is refused at once where timeouts are closed, and not after a deadline.
+/// With `on_timeout: closed` and no agent, a program never seen before is refused at once, and not
+/// after a deadline.
 #[test]
 fn nobody_waits_for_an_agent_that_is_gone_and_timeouts_are_closed() -> anyhow::Result<()> {
     if !can_run() || !has_bpf_files() {
@@ -268,7 +271,7 @@ fn nobody_waits_for_an_agent_that_is_gone_and_timeouts_are_closed() -> anyhow::R
     Ok(())
 }
 
-/// Others could replace what lies there.
+/// Other users could replace the pins in their own directory.
 #[test]
 fn a_place_that_is_somebody_elses_is_refused_with_what_to_do() -> anyhow::Result<()> {
     if !can_run() || !has_bpf_files() {

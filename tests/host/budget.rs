@@ -1,7 +1,8 @@
-//! A budget for ten calls, and many more calls at once by real clients: ten arrive, whatever happens to the agent.
+//! A budget for ten calls, and many more calls at the same time by real clients: ten arrive,
+//! whatever happens to the agent.
 //!
-//! A call costs exactly what was set aside for it: input is free here, and each answer has as many tokens as
-//! it may have at most. So ten is ten, also after calls have ended.
+//! A call costs exactly the reservation: input is free, and each answer has the maximum number of
+//! tokens. So exactly ten calls fit, also after calls have ended.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -40,7 +41,7 @@ const BURSTS: [(&str, &str); 2] = [("openai", "25"), ("requests", "12")];
 const CURLS: usize = 10;
 const CALLS: usize = 47;
 
-/// The clients: two Python programs that stay, and as many `curl`s as a burst needs.
+/// Clients: two lasting Python programs, and as many `curl`s as a burst needs.
 struct Clients<'a> {
     stage: &'a Stage,
     programs: Vec<(Child, BufReader<std::process::ChildStdout>)>,
@@ -61,7 +62,7 @@ impl<'a> Clients<'a> {
         Ok(Self { stage, programs, curls: Vec::new() })
     }
 
-    /// Everybody calls.
+    /// Starts all calls of a burst.
     fn begin(&mut self) -> anyhow::Result<()> {
         for (program, _) in &mut self.programs {
             program.stdin.as_mut().context("a pipe")?.write_all(b"\n")?;
@@ -77,7 +78,7 @@ impl<'a> Clients<'a> {
         Ok(())
     }
 
-    /// Waits for the end of all calls; how many were answered, and how many were not.
+    /// Waits for the end of all calls; returns the numbers of answered and of failed calls.
     fn end(&mut self) -> anyhow::Result<(usize, usize)> {
         let (mut answered, mut failed) = (0, 0);
         for (_, output) in &mut self.programs {
@@ -97,7 +98,7 @@ impl<'a> Clients<'a> {
         Ok((answered, failed))
     }
 
-    /// Lets nobody go on, or everybody again.
+    /// Stops all clients, or lets all go on.
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let programs = self.programs.iter().map(|(it, _)| it);
         for child in programs.chain(&self.curls) {
@@ -112,13 +113,13 @@ impl Drop for Clients<'_> {
     fn drop(&mut self) {
         let programs = self.programs.iter_mut().map(|(it, _)| it);
         for child in programs.chain(&mut self.curls) {
-            // It has ended, or ends now.
+            // The process has ended, or ends now.
             let _ended = child.kill().and_then(|()| child.wait());
         }
     }
 }
 
-/// What the agent says of its only budget, in nano-USD.
+/// Account of the only budget, as reported by the agent, in nano-USD.
 #[derive(Debug)]
 struct Account {
     reserved: i64,
@@ -139,12 +140,12 @@ fn account() -> anyhow::Result<Option<Account>> {
     Ok(Some(Account { reserved, consumed, remaining: of("remaining")? }))
 }
 
-/// What `calls` calls cost.
+/// Returns the cost of `calls` calls, in nano-USD.
 fn cost_of(calls: usize) -> anyhow::Result<i64> {
     Ok(i64::try_from(calls)? * NANO_USD_A_CALL)
 }
 
-/// The log is whole, and every account in it follows from the one before.
+/// Fails unless the log verifies: complete, with each account following from the previous account.
 fn evidence_holds(agent: &Agent) -> anyhow::Result<()> {
     let verified =
         Command::new(program()?).args(["evidence", "verify"]).arg(agent.evidence()).output()?;
@@ -188,17 +189,17 @@ fn of_47_parallel_calls_a_budget_for_ten_lets_ten_through() -> anyhow::Result<()
     evidence_holds(&agent)
 }
 
-/// How often the agent is killed, and how many milliseconds after the start of the burst at most.
+/// Number of kills, and longest time from the start of the burst to a kill, in milliseconds.
 const ROUNDS: u64 = 10;
 const SOON: u64 = 500;
 
-/// A number of the environment's, for long runs by hand.
+/// Reads a number from the environment, for long runs by hand.
 fn given(name: &'static str, otherwise: u64) -> anyhow::Result<u64> {
     std::env::var(name).map_or(Ok(otherwise), |text| text.parse().context(name))
 }
 
-/// The clients stand still while there is no agent: what they have sent by then is held or let go, what
-/// they send afterwards meets the next agent.
+/// The clients stand still while there is no agent. Requests sent before are held or released;
+/// requests sent afterwards meet the next agent.
 #[test]
 fn of_parallel_calls_never_more_than_ten_arrive_although_the_agent_is_killed() -> anyhow::Result<()>
 {
@@ -227,7 +228,7 @@ fn of_parallel_calls_never_more_than_ten_arrive_although_the_agent_is_killed() -
         );
         clients.signal(Signal::CONT)?;
         clients.end()?;
-        // Whatever is left of the budget is used now.
+        // Use up the rest of the budget.
         clients.begin()?;
         clients.end()?;
         let (late, known) = (arrived(before), account()?.context("an account")?);
@@ -252,8 +253,8 @@ fn of_parallel_calls_never_more_than_ten_arrive_although_the_agent_is_killed() -
     Ok(())
 }
 
-/// A number below `limit`.
+/// Returns a random number below `limit`.
 fn random(limit: u64) -> u64 {
-    // Each has keys of its own, from the kernel.
+    // Each `RandomState` has keys of its own, from the kernel.
     RandomState::new().hash_one(0) % limit
 }

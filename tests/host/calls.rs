@@ -1,4 +1,5 @@
-//! Each unmodified client's call is reported: provider, model, both token counts, process and principal.
+//! The call of each unmodified client is reported: provider, model, both token counts, process and
+//! principal.
 
 use std::process::Command;
 
@@ -9,7 +10,7 @@ use serde_json::json;
 
 use crate::support::{PRINCIPAL, as_answered, assert_says, can_run, only, which};
 
-/// Observes; knows two principals by what they run.
+/// Observing configuration with two principals, matched by executable.
 const OBSERVING: &str = r#"
 mode: observe
 principals:
@@ -19,7 +20,8 @@ policies:
   - {name: everybody, allowed_providers: [openai, anthropic]}
 "#;
 
-/// Runs one call against an agent that watches, and compares the report with what the provider saw.
+/// Makes a call with an observing agent, and compares the unit with the request seen by the
+/// provider.
 fn check(
     client: impl FnOnce(&Stage) -> anyhow::Result<Command>,
     program: &str,

@@ -1,4 +1,5 @@
-//! The comparison of evidence with a provider's own log finds each kind of lie. It needs no kernel.
+//! Checks that the comparison of evidence with a provider's own log finds each kind of lie. No
+//! kernel is needed.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,29 +11,18 @@ use serde_json::{Value, json};
 
 use crate::evidence::utf8;
 
-/// Compares the evidence in a directory with what providers wrote down.
-pub(crate) fn compare(
-    evidence: &Path,
-    logs: &[PathBuf],
-    given_up: Option<&str>,
-) -> anyhow::Result<Output> {
+/// Compares the evidence in a directory with the logs of providers.
+fn compare(evidence: &Path, logs: &[PathBuf]) -> anyhow::Result<Output> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("compare_evidence.py");
     let mut compare = Command::new("python3");
     compare.arg("-B").arg(script).arg(evidence).args(logs);
-    if let Some(prefix) = given_up {
-        compare.args(["--given-up", prefix]);
-    }
     Ok(compare.output()?)
 }
 
-/// Both say the same; what clients gave up has models that begin so.
+/// Fails unless the evidence and the logs agree.
 #[track_caller]
-pub(crate) fn agree(
-    evidence: &Path,
-    logs: &[PathBuf],
-    given_up: Option<&str>,
-) -> anyhow::Result<()> {
-    let output = compare(evidence, logs, given_up)?;
+pub(crate) fn agree(evidence: &Path, logs: &[PathBuf]) -> anyhow::Result<()> {
+    let output = compare(evidence, logs)?;
     let [said, why] =
         [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it).into_owned());
     ensure!(
@@ -43,23 +33,21 @@ pub(crate) fn agree(
     Ok(())
 }
 
-/// What an agent and a provider say of the same few requests.
+/// Records of an agent and a provider's log, about the same few requests.
 #[derive(Clone, Debug)]
 struct Story {
     records: Vec<Value>,
     arrived: Vec<Value>,
-    /// Records from this index on are in the write-ahead log only.
+    /// Index of the first record present in the write-ahead log only.
     published: usize,
-    /// The write-ahead log begins with this one.
+    /// Index of the first record in the write-ahead log.
     segment: usize,
-    /// Beginning of the models that clients gave up.
-    given_up: Option<&'static str>,
 }
 
 impl Story {
     fn new() -> Self {
         let (records, arrived) = (Vec::new(), Vec::new());
-        let mut it = Self { records, arrived, published: usize::MAX, segment: 0, given_up: None };
+        let mut it = Self { records, arrived, published: usize::MAX, segment: 0 };
         it.record(json!({"type": "agent_start"}));
         it.decided("a1", "ALLOWED", "small-1");
         it.decided("a2", "WARNING", "small-2");
@@ -100,7 +88,7 @@ impl Story {
         }));
     }
 
-    /// Takes out the records of a unit, of one type; those that follow get their numbers.
+    /// Removes the records of a unit with the given type, and numbers the remaining records again.
     fn forget(&mut self, unit: &str, kind: &str) {
         self.records.retain(|it| it.get("awu") != Some(&json!(unit)) || it["type"] != kind);
         for (index, record) in (0_u64..).zip(&mut self.records) {
@@ -108,7 +96,7 @@ impl Story {
         }
     }
 
-    /// Changes what the provider says of the request for a model.
+    /// Changes a field in the provider's log of the request for `model`.
     fn alter(&mut self, model: &str, key: &str, value: &str) {
         for it in self.arrived.iter_mut().filter(|it| it["model"] == model) {
             it[key] = value.into();
@@ -124,7 +112,7 @@ impl Story {
         }
     }
 
-    /// Writes both down and compares them: the exit code, and what is said.
+    /// Writes evidence and log, compares both, and returns the exit code and the output.
     fn told(&self) -> anyhow::Result<(i32, String)> {
         let scratch = Scratch::new("story")?;
         let directory = scratch.join("evidence");
@@ -148,7 +136,7 @@ impl Story {
         }
         let path = scratch.join("provider.jsonl");
         std::fs::write(&path, log)?;
-        let output = compare(&directory, &[path], self.given_up)?;
+        let output = compare(&directory, &[path])?;
         let said = format!(
             "{}{}",
             String::from_utf8_lossy(&output.stdout),
@@ -157,7 +145,7 @@ impl Story {
         Ok((output.status.code().context(utf8(&directory)?.to_owned())?, said))
     }
 
-    /// Records as a write-ahead log has them, a mark after each batch of four.
+    /// Encodes records as a write-ahead log, with a mark after each batch of four.
     fn ahead(&self) -> anyhow::Result<Vec<u8>> {
         let mut segment = b"genops-wal 1\n\0\0\0".to_vec();
         segment.resize(512, 0);
@@ -191,7 +179,7 @@ fn what_both_say_is_no_difference() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A lie makes this difference, and no other.
+/// Fails unless `lie` leads to `difference` and to no other.
 #[track_caller]
 fn finds(lie: impl FnOnce(&mut Story), difference: &str) -> anyhow::Result<()> {
     let mut story = Story::new();
@@ -255,7 +243,7 @@ fn what_no_record_tells_of_is_found() -> anyhow::Result<()> {
     finds(|it| it.forget("a1", "decision"), absent)?;
     let absent = "no record tells of what arrived: provider.jsonl:5 (huge-1 at one.test)";
     finds(|it| it.arrives("huge-1", "one.test"), absent)?;
-    // One unit is one request.
+    // A unit accounts for a single request.
     let absent = "no record tells of what arrived: provider.jsonl:5 (small-1 at one.test)";
     finds(|it| it.arrives("small-1", "one.test"), absent)?;
     // A body without a model is no less a request.
@@ -264,7 +252,7 @@ fn what_no_record_tells_of_is_found() -> anyhow::Result<()> {
     finds(|it| it.arrived.push(body), absent)
 }
 
-/// Many alike are one record, with their number.
+/// Many equal decisions are folded into a record with their number.
 #[test]
 fn what_was_counted_together_accounts_for_its_number() -> anyhow::Result<()> {
     let folded = |result: &str, number: u64| {
@@ -284,7 +272,7 @@ fn what_was_counted_together_accounts_for_its_number() -> anyhow::Result<()> {
     )
 }
 
-/// What was let go unread may have been anything, once.
+/// A request released unread accounts for a single request with any content.
 #[test]
 fn what_was_let_go_unread_accounts_for_one_request() -> anyhow::Result<()> {
     let absent = "no record tells of what arrived: provider.jsonl:6 (huge-2 at one.test)";
@@ -304,25 +292,6 @@ fn what_was_let_go_and_never_arrived_is_found() -> anyhow::Result<()> {
     finds(|it| it.arrived.retain(|it| it["model"] != "small-1"), absent)?;
     let absent = "record 8 (ALLOWED small-4) was let go, and never arrived";
     finds(|it| it.forget("n1", "release"), absent)
-}
-
-/// It may be missing, and may have been nothing else.
-#[test]
-fn what_its_client_gave_up_accounts_for_nothing() -> anyhow::Result<()> {
-    let mut story = Story::new();
-    story.given_up = Some("small-4");
-    story.forget("n1", "release");
-    let (code, said) = story.told()?;
-    ensure!(code == 0 && said.ends_with(": 0 differences\n"), "{said}");
-    finds(
-        |it| {
-            it.given_up = Some("small-4");
-            it.forget("n1", "release");
-            it.arrives("huge-1", "one.test");
-        },
-        "record 8 (ALLOWED small-4) was let go, and what arrived has another model: \
-         provider.jsonl:5 (huge-1 at one.test)",
-    )
 }
 
 #[test]
@@ -353,7 +322,7 @@ fn forbidden_text_that_arrived_is_found() -> anyhow::Result<()> {
 #[test]
 fn what_cannot_be_read_is_no_agreement() -> anyhow::Result<()> {
     let scratch = Scratch::new("nothing")?;
-    let output = compare(scratch.path(), &[scratch.join("none")], None)?;
+    let output = compare(scratch.path(), &[scratch.join("none")])?;
     ensure!(output.status.code() == Some(2), "{output:?}");
     Ok(())
 }

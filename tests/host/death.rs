@@ -1,4 +1,4 @@
-//! The agent dies or hangs while a request is held: the kernel applies what the configuration says.
+//! The agent dies or hangs while a request is held: the kernel applies `on_timeout`.
 
 use std::time::{Duration, Instant};
 
@@ -11,21 +11,22 @@ use serde_json::Value;
 
 use crate::support::can_run;
 
-/// How long the kernel holds.
+/// Maximum hold in the kernel.
 const HOLD: Duration = Duration::from_millis(1_500);
-/// What a client may add to it: TCP's own timer, and a busy machine.
+/// Time added to the hold by a client: TCP's own timer, and a busy machine.
 const GRACE: Duration = Duration::from_secs(1);
-/// Between the client's two calls.
+/// Pause between the client's two calls.
 const PAUSE: Duration = Duration::from_millis(1_500);
 
-/// What befalls the agent.
+/// Event for the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Killed,
     Stopped,
 }
 
-/// A client makes a call that is allowed, then another one while the agent cannot answer.
+/// Makes an allowed call, then another call while the agent cannot answer. Returns the client's
+/// report and the number of requests received.
 fn second_call(on_timeout: &str, fate: Fate) -> anyhow::Result<(Value, usize)> {
     let configuration = format!(
         "mode: enforce\non_timeout: {on_timeout}\nhold_deadline_ms: {}",

@@ -1,4 +1,5 @@
-//! A denied call: nothing of it arrives, the client knows at once, and nobody else notices.
+//! A denied call: nothing of the request arrives, the client knows at once, and nobody else
+//! notices.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use crate::privilege::{confined, of_the_unit};
 use crate::support::{PRINCIPAL, assert_says, can_run};
 
-/// Nobody may use a `-pro` model, and research has a tenth of a cent a day.
+/// Denies every `-pro` model, and gives research a tenth of a cent a day.
 const ENFORCING: &str = r#"
 mode: enforce
 on_timeout: closed
@@ -30,7 +31,8 @@ policies:
   - {name: no-pro-models, denied_models: ["*-pro"], enforcement: block}
 "#;
 
-/// Runs a client whose call must be stopped, and says why it was.
+/// Runs a client. Fails unless the call is stopped for `reason_code` and another process is not
+/// delayed.
 fn check(
     client: impl FnOnce(&Stage) -> anyhow::Result<Command>,
     principal: &str,
@@ -47,7 +49,7 @@ fn check(
 
     let denied = run(&mut client(&stage)?)?;
     nothing_arrived(&stage)?;
-    // Our scripts measure the call alone; of curl there is only its exit.
+    // Our scripts measure the call alone; `curl` has only its exit status.
     let took = if let Ok(report) = denied.report() {
         ensure!(report.get("ok") == Some(&Value::Bool(false)), "the call went through: {report}");
         Duration::from_secs_f64(report.get("seconds").and_then(Value::as_f64).context("seconds")?)
@@ -80,10 +82,10 @@ fn check(
     Ok(())
 }
 
-/// How many calls a [`bystander`] makes.
+/// Number of calls made by a [`bystander`].
 pub(crate) const BYSTANDER_REQUESTS: usize = 100;
 
-/// Another process that makes allowed calls all the while.
+/// Starts another process making allowed calls all the while.
 pub(crate) fn bystander(stage: &Stage) -> anyhow::Result<std::process::Child> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_genops-tests"));
     command
@@ -93,7 +95,7 @@ pub(crate) fn bystander(stage: &Stage) -> anyhow::Result<std::process::Child> {
     Ok(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
 }
 
-/// The handshake was completed, and then came nothing.
+/// Fails unless the handshake was completed and nothing came after.
 fn nothing_arrived(stage: &Stage) -> anyhow::Result<()> {
     std::thread::sleep(scaled(Duration::from_millis(300)));
     let connections = stage.provider.log.connections();
@@ -148,7 +150,7 @@ fn a_call_over_budget_never_leaves_the_anthropic_sdk() -> anyhow::Result<()> {
     check(|stage| stage.python("anthropic", &arguments), "assistant", "BUDGET_RESERVATION_FAILED")
 }
 
-/// Observing says what would have been refused, and refuses nothing.
+/// Observing reports a denial as a warning, and refuses nothing.
 #[test]
 fn observing_only_warns() -> anyhow::Result<()> {
     if !can_run() {
@@ -165,7 +167,8 @@ fn observing_only_warns() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Traffic that is no AI call is not held: it goes on even while the agent cannot answer.
+/// Checks that traffic other than AI calls is not held, and goes on even while the agent cannot
+/// answer.
 fn is_not_held(name: &str) -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
@@ -195,14 +198,14 @@ fn traffic_to_another_host_is_not_held() -> anyhow::Result<()> {
     is_not_held("files.example.test")
 }
 
-/// A local model server is known by this name and its own port, not by the name alone.
+/// A local model server is known by name and port, not by the name alone.
 #[test]
 fn traffic_to_this_host_is_not_held() -> anyhow::Result<()> {
     is_not_held("localhost")
 }
 
-/// A container has a network namespace of its own; the agent looks at it from outside, with no more
-/// than `deploy/` grants.
+/// A container has a separate network namespace; the agent acts on the namespace from outside, with
+/// no more capabilities than granted by `deploy/`.
 #[test]
 fn a_denied_call_in_another_network_namespace_ends_too() -> anyhow::Result<()> {
     if !can_run() {

@@ -1,4 +1,5 @@
-//! `libssl` wherever it is: another root, another version, a program that ran before the agent.
+//! `libssl` wherever the library is: another root, another version, a program started before the
+//! agent.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
@@ -10,11 +11,12 @@ use genops_tests::agent::Agent;
 use genops_tests::clients::{Stage, finish, python, run, script};
 use genops_tests::patience::scaled;
 use genops_tests::scratch::Scratch;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{assert_says, can_run, int, text, which};
 
-/// Copies a program with every library it needs below `root`, at the same paths.
+/// Copies a program with all required libraries below `root`, at the same paths.
 fn copy_program(program: &Path, root: &Path) -> anyhow::Result<()> {
     let output = Command::new("ldd").arg(program).output()?;
     let listed = String::from_utf8(output.stdout)?;
@@ -25,7 +27,7 @@ fn copy_program(program: &Path, root: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs curl with another root directory, which `enter` makes its own.
+/// Runs curl in another root directory, entered by `enter`.
 fn with_another_root(enter: &[&str]) -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
@@ -50,8 +52,8 @@ fn with_another_root(enter: &[&str]) -> anyhow::Result<()> {
     ]);
     client.args(["--data-binary", &body.to_string(), "https://api.openai.com/v1/chat/completions"]);
     client.env("CURL_CA_BUNDLE", "/root.pem").env("SSL_CERT_FILE", "/root.pem");
-    // The library is a file that the agent has never seen. A program that ends before it is opened is
-    // not captured; here one that waits for a silent server comes first.
+    // The library is a file never seen by the agent. A program ending before the agent has opened
+    // the file is not captured; here a program waiting for a silent server comes first.
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut first = stage.command(program);
     first.args(arguments).arg(root.path()).arg(&curl).args(["--silent", "--max-time", "1"]);
@@ -73,7 +75,7 @@ fn curl_in_a_changed_root_is_captured() -> anyhow::Result<()> {
     with_another_root(&["chroot"])
 }
 
-/// As container runtimes do it.
+/// Changes the root as container runtimes do.
 #[test]
 fn curl_in_a_container_s_root_is_captured() -> anyhow::Result<()> {
     let enter =
@@ -141,5 +143,29 @@ fn a_crowd_of_short_lived_curls_is_attributed() -> anyhow::Result<()> {
         let awu = agent.only_awu_of(curl.pid)?;
         assert_says(&awu, &[("process.executable.path", exe.to_str().context("a path")?.into())]);
     }
+    Ok(())
+}
+
+/// The kernel reports each start of a program, because nothing of an ended process is left to look
+/// at.
+#[test]
+fn a_program_that_has_ended_before_the_agent_looks_is_named() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let stage = Stage::new()?;
+    let agent = Agent::start("mode: observe")?;
+    let body = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]});
+    let call =
+        || run(&mut stage.curl("https://api.openai.com/v1/chat/completions", &body))?.succeeded();
+    // The first call may find the library without probes.
+    let first = call()?;
+    agent.only_awu_of(first.pid)?;
+    agent.signal(Signal::STOP)?;
+    let unseen = call();
+    agent.signal(Signal::CONT)?;
+    let awu = agent.only_awu_of(unseen?.pid)?;
+    let exe = which("curl")?;
+    assert_says(&awu, &[("process.executable.path", exe.to_str().context("a path")?.into())]);
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! Any single flipped bit, and any removed, repeated, reordered or cut piece of any file of a real run's
-//! evidence is found, by both verifiers, and the place named. Untouched directories verify, also those
-//! that a killed agent left.
+//! Checks that both verifiers find and locate any damage to the evidence of a real run: a flipped
+//! bit, or a removed, repeated, reordered or cut piece of any file. Untouched directories verify,
+//! including the directory left by a killed agent.
 
 #![expect(clippy::indexing_slicing, reason = "a test may panic")]
 
@@ -20,14 +20,15 @@ use serde_json::Value;
 use crate::evidence::{both_accept, copy, evidence, files, utf8};
 use crate::support::can_run;
 
-/// Bits that are flipped in a file, spread over all of it.
+/// Number of bits flipped in a file, spread over the whole file.
 const FLIPS: usize = 10;
 
-/// How damages are counted that look like a crash.
+/// Label for damages equal to the result of a crash, when counted.
 const AFTER_A_CRASH: &str = "as after a crash";
 
-/// Verifies directories one after another in one interpreter, and says which files it names: starting it
-/// takes longer than the rest. What it computed for the same bytes before it does not compute again.
+/// Python program verifying directories one after another and printing the files named as damaged.
+/// A single interpreter serves all directories, because starting Python takes longer than the rest.
+/// Results for the same bytes are cached.
 const DRIVER: &str = "import functools, sys\n\
     sys.path.insert(0, sys.argv[1])\n\
     import verify_evidence as v\n\
@@ -40,7 +41,7 @@ const DRIVER: &str = "import functools, sys\n\
     \x20   problems = log.problems + log.records.problems\n\
     \x20   print(*(name for name, what in problems), sep='\\t', flush=True)\n";
 
-/// The second verifier as a process that is asked.
+/// Second verifier, as a running process.
 struct Second {
     child: Child,
     ask: ChildStdin,
@@ -57,7 +58,7 @@ impl Second {
         Ok(Self { child, ask, answers })
     }
 
-    /// The files that it names; none where it accepts the directory.
+    /// Returns the files named as damaged; none if the verifier accepts the directory.
     fn named(&mut self, directory: &Path) -> anyhow::Result<Vec<String>> {
         writeln!(self.ask, "{}", directory.display())?;
         let mut answer = String::new();
@@ -74,7 +75,7 @@ impl Drop for Second {
     }
 }
 
-/// What `evidence verify` says: the files that it names.
+/// Returns the files named as damaged by `evidence verify`.
 fn named(directory: &Path) -> anyhow::Result<Vec<String>> {
     let output = evidence(&["verify", utf8(directory)?, "--output", "json"])?;
     let said: Value = serde_json::from_slice(&output.stdout)
@@ -87,7 +88,7 @@ fn named(directory: &Path) -> anyhow::Result<Vec<String>> {
     Ok(files)
 }
 
-/// Where the pieces of a file begin: records, hashes, lines, frames; and the end.
+/// Returns the starts of the pieces of a file (records, hashes, lines, frames), and the end.
 fn pieces(name: &Path, bytes: &[u8]) -> Vec<usize> {
     let text = name.to_string_lossy();
     let mut starts = vec![0];
@@ -119,7 +120,7 @@ fn pieces(name: &Path, bytes: &[u8]) -> Vec<usize> {
     starts
 }
 
-/// A segment that is empty from a place on, with its length kept.
+/// Returns copies of a segment with zeroes from a place on, at unchanged length.
 fn emptied(bytes: &[u8], starts: &[usize], used: usize) -> Vec<(String, Option<Vec<u8>>)> {
     let sector = used / 512 * 512;
     let last = starts.len().saturating_sub(3);
@@ -134,7 +135,8 @@ fn emptied(bytes: &[u8], starts: &[usize], used: usize) -> Vec<(String, Option<V
     made.collect()
 }
 
-/// Damages of one file: what, and its bytes after; `None`: it is gone.
+/// Returns damages of a file: description and bytes after the damage, or `None` if the file is
+/// removed.
 fn damages(name: &Path, bytes: &[u8]) -> Vec<(String, Option<Vec<u8>>)> {
     let mut out = vec![("removed".to_owned(), None)];
     let used = bytes.iter().rposition(|it| *it != 0).map_or(0, |last| last + 1);
@@ -174,37 +176,38 @@ fn damages(name: &Path, bytes: &[u8]) -> Vec<(String, Option<Vec<u8>>)> {
     out
 }
 
-/// Whether a damage of `file` is named: itself, or what stands for it.
+/// Whether a damage of `file` is named: by `file`, or by a file standing for `file`.
 fn names_place(named: &[String], file: &Path, gone: bool) -> bool {
     let file = file.to_string_lossy();
     named.iter().any(|it| {
         *it == file
-            // Without its list, or with another one, a segment is a file that does not belong there.
+            // Without the list, or with another list, a segment counts as a foreign file.
             || (file == "wal/segments" && it.starts_with("wal/"))
-            // Nothing in a log of one key says that there was a second one, but that it signed.
+            // Without the rotation, only a signature shows that the log had a second key.
             || (gone && file.starts_with("rotations/") && it == "checkpoint")
-            // What a missing statement says is gone is missed first.
+            // Without the statement about pruned records, the pruned records are missed first.
             || (gone && file == "pruned" && it.starts_with("tile/entries/"))
     })
 }
 
-/// First records of the write-ahead segments in use.
+/// Returns the index of the first record of each write-ahead segment in use.
 fn segments(directory: &Path) -> anyhow::Result<Vec<u64>> {
     let list = std::fs::read_to_string(directory.join("wal/segments"))?;
     list.lines().skip(1).map(|line| line.parse().context("a number")).collect()
 }
 
-/// How many whole records the segment `bytes` holds before byte `end`.
+/// Returns the number of whole records in the segment `bytes` before byte `end`.
 fn records(name: &Path, bytes: &[u8], end: usize) -> u64 {
     let frames = pieces(name, bytes);
     let whole = frames.windows(2).filter(|it| it[0] >= 512 && it[1] <= end);
     whole.filter(|it| bytes[it[0]..it[0] + 2] != [0, 0]).map(|_| 1).sum()
 }
 
-/// What no verifier of this directory alone can tell from what a crash leaves: the newest write-ahead
-/// segment is empty from a place on, its length kept, and every record that is signed lies before that; or
-/// the list lacks segments that were about to be removed, since all they hold is signed, or the newest one,
-/// which holds nothing yet.
+/// Whether the damage is equal to the result of a crash, for any verifier with the directory alone.
+/// There are two cases. The newest write-ahead segment is empty from a place on, at unchanged
+/// length, and every signed record lies before the place. Or the list lacks segments about to be
+/// removed, because all of their records are signed, or lacks the newest segment, still without a
+/// record.
 fn as_after_a_crash(directory: &Path, name: &Path, after: &[u8]) -> anyhow::Result<bool> {
     let before = std::fs::read(directory.join(name))?;
     let listed = segments(directory)?;
@@ -232,15 +235,15 @@ fn as_after_a_crash(directory: &Path, name: &Path, after: &[u8]) -> anyhow::Resu
         && newest + records(name, &before, kept) >= signed)
 }
 
-/// What the verifiers made of a damage.
+/// Result of the verifiers for a damage.
 enum Verdict {
     Named,
-    /// Both accept what a crash may leave.
+    /// Both accept the directory as the result of a crash.
     AfterACrash,
     Wrong(String),
 }
 
-/// One damage, put into the directory and taken back; what is wrong with what the verifiers said.
+/// Damages a file, asks both verifiers, restores the file and returns the result.
 fn damage(
     directory: &Path,
     second: &mut Second,
@@ -256,7 +259,7 @@ fn damage(
     }
     let said = [named(directory)?, second.named(directory)?];
     std::fs::write(&path, &bytes)?;
-    // Secrets are no evidence: the second verifier, as an auditor, never looks at them.
+    // Secrets are no evidence: the second verifier, as an auditor, never looks at keys.
     let asked = if name.starts_with("keys") { &said[..1] } else { &said[..] };
     let found = asked.iter().all(|it| names_place(it, name, after.is_none()));
     let accepted = said.iter().all(Vec::is_empty);
@@ -273,7 +276,7 @@ fn damage_everything(directory: &Path, seen: &mut BTreeMap<String, usize>) -> an
     let mut second = Second::start()?;
     let mut wrong = Vec::new();
     for name in files(directory)? {
-        // Nothing in it counts: what a write left that did not end.
+        // Files left by an unfinished write do not count.
         if name.starts_with("tmp") {
             continue;
         }
@@ -310,7 +313,7 @@ fn damage_everything(directory: &Path, seen: &mut BTreeMap<String, usize>) -> an
     both_accept(directory)
 }
 
-/// Exchanges each file with the next one.
+/// Exchanges each file with the next file.
 fn exchange(directory: &Path, second: &mut Second, wrong: &mut Vec<String>) -> anyhow::Result<()> {
     let mut names = files(directory)?;
     names.retain(|it| !it.starts_with("tmp") && !it.starts_with("keys"));
@@ -330,7 +333,7 @@ fn exchange(directory: &Path, second: &mut Second, wrong: &mut Vec<String>) -> a
     Ok(())
 }
 
-/// Calls of a client that keeps its connection: three records each.
+/// Returns a client making calls on a kept connection: three records for each call.
 fn calls(stage: &Stage, count: usize) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_genops-tests"));
     command.args(["client", "--address", &stage.provider.address.to_string(), "--root"]);
@@ -339,7 +342,8 @@ fn calls(stage: &Stage, count: usize) -> Command {
     command
 }
 
-/// Directories of a real agent: closed; with a new key and without its oldest records; left by `kill -9`.
+/// Returns directories of a real agent: closed; with a new key and without the oldest records; left
+/// by `kill -9`.
 fn directories(scratch: &Scratch) -> anyhow::Result<[PathBuf; 3]> {
     let stage = Stage::new()?;
     let [log, closed, pruned, killed] =
@@ -370,7 +374,7 @@ fn directories(scratch: &Scratch) -> anyhow::Result<[PathBuf; 3]> {
     copy(&log, &pruned)?;
     let mut agent = Agent::launch(rules, &launch)?;
     let mut going = calls(&stage, 100_000).spawn()?;
-    // Killed while one segment goes on and another still has records that nothing signs.
+    // Kill the agent while a segment is in use and another still has unsigned records.
     let patience = Instant::now() + scaled(Duration::from_mins(1));
     while segments(&log)?.len() < 2 {
         ensure!(Instant::now() < patience, "no segment was followed by another one in time");
@@ -400,7 +404,8 @@ fn every_damage_to_evidence_of_a_real_run_is_found_by_both_verifiers() -> anyhow
     for directory in &directories {
         damage_everything(directory, &mut seen)?;
     }
-    // Only ends of the killed agent's newest segment, and of its list: most of its damages are found.
+    // Only ends of the killed agent's newest segment, and of its list: most of its damages are
+    // found.
     let excused = seen.remove(AFTER_A_CRASH).unwrap_or_default();
     ensure!(
         (1..=20).contains(&excused) && seen.get("emptied").is_some_and(|it| *it >= 3),

@@ -1,5 +1,5 @@
-//! A disk that takes no evidence any more: full, or read-only after an error. What becomes of requests is
-//! up to `evidence.on_failure`, and the agent says so.
+//! A disk no longer taking evidence: full, or read-only after an error. `evidence.on_failure`
+//! decides about requests, and the agent reports the failure.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -17,7 +17,7 @@ use crate::support::can_run;
 
 const RULES: &str = "mode: enforce\npolicies: [{name: no-pro, denied_models: [\"*-pro\"]}]";
 
-/// Runs a program to its end, which has to be good.
+/// Runs a program to the end. Fails unless the program succeeded.
 fn done(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let output = Command::new(program).args(arguments).output()?;
     let said = String::from_utf8_lossy(&output.stderr);
@@ -25,14 +25,14 @@ fn done(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A small file system of its own; it is unmounted when dropped.
+/// Small file system for a test, unmounted on drop.
 struct Mount {
     at: PathBuf,
     _scratch: Scratch,
 }
 
 impl Mount {
-    /// In memory.
+    /// Mounts a file system in memory.
     fn in_memory() -> anyhow::Result<Self> {
         let scratch = Scratch::new("disk")?;
         let at = scratch.join("mounted");
@@ -41,7 +41,7 @@ impl Mount {
         Ok(Self { at, _scratch: scratch })
     }
 
-    /// ext4 in a file, which becomes read-only at an error.
+    /// Mounts ext4 in a file, read-only after an error.
     fn on_a_loop_device() -> anyhow::Result<Self> {
         let scratch = Scratch::new("disk")?;
         let (at, image) = (scratch.join("mounted"), scratch.join("image"));
@@ -52,7 +52,7 @@ impl Mount {
         Ok(Self { at, _scratch: scratch })
     }
 
-    /// Takes all the room that is left.
+    /// Fills the remaining space with a file, and returns the path of the file.
     fn fill(&self) -> anyhow::Result<PathBuf> {
         let path = self.at.join("filler");
         let mut file = File::create(&path)?;
@@ -62,7 +62,7 @@ impl Mount {
         Ok(path)
     }
 
-    /// Has the file system meet an error, as a bad disk would.
+    /// Triggers an error of the file system, as a bad disk would.
     fn break_it(&self) -> anyhow::Result<()> {
         let source = Command::new("findmnt").args(["-no", "SOURCE"]).arg(&self.at).output()?;
         let source = String::from_utf8(source.stdout)?;
@@ -79,7 +79,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // An agent that is being killed may still hold it.
+        // An agent being killed may still hold the mount.
         for _ in 0..50 {
             if done("umount", &[&self.at.to_string_lossy()]).is_ok() {
                 return;
@@ -90,7 +90,7 @@ impl Drop for Mount {
     }
 }
 
-/// Calls on one connection; false: one of them failed.
+/// Makes calls on a connection; returns false if a call failed.
 fn calls(stage: &Stage, count: usize) -> anyhow::Result<bool> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_genops-tests"));
     command.args(["client", "--address", &stage.provider.address.to_string(), "--root"]);
@@ -99,7 +99,7 @@ fn calls(stage: &Stage, count: usize) -> anyhow::Result<bool> {
     Ok(run(&mut command)?.output.status.success())
 }
 
-/// Waits until `/readyz` says that evidence cannot be written, for this reason.
+/// Waits until `/readyz` answers 503 with `reason`, because evidence cannot be written.
 fn says_so(agent: &Agent, reason: &str) -> anyhow::Result<()> {
     eventually("an answer that it is not ready", || {
         let (status, said) = agent.get("/readyz")?;
@@ -113,7 +113,7 @@ fn is_counted(agent: &Agent) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the agent left verifies, and says that something is missing where `gap` is set.
+/// Fails unless the evidence left by the agent verifies, and has a gap if and only if `gap` is set.
 fn holds(directory: &Path, gap: bool) -> anyhow::Result<()> {
     both_accept(directory)?;
     let shown = evidence(&["show", utf8(directory)?, "--type", "gap"])?;
@@ -131,7 +131,7 @@ fn on_a_full_disk_held_requests_are_refused_until_there_is_room() -> anyhow::Res
     let mut agent = Agent::launch(RULES, &mount.launch("segment_bytes: 1048576, "))?;
     ensure!(calls(&stage, 5)?, "a call failed while there was room");
     let filler = mount.fill()?;
-    // What is reserved already is used up first.
+    // Space already reserved is used up first.
     ensure!(!calls(&stage, 5_000)?, "every call ran, though the disk is full");
     says_so(&agent, "No space left on device")?;
     is_counted(&agent)?;
@@ -159,7 +159,7 @@ fn on_a_full_disk_requests_go_on_where_the_configuration_says_so() -> anyhow::Re
         Agent::launch(RULES, &mount.launch("segment_bytes: 1048576, on_failure: continue, "))?;
     ensure!(calls(&stage, 5)?, "a call failed while there was room");
     let filler = mount.fill()?;
-    // Enough to fill what waits in memory as well: then records are lost, and counted.
+    // Enough to fill the buffer in memory as well: then records are lost, and counted.
     for _ in 0..6 {
         ensure!(calls(&stage, 1_500)?, "a call failed, though evidence may be missing");
     }
@@ -198,7 +198,7 @@ fn on_a_disk_that_became_read_only_held_requests_are_refused() -> anyhow::Result
     says_so(&agent, "Read-only file system")?;
     is_counted(&agent)?;
     agent.kill()?;
-    // What was durable is there, and reads; a new start says what is wrong.
+    // Durable records are there and readable; a new start reports the error.
     both_accept(&agent.evidence())?;
     match Agent::launch(RULES, &launch) {
         Ok(_) => bail!("an agent starts on a read-only disk"),

@@ -1,4 +1,4 @@
-//! A socket sends what released plaintext explains, whichever way a program sends it.
+//! A socket sends only bytes explained by released plaintext, in whichever way a program sends.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::support::{can_run, int, text};
 
 const ALLOWED: &str = "gpt-4o-mini";
-/// As long as the other, so that records have the same lengths.
+/// As long as `ALLOWED`, so that records have the same lengths.
 const REFUSED: &str = "gpt-4o-evil";
 
 fn configuration(uninspectable: &str) -> String {
@@ -26,24 +26,24 @@ fn configuration(uninspectable: &str) -> String {
     )
 }
 
-/// Sends one request this way.
+/// Sends a request in the given way.
 fn send(stage: &Stage, way: &str, model: &str) -> anyhow::Result<Finished> {
     let mut client = stage.command(python()?);
     run(client.arg(script("ways.py")).args([way, model]))?.succeeded()
 }
 
-/// The models of which a request arrived.
+/// Returns the models of the requests received.
 fn arrived(stage: &Stage) -> Vec<String> {
     stage.provider.log.requests().into_iter().filter_map(|it| it.model).collect()
 }
 
-/// What is said of a process's requests.
+/// Returns the units of a process.
 fn said(agent: &Agent, pid: u32, count: usize) -> anyhow::Result<Vec<Value>> {
     let of_process = |awu: &Value| int(awu, "process.pid") == Some(pid.into());
     agent.wait_for(count, scaled(Duration::from_secs(5)), of_process)
 }
 
-/// What the probes read is decided by what it says, however it reaches the socket.
+/// Plaintext read by the probes is decided by content, on any way to the socket.
 #[test]
 fn what_is_read_is_decided_however_it_is_sent() -> anyhow::Result<()> {
     if !can_run() {
@@ -67,8 +67,8 @@ fn what_is_read_is_decided_however_it_is_sent() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A request whose memory lies in a file of which no page ever comes keeps nobody from anything: not others' requests, and
-/// not the agent's end.
+/// A request in memory mapped from a file, with a page fault never served, delays neither the
+/// requests of others nor the end of the agent.
 #[test]
 #[expect(clippy::print_stdout, reason = "a test says why it was skipped")]
 fn a_page_that_never_comes_delays_nobody() -> anyhow::Result<()> {
@@ -109,7 +109,8 @@ fn a_page_that_never_comes_delays_nobody() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What nothing explains is a unit of its own, and ended where that is the rule, whatever timeouts say.
+/// Unexplained bytes are a separate unit. With `uninspectable: block` the connection is ended,
+/// whatever `on_timeout` says.
 #[test]
 fn what_nothing_explains_is_ended_where_that_is_the_rule() -> anyhow::Result<()> {
     if !can_run() {
@@ -136,7 +137,8 @@ fn what_nothing_explains_is_ended_where_that_is_the_rule() -> anyhow::Result<()>
     Ok(())
 }
 
-/// With a warning it leaves after the deadline, and the connection goes on.
+/// With `uninspectable: warn`, unexplained bytes leave after the deadline, and the connection goes
+/// on.
 #[test]
 fn what_nothing_explains_leaves_with_a_warning_where_that_is_the_rule() -> anyhow::Result<()> {
     if !can_run() {

@@ -1,5 +1,5 @@
-//! What the configuration says, as real clients meet it: content, approvals, rates, lineage, reloads, a mixed run, and
-//! the same decisions from a recording.
+//! Effects of the configuration on real clients: content, approvals, rates, lineage, reloads, a
+//! mixed run, and the same decisions from a recording.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -19,13 +19,13 @@ use crate::support::{PRINCIPAL, assert_says, can_run, copy_of, text};
 const CHAT: &str = "https://api.openai.com/v1/chat/completions";
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A chat completion, by `curl`.
+/// Returns a chat completion by `curl`.
 fn chat(stage: &Stage, model: &str, said: &str) -> Command {
     let messages = json!([{"role": "user", "content": said}]);
     stage.curl(CHAT, &json!({"model": model, "max_tokens": 50, "messages": messages}))
 }
 
-/// A command of the agent's, and what it says.
+/// Runs a command of the agent and returns the output.
 fn genops(arguments: &[&str]) -> anyhow::Result<Output> {
     Ok(Command::new(program()?).args(arguments).output()?)
 }
@@ -35,7 +35,7 @@ fn said(output: &Output) -> String {
     format!("{out}{err}")
 }
 
-/// Fails unless the unit of a call that has ended was decided so.
+/// Fails unless the unit of a finished call has the given result and reason code.
 fn decided(agent: &Agent, call: &Finished, result: &str, code: Option<&str>) -> anyhow::Result<()> {
     let awu = agent.only_awu_of(call.pid)?;
     let found = (text(&awu, "genops.policy.result"), text(&awu, "genops.policy.reason_code"));
@@ -61,7 +61,8 @@ policies:
     )?;
     let stage = Stage::new()?;
     let long = format!("{} Streng Geheim", "a word and another ".repeat(5_000));
-    // `requests` escapes what is not ASCII, the SDK does not; the long one takes many writes.
+    // `requests` escapes characters outside ASCII, the SDK does not; the long text takes many
+    // writes.
     for (sdk, said) in [
         ("requests", "機密の資料"),
         ("openai", "die größe  9"),
@@ -115,20 +116,20 @@ policies:
     };
     let own = approve(" Alice@EXAMPLE.com", "60")?;
     ensure!(own.status.code() == Some(1), "who answers for it approved it: {}", said(&own));
-    // One that has ended is none.
+    // An expired approval does not count.
     ensure!(approve("bob@example.com", "1")?.status.success(), "no approval");
     std::thread::sleep(Duration::from_millis(1_500));
     blocked(&ask()?)?;
     let given = approve("bob@example.com", "60")?;
     ensure!(given.status.success(), "{}", said(&given));
-    // Another one of the same model is not what was approved.
+    // Another request for the same model is not approved.
     blocked(&run(&mut chat(&stage, "gpt-4o", "Goodbye"))?)?;
     let second = ask()?.succeeded()?;
     let awu = agent.only_awu_of(second.pid)?;
     let id = text(&awu, "genops.approval.id").context("the approval's name")?;
     ensure!(said(&given).contains(id), "{} does not name {id}", said(&given));
     assert_says(&awu, &[("genops.policy.result", "ALLOWED".into())]);
-    // Once.
+    // The approval holds for a single call.
     blocked(&ask()?)?;
     ensure!(stage.provider.log.request_count() == 1, "one was approved");
     let directory = agent.evidence();
@@ -166,7 +167,7 @@ rate_limits:
     }
     let call = run(&mut chat(&stage, "gpt-4o-mini", "Hello"))?;
     decided(&agent, &call, "RATE_LIMITED", Some("RATE_LIMITED"))?;
-    // Another principal has its own count; its call goes on until the provider ends it.
+    // Another principal has a separate count; the call goes on until the provider ends the answer.
     let before = stage.provider.log.connections().len();
     let head =
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n".to_vec();
@@ -195,7 +196,9 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a supervisor starts acts for it: as its child, in its place, or in another session. A sub-agent is what it is itself, and bound by what binds the supervisor.
+/// A process started by a supervisor acts for the supervisor: as a child, in the supervisor's
+/// place, or in another session. A sub-agent acts as itself, and is bound by the supervisor's
+/// policies as well.
 #[test]
 fn a_process_acts_for_the_one_that_started_it() -> anyhow::Result<()> {
     if !can_run() {
@@ -216,7 +219,7 @@ policies:
     let (stage, scratch) = (Stage::new()?, Scratch::new("lineage")?);
     let supervisor = copy_of("sh", &scratch, "supervisor")?;
     let helper = copy_of("curl", &scratch, "helper")?;
-    // What `curl` is told; the model names the case.
+    // Returns a shell command for a call with `program`; the model names the case.
     let call = |program: &str, model: &str| {
         let body = json!({"model": model, "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]});
         format!(
@@ -245,14 +248,14 @@ policies:
             .with_context(|| format!("{name}: {}", finished.stderr()))?;
         let expected = [(PRINCIPAL, principal), ("genops.policy.result", result)];
         for awu in found {
-            // The price of these models is not known: that is a warning, and no refusal.
+            // The price of these models is unknown: a warning, and no refusal.
             let result = if result == "ALLOWED" { "WARNING" } else { result };
             let expected = expected
                 .map(|(key, value)| (key, if value == "ALLOWED" { result } else { value }.into()));
             assert_says(&awu, &expected);
         }
     }
-    // Without a supervisor above it, the helper is nobody's sub-agent.
+    // Without a supervisor above, the helper is nobody's sub-agent.
     let mut alone = stage.command("sh");
     alone.args(["-c", &call(&helper, "alone")]);
     run(&mut alone)?;
@@ -263,7 +266,7 @@ policies:
     Ok(())
 }
 
-/// Puts a changed configuration in the place of the agent's, in one step.
+/// Replaces the agent's configuration atomically by a changed configuration.
 fn replace(agent: &Agent, change: impl FnOnce(String) -> String) -> anyhow::Result<()> {
     let path = agent.config();
     let beside = path.with_extension("beside");
@@ -276,7 +279,8 @@ fn metric(agent: &Agent, name: &str) -> Option<f64> {
     found.map(|(_, value)| value)
 }
 
-/// A client with one connection; between its calls the configuration is broken, and then made stricter.
+/// A client calls three times on a connection; between the calls the configuration is broken, then
+/// repaired and made stricter.
 #[test]
 fn a_changed_configuration_counts_for_the_next_call_on_an_open_connection() -> anyhow::Result<()> {
     if !can_run() {
@@ -327,7 +331,7 @@ fn a_changed_configuration_counts_for_the_next_call_on_an_open_connection() -> a
     Ok(())
 }
 
-/// The guard of the deadline before goes, and does not take that for the agent's end.
+/// The guard of the old deadline ends, and does not mistake the change for the end of the agent.
 #[test]
 fn requests_are_held_as_before_when_the_deadline_has_changed() -> anyhow::Result<()> {
     if !can_run() {
@@ -346,7 +350,7 @@ fn requests_are_held_as_before_when_the_deadline_has_changed() -> anyhow::Result
     Ok(())
 }
 
-/// Every result and reason that a configuration can give, in one run.
+/// Configuration for every configurable result and reason, in a single run.
 const MIXED: &str = r#"
 environment: production
 mode: enforce
@@ -354,6 +358,8 @@ on_timeout: closed
 hold_deadline_ms: 2000
 providers:
   - {host: api.anthropic.com, region: us-east-1}
+humans:
+  - {name: alice, identity: alice@example.com}
 grants:
   - {name: old, delegated_by: alice@example.com, expires: 2026-01-01T00:00:00Z}
 principals:
@@ -377,7 +383,8 @@ policies:
   - {name: ask, principal: shell, approval_above: 1.0}
 "#;
 
-/// The calls of the mixed run, one after another: program, model, text, and most tokens of the answer.
+/// Calls of the mixed run, one after another: program, model, text, and maximum tokens of the
+/// answer.
 fn mixed_calls() -> Vec<(&'static str, &'static str, &'static str, u64)> {
     vec![
         ("curl", "gpt-4o-mini", "Hello", 20),
@@ -398,12 +405,13 @@ fn mixed_calls() -> Vec<(&'static str, &'static str, &'static str, u64)> {
     ]
 }
 
-/// Makes the calls of the mixed run, and two that the provider fails: with an answer that breaks off, and one that
-/// says that it is overloaded. Programs that linger can be looked at by two.
+/// Makes the calls of the mixed run, and two calls failed by the provider: with an incomplete
+/// answer, and with status 503 for overload. Returns the number of calls. With `linger`, the
+/// programs stay long enough for two observers.
 fn make_mixed_calls(stage: &Stage, scratch: &Scratch, linger: bool) -> anyhow::Result<usize> {
     let mut count = 0;
     let mut call = |program: &str, model: &str, said: &str, most: u64| -> anyhow::Result<()> {
-        // A stream has pauses, so that it takes longer than its target wherever it runs.
+        // A stream has pauses, so that the call takes longer than its target on any machine.
         let slow = program == "slow";
         let program =
             if program == "curl" { program.to_owned() } else { copy_of("curl", scratch, program)? };
@@ -422,7 +430,7 @@ fn make_mixed_calls(stage: &Stage, scratch: &Scratch, linger: bool) -> anyhow::R
         curl.args(["--silent", "--max-time", "20", "--header", "Content-Type: application/json"]);
         curl.args(["--data-binary", &body.to_string(), url]);
         if linger {
-            // Nobody answers there, and it tries once more a second later.
+            // Nobody listens on the port, and `curl` tries again a second later.
             curl.args([
                 "--next",
                 "--silent",
@@ -467,7 +475,7 @@ fn the_export_of_a_mixed_run_complies_in_full() -> anyhow::Result<()> {
     let (_, lines) = agent.stop()?;
     ensure!(lines.len() == count, "{} of {count} units", lines.len());
     let export = lines.join("\n");
-    // Nobody has configured whom the stranger's call is for, so that it is governed, and attributed by a guess.
+    // No principal is configured for the stranger: the call is governed, and attributed by a guess.
     let (strangers, named): (Vec<_>, Vec<_>) =
         lines.iter().map(String::as_str).partition(|it| it.contains("x_unmapped_principal"));
     ensure!(
@@ -510,7 +518,7 @@ fn the_export_of_a_mixed_run_complies_in_full() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts `record` beside the agent, and waits until it captures.
+/// Starts `record` beside the agent, and waits until the recording captures.
 fn recorder(config: &Path, to: &Path) -> anyhow::Result<Child> {
     let mut command = Command::new(program()?);
     command.arg("record").arg("--config").arg(config).arg("--output").arg(to).stderr(Stdio::null());
@@ -520,8 +528,8 @@ fn recorder(config: &Path, to: &Path) -> anyhow::Result<Child> {
     Ok(child)
 }
 
-/// What must be the same in a run and in its replay: all but names, times, what follows from how long things took, and
-/// what a request is known by, which takes the host's own key.
+/// Returns the attributes required to be equal in a run and in a replay: all but names, times,
+/// attributes depending on durations, and the id of a request, derived from the host's own key.
 fn comparable(awu: &Value) -> Map<String, Value> {
     const OTHER: [&str; 10] = [
         "conn",
@@ -536,7 +544,7 @@ fn comparable(awu: &Value) -> Map<String, Value> {
         "genops.enforcement.bytes_before_decision",
     ];
     let mut all = awu.as_object().cloned().unwrap_or_default();
-    // When to come again depends on when it came.
+    // The time to retry depends on the time of the request.
     if let Some((before, _)) =
         text(awu, "genops.policy.reason").and_then(|it| it.split_once("; again in"))
     {

@@ -1,4 +1,4 @@
-//! Bad input: a clear error or a counted, marked unit; never a crash, a hang, or memory without bound.
+//! Bad input: a clear error or a counted, marked unit; never a crash, a hang, or unbounded memory.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::support::{assert_says, can_run, int};
 
-/// More than the agent may ever need here, in KiB.
+/// Upper limit of the agent's resident memory, in KiB.
 const MEMORY_LIMIT_KIB: u64 = 128 << 10;
 const URL: &str = "https://api.openai.com/v1/chat/completions";
 
@@ -25,7 +25,7 @@ fn question() -> Value {
     json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]})
 }
 
-/// The agent is alive, within its memory, and reports the next call as if nothing had been.
+/// Fails unless the agent is alive, within the memory limit, and reports the next call as usual.
 fn still_works(agent: &Agent) -> anyhow::Result<()> {
     let resident = agent.resident_kib()?;
     ensure!(resident < MEMORY_LIMIT_KIB, "the agent holds {resident} KiB");
@@ -35,7 +35,8 @@ fn still_works(agent: &Agent) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A client's call is answered with these bytes; whatever the client makes of it, there is one unit.
+/// Answers a client's call with `bytes`. Fails unless the call has a single unit, whatever the
+/// client does.
 fn answered_with(bytes: Vec<u8>) -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
@@ -53,7 +54,8 @@ fn answered_with(bytes: Vec<u8>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A client sends these bytes; they may be nothing that one can report.
+/// Sends `bytes` from a client, not always reportable. Fails if the client hangs or the agent stops
+/// working.
 fn asked_with(bytes: &[u8]) -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
@@ -232,7 +234,7 @@ fn a_full_ring_is_counted_and_hurts_nobody() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the agent on a configuration that it must refuse: its exit code and its one sentence.
+/// Runs the agent on an invalid configuration; returns the exit code and the error message.
 fn refused(command: &str, file: &str) -> anyhow::Result<(i32, String)> {
     let output =
         Command::new(program()?).args([command, "--config", file]).stdin(Stdio::null()).output()?;

@@ -1,4 +1,5 @@
-//! Every kind of client: a denied call leaves nothing, an allowed one beside it is answered.
+//! Every kind of client: nothing of a denied call arrives, and an allowed call at the same time is
+//! answered.
 
 use std::io::Write as _;
 use std::process::{Child, Command};
@@ -21,9 +22,9 @@ principals:
 policies:
   - {name: no-pro-models, denied_models: ["*-pro"], enforcement: block}
 "#;
-/// How long a file may take until it has its probes, on a busy machine.
+/// Longest time until a file has probes, on a busy machine.
 const WARM_UP: Duration = Duration::from_secs(40);
-/// Allowed calls beside each denied one.
+/// Allowed calls beside each denied call.
 const BESIDE: usize = 2;
 const ALLOWED: Asking<'_> = Asking { model: "gpt-4o-mini", then: None };
 const DENIED: Asking<'_> = Asking { model: "o1-pro", then: None };
@@ -32,7 +33,7 @@ fn spawn(command: anyhow::Result<Command>) -> anyhow::Result<Child> {
     Ok(command?.spawn()?)
 }
 
-/// How long the client's call took until it failed.
+/// Returns the time until the client's call failed.
 fn failed_after(denied: &Finished) -> anyhow::Result<Duration> {
     let report = denied.report()?;
     let failed = report.get("ok").map_or(!denied.output.status.success(), |ok| *ok == false);
@@ -41,7 +42,7 @@ fn failed_after(denied: &Finished) -> anyhow::Result<Duration> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// One denied call and some allowed ones of the same kind, at the same time.
+/// Checks a denied call and `BESIDE` allowed calls of the same kind, at the same time.
 fn denied_beside_allowed(agent: &Agent, (_, client): &Kind) -> anyhow::Result<()> {
     let (stage, elsewhere) = (Stage::with(true)?, Stage::with(true)?);
     let allowed: Vec<_> =
@@ -55,7 +56,7 @@ fn denied_beside_allowed(agent: &Agent, (_, client): &Kind) -> anyhow::Result<()
     let took = failed_after(&denied)?;
     ensure!(took < scaled(Duration::from_secs(1)), "the client knew only after {took:?}");
     std::thread::sleep(scaled(Duration::from_millis(100)));
-    // Where the request follows the handshake at once, even the end of the handshake may be missing.
+    // If the request follows the handshake at once, even the end of the handshake may be missing.
     let connections = stage.provider.log.connections();
     let arrived = connections.iter().find(|connection| connection.has_request());
     ensure!(arrived.is_none(), "of the denied request arrived {arrived:?}");
@@ -107,7 +108,7 @@ fn a_denied_call_of_more_kinds_never_arrives_and_an_allowed_one_does() -> anyhow
     only_the_denied_are_stopped(MORE_KINDS)
 }
 
-/// A program that is the first to run a given file may be missed; here each file has been run before.
+/// Calls with each kind until the capture is full: the first program to run a file may be missed.
 fn warm_up(agent: &Agent, kinds: &[Kind]) -> anyhow::Result<()> {
     let deadline = Instant::now() + scaled(WARM_UP);
     for (name, client) in kinds {
@@ -124,7 +125,7 @@ fn warm_up(agent: &Agent, kinds: &[Kind]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails with all that failed, not with the first.
+/// Fails with all failures, not with the first.
 fn failures_of(
     all: usize,
     results: impl Iterator<Item = (&'static str, anyhow::Result<()>)>,
@@ -135,7 +136,8 @@ fn failures_of(
     Ok(())
 }
 
-/// A client of each kind that can wait, after its first call; the second one is denied.
+/// Starts a client of each kind able to wait, and waits for the first call; the second call is to
+/// be denied.
 fn waiting() -> anyhow::Result<Vec<Waiting>> {
     let asking = Asking { model: "gpt-4o-mini", then: Some("o1-pro") };
     let all = KINDS.iter().chain(MORE_KINDS);
@@ -152,7 +154,7 @@ fn waiting() -> anyhow::Result<Vec<Waiting>> {
     Ok(clients)
 }
 
-/// A client between its two calls.
+/// Client between the two calls.
 struct Waiting {
     name: &'static str,
     stage: Stage,
@@ -160,7 +162,8 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Lets it go on, and fails unless its second call was denied on the connection of the first.
+    /// Lets the client go on. Fails unless the second call was denied on the connection of the
+    /// first.
     fn goes_on_in_vain(self, agent: &Agent) -> anyhow::Result<()> {
         let Self { stage, mut child, .. } = self;
         child.stdin.take().context("a pipe")?.write_all(b"\n")?;

@@ -1,4 +1,5 @@
-//! What a principal's process starts acts for it, whichever of the processes between have ended.
+//! A process started by a principal's process acts for the principal, even after the processes in
+//! between have ended.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -30,11 +31,11 @@ policies:
   - {name: small, principal: supervisor, denied_models: ["*-pro"]}
 "#;
 
-/// What a shell does: forks, and forks again in what it has forked, which ends.
+/// Shell script forking a subshell, with another fork in the subshell; the subshell ends.
 const DETACHED: &str = r#"(setsid curl --silent --max-time 20 --data-binary "$1" \
     -H 'Content-Type: application/json' https://api.openai.com/v1/chat/completions &)"#;
 
-/// A shell that does `first`, then [`DETACHED`], then `last`.
+/// Returns a shell running `first`, then [`DETACHED`], then `last`.
 fn detached(stage: &Stage, shell: &str, [first, last]: [&str; 2], model: &str) -> Command {
     let messages = [json!({"role": "user", "content": "Hello"})];
     let body = json!({"model": model, "max_tokens": 9, "messages": messages});
@@ -43,7 +44,7 @@ fn detached(stage: &Stage, shell: &str, [first, last]: [&str; 2], model: &str) -
     command
 }
 
-/// A shell that starts `orphan.py`, and what it is told.
+/// Returns a shell starting `orphan.py` with `arguments`.
 fn orphan(stage: &Stage, shell: &str, arguments: &[&str]) -> anyhow::Result<Command> {
     let mut command = stage.command(shell);
     command.args(["-c", r#""$@"; true"#, "sh"]).arg(python()?).arg(script("orphan.py"));
@@ -51,7 +52,7 @@ fn orphan(stage: &Stage, shell: &str, arguments: &[&str]) -> anyhow::Result<Comm
     Ok(command)
 }
 
-/// The only unit of this model.
+/// Waits for a unit of `model`.
 fn unit(agent: &Agent, model: &str) -> anyhow::Result<Value> {
     let of_model = |awu: &Value| text(awu, "gen_ai.request.model") == Some(model);
     let found = agent.wait_for(1, scaled(PATIENCE), of_model)?;
@@ -83,7 +84,7 @@ fn an_orphan_acts_for_the_one_that_started_its_line() -> anyhow::Result<()> {
         assert_says(&awu, &[(PRINCIPAL, "supervisor".into()), (RESULT, result.into())]);
         ensure!(int(&awu, "process.pid") != Some(finished.pid.into()), "the shell itself: {awu:#}");
     }
-    // Somebody else's orphan is not, though init is the parent of either.
+    // A stranger's orphan does not, though init is the parent of both.
     for how in ["fork", "exec"] {
         let model = format!("stranger-{how}-pro");
         run(&mut orphan(&stage, "sh", &[how, &model])?)?;
@@ -94,7 +95,7 @@ fn an_orphan_acts_for_the_one_that_started_its_line() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The agent is stopped while it all happens: a program begins, forks twice, and the process between ends.
+/// The agent is stopped meanwhile: a program begins, forks twice, and the process in between ends.
 #[test]
 fn what_is_forked_before_the_agent_has_looked_is_reported_and_known() -> anyhow::Result<()> {
     if !can_run() {
@@ -132,7 +133,7 @@ fn what_is_older_than_the_agent_hands_down_as_well() -> anyhow::Result<()> {
     let mut older = older.stdin(Stdio::piped()).spawn()?;
     std::thread::sleep(Duration::from_millis(200));
     let agent = Agent::start(SUPERVISED)?;
-    // It looks at what is there while it does its work.
+    // The agent examines running processes beside its other work.
     std::thread::sleep(scaled(Duration::from_secs(1)));
     older.stdin.take().context("its input")?.write_all(b"go\n")?;
     finish(older)?;
@@ -141,7 +142,8 @@ fn what_is_older_than_the_agent_hands_down_as_well() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reported is only what the agent has to decide: nothing of those who are nobody's, nor of those whose they are is known.
+/// The agent gets reports only of forks still to decide: not of processes known to belong to a
+/// principal, and not of processes known to belong to none.
 #[test]
 fn forks_of_what_is_decided_are_not_reported() -> anyhow::Result<()> {
     if !can_run() {
@@ -161,13 +163,13 @@ fn forks_of_what_is_decided_are_not_reported() -> anyhow::Result<()> {
         command.args(["-c", r#""$@"; true"#, "sh"]).arg(python()?).arg(&script);
         run(&mut command)?.succeeded()?;
         let reported = metric(&agent, FORKS)? - before;
-        // The shell and what starts it may fork before the agent has looked at them.
+        // The shell and its starter may fork before the agent has looked at them.
         ensure!(reported < 20.0, "{reported} of 500 forks below {shell} were reported");
     }
     Ok(())
 }
 
-/// The next agent has not seen who started the orphan, and the kernel has kept it.
+/// The next agent has not seen the orphan's start, but the kernel has kept the lineage.
 #[test]
 fn an_orphan_is_known_to_the_next_agent() -> anyhow::Result<()> {
     if !can_run() || !has_bpf_files() {

@@ -12,10 +12,10 @@ use serde_json::Value;
 use crate::support::{can_run, int};
 
 const PROCESSES: usize = 20;
-/// Requests a second of each process: 200 of all.
+/// Requests per second of each process: 200 in total.
 const RATE: usize = 10;
 
-/// How long: a minute, or `GENOPS_LOAD_SECONDS`.
+/// Duration of the load, in seconds: a minute, or `GENOPS_LOAD_SECONDS`.
 fn seconds() -> anyhow::Result<usize> {
     match std::env::var("GENOPS_LOAD_SECONDS") {
         Ok(text) => text.parse().context("GENOPS_LOAD_SECONDS"),
@@ -89,7 +89,8 @@ fn two_hundred_calls_a_second_from_twenty_processes_are_each_reported_once() -> 
     under_load("mode: observe")
 }
 
-/// Five processes, one call after another on one connection each, every one held until its verdict.
+/// Five processes, each making calls one after another on a connection; every call is held until
+/// the verdict.
 #[test]
 fn calls_that_are_held_are_each_reported_once_too() -> anyhow::Result<()> {
     if !can_run() {
@@ -120,7 +121,7 @@ fn calls_that_are_held_are_each_reported_once_too() -> anyhow::Result<()> {
             "more reports than calls"
         );
     }
-    // And nothing is left that would hold the next one up.
+    // No hold is left to delay the next call.
     drop(run(&mut stage.python("requests", &[])?)?.succeeded()?);
     ensure!(agent.losses()?.is_empty(), "lost: {:?}", agent.losses()?);
     Ok(())

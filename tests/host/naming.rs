@@ -1,4 +1,5 @@
-//! Who a process is, and whose an address: by what the kernel alone writes, and by nobody's own word.
+//! Identity of processes and of addresses: from facts written by the kernel alone, and from
+//! nobody's own word.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -19,13 +20,13 @@ fn body(model: &str) -> Value {
     json!({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
 }
 
-/// The units of a process.
+/// Returns the units of a process.
 fn units(agent: &Agent, pid: u32, count: usize) -> anyhow::Result<Vec<Value>> {
     let of_process = |awu: &Value| int(awu, "process.pid") == Some(pid.into());
     agent.wait_for(count, scaled(Duration::from_secs(5)), of_process)
 }
 
-/// Shows another program under the path of one, in whichever way.
+/// Ways to show another program under the path of a principal's program.
 const SHOWN: [&str; 3] = [
     r#"mount --bind "$(command -v curl)" "$0""#,
     r#"mount -t tmpfs none "$(dirname "$0")" && cp "$(command -v curl)" "$0""#,
@@ -84,7 +85,7 @@ fn whose_an_address_is_nobody_says_for_others() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A call by `gnutls-cli`, which sends this server name.
+/// Returns a call by `gnutls-cli`; `name` is the option for the server name.
 fn by_gnutls(stage: &Stage, name: &str) -> Command {
     let mut command = stage.command("sh");
     let script = r#"{ printf 'GET /v1/models HTTP/1.1\r\nHost: files.example.test\r\nConnection: close\r\n\r\n'; sleep 1; } |
@@ -113,7 +114,7 @@ fn a_handshake_without_a_confirmed_name_is_ended_where_that_is_the_rule() -> any
         ensure!(text(unit, "genops.policy.result") == Some("BLOCKED"), "{name}: {unit:#}");
         ensure!(stage.provider.log.request_count() == 0, "{name}: it arrived");
     }
-    // What probes read is decided by what it says.
+    // Plaintext read by probes is decided by its content.
     let url = format!("https://{}/v1/models", address(&stage));
     let mut read = stage.command("curl");
     run(read.args(["--silent", "--insecure", "--max-time", "10", &url]))?.succeeded()?;
@@ -121,7 +122,7 @@ fn a_handshake_without_a_confirmed_name_is_ended_where_that_is_the_rule() -> any
     Ok(())
 }
 
-/// Gives TLS objects a provider's name, as fast as it can.
+/// Program giving a provider's name to TLS objects, at full speed.
 const FLOOD: &str = "
 import ssl, time
 context, end = ssl.create_default_context(), time.monotonic() + 8
@@ -139,7 +140,7 @@ fn one_users_flood_of_names_lets_nothing_of_others_pass_and_ends_nothing() -> an
          policies: [{name: no-pro, denied_models: [\"*-pro\"]}]",
     )?;
     let stage = Stage::new()?;
-    // Its libraries are probed by then.
+    // A first call, so that the libraries have probes.
     run(&mut stage.curl(URL, &body("gpt-4o-mini")))?.succeeded()?;
     let mut flood = stage.command("setpriv");
     flood.args(["--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", FLOOD]);

@@ -1,4 +1,4 @@
-//! The agent runs under exactly the capabilities that `deploy/` grants, and still does its work.
+//! The agent works with exactly the capabilities granted by `deploy/`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn granted(file: &str, starts: &str, separator: char) -> anyhow::Result<BTreeSet
     Ok(names.map(|name| name.trim_start_matches("CAP_").to_ascii_lowercase()).collect())
 }
 
-/// What the systemd unit grants.
+/// Returns the capabilities granted by the systemd unit.
 pub(crate) fn of_the_unit() -> anyhow::Result<BTreeSet<String>> {
     granted("genops-agent.service", "CapabilityBoundingSet=", ' ')
 }
@@ -49,10 +49,10 @@ fn nothing_in_deploy_is_privileged() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `setpriv` that leaves exactly these capabilities to the program it becomes.
+/// Returns options to start the agent through `setpriv` with exactly the given capabilities.
 pub(crate) fn confined(capabilities: &BTreeSet<String>) -> Launch {
     let list = capabilities.iter().fold("-all".to_owned(), |list, name| format!("{list},+{name}"));
-    // As the unit has it: maps of kernels before 5.11 count as locked memory. Where the limit can't be
+    // As in the unit: maps of kernels before 5.11 count as locked memory. If the limit can't be
     // raised, a later kernel does not mind.
     let wrapper = [
         "sh",

@@ -1,4 +1,4 @@
-//! Where BPF programs may be security hooks, the send call of a denied connection fails at once.
+//! If BPF programs may be security hooks, the send call of a denied connection fails at once.
 
 use std::process::Command;
 use std::time::Duration;
@@ -21,10 +21,10 @@ principals:
   - {name: assistant, match: {exe: "*/python3*"}, team: research, project: notes}
 policies:
 "#;
-/// How soon the send call returns: it waits for nobody.
+/// Longest time of the send call: there is no wait.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// Whether the agent's doctor says that the hook is there; otherwise the reason is printed.
+/// Whether the agent's doctor reports the hook as available; prints the reason if not.
 #[expect(clippy::print_stdout, reason = "the test runner counts what is skipped by this line")]
 fn has_send_hook() -> anyhow::Result<bool> {
     let output = Command::new(program()?).args(["doctor", "--output", "json"]).output()?;
@@ -40,7 +40,8 @@ fn has_send_hook() -> anyhow::Result<bool> {
     Ok(has)
 }
 
-/// Runs a client whose request a policy refuses; how its send call ends, and by which mechanism it was stopped.
+/// Runs a client with a request refused by `policy`. Fails unless the send call ends as `send`, and
+/// the unit names `mechanism`.
 fn check(policy: &str, send: &str, mechanism: &str) -> anyhow::Result<()> {
     if !can_run() || !has_send_hook()? {
         return Ok(());
@@ -79,14 +80,14 @@ fn check(policy: &str, send: &str, mechanism: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the provider is closed to the process, no verdict is waited for.
+/// If the provider is closed to the process, no call waits for a verdict.
 #[test]
 fn the_send_of_a_request_to_a_closed_provider_fails_at_once() -> anyhow::Result<()> {
     let policy = "{name: one, principal: assistant, allowed_providers: [anthropic]}";
     check(policy, "EPERM", "lsm")
 }
 
-/// The request's own send is held and has returned; what follows on the connection fails.
+/// The send of the request is held and has returned; later sends on the connection fail.
 #[test]
 fn a_send_after_a_denied_request_fails_at_once() -> anyhow::Result<()> {
     let policy = "{name: no-pro, principal: assistant, denied_models: [\"*-pro\"]}";

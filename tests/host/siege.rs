@@ -1,6 +1,6 @@
-//! Fifty processes, fourteen of which try to get round the agent, two in each of seven ways, while
-//! the others go on with their work: nothing forbidden arrives, nobody else is harmed, and the
-//! evidence says what the provider's own log says, line by line.
+//! Fifty processes, fourteen of them adversaries trying to get round the agent, two in each of
+//! seven ways, while the others go on working. Nothing forbidden arrives, nobody else is harmed,
+//! and the evidence agrees with the provider's own log, line by line.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -18,13 +18,14 @@ use serde_json::Value;
 use crate::compare::agree;
 use crate::support::{can_run, copy_of, int, text};
 
-/// What no adversary may get to a provider, in the name of a model or in a text.
+/// Text that no adversary may get to a provider, in the name of a model or in a message.
 const MARKER: &str = "7f3a-forbidden";
-/// How a model begins that an adversary asks for before it asks for another one in its place: the
-/// library takes none of it, so that it may be let go and never arrives.
+/// Beginning of the model in a cover request, replaced by the adversary with another request. The
+/// TLS library takes no byte of the cover request: the agent may release the cover request, nothing
+/// arrives, and nothing is charged.
 const COVER: &str = "gpt-4o-cover-";
-/// How each adversary tries; see `clients/adversary.py`. `shown` is a program under the path of
-/// one that may call.
+/// Way of each adversary; see `clients/adversary.py`. `shown` is a program under the path of a
+/// program allowed to call.
 const ADVERSARIES: [(&str, &str); 14] = [
     ("A", "bio"),
     ("A", "child"),
@@ -45,21 +46,22 @@ const SHOWN: &str = "shown";
 const FLOOD: &str = "names";
 const KNOCK: &str = "knock";
 const BYSTANDERS: usize = 36;
-/// Requests of a bystander, how many a second, and which of them a policy refuses.
+/// Requests of a bystander, requests per second, and n: each n-th request is refused by a policy.
 const REQUESTS: usize = 24;
 const RATE: f64 = 2.0;
 const DENY_EVERY: usize = 8;
-/// As long as the bystanders are at work.
+/// Duration of the attacks: as long as the bystanders are at work.
 const SIEGE: Duration = Duration::from_secs(12);
 const ROUNDS: usize = 3;
-/// What nothing explains waits that long; on two cores that fifty share, a verdict takes its time.
+/// Deadline of the hold. Unexplained bytes wait for the whole deadline; on two cores shared by
+/// fifty processes, a verdict takes time.
 const HOLD: Duration = Duration::from_secs(4);
-/// More than the agent may ever need here, in KiB.
+/// Upper limit of the agent's resident memory, in KiB.
 const MEMORY_LIMIT_KIB: u64 = 128 << 10;
-/// The first of the adversaries' users: each is another one.
+/// User id of the first adversary; each adversary has a different user id.
 const FIRST_USER: usize = 41_000;
 
-/// `clerk` is the path of a program that may call, and that no adversary is.
+/// `clerk` is the path of a program allowed to call, and not of any adversary.
 fn configuration(clerk: &str) -> String {
     format!(
         "mode: enforce\non_timeout: closed\nuninspectable: block\nunmapped: block\n\
@@ -81,7 +83,8 @@ fn configuration(clerk: &str) -> String {
     )
 }
 
-/// Shows `curl` under the clerk's path, and calls with it as another user until it is time to end.
+/// Shows `curl` under the clerk's path, and calls with `curl` as another user until the time is
+/// over.
 const CALL_AS_CLERK: &str = r#"
 mount --bind "$(command -v curl)" "$1" && made=0 && end=$(($(date +%s) + $2))
 while [ "$(date +%s)" -lt "$end" ]; do
@@ -94,12 +97,12 @@ done
 printf '{"made": %d}\n' "$made"
 "#;
 
-/// Everybody who takes part in a round.
+/// Participants of a round.
 struct Siege {
     stage: Stage,
-    /// A provider that is closed to the adversaries; nobody else calls it.
+    /// Provider closed to the adversaries; nobody else calls the provider.
     closed: Stage,
-    /// The adversaries' programs and the clerk's, where every user can read them.
+    /// Programs of the adversaries and of the clerk, readable by every user.
     arms: Scratch,
     clerk: String,
 }
@@ -119,7 +122,7 @@ impl Siege {
         [self.stage.log_file(), self.closed.log_file()]
     }
 
-    /// Starts an adversary as a user of its own.
+    /// Starts an adversary with a separate user id.
     fn adversary(&self, way: &str, user: usize) -> anyhow::Result<Child> {
         let (user, seconds) = (user.to_string(), scaled(SIEGE).as_secs().to_string());
         if way == SHOWN {
@@ -134,13 +137,13 @@ impl Siege {
         Ok(command.spawn()?)
     }
 
-    /// Waits until the library that all of them use is probed: a file that nobody has used before is
-    /// found a moment after it was mapped.
+    /// Makes a call with the library shared by all participants, to have the library probed:
+    /// the agent finds a file never used before a moment after the first mapping.
     fn warm_up(&self) -> anyhow::Result<Vec<Attempt>> {
         reported(self.bystander(1)?)
     }
 
-    /// Starts somebody who goes on with allowed calls, and with some that are refused.
+    /// Starts a client making allowed calls, and some refused calls.
     fn bystander(&self, requests: usize) -> anyhow::Result<Child> {
         let mut client = Command::new(env!("CARGO_BIN_EXE_genops-tests"));
         let address = self.stage.provider.address.to_string();
@@ -150,7 +153,8 @@ impl Siege {
         Ok(client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?)
     }
 
-    /// What bystanders asked for is what they got, and soon.
+    /// Fails unless each allowed call of a bystander was answered and arrived, and each denied call
+    /// failed. Prints the time of the longest call.
     fn nobody_is_harmed(&self, attempts: &[Attempt]) -> anyhow::Result<()> {
         ensure!(attempts.len() == 1 + BYSTANDERS * REQUESTS, "{} attempts", attempts.len());
         let harmed: Vec<_> =
@@ -165,7 +169,7 @@ impl Siege {
         Ok(())
     }
 
-    /// No byte of what is forbidden is at a provider, whatever carried it.
+    /// Fails if a byte of forbidden text, or a request to the closed provider, arrived.
     fn nothing_forbidden_arrived(&self) -> anyhow::Result<()> {
         for provider in [&self.stage.provider, &self.closed.provider] {
             let marked = provider.log.connections().into_iter().find(|it| it.marked);
@@ -177,7 +181,7 @@ impl Siege {
     }
 }
 
-/// Waits for a bystander: what became of its requests.
+/// Waits for a bystander and returns the results of its requests.
 fn reported(bystander: Child) -> anyhow::Result<Vec<Attempt>> {
     let output = bystander.wait_with_output()?;
     let said = String::from_utf8_lossy(&output.stderr);
@@ -185,7 +189,7 @@ fn reported(bystander: Child) -> anyhow::Result<Vec<Attempt>> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Whose units are whose.
+/// Units with the facts to assign a unit to an adversary.
 struct Units<'a> {
     all: &'a [Value],
     clerk: &'a str,
@@ -197,7 +201,7 @@ impl Units<'_> {
         let exe = |it: &Value| text(it, "process.executable.path").unwrap_or_default().to_owned();
         let of = |it: &&Value| match (way, int(it, "process.pid")) {
             (SHOWN, _) => exe(it) == self.clerk,
-            // Its children are processes of their own, and go on with what is its.
+            // Its children are processes of their own, and go on with its connections.
             ("child", Some(of)) if !self.known.contains(&of) => exe(it).contains("python"),
             (_, of) => of == Some(pid),
         };
@@ -205,7 +209,7 @@ impl Units<'_> {
     }
 }
 
-/// Each bystander's request has one unit, with the right result.
+/// Fails unless each bystander's request has a single unit, with the right result.
 fn each_has_one_unit(attempts: &[Attempt], units: &[Value]) -> anyhow::Result<()> {
     let mut results: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for unit in units {
@@ -221,7 +225,8 @@ fn each_has_one_unit(attempts: &[Attempt], units: &[Value]) -> anyhow::Result<()
     Ok(())
 }
 
-/// Waits for the adversaries: process and way of each. Each has tried.
+/// Waits for the adversaries and returns the process id and way of each. Fails if an adversary made
+/// no attempt.
 fn have_tried(
     adversaries: Vec<(&str, &'static str, Child)>,
 ) -> anyhow::Result<Vec<(u64, &'static str)>> {
@@ -236,7 +241,7 @@ fn have_tried(
     Ok(tried)
 }
 
-/// What an adversary asked for was refused, all of it.
+/// Fails unless every request of an adversary was refused, except cover requests.
 fn all_were_refused(tried: &[(u64, &'static str)], units: &Units<'_>) -> anyhow::Result<()> {
     for (pid, way) in tried {
         let of = units.of(way, *pid);
@@ -246,7 +251,7 @@ fn all_were_refused(tried: &[(u64, &'static str)], units: &Units<'_>) -> anyhow:
         let is_refused = |it: &Value| text(it, "genops.policy.result") == Some("BLOCKED");
         let passed = of.iter().find(|it| !is_refused(it) && !is_cover(it));
         ensure!(passed.is_none(), "{way}: {passed:#?}");
-        // Whoever only makes TLS objects asks for nothing.
+        // An adversary making only TLS objects asks for nothing.
         ensure!(*way == FLOOD || !of.is_empty(), "{way}: no unit tells of it");
     }
     Ok(())
@@ -279,7 +284,7 @@ fn round() -> anyhow::Result<()> {
     agent.wait_for(attempts.len(), Duration::from_secs(30), |awu| {
         text(awu, "gen_ai.request.model").is_some_and(|model| asked.contains(model))
     })?;
-    // A refusal is told when its effect is known, at most a second later.
+    // A refusal is reported when its effect is known, at most a second later.
     std::thread::sleep(scaled(Duration::from_millis(1_500)));
     let losses = agent.losses()?;
     agent.stop()?;
@@ -290,7 +295,7 @@ fn round() -> anyhow::Result<()> {
     let verified =
         Command::new(program()?).args(["evidence", "verify"]).arg(agent.evidence()).output()?;
     ensure!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
-    agree(&agent.evidence(), &siege.logs(), Some(COVER))
+    agree(&agent.evidence(), &siege.logs())
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A policy may ask that a process be ended when it is refused a request; no other process is.
+//! A policy may have a process ended when a request is refused; no other process is ended.
 
 use std::os::unix::process::ExitStatusExt as _;
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::{assert_says, can_run};
 
-/// Two models are refused; a process that asks for the one is ended as well.
+/// Two models are refused; a process asking for a `-pro` model is ended as well.
 const ENFORCING: &str = r#"
 mode: enforce
 on_timeout: closed

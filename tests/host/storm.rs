@@ -1,8 +1,8 @@
-//! Thousands of requests from many processes at full speed, a tenth of them denied, with and without an agent that
-//! is killed, frozen and started again meanwhile.
+//! Thousands of requests from many processes at full speed, a tenth of them denied, while the agent
+//! keeps running, or is killed, frozen and restarted.
 //!
-//! Each request asks for a model of its own, so that the client's report, the provider's log and the agent's units
-//! can be compared one by one.
+//! Each request asks for a different model, so that the client's report, the provider's log and the
+//! agent's units can be compared request by request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Command, Output, Stdio};
@@ -21,15 +21,15 @@ use crate::support::{can_run, int, text};
 
 const PROCESSES: usize = 50;
 const DENY_EVERY: usize = 10;
-/// How often the storm comes.
+/// Number of storms.
 const STORMS: usize = 3;
-/// Long enough for two cores that everything here shares.
+/// Long enough for two cores shared by all processes of the test.
 const HOLD: Duration = Duration::from_secs(20);
-/// How often each kind of blow falls.
+/// Number of blows of each kind.
 const ROUNDS: usize = 2;
-/// While the agent is killed and frozen: a request is held no longer than this.
+/// Maximum hold of a request while the agent is killed and frozen.
 const SHORT_HOLD: Duration = Duration::from_secs(1);
-/// What a client may add to it: a handshake, TCP's own timer, and fifty others on two cores.
+/// Time added to the hold by a client: a handshake, TCP's own timer, and fifty others on two cores.
 const GRACE: Duration = Duration::from_secs(4);
 
 /// Requests of a storm: ten thousand, or `GENOPS_STORM_REQUESTS`.
@@ -49,10 +49,10 @@ fn enforcing(on_timeout: &str, hold: Duration) -> String {
     )
 }
 
-/// A process, and the thread that reads its report: that is longer than a pipe.
+/// Thread reading the report of a process: the report is longer than a pipe holds.
 type Client = JoinHandle<std::io::Result<Output>>;
 
-/// Starts the processes, each with its share of the requests.
+/// Starts the processes, each with an equal share of the requests.
 fn unleash(stage: &Stage) -> anyhow::Result<Vec<Client>> {
     let each = requests()? / PROCESSES;
     let start = |_| {
@@ -66,7 +66,7 @@ fn unleash(stage: &Stage) -> anyhow::Result<Vec<Client>> {
     (0..PROCESSES).map(start).collect()
 }
 
-/// Waits for the processes: what became of every request.
+/// Waits for the processes and returns the result of every request.
 fn reports(clients: Vec<Client>) -> anyhow::Result<Vec<Attempt>> {
     let mut attempts = Vec::new();
     for client in clients {
@@ -82,7 +82,8 @@ fn models(attempts: &[Attempt], answered: bool) -> BTreeSet<String> {
     attempts.iter().filter(|it| it.answered == answered).map(|it| it.model.clone()).collect()
 }
 
-/// Every denied request is absent from the provider, every allowed one is present, and each has one unit.
+/// Fails unless every denied request is absent from the provider, every allowed request is present,
+/// and each request has a single unit.
 fn storm() -> anyhow::Result<()> {
     let stage = Stage::watching("-pro\"")?;
     let mut agent = Agent::start(&enforcing("closed", HOLD))?;
@@ -123,7 +124,7 @@ fn storm() -> anyhow::Result<()> {
     ensure!(wrong.is_none(), "decided wrongly: {wrong:?}");
     ensure!(agent.losses()?.is_empty(), "lost: {:?}", agent.losses()?);
     agent.stop()?;
-    agree(&agent.evidence(), &[stage.log_file()], None)
+    agree(&agent.evidence(), &[stage.log_file()])
 }
 
 #[test]
@@ -134,7 +135,7 @@ fn of_ten_thousand_requests_the_denied_never_arrive_and_each_has_one_unit() -> a
     (0..STORMS).try_for_each(|_| storm())
 }
 
-/// Numbers that look random and are the same for the same seed (`SplitMix64`).
+/// Pseudorandom numbers, the same for the same seed (`SplitMix64`).
 struct Chance(u64);
 
 impl Chance {
@@ -144,7 +145,7 @@ impl Chance {
         (mixed ^ (mixed >> 27)) % end
     }
 
-    /// Of `GENOPS_STORM_SEED`, or of the clock; printed either way.
+    /// Takes the seed from `GENOPS_STORM_SEED`, or from the clock; prints the seed.
     fn new() -> anyhow::Result<Self> {
         let seed = match std::env::var("GENOPS_STORM_SEED") {
             Ok(text) => text.parse().context("GENOPS_STORM_SEED")?,
@@ -155,18 +156,18 @@ impl Chance {
     }
 }
 
-/// What becomes of the agent.
+/// Disturbance of the agent.
 #[derive(Clone, Copy, Debug)]
 enum Blow {
-    /// `SIGSTOP`, and on.
+    /// `SIGSTOP`, and later `SIGCONT`.
     Frozen,
-    /// `kill -9`, and a new one.
+    /// `kill -9`, and a restart.
     Killed,
-    /// `SIGTERM`, and a new one.
+    /// `SIGTERM`, and a restart.
     Stopped,
 }
 
-/// Each of them a few times, in an order that looks random.
+/// Returns each blow `ROUNDS` times, in a pseudorandom order.
 fn blows(chance: &mut Chance) -> Vec<Blow> {
     let mut blows = [Blow::Frozen, Blow::Killed, Blow::Stopped].repeat(ROUNDS);
     for end in (2..=blows.len()).rev() {
@@ -176,7 +177,7 @@ fn blows(chance: &mut Chance) -> Vec<Blow> {
     blows
 }
 
-/// Clients that ask as fast as they can, again and again: a machine without an agent is soon through.
+/// Clients asking at full speed, again and again: without an agent, a set of clients is soon done.
 struct Crowd<'a> {
     stage: &'a Stage,
     clients: Vec<Client>,
@@ -184,7 +185,7 @@ struct Crowd<'a> {
 }
 
 impl Crowd<'_> {
-    /// Lets time pass, and sends the next clients when all of them are done.
+    /// Lets time pass, and starts the next clients when all clients are done.
     fn rage(&mut self, milliseconds: u64) -> anyhow::Result<()> {
         let end = Instant::now() + Duration::from_millis(milliseconds);
         while Instant::now() < end {
@@ -198,7 +199,7 @@ impl Crowd<'_> {
     }
 }
 
-/// Kills, freezes and restarts the agent in a storm; what became of the requests.
+/// Kills, freezes and restarts the agent in a storm, and returns the results of the requests.
 fn harass(stage: &Stage, agent: &mut Agent) -> anyhow::Result<Vec<Attempt>> {
     let mut chance = Chance::new()?;
     let mut crowd = Crowd { stage, clients: unleash(stage)?, attempts: Vec::new() };
@@ -227,7 +228,7 @@ fn an_agent_that_dies_in_a_storm_hangs_nobody_and_invents_nothing() -> anyhow::R
     death_in_a_storm("closed")
 }
 
-/// What passes at its deadline is said to have passed.
+/// A request passing at the deadline is reported as passed.
 #[test]
 fn an_agent_that_dies_in_a_storm_and_lets_pass_invents_nothing() -> anyhow::Result<()> {
     death_in_a_storm("open")
@@ -251,7 +252,7 @@ fn death_in_a_storm(on_timeout: &str) -> anyhow::Result<()> {
     let (mut decided, mut joined) = (BTreeMap::new(), 0);
     for awu in agent.awus() {
         let Some(model) = text(&awu, "gen_ai.request.model") else { continue };
-        // A join that is wrong would name another connection's address.
+        // A wrong join would name another connection's address.
         let port = int(&awu, "network.local.port");
         let request = arrived.get(model);
         let connection = request.and_then(|it| connections.get(*it));
@@ -275,7 +276,7 @@ fn death_in_a_storm(on_timeout: &str) -> anyhow::Result<()> {
     evidence_is_sound(&agent)
 }
 
-/// The log survived all of it, and says where the agent was away.
+/// Fails unless the evidence verifies and records a gap for the agent's absence.
 fn evidence_is_sound(agent: &Agent) -> anyhow::Result<()> {
     let run = |command: &str| {
         let mut evidence = Command::new(program()?);

@@ -1,4 +1,4 @@
-//! What every test of this directory uses.
+//! Helpers shared by all tests of the directory.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ use genops_tests::provider::Request;
 use genops_tests::scratch::Scratch;
 use serde_json::Value;
 
-/// Whether tests of the kernel can run; otherwise the reason is printed.
+/// Whether tests of the kernel can run; prints the reason if not.
 #[expect(clippy::print_stdout, reason = "the test runner counts what is skipped by this line")]
 pub(crate) fn can_run() -> bool {
     let root = rustix::process::geteuid().is_root();
@@ -30,7 +30,7 @@ pub(crate) fn int(awu: &Value, key: &str) -> Option<u64> {
     awu.get(key).and_then(Value::as_u64)
 }
 
-/// Fails unless the unit says exactly these things.
+/// Fails unless the unit has all expected attributes.
 #[track_caller]
 pub(crate) fn assert_says(awu: &Value, expected: &[(&str, Value)]) {
     let wrong: Vec<_> =
@@ -38,7 +38,7 @@ pub(crate) fn assert_says(awu: &Value, expected: &[(&str, Value)]) {
     assert!(wrong.is_empty(), "expected {wrong:?} of {awu:#}");
 }
 
-/// What a unit must say about a call that the provider answered.
+/// Returns the expected attributes of the unit of an answered call.
 pub(crate) fn as_answered(
     request: &Request,
     finished: &Finished,
@@ -66,7 +66,7 @@ pub(crate) fn as_answered(
     Ok(expected)
 }
 
-/// The file that a program on `PATH` is.
+/// Returns the file of a program on `PATH`.
 pub(crate) fn which(program: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::var_os("PATH").context("PATH")?;
     let found =
@@ -74,23 +74,24 @@ pub(crate) fn which(program: &str) -> anyhow::Result<PathBuf> {
     Ok(found.with_context(|| format!("{program} is not installed"))?.canonicalize()?)
 }
 
-/// A program of another name, so that it is another principal.
+/// Copies a program under another name, so that the copy is another principal.
 pub(crate) fn copy_of(program: &str, scratch: &Scratch, name: &str) -> anyhow::Result<String> {
     let copy = scratch.join(name);
     std::fs::copy(which(program)?, &copy)?;
     Ok(copy.to_str().context("a path")?.to_owned())
 }
 
-/// The only request of a provider.
+/// Returns the only request to a provider.
 pub(crate) fn only(requests: Vec<Request>) -> anyhow::Result<Request> {
     ensure!(requests.len() == 1, "one request was made, the provider saw {requests:#?}");
     requests.into_iter().next().context("one request")
 }
 
-/// Key under which a unit names its principal.
+/// Key of the principal in a unit.
 pub(crate) const PRINCIPAL: &str = "genops.principal";
 
-/// Ends what the agent has left in the kernel, however the test ends.
+/// Configuration file of an agent. On drop, `unpin` removes the agent's programs from the kernel,
+/// however the test ends.
 pub(crate) struct Unpinned(pub(crate) PathBuf);
 
 impl Drop for Unpinned {
@@ -105,7 +106,7 @@ impl Drop for Unpinned {
     }
 }
 
-/// Whether a BPF file system is at its usual place; otherwise the reason is printed.
+/// Whether a BPF file system is, or can be mounted, at the usual place; prints the reason if not.
 #[expect(clippy::print_stdout, reason = "the test runner counts what is skipped by this line")]
 pub(crate) fn has_bpf_files() -> bool {
     let mounted = || {

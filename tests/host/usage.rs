@@ -1,4 +1,5 @@
-//! Connections that are used in unusual ways: what is denied never arrives, what is allowed is held and answered.
+//! Connections used in unusual ways: a denied request never arrives, an allowed request is held and
+//! answered.
 
 use std::time::Duration;
 
@@ -20,12 +21,12 @@ policies:
   - {name: no-pro-models, denied_models: ["*-pro"], enforcement: block}
 "#;
 
-/// One call of `usage.py` that is denied, and one that is allowed.
+/// Checks a denied and an allowed call of `usage.py`.
 fn check(way: &str) -> anyhow::Result<()> {
     check_through(&[], way)
 }
 
-/// The same, by a script of ours that becomes the client.
+/// Checks the same calls, with the client started by scripts of ours.
 fn check_through(scripts: &[&str], way: &str) -> anyhow::Result<()> {
     check_under(ENFORCING, scripts, way)
 }
@@ -62,7 +63,7 @@ fn check_under(configuration: &str, scripts: &[&str], way: &str) -> anyhow::Resu
     Ok(())
 }
 
-/// Probes that need a system call of their own in the program would kill it.
+/// Probes requiring an extra system call in the program would kill the program.
 #[test]
 fn a_program_with_a_seccomp_filter_runs_as_before() -> anyhow::Result<()> {
     check_through(&["confined.py"], "plain")
@@ -98,19 +99,26 @@ fn a_request_by_a_child_of_the_process_that_connected() -> anyhow::Result<()> {
     check("forked")
 }
 
+/// TCP sends the request when a timer fires, and no longer for the child's thread.
+#[test]
+fn a_request_by_a_child_that_leaves_when_the_child_no_longer_runs() -> anyhow::Result<()> {
+    check("forked-later")
+}
+
 #[test]
 fn a_request_of_a_mebibyte() -> anyhow::Result<()> {
     check("long-1")
 }
 
-/// In one call of the TLS library, whose end comes long after the verdict.
+/// The request is a single call of the TLS library, ending long after the verdict.
 #[test]
 fn a_request_of_ten_mebibytes() -> anyhow::Result<()> {
     let larger = "capture: {message_limit_bytes: 16777216, ring_bytes: 67108864}";
     check_under(&format!("{ENFORCING}{larger}\n"), &[], "long-10")
 }
 
-/// What capture leaves out may name another model: a rule about models refuses the request, whatever was read.
+/// Bytes left out by the capture may name another model: a rule about models refuses the request,
+/// whatever was read.
 #[test]
 fn a_request_of_sixteen_mebibytes_is_not_read_whole_and_refused() -> anyhow::Result<()> {
     if !can_run() {
@@ -130,10 +138,11 @@ fn a_request_of_sixteen_mebibytes_is_not_read_whole_and_refused() -> anyhow::Res
     Ok(())
 }
 
-/// Streams beside the denied one.
+/// Streams beside the denied stream.
 const OTHERS: usize = 4;
 
-/// TLS has made a record of the denied bytes, so the connection ends, and with it what else is on it.
+/// TLS has made a record of the denied bytes, so the connection ends, together with all other
+/// streams.
 #[test]
 fn streams_beside_a_denied_one_are_counted() -> anyhow::Result<()> {
     if !can_run() {

@@ -1,4 +1,4 @@
-//! The agent as its users run it: a process with a configuration file, JSON lines and a metrics port.
+//! The agent as users run it: a process with a configuration file, JSON lines and a metrics port.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -16,12 +16,14 @@ use serde_json::Value;
 use crate::patience::scaled;
 use crate::scratch::Scratch;
 
-/// How long the agent may take until it is ready. Far above its goal of a second: a busy machine is no failure.
+/// Longest time until the agent is ready. Far above the goal of a second: a busy machine is no
+/// failure.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// How long it may take to drain and end after SIGTERM.
+/// Longest time for the agent to drain and end after SIGTERM.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
-/// The agent's program: `GENOPS_AGENT`, or the release build of this workspace, or its debug build.
+/// Returns the agent's program: `GENOPS_AGENT`, or the release build of this workspace, or the
+/// debug build.
 pub fn program() -> anyhow::Result<PathBuf> {
     if let Some(path) = std::env::var_os("GENOPS_AGENT") {
         return Ok(path.into());
@@ -35,30 +37,33 @@ pub fn program() -> anyhow::Result<PathBuf> {
         .context("no genops-agent is built: run `cargo xtask build`")
 }
 
-/// Unless a test says otherwise, its agent leaves nothing in the kernel: what one test leaves behind would go on
-/// refusing the programs of the next, and the agents of all would share one place.
+/// Pin setting of agents in tests without a `pin_directory`. Nothing stays in the kernel: programs
+/// left by a test would go on refusing the programs of the next test, and the agents of all tests
+/// would share a directory.
 const UNPINNED: &str = "pin_directory: none\n";
 
-/// How to start an [`Agent`] in another way than plainly.
+/// Options to start an [`Agent`] other than the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Launch {
-    /// The agent's program, where it is another one than [`program`].
+    /// The agent's program, if other than [`program`].
     pub program: Option<PathBuf>,
-    /// A program and its arguments that start the agent given after them, such as `setpriv`.
+    /// Program and arguments starting the agent appended to them, for example `setpriv`.
     pub wrapper: Vec<OsString>,
-    /// Added after `run --config FILE`.
+    /// Arguments appended to `run --config FILE`.
     pub arguments: Vec<OsString>,
     /// Keep the human-readable output, line by line, instead of JSON.
     pub readable: bool,
-    /// Keys of the configuration's section `evidence`, as YAML in braces has them: `key: value, `.
+    /// Keys of the configuration section `evidence`, in YAML flow style: `key: value, `.
     pub evidence: &'static str,
-    /// As `evidence`, for what is known only when the test runs.
+    /// Further keys of `evidence`, known only when the test runs.
     pub more_evidence: String,
-    /// Where evidence is kept, such as that of an agent before; none: in a place of this one's own.
+    /// Keys of the configuration section `telemetry`, in the form of `more_evidence`.
+    pub telemetry: String,
+    /// Evidence directory, for example of an earlier agent; `None`: a directory of the agent's own.
     pub evidence_in: Option<PathBuf>,
 }
 
-/// A running agent with its own evidence directory and metrics port; it is killed when dropped.
+/// Running agent with its own evidence directory and metrics port; killed on drop.
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
@@ -67,7 +72,7 @@ pub struct Agent {
     evidence: PathBuf,
     metrics: SocketAddr,
     lines: Arc<Lines>,
-    /// From the start of the process until `/readyz` said so.
+    /// Time from the start of the process until `/readyz` answered 200.
     pub ready_after: Duration,
 }
 
@@ -78,12 +83,13 @@ struct Lines {
 }
 
 impl Agent {
-    /// Starts an agent on `configuration` (YAML without `telemetry` and `evidence`) and waits until it is ready.
+    /// Starts an agent with `configuration` (YAML without `telemetry` and `evidence`) and waits
+    /// until the agent is ready.
     pub fn start(configuration: &str) -> anyhow::Result<Self> {
         Self::launch(configuration, &Launch::default())
     }
 
-    /// As [`Agent::start`], in another way.
+    /// Starts an agent as [`Agent::start`] does, with the options of `launch`.
     pub fn launch(configuration: &str, launch: &Launch) -> anyhow::Result<Self> {
         let scratch = Scratch::new("agent")?;
         let metrics = free_address()?;
@@ -91,7 +97,8 @@ impl Agent {
         let evidence = launch.evidence_in.clone().unwrap_or_else(|| scratch.join("evidence"));
         let pins = if configuration.contains("pin_directory:") { "" } else { UNPINNED };
         let text = format!(
-            "{configuration}\n{pins}telemetry: {{metrics_listen: \"{metrics}\"}}\nevidence: {{{}{}directory: \"{}\"}}\n",
+            "{configuration}\n{pins}telemetry: {{{}metrics_listen: \"{metrics}\"}}\nevidence: {{{}{}directory: \"{}\"}}\n",
+            launch.telemetry,
             launch.evidence,
             launch.more_evidence,
             evidence.display()
@@ -108,14 +115,15 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Starts it again on the same files after it has ended, and waits until it is ready. Its lines go on.
+    /// Starts the agent again on the same files after the end of the first process, and waits until
+    /// the agent is ready. New lines are appended to the lines of the first process.
     pub fn restart(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
         self.child = spawn(&self.launch, &self.scratch, &self.lines)?;
         self.wait_until_ready(started)
     }
 
-    /// As [`Agent::restart`], by another program: what an upgrade does.
+    /// Restarts the agent as [`Agent::restart`] does, with another program: an upgrade.
     pub fn restart_as(&mut self, program: &Path) -> anyhow::Result<()> {
         self.launch.program = Some(program.to_owned());
         self.restart()
@@ -144,7 +152,7 @@ impl Agent {
         self.child.id()
     }
 
-    /// Where this agent keeps its evidence.
+    /// Evidence directory of the agent.
     #[must_use]
     pub fn evidence(&self) -> PathBuf {
         self.evidence.clone()
@@ -156,7 +164,7 @@ impl Agent {
         self.scratch.join("config.yaml")
     }
 
-    /// What it wrote to standard error so far.
+    /// Standard error of the agent so far.
     #[must_use]
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(self.scratch.join("stderr")).unwrap_or_default()
@@ -174,7 +182,8 @@ impl Agent {
         self.lines().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Waits until `count` units satisfy `wanted` and returns those there are, or fails with all of them.
+    /// Waits until `count` units satisfy `wanted` and returns all matching units. Fails after
+    /// `patience` with the last 20 lines and standard error.
     pub fn wait_for(
         &self,
         count: usize,
@@ -217,7 +226,8 @@ impl Agent {
         }
     }
 
-    /// The unit of process `pid`; there must be exactly one a moment after it was seen.
+    /// Waits up to 5 s for the unit of process `pid`. Fails if the process has a second unit 50 ms
+    /// later.
     pub fn only_awu_of(&self, pid: u32) -> anyhow::Result<Value> {
         let of_pid =
             |awu: &Value| awu.get("process.pid").and_then(Value::as_u64) == Some(pid.into());
@@ -229,7 +239,7 @@ impl Agent {
         awus.pop().context("one unit")
     }
 
-    /// Reads one of the agent's HTTP pages: status and body.
+    /// Reads a page of the agent's HTTP server: status and body.
     pub fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
         let mut stream = TcpStream::connect_timeout(&self.metrics, scaled(Duration::from_secs(1)))?;
         stream.set_read_timeout(Some(scaled(Duration::from_secs(2))))?;
@@ -245,7 +255,7 @@ impl Agent {
         Ok((status, body.to_owned()))
     }
 
-    /// Samples of `/metrics`: name with its labels, and value.
+    /// Reads the samples of `/metrics`: name with labels, and value.
     pub fn metrics(&self) -> anyhow::Result<Vec<(String, f64)>> {
         let (status, body) = self.get("/metrics")?;
         ensure!(status == 200, "/metrics says {status}");
@@ -256,7 +266,7 @@ impl Agent {
         Ok(body.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect())
     }
 
-    /// Loss counters that are not zero.
+    /// Returns the loss counters other than zero.
     pub fn losses(&self) -> anyhow::Result<Vec<(String, f64)>> {
         let mut losses = self.metrics()?;
         losses.retain(|(name, _)| name.starts_with(LOSS_METRIC));
@@ -265,7 +275,7 @@ impl Agent {
         Ok(losses)
     }
 
-    /// Resident memory, in KiB.
+    /// Resident memory of the agent, in KiB.
     pub fn resident_kib(&self) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let line =
@@ -273,12 +283,13 @@ impl Agent {
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
-    /// Processor time of all its threads, in nanoseconds.
+    /// CPU time of all threads of the agent, in nanoseconds.
     pub fn cpu_ns(&self) -> anyhow::Result<u64> {
         crate::process::cpu_ns(self.pid())
     }
 
-    /// Asks it to end, waits, and returns how it ended and every line it wrote. Its files stay until it is dropped.
+    /// Sends SIGTERM, waits, and returns the exit status and every line of output. The agent's
+    /// files stay until the agent is dropped.
     pub fn stop(&mut self) -> anyhow::Result<(ExitStatus, Vec<String>)> {
         self.signal(Signal::TERM)?;
         let deadline = Instant::now() + scaled(STOP_PATIENCE);
@@ -297,21 +308,21 @@ impl Agent {
         }
     }
 
-    /// Ends it without a chance to clean up.
+    /// Kills the agent without a chance to clean up.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the agent.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("a pid")?;
         Ok(kill_process(pid, signal)?)
     }
 }
 
-/// Starts the agent on the configuration in `scratch`; what it says is appended to `lines`.
+/// Starts the agent with the configuration in `scratch`; the output is appended to `lines`.
 fn spawn(launch: &Launch, scratch: &Scratch, lines: &Arc<Lines>) -> anyhow::Result<Child> {
     let program = launch.program.clone().map_or_else(program, Ok)?;
     let mut command = match launch.wrapper.split_first() {
@@ -343,7 +354,7 @@ fn spawn(launch: &Launch, scratch: &Scratch, lines: &Arc<Lines>) -> anyhow::Resu
     Ok(child)
 }
 
-/// Prefix of the agent's counters of what it lost, by cause.
+/// Prefix of the agent's loss counters, labelled by cause.
 const LOSS_METRIC: &str = "genops_agent_lost";
 
 impl Drop for Agent {
@@ -356,7 +367,7 @@ impl Drop for Agent {
     }
 }
 
-/// A loopback address whose port nobody listens on.
+/// Returns a loopback address with a free port.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

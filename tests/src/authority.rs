@@ -1,4 +1,4 @@
-//! A certificate authority for one test run: made in memory, trusted by nobody who is not told.
+//! A certificate authority for a test run: made in memory, trusted only by clients given the root.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,11 +10,16 @@ use rcgen::{
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// Names that the provider has a certificate for; two are no AI provider's.
-pub const NAMES: &[&str] =
-    &["api.openai.com", "api.anthropic.com", "files.example.test", "localhost"];
+/// Names in the provider's certificate; the last two belong to no AI provider.
+pub const NAMES: &[&str] = &[
+    "api.openai.com",
+    "api.anthropic.com",
+    "generativelanguage.googleapis.com",
+    "files.example.test",
+    "localhost",
+];
 
-/// A root certificate, and a TLS configuration whose certificate it signed.
+/// Root certificate, and a leaf signed by the root, with its key.
 #[derive(Debug)]
 pub struct Authority {
     root_pem: String,
@@ -23,7 +28,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Makes a root and one leaf for [`NAMES`].
+    /// Makes a root and a leaf for [`NAMES`].
     pub fn new() -> anyhow::Result<Self> {
         let mut root = CertificateParams::new(Vec::new())?;
         root.distinguished_name.push(DnType::CommonName, "GenOps test authority");
@@ -48,17 +53,17 @@ impl Authority {
         })
     }
 
-    /// Writes the root as PEM: what a client's `SSL_CERT_FILE` names.
+    /// Writes the root as PEM, the format of a client's `SSL_CERT_FILE`.
     pub fn write_root(&self, path: &Path) -> anyhow::Result<()> {
         std::fs::write(path, &self.root_pem).with_context(|| format!("{}", path.display()))
     }
 
-    /// The leaf and its key, in DER.
+    /// Returns the leaf and its key, in DER.
     pub fn leaf(&self) -> anyhow::Result<(&[u8], &[u8])> {
         Ok((self.chain.first().context("a leaf")?, &self.key))
     }
 
-    /// A server configuration that offers HTTP/2 where `http2` says so, and HTTP/1.1.
+    /// Returns a server configuration offering HTTP/1.1, and HTTP/2 if `http2` is set.
     pub fn server_config(&self, http2: bool) -> anyhow::Result<Arc<rustls::ServerConfig>> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.clone()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());

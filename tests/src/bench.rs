@@ -1,12 +1,15 @@
-//! Measures the agent beside its floors, in one run, and prints a table for the README.
+//! Measures the agent beside its floors, in one run, and prints tables for docs/benchmarks.md.
 //!
-//! Latency and CPU time are those of one keep-alive client over TLS on loopback, in five set-ups that take
-//! turns, so that a busy machine is equally unkind to all: no agent; the same probes with empty programs;
-//! the agent observing; the agent holding each request until its verdict, with the evidence written to disk
-//! after the verdict and before it.
+//! Latency and CPU time are measured with a keep-alive client over TLS on loopback, in five
+//! set-ups: no agent; the same probes with empty programs; the agent observing; the agent holding
+//! each request until the verdict, with the evidence written to disk after the verdict and before
+//! it. The set-ups take turns, so that a busy machine slows all of them alike.
+
+mod against;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -17,18 +20,21 @@ use crate::client::{Client, quantile};
 use crate::scratch::Scratch;
 use crate::unrelated;
 
+use self::against::Against;
+
 /// Processes on the host while the start is measured.
 const BYSTANDERS: usize = 200;
 /// Connections open while memory is measured.
 const CONNECTIONS: usize = 1_000;
-/// Enforces for every process, and allows what the benchmark asks for.
+/// Configuration enforcing for every process; the requests of the benchmark are allowed.
 const ENFORCING: &str = "mode: enforce\non_timeout: open\nhold_deadline_ms: 1000\npolicies:\n  \
                          - {name: bench, allowed_models: [\"gpt-4o-mini*\"], denied_models: [\"*-pro\"], enforcement: block}\n";
-/// What a provider that takes its time takes on average: about what a short answer of a small model does.
+/// Average time of an answer of the slow provider, in milliseconds: about the time of a short
+/// answer of a small model.
 const THINK_MS: &str = "500";
 /// Requests at the same time, one connection each.
 const CONCURRENT: [usize; 3] = [1, 100, 1_000];
-/// The same of a provider that takes its time: one alone would take minutes.
+/// Requests at the same time with the slow provider; a single connection would take minutes.
 const CONCURRENT_THINKING: [usize; 2] = [100, 1_000];
 
 /// Measure the agent beside its floors.
@@ -37,15 +43,19 @@ pub struct Bench {
     /// Requests of each set-up in each round.
     #[arg(long, default_value_t = 3_000)]
     requests: usize,
-    /// How often the set-ups take turns.
+    /// Rounds, each with a turn of every set-up.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Run as small as it gets, to see that the benchmark itself works.
+    /// Alternate with the agent at PATH and report only the extra cost of a request over that
+    /// agent; at least 9 rounds.
+    #[arg(long, value_name = "PATH")]
+    against: Option<PathBuf>,
+    /// Run as small as possible, to check the benchmark itself.
     #[arg(long)]
     tiny: bool,
 }
 
-/// One set-up of the comparison.
+/// Set-up of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Setup {
     NoAgent,
@@ -58,19 +68,25 @@ enum Setup {
 const SETUPS: [Setup; 5] =
     [Setup::NoAgent, Setup::Floor, Setup::Observing, Setup::Holding, Setup::HoldingDurably];
 
-/// What was measured in one set-up, over all rounds.
+/// Measurements of a set-up, over all rounds.
 #[derive(Debug, Default)]
 struct Sample {
     latencies: Vec<Duration>,
-    /// Processor time for one request, a round each, in nanoseconds.
+    /// CPU time per request, in nanoseconds; a value for each round.
     client_cpu_ns: Vec<u64>,
     agent_cpu_ns: Vec<u64>,
 }
 
 impl Bench {
-    /// Runs everything and prints the tables.
+    /// Runs all measurements and prints the tables.
     pub fn run(&self) -> anyhow::Result<()> {
         let (requests, rounds) = if self.tiny { (50, 1) } else { (self.requests, self.rounds) };
+        if let Some(other) = &self.against {
+            let rounds = if self.tiny { 2 } else { against::rounds(rounds) };
+            let mut out = std::io::stdout();
+            writeln!(out, "method: {}\n", against::method(requests, rounds))?;
+            return Ok(writeln!(out, "{}", Against::new(other, requests, rounds)?.run()?)?);
+        }
         let peer = Peer::start("provider", &[])?;
         let mut out = std::io::stdout();
         writeln!(out, "method: {}", method(requests, rounds))?;
@@ -95,7 +111,7 @@ impl Bench {
 }
 
 impl Bench {
-    /// Latency with and without the hold, `counts` requests at a time.
+    /// Measures the latency with and without the hold, with each of `counts` requests at a time.
     fn concurrent(&self, peer: &Peer, counts: &[usize]) -> anyhow::Result<String> {
         let total = if self.tiny { 20 } else { self.requests };
         let mut rows = vec![
@@ -115,7 +131,7 @@ impl Bench {
         Ok(rows.join("\n") + "\n")
     }
 
-    /// How soon a denied client knows.
+    /// Measures the time until a denied client knows.
     fn denied(&self, peer: &Peer) -> anyhow::Result<String> {
         let agent = Agent::start(ENFORCING)?;
         let requests = if self.tiny { 5 } else { (self.requests / 10).max(5) };
@@ -129,7 +145,8 @@ impl Bench {
         Ok(format!("A denied client knows after {p50:.2} ms (p50), {p99:.2} ms (p99).\n"))
     }
 
-    /// Requests a second of a TLS server that is no AI, with the agent enforcing beside those without.
+    /// Measures the requests per second of a TLS server without AI, with and without an enforcing
+    /// agent.
     fn unrelated(&self, rounds: usize) -> anyhow::Result<String> {
         let peer = Peer::start("unrelated", &[])?;
         let requests =
@@ -158,7 +175,7 @@ impl Bench {
     }
 }
 
-/// The latencies of `count` clients that measure at the same time, sorted.
+/// Returns the sorted latencies of `count` clients measuring at the same time.
 fn at_once(client: &Client, count: usize) -> anyhow::Result<Vec<Duration>> {
     let measured: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..count).map(|_| scope.spawn(|| client.measure())).collect();
@@ -302,7 +319,7 @@ fn mib(kib: u64) -> f64 {
     f64::from(u32::try_from(kib).unwrap_or(u32::MAX)) / 1024.0
 }
 
-/// The provider, in a process of its own.
+/// Server in a process of its own.
 struct Peer {
     child: Child,
     scratch: Scratch,
@@ -310,7 +327,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// Starts a server of `genops-tests`, by its command and options.
+    /// Starts a server of `genops-tests` with the given command and options.
     fn start(command: &str, options: &[&str]) -> anyhow::Result<Self> {
         let scratch = Scratch::new("bench")?;
         let address = free_address()?;
@@ -359,7 +376,7 @@ impl Drop for Peer {
     }
 }
 
-/// Processes that map `libssl` and do nothing.
+/// Idle processes mapping `libssl`.
 struct Bystanders(Vec<Child>);
 
 impl Bystanders {

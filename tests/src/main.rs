@@ -17,12 +17,12 @@ use genops_tests::provider::{Options, Provider};
 enum Command {
     /// Serve the OpenAI and Anthropic APIs over TLS until standard input ends.
     Provider(Serve),
-    /// Serve something that is no AI over TLS with the system's libssl, until standard input ends.
+    /// Serve a site without AI over TLS with the system's libssl, until standard input ends.
     Unrelated {
-        /// Where to listen.
+        /// Address to listen on.
         #[arg(long)]
         listen: SocketAddr,
-        /// Write the certificate that clients must trust here.
+        /// Write the certificate for clients to trust to the file.
         #[arg(long)]
         root: PathBuf,
     },
@@ -30,7 +30,7 @@ enum Command {
     Client(Client),
     /// Map libssl, do nothing, and end with standard input.
     Idle,
-    /// Show the main job: an allowed call, one blocked, one over budget, and the evidence.
+    /// Show the main job: an allowed call, a blocked call, a call over budget, and the evidence.
     Demo(Demo),
     /// Measure the agent beside its floors.
     Bench(Bench),
@@ -38,13 +38,13 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Serve {
-    /// Where to listen.
+    /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:8443")]
     listen: SocketAddr,
-    /// Write the certificate that clients must trust here.
+    /// Write the certificate for clients to trust to the file.
     #[arg(long)]
     root: PathBuf,
-    /// Append connections and requests here, as JSON lines.
+    /// Append connections and requests to the file, as JSON lines.
     #[arg(long)]
     log: Option<PathBuf>,
     /// Offer HTTP/2.
@@ -53,7 +53,7 @@ struct Serve {
     /// Pause before each piece of a stream, in milliseconds.
     #[arg(long, default_value_t = 20)]
     piece_delay_ms: u64,
-    /// How long an answer takes on average, in milliseconds.
+    /// Average time of an answer, in milliseconds.
     #[arg(long, default_value_t = 0)]
     think_ms: u64,
 }

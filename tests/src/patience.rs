@@ -1,12 +1,12 @@
-//! How long the tests wait, on machines of any speed.
+//! Waiting times of the tests, scaled for machines of any speed.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 static SCALE: OnceLock<u32> = OnceLock::new();
 
-/// `duration` on this machine: `GENOPS_TEST_TIME_SCALE` times as long where that is set, as in a guest without
-/// hardware virtualisation.
+/// Returns `duration` multiplied by `GENOPS_TEST_TIME_SCALE`, if set, for example in a guest
+/// without hardware virtualisation.
 #[must_use]
 pub fn scaled(duration: Duration) -> Duration {
     let read = || std::env::var("GENOPS_TEST_TIME_SCALE").ok()?.parse().ok();

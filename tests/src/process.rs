@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-/// Processor time that a process's threads have used, in nanoseconds (`schedstat`, first field).
+/// Returns the CPU time used by the threads of a process, in nanoseconds (`schedstat`, first
+/// field).
 pub fn cpu_ns(pid: u32) -> anyhow::Result<u64> {
     let mut total = 0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -15,12 +16,12 @@ pub fn cpu_ns(pid: u32) -> anyhow::Result<u64> {
     Ok(total)
 }
 
-/// The file that a process runs.
+/// Returns the executable of a process.
 pub fn executable(pid: u32) -> anyhow::Result<PathBuf> {
     Ok(std::fs::read_link(format!("/proc/{pid}/exe"))?)
 }
 
-/// The `libssl` files that a process maps.
+/// Returns the `libssl` files mapped by a process.
 pub fn mapped_libssl(pid: u32) -> anyhow::Result<Vec<String>> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let mut files: Vec<_> = maps

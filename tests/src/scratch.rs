@@ -1,4 +1,4 @@
-//! A directory of one test's own, gone when it ends.
+//! A directory for a single test, removed at the end of the test.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,12 +7,12 @@ use anyhow::Context as _;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A directory that is removed with everything in it when dropped.
+/// Directory removed with its content on drop.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes a directory whose name starts with `genops-NAME`.
+    /// Makes a directory with a name starting with `genops-NAME`.
     pub fn new(name: &str) -> anyhow::Result<Self> {
         let unique = format!(
             "genops-{name}-{}-{}",
@@ -24,13 +24,13 @@ impl Scratch {
         Ok(Self(path))
     }
 
-    /// The directory.
+    /// Path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// A path in the directory.
+    /// Returns the path of `name` in the directory.
     #[must_use]
     pub fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)

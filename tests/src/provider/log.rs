@@ -1,10 +1,11 @@
-//! What reached the provider: connections with their byte counts, and requests.
+//! Connections and requests received by the provider, with byte counts.
 
 use std::fs::File;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -15,52 +16,84 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::patience::scaled;
 
-/// One TLS connection whose handshake was completed.
+/// TLS connection with a completed handshake.
 #[derive(Clone, Debug)]
 pub struct Connection {
     /// The client's address.
     pub peer: SocketAddr,
-    /// Bytes that came out of TLS: what the client's program wrote.
+    /// Bytes of plaintext, as written by the client's program.
     pub application_bytes: u64,
-    /// Bytes that came from the network after the handshake, readable or not.
+    /// Bytes received from the network after the handshake, readable or not.
     pub sealed_bytes: u64,
-    /// The first of what came out of TLS, at most [`START_LIMIT`] bytes.
+    /// Beginning of the plaintext, at most [`START_LIMIT`] bytes.
     pub start: Vec<u8>,
-    /// Not closed by either side so far.
+    /// Neither side has closed the connection so far.
     pub open: bool,
-    /// The marker came out of TLS.
+    /// The marker occurred in the plaintext.
     pub marked: bool,
-    /// The last of what came out of TLS: a marker may begin in it.
+    /// End of the plaintext, where a marker may begin.
     tail: Vec<u8>,
 }
 
-/// Most bytes of a connection that are kept.
+/// Most plaintext bytes kept of a connection.
 pub const START_LIMIT: usize = 4 << 10;
 
-/// One request whose body arrived in full.
+/// Request with a body received in full.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Index of its [`Connection`].
+    /// Index of the request's [`Connection`].
     pub connection: usize,
-    /// As sent.
+    /// Method, as sent.
     pub method: String,
     /// The `Host` header, or the authority of HTTP/2.
     pub host: String,
-    /// Without the query.
+    /// Path without the query.
     pub path: String,
     /// Length of the body, in bytes.
     pub body_bytes: usize,
     /// The model asked for.
     pub model: Option<String>,
-    /// It was answered with server-sent events.
+    /// The answer was sent as server-sent events.
     pub stream: bool,
-    /// Input tokens that the answer says.
+    /// Input tokens reported in the answer.
     pub input_tokens: Option<u64>,
-    /// Output tokens that the answer says.
+    /// Output tokens reported in the answer.
     pub output_tokens: Option<u64>,
+    /// Id of the answer; `None` for an embedding.
+    pub id: Option<String>,
+    /// Input tokens counted by the provider, reported in the answer or not.
+    pub counted_input: u64,
+    /// Progress of the answer.
+    pub made: Arc<Made>,
 }
 
-/// Shared by the provider's threads and the test that asks.
+/// Progress of the provider with an answer.
+#[derive(Debug, Default)]
+pub struct Made {
+    output_tokens: AtomicU64,
+    told: AtomicBool,
+}
+
+impl Made {
+    /// Output tokens made so far.
+    #[must_use]
+    pub fn output_tokens(&self) -> u64 {
+        self.output_tokens.load(Ordering::Relaxed)
+    }
+
+    /// Whether the usage has been reported.
+    #[must_use]
+    pub fn told(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn more(&self, output_tokens: u64, tells: bool) {
+        self.output_tokens.fetch_add(output_tokens, Ordering::Relaxed);
+        self.told.fetch_or(tells, Ordering::Relaxed);
+    }
+}
+
+/// Log shared by the provider's threads and the test.
 #[derive(Clone, Debug)]
 pub struct Log(Arc<Mutex<State>>);
 
@@ -103,7 +136,7 @@ impl Log {
         self.lock().requests.len()
     }
 
-    /// Waits until there are `count` connections; false when `patience` is over first.
+    /// Waits until there are `count` connections; returns false if `patience` ends first.
     #[must_use]
     pub fn wait_for_connections(&self, count: usize, patience: Duration) -> bool {
         let deadline = Instant::now() + scaled(patience);
@@ -157,11 +190,14 @@ impl Log {
             stream,
             input_tokens,
             output_tokens,
+            id,
+            counted_input: _,
+            made: _,
         } = &request;
         let line = json!({
             "type": "request", "connection": connection, "method": method, "host": host, "path": path,
             "body_bytes": body_bytes, "model": model, "stream": stream,
-            "input_tokens": input_tokens, "output_tokens": output_tokens,
+            "input_tokens": input_tokens, "output_tokens": output_tokens, "id": id,
         });
         state.write(&line);
         state.requests.push(request);
@@ -201,7 +237,7 @@ impl Log {
 }
 
 impl Connection {
-    /// Whether the marker is met for the first time, with these bytes.
+    /// Adds `bytes` and returns whether the marker now occurs for the first time.
     fn meets(&mut self, marker: &[u8], bytes: &[u8]) -> bool {
         if marker.is_empty() || self.marked {
             return false;
@@ -213,7 +249,7 @@ impl Connection {
         self.marked
     }
 
-    /// Whether anything of a request arrived: any byte, or on HTTP/2 any frame of a stream.
+    /// Returns whether any part of a request arrived: any byte, or on HTTP/2 any frame of a stream.
     #[must_use]
     pub fn has_request(&self) -> bool {
         let Some(mut frames) = self.start.strip_prefix(HTTP2_PREFACE) else {
@@ -229,18 +265,18 @@ impl Connection {
             let length = u32::from_be_bytes([0, high, middle, low]);
             frames = rest.get(usize::try_from(length).unwrap_or(usize::MAX)..).unwrap_or_default();
         }
-        // What is on the wire is what came out, and what TLS adds to each record.
+        // Bytes on the wire are the plaintext and the bytes added by TLS to each record.
         self.sealed_bytes > self.application_bytes + SEALING_LIMIT
     }
 }
 
-/// What a client of HTTP/2 says first (RFC 9113 section 3.4); it belongs to no request.
+/// First bytes of an HTTP/2 client (RFC 9113 section 3.4), part of no request.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// More than TLS adds to the few records of a preface, and less than a request has.
+/// More bytes than TLS adds to the few records of a preface, and fewer than a request has.
 const SEALING_LIMIT: u64 = 128;
 
 impl State {
-    /// A log that cannot be written makes the test that reads it fail; serving goes on.
+    /// Writes a line. A failed write makes the test reading the log fail; serving goes on.
     fn write(&mut self, line: &Value) {
         if let Some(file) = &mut self.file
             && let Err(error) = writeln!(file, "{line}")
@@ -250,7 +286,7 @@ impl State {
     }
 }
 
-/// Which side of TLS is counted.
+/// Counted side of TLS.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Layer {
     /// Below TLS.
@@ -259,7 +295,7 @@ pub(super) enum Layer {
     Application,
 }
 
-/// A stream that reports what is read from it, once it is told whose bytes they are.
+/// Stream counting the bytes read from it, from [`Counted::belongs_to`] on.
 #[derive(Debug)]
 pub(super) struct Counted<S> {
     inner: S,
@@ -273,7 +309,7 @@ impl<S> Counted<S> {
         Self { inner, layer, log, connection: None }
     }
 
-    /// Counts from here on.
+    /// Counts bytes for `connection` from here on.
     pub(super) fn belongs_to(&mut self, connection: usize) {
         self.connection = Some(connection);
     }
