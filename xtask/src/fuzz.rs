@@ -1,4 +1,4 @@
-//! Fuzzing with cargo-fuzz, which needs a nightly compiler.
+//! Fuzzing with cargo-fuzz and a nightly compiler.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,9 +11,9 @@ use crate::{setup, steps, workspace};
 /// Fuzz the decoders from their committed corpus.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Fuzz {
-    /// One target; all of them otherwise.
+    /// A single target; without a name, all targets.
     target: Option<String>,
-    /// For each target.
+    /// Seconds for each target.
     #[arg(long, default_value_t = 60)]
     seconds: u32,
 }
@@ -34,18 +34,18 @@ impl Fuzz {
     }
 }
 
-/// One fuzz target of one crate.
+/// Fuzz target of a crate.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// Its file's name.
+    /// Name of the target's file.
     pub(crate) name: String,
     /// The `fuzz` directory.
     directory: PathBuf,
 }
 
 impl Target {
-    /// `cargo fuzz` with what all of its commands need. Without a sanitizer: the crates forbid `unsafe`,
-    /// and it is several times faster so.
+    /// Returns `cargo fuzz` with the common arguments of all commands. Without a sanitizer: the
+    /// crates forbid `unsafe`, and fuzzing is several times faster.
     fn cargo_fuzz(&self, command: &str) -> Command {
         let mut fuzz = Command::new("cargo");
         fuzz.args(["+nightly", "fuzz", command, "--sanitizer", "none", "--fuzz-dir"]);
@@ -54,7 +54,8 @@ impl Target {
         fuzz
     }
 
-    /// Runs it from its seeds. What it finds is kept for the next time, but not in the tree.
+    /// Runs the target from the committed seeds. New inputs are kept for the next run, but outside
+    /// the tree.
     fn run(&self, seconds: u32, seed: Option<u32>) -> anyhow::Result<()> {
         let Self { name, directory } = self;
         let found = workspace::cache().join("fuzz").join(name);
@@ -73,7 +74,7 @@ impl Target {
     }
 }
 
-/// Builds every target, so that a minute of fuzzing is a minute.
+/// Builds every target first, so a minute of fuzzing is a minute.
 pub(crate) fn build(targets: &[Target]) -> anyhow::Result<()> {
     let mut built = Vec::new();
     for target in targets {
@@ -85,7 +86,7 @@ pub(crate) fn build(targets: &[Target]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the targets for so many seconds each, two at a time. The same `seed` makes the same inputs.
+/// Runs the targets for `seconds` each, two at a time. The same `seed` makes the same inputs.
 pub(crate) fn run_all(
     targets: Vec<Target>,
     seconds: u32,
@@ -108,14 +109,14 @@ pub(crate) fn run_all(
     })
 }
 
-/// Why this machine cannot fuzz, if so.
+/// Returns the reason if the machine cannot fuzz.
 pub(crate) fn unavailable() -> Option<String> {
     let nightly = setup::works("rustup", &["run", "nightly", "rustc", "-V"]);
     (!nightly)
         .then(|| "fuzzing needs a nightly compiler: `rustup toolchain install nightly`".to_owned())
 }
 
-/// Installs cargo-fuzz where it is missing.
+/// Installs cargo-fuzz if missing.
 pub(crate) fn install() -> anyhow::Result<()> {
     if !setup::works("cargo", &["fuzz", "--version"]) {
         let mut install = workspace::cargo();
@@ -125,7 +126,7 @@ pub(crate) fn install() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every target of every crate with a `fuzz` directory.
+/// Returns every target of every crate with a `fuzz` directory.
 pub(crate) fn targets() -> anyhow::Result<Vec<Target>> {
     let mut targets = Vec::new();
     for entry in std::fs::read_dir(workspace::root())? {

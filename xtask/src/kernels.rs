@@ -1,7 +1,8 @@
-//! The kernels of the virtual machines: which, from where, and the little that a guest starts with.
+//! Kernels of the virtual machines: versions, origin and the initial file system of a guest.
 //!
-//! They come through the machine's own `apt-get`, with directories and a list of sources of our own: nothing
-//! of the system changes, and no mirror is named here. What runs in the guest is not known here.
+//! The packages come through the machine's own `apt-get`, with separate directories and a separate
+//! list of sources: the system stays unchanged, and no mirror is named here. The module does not
+//! know the programs run in the guest.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -12,46 +13,47 @@ use serde::Deserialize;
 
 use crate::{steps, workspace};
 
-/// The list, next to this program.
+/// List of kernels, next to the program.
 const LIST: &str = include_str!("../kernels.toml");
-/// Modules that a guest needs: its root file system, and the socket diagnosis that `modprobe` would load elsewhere.
+/// Modules needed by a guest: the root file system, and the socket diagnosis loaded elsewhere by
+/// `modprobe`.
 const MODULES: &[&str] = &["virtio_pci", "virtiofs", "tcp_diag"];
-/// Mechanisms of the agent's `doctor` that are columns of the README's table.
+/// Mechanisms of the agent's `doctor` with a column in the README's table.
 const COLUMNS: [&str; 2] = ["uprobes", "egress hold"];
-/// Debian's signatures, of all its releases.
+/// Keyring with Debian's signatures of all releases.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The list of kernels.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Kernels {
-    /// Factor by which a guest is slower than the host.
+    /// Slowdown of a guest against the host, as a factor.
     pub(crate) time_scale: u32,
     kernel: Vec<Kernel>,
 }
 
-/// A kernel, and what was found on it.
+/// Kernel, and the recorded test results.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Kernel {
-    /// Its name on the command line.
+    /// Name on the command line.
     pub(crate) line: String,
     version: String,
     suite: String,
-    /// `NAME=VERSION`, as `apt-get` wants it.
+    /// `NAME=VERSION`, in the form for `apt-get`.
     package: String,
     tried: String,
-    /// Tests, by parts of their names, that passed there then.
+    /// Tests passed on the kernel at the recorded date, by parts of the names.
     passed: Vec<String>,
-    /// The best mechanism for a denial.
+    /// Best mechanism for a denial.
     pub(crate) best_mechanism: String,
-    /// Mechanisms of the agent's `doctor` that are not available.
+    /// Mechanisms of the agent's `doctor` missing on the kernel.
     pub(crate) lacks: BTreeSet<String>,
-    /// Tests that `cargo xtask test` runs there; none: it leaves this kernel out.
+    /// Tests run on the kernel by `cargo xtask test`; if empty, the kernel is left out.
     pub(crate) selection: Vec<String>,
 }
 
-/// What QEMU boots.
+/// Files booted by QEMU.
 #[derive(Debug)]
 pub(crate) struct Image {
     pub(crate) kernel: PathBuf,
@@ -69,7 +71,7 @@ impl Kernels {
         &self.kernel
     }
 
-    /// The kernel of that name.
+    /// Returns the kernel named `line`.
     pub(crate) fn named(&self, line: &str) -> anyhow::Result<&Kernel> {
         let known: Vec<_> = self.kernel.iter().map(|kernel| kernel.line.as_str()).collect();
         let found = self.kernel.iter().find(|kernel| kernel.line == line);
@@ -78,7 +80,7 @@ impl Kernels {
 }
 
 impl Kernel {
-    /// Its row in the README's table of support.
+    /// Returns the row for the README's table of support.
     pub(crate) fn row(&self) -> String {
         let Self { line, version, tried, passed, lacks, best_mechanism, .. } = self;
         let has = |mechanism: &str| if lacks.contains(mechanism) { "no" } else { "yes" };
@@ -89,7 +91,7 @@ impl Kernel {
         )
     }
 
-    /// The kernel and a file system for its first moments, fetched and made where they are missing.
+    /// Returns the kernel and the initial file system; downloads and builds missing files.
     pub(crate) fn image(&self, command: &str) -> anyhow::Result<Image> {
         let unpacked = self.fetch()?;
         let kernel = only_file(&unpacked.join("boot"), "vmlinuz")?;
@@ -97,7 +99,7 @@ impl Kernel {
         Ok(Image { kernel, initramfs })
     }
 
-    /// Its package, unpacked; fetched the first time.
+    /// Returns the unpacked package; downloads the package the first time.
     pub(crate) fn fetch(&self) -> anyhow::Result<PathBuf> {
         let name = self.package.replace(['=', '~'], "_");
         let place = workspace::cache().join("vm").join(name);
@@ -120,7 +122,8 @@ impl Kernel {
         Ok(place)
     }
 
-    /// busybox, the modules, and two scripts; everything else is on the host's file system.
+    /// Builds the initial file system: busybox, the modules, and two scripts; everything else is on
+    /// the host's file system.
     fn initramfs(&self, unpacked: &Path, command: &str) -> anyhow::Result<PathBuf> {
         let place = workspace::cache().join("vm").join(format!("initramfs-{}", self.line));
         recreate(&place)?;
@@ -143,7 +146,7 @@ impl Kernel {
     }
 }
 
-/// `apt-get` with one suite of Debian's, from the mirror that this machine uses for its own.
+/// `apt-get` with a single Debian suite, from the mirror used by the machine.
 struct Apt {
     options: Vec<String>,
 }
@@ -181,7 +184,7 @@ impl Apt {
     }
 }
 
-/// Where this machine's own packages of Debian come from.
+/// Returns the mirror of the machine's own Debian packages.
 fn mirror() -> anyhow::Result<String> {
     let format = "$(ORIGIN) $(COMPONENT) $(CODENAME) $(REPO_URI)";
     let output = Command::new("apt-get").args(["indextargets", "--format", format]).output()?;
@@ -195,7 +198,8 @@ fn mirror() -> anyhow::Result<String> {
         .to_owned())
 }
 
-/// The wanted modules and what they depend on, each after its own dependencies. What is built in has no file.
+/// Returns the wanted modules and the dependencies, each after the module's own dependencies. A
+/// built-in module has no file.
 fn modules(directory: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     let mut files = Vec::new();
     let mut open = vec![directory.to_owned()];
@@ -208,7 +212,7 @@ fn modules(directory: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     let mut wanted: VecDeque<String> = MODULES.iter().rev().map(ToString::to_string).collect();
     let mut loaded: Vec<(String, Vec<u8>)> = Vec::new();
     while let Some(name) = wanted.pop_front() {
-        // One that is wanted again is needed earlier.
+        // A module wanted again is needed earlier.
         let again = loaded.iter().position(|(it, _)| *it == name).map(|at| loaded.remove(at).1);
         let Some(bytes) = again.map_or_else(|| module(&files, &name), |it| Ok(Some(it)))? else {
             continue;
@@ -219,7 +223,7 @@ fn modules(directory: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     Ok(loaded.into_iter().rev().map(|(_, bytes)| bytes).collect())
 }
 
-/// A module's file as the kernel wants it, or none where it is not a module.
+/// Returns a module's file in the form for the kernel; `None` if there is no module of the name.
 fn module(files: &[PathBuf], name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     let is_it = |path: &&PathBuf| {
         let file = path.file_name().and_then(|file| file.to_str()).unwrap_or_default();
@@ -234,7 +238,7 @@ fn module(files: &[PathBuf], name: &str) -> anyhow::Result<Option<Vec<u8>>> {
     Ok(Some(std::fs::read(path)?))
 }
 
-/// What a module says it depends on: `depends=A,B` in its section `.modinfo`.
+/// Returns the dependencies of a module: `depends=A,B` in the section `.modinfo`.
 fn dependencies(module: &[u8]) -> Vec<String> {
     let mut entries = module.split(|&byte| byte == 0);
     let list = entries.find_map(|entry| entry.strip_prefix(b"depends="));

@@ -1,7 +1,8 @@
-//! What deny.toml allows: licences, sources, and who may depend on what.
+//! Checks of deny.toml: licences, sources, and permitted dependencies.
 //!
-//! Where cargo-deny is installed it is asked; building it takes longer than all of our tests, so otherwise
-//! the same file is read here. Advisories are not checked: they need a network that a build may not have.
+//! If cargo-deny is installed, cargo-deny does the check. Building cargo-deny takes longer than all
+//! tests, so otherwise the same file is evaluated here. Advisories are not checked, because a build
+//! may have no network.
 
 use std::collections::HashMap;
 
@@ -27,7 +28,7 @@ struct Bans {
     deny: Vec<Ban>,
 }
 
-/// A crate that nobody may depend on, but for its wrappers.
+/// Crate banned as a dependency, except of the wrappers.
 #[derive(Debug, Deserialize)]
 struct Ban {
     #[serde(rename = "crate")]
@@ -36,7 +37,7 @@ struct Ban {
     wrappers: Vec<String>,
 }
 
-/// The part of `cargo metadata` that we read.
+/// Evaluated part of `cargo metadata`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Metadata {
     pub(crate) packages: Vec<Package>,
@@ -91,13 +92,13 @@ impl Metadata {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    /// Every package by its id.
+    /// Returns every package by id.
     pub(crate) fn by_id(&self) -> HashMap<&str, &Package> {
         self.packages.iter().map(|package| (package.id.as_str(), package)).collect()
     }
 }
 
-/// Complaints about the dependency tree.
+/// Returns the complaints about the dependency tree.
 pub(crate) fn check() -> anyhow::Result<Vec<String>> {
     if setup::works("cargo", &["deny", "--version"]) {
         let mut deny = workspace::cargo();

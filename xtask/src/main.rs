@@ -1,7 +1,7 @@
 //! Set-up, build, test and measurement commands of the workspace: `cargo xtask help`.
 //!
-//! Each command installs what it needs and nothing when all is there. It knows nothing of what the tests
-//! assert: adding a test never edits this program.
+//! Each command installs missing requirements, and nothing if all are present. The program knows
+//! nothing of the assertions in the tests: adding a test never edits the program.
 
 mod bench;
 mod fuzz;
@@ -23,24 +23,25 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask")]
 enum Command {
-    /// Install what the build and the tests need, and nothing when all is there.
+    /// Install the requirements of the build and the tests, and nothing if all are present.
     Setup,
     /// Build `target/release/genops-agent` with the kernel programs inside.
     Build,
-    /// Run every test, the fast ones first; those on this kernel need root.
+    /// Run every test, the fast tests first; tests on this kernel need root.
     Test(test::Test),
     Vm(vm::Vm),
-    /// Run what needs no kernel and no privilege: formatting, lints, unit tests, tidy, licences.
+    /// Run formatting, lints, unit tests, tidy and licences, without kernel and privilege.
     Ci,
-    /// Check the invariants of ARCHITECTURE.md.
+    /// Check the invariants of ARCHITECTURE.md, links, test names and wording in documents.
     Tidy,
-    /// Check licences, sources and who may depend on what (deny.toml).
+    /// Check licences, sources and permitted dependencies (deny.toml).
     Licences,
-    /// Renew the compiled-in prices from the package registry, and print what changed.
+    /// Renew the compiled-in prices from the package registry, and print the changes.
     Prices,
     /// Fuzz the decoders.
     Fuzz(fuzz::Fuzz),
-    /// Show the main job on this host: an allowed call, one blocked, one over budget, and the evidence.
+    /// Show the main job on this host: an allowed call, a blocked call, a call over budget, and the
+    /// evidence.
     Demo(Forwarded),
     /// Measure, part by part, beside floors and goals.
     Bench(bench::Bench),
@@ -49,7 +50,7 @@ enum Command {
 /// A command of `genops-tests`, run after set-up and build.
 #[derive(Debug, clap::Args)]
 struct Forwarded {
-    /// Options of the command itself; `--help` shows them.
+    /// Options of the forwarded command; `--help` shows the options.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
@@ -86,7 +87,7 @@ impl Command {
     }
 }
 
-/// Fails with every complaint on a line of its own.
+/// Fails with every complaint on a separate line.
 fn report(what: &str, complaints: &[String]) -> anyhow::Result<()> {
     anyhow::ensure!(complaints.is_empty(), "{what}:\n  {}", complaints.join("\n  "));
     Ok(())

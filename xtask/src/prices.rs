@@ -1,4 +1,4 @@
-//! Renews the prices that are compiled in, and says what became of them.
+//! Renewal of the compiled-in prices, with a report of the changes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use crate::{steps, workspace};
 
-/// Takes the newest data that the package registry has, and prints what changed.
+/// Takes the newest data from the package registry, and prints the changes.
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) fn renew() -> anyhow::Result<()> {
     let path = table();
@@ -39,7 +39,7 @@ fn table() -> PathBuf {
     workspace::root().join("genops-governance/data/prices.tsv")
 }
 
-/// What differs, a line each: `+ PROVIDER RULE`, `- PROVIDER RULE`, or both prices.
+/// Returns the differences, a line each: `+ PROVIDER RULE`, `- PROVIDER RULE`, or both prices.
 fn changes(before: &str, after: &str) -> Vec<String> {
     let (before, after) = (models(before), models(after));
     let mut changes = Vec::new();
@@ -55,7 +55,7 @@ fn changes(before: &str, after: &str) -> Vec<String> {
     changes
 }
 
-/// Provider and rule of each model, and its prices in pico-USD.
+/// Returns the prices of each model in pico-USD, by provider and rule.
 fn models(table: &str) -> BTreeMap<String, String> {
     let mut provider = "";
     let mut models = BTreeMap::new();

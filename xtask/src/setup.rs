@@ -1,11 +1,14 @@
-//! Installs what the build and the tests need, and nothing when all is there.
+//! Installation of the requirements of the build and the tests; installs nothing if all are
+//! present.
 //!
-//! The kernel programs need a compiler with `core` for `bpfel-unknown-none` and a linker for LLVM bitcode.
-//! Two ways are known: rustup's nightly with `rust-src`, the usual one, and on Debian 12 the distribution's
-//! own packages, which bring a prebuilt `core`. Anything else is refused with the sentence that helps.
+//! The kernel programs need a compiler with `core` for `bpfel-unknown-none` and a linker for LLVM
+//! bitcode. Two ways are supported: rustup's nightly with `rust-src`, the usual way, and on Debian
+//! 12 the distribution's packages with a prebuilt `core`. Anything else is refused with a helpful
+//! sentence.
 //!
-//! `bpf-linker` goes to cargo's own directory, as a developer would install it, where all checkouts share
-//! it. One that is there already and links another LLVM is left alone: ours then goes to `.cache/tools`.
+//! `bpf-linker` goes to cargo's own directory, as in a developer's installation, shared by all
+//! checkouts. An existing `bpf-linker` for another LLVM is left alone: the new linker then goes to
+//! `.cache/tools`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,7 +26,7 @@ const DEBIAN_BPF: &[&str] = &[
     "llvm-22",
     "llvm-22-dev",
 ];
-/// Debian's packages for everything else that is compiled.
+/// Debian's packages for all other compiled code.
 const DEBIAN_BUILD: &[&str] = &["gcc", "g++", "libc6-dev", "make", "pkg-config"];
 /// Debian's packages for the clients and peers of the tests and the demo.
 const DEBIAN_CLIENTS: &[&str] = &[
@@ -41,21 +44,22 @@ const DEBIAN_CLIENTS: &[&str] = &[
 const DEBIAN_MACHINES: &[&str] =
     &["qemu-system-x86", "busybox-static", "debian-archive-keyring", "iproute2", "xz-utils"];
 const BPF_LINKER_VERSION: &str = "0.13.0";
-/// Where Debian's LLVM 22 has `llvm-config`.
+/// Directory of `llvm-config` in Debian's LLVM 22.
 const LLVM_BIN: &str = "/usr/lib/llvm-22/bin";
-/// Name under which rustup knows Debian's compiler.
+/// Name of Debian's compiler in rustup.
 const LINKED_TOOLCHAIN: &str = "genops-bpf";
 
-/// What builds the kernel programs.
+/// Toolchain of the kernel programs.
 #[derive(Debug)]
 pub(crate) struct Toolchain {
-    /// A toolchain of rustup's; `genops-agent/build.rs` reads it from `GENOPS_BPF_TOOLCHAIN`.
+    /// Name of a rustup toolchain; `genops-agent/build.rs` reads the name from
+    /// `GENOPS_BPF_TOOLCHAIN`.
     pub(crate) name: String,
-    /// Directories that must be in front of `PATH`.
+    /// Directories to put in front of `PATH`.
     pub(crate) path: Vec<PathBuf>,
 }
 
-/// Finds what builds the kernel programs here, and installs what is missing of it.
+/// Finds the toolchain of the kernel programs on the machine, and installs missing parts.
 pub(crate) fn toolchain() -> anyhow::Result<Toolchain> {
     if let Some(name) = std::env::var_os("GENOPS_BPF_TOOLCHAIN") {
         let name = name.into_string().ok().context("GENOPS_BPF_TOOLCHAIN is not UTF-8")?;
@@ -92,7 +96,8 @@ pub(crate) fn toolchain() -> anyhow::Result<Toolchain> {
     Ok(Toolchain { name: LINKED_TOOLCHAIN.to_owned(), path: linker_for_debian()? })
 }
 
-/// Installs the real clients of the tests: curl, a virtual environment with the Python SDKs, and Node.js.
+/// Installs the real clients of the tests: curl, a virtual environment with the Python SDKs, and
+/// Node.js.
 pub(crate) fn clients() -> anyhow::Result<()> {
     if is_debian() {
         debian_packages(&[DEBIAN_BUILD, DEBIAN_CLIENTS].concat())?;
@@ -108,7 +113,7 @@ fn python_clients() -> anyhow::Result<()> {
     if std::fs::read_to_string(&installed).is_ok_and(|installed| installed == text) {
         return Ok(());
     }
-    // The distribution's interpreter: it maps the distribution's libssl, as most programs do.
+    // The distribution's interpreter maps the distribution's libssl, as most programs do.
     let system = Path::new("/usr/bin/python3");
     let python = if system.exists() { system } else { Path::new("python3") };
     steps::run(
@@ -121,7 +126,7 @@ fn python_clients() -> anyhow::Result<()> {
     std::fs::write(&installed, text).with_context(|| format!("{}", installed.display()))
 }
 
-/// Node.js as its makers build it, with OpenSSL inside, and an SDK.
+/// Installs Node.js as built by the makers, with OpenSSL inside, and an SDK.
 fn node_clients() -> anyhow::Result<()> {
     let clients = workspace::root().join("tests/clients");
     let installed = clients.join("node_modules/.package-lock.json");
@@ -139,7 +144,7 @@ fn node_clients() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Installs what boots other kernels.
+/// Installs the packages for booting other kernels.
 pub(crate) fn machines() -> anyhow::Result<()> {
     if is_debian() { debian_packages(DEBIAN_MACHINES) } else { Ok(()) }
 }
@@ -149,7 +154,7 @@ pub(crate) fn venv() -> PathBuf {
     workspace::cache().join("venv")
 }
 
-/// Whether `program` runs with these arguments and ends well.
+/// Returns true if `program` runs with the arguments and succeeds.
 pub(crate) fn works(program: &str, arguments: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -195,7 +200,7 @@ fn debian_packages(wanted: &[&str]) -> anyhow::Result<()> {
         command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
         command
     };
-    // A list that cannot be renewed may still be new enough.
+    // If the package list can't be renewed, the old list may still be new enough.
     if let Err(error) = steps::run("renew the package lists", &mut apt_get(&["update"])) {
         eprintln!("    {error:#}");
     }
@@ -210,7 +215,8 @@ fn is_installed(package: &str) -> bool {
     query.is_ok_and(|output| output.stdout == b"installed")
 }
 
-/// A `bpf-linker` that reads what Debian's compiler writes: directories to put in front of `PATH`.
+/// Installs a `bpf-linker` for the output of Debian's compiler. Returns directories to put in front
+/// of `PATH`.
 fn linker_for_debian() -> anyhow::Result<Vec<PathBuf>> {
     let ours = workspace::cache().join("tools");
     let found = in_path("bpf-linker");
@@ -223,7 +229,8 @@ fn linker_for_debian() -> anyhow::Result<Vec<PathBuf>> {
     }
     let mut install = workspace::cargo();
     install.args(["install", "--locked", "bpf-linker", "--version", BPF_LINKER_VERSION]);
-    // With the default feature it links LLVM 22 all the same, and then fails on every memset.
+    // With the default feature, `bpf-linker` links LLVM 22 all the same, and then fails on every
+    // memset.
     install.args(["--no-default-features", "--features", "llvm-22"]);
     install.env("PATH", workspace::path_with(&[LLVM_BIN.into()])?).env_remove("CARGO_TARGET_DIR");
     if found.is_some() {

@@ -1,4 +1,4 @@
-//! Long commands with progress: what runs, for how long, and all of its output when it fails.
+//! Long commands with progress: name, duration, and the output on failure.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Write as _};
@@ -10,28 +10,28 @@ use anyhow::{Context as _, ensure};
 
 use crate::workspace;
 
-/// How often a terminal's line is renewed.
+/// Interval between updates of a terminal's line.
 const REDRAW: Duration = Duration::from_millis(200);
-/// How often a line is added where there is no terminal.
+/// Interval between lines if there is no terminal.
 const SIGN_OF_LIFE: Duration = Duration::from_mins(1);
-/// Lines of output shown of a command that failed.
+/// Lines of output shown of a failed command.
 const TAIL_LINES: usize = 400;
 
-/// What a command wrote, both streams together.
+/// Output of a command, both streams together.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) succeeded: bool,
     pub(crate) output: String,
 }
 
-/// Runs `command` to its end and returns all of its output; fails if the command does.
+/// Runs `command` to the end and returns the whole output; fails if the command does.
 pub(crate) fn run(what: &str, command: &mut Command) -> anyhow::Result<String> {
     let Outcome { succeeded, output } = attempt(what, command)?;
     ensure!(succeeded, "{what}: {} failed", command.get_program().display());
     Ok(output)
 }
 
-/// Runs `command` to its end. Its progress is one line; where it fails, its output is shown.
+/// Runs `command` to the end. Progress takes a single line; on failure, the output is shown.
 pub(crate) fn attempt(what: &str, command: &mut Command) -> anyhow::Result<Outcome> {
     let log = log_path(what)?;
     let file = File::create(&log).with_context(|| format!("{}", log.display()))?;
@@ -60,7 +60,7 @@ pub(crate) fn attempt(what: &str, command: &mut Command) -> anyhow::Result<Outco
     Ok(Outcome { succeeded: status.success(), output })
 }
 
-/// Runs a check of our own, which is quick, as a step.
+/// Runs a check of the workspace as a step; the check is quick.
 pub(crate) fn check(
     what: &str,
     check: impl FnOnce() -> anyhow::Result<Vec<String>>,
@@ -72,12 +72,12 @@ pub(crate) fn check(
     result
 }
 
-/// Says what is not done, and why.
+/// Reports a skipped step, with the reason.
 pub(crate) fn skip(what: &str, reason: &str) {
     eprintln!("{} {what}: {reason}", mark("skipped", "33"));
 }
 
-/// The word before what failed.
+/// Returns the word in front of a failed step.
 pub(crate) fn failed() -> String {
     mark("FAILED", "31")
 }
@@ -110,7 +110,7 @@ impl<'a> Progress<'a> {
         let seconds = elapsed.as_secs();
         if self.terminal {
             eprint!("\r        {} {seconds} s", self.what);
-            // A terminal that cannot be written to shows nothing anyway.
+            // A terminal without write access shows nothing anyway.
             drop(std::io::stderr().flush());
         } else if last_line.elapsed() >= SIGN_OF_LIFE {
             eprintln!("        {} {seconds} s", self.what);
@@ -125,7 +125,7 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// A word in colour on a terminal, right-aligned either way.
+/// Returns a word, in colour on a terminal, right-aligned either way.
 fn mark(word: &str, colour: &str) -> String {
     if std::io::stderr().is_terminal() {
         format!("\x1b[{colour}m{word:>7}\x1b[0m")

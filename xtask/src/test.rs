@@ -1,4 +1,4 @@
-//! All tests, the fast ones first, and one line at the end that says how many of each.
+//! All tests, the fast tests first, with a last line counting passed, failed and skipped tests.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,12 +10,12 @@ use crate::setup::Toolchain;
 use crate::steps::{self, Outcome};
 use crate::{fuzz, licences, setup, tidy, vm, workspace};
 
-/// For each fuzz target.
+/// Duration for each fuzz target, in seconds.
 const FUZZ_SECONDS: u32 = 30;
-/// Of what a failed test printed, repeated at the end.
+/// Lines of a failed test's output repeated at the end.
 const FAILURE_LINES: usize = 20;
 const FAILURE_COLUMNS: usize = 400;
-/// A test gives the same answer twice; `cargo xtask fuzz` explores.
+/// A fixed seed gives the same result twice; `cargo xtask fuzz` explores.
 const FUZZ_SEED: u32 = 1;
 
 /// Run every test.
@@ -24,7 +24,7 @@ pub(crate) struct Test {
     /// Leave out fuzzing.
     #[arg(long)]
     no_fuzz: bool,
-    /// Leave out what needs this host's kernel.
+    /// Leave out the tests on this host's kernel.
     #[arg(long)]
     no_host: bool,
     /// Leave out the virtual machines with other kernels.
@@ -64,7 +64,7 @@ impl Test {
     }
 }
 
-/// What CI runs on any machine: no kernel, no privilege, no kernel compiler.
+/// Runs the CI checks for any machine: no kernel, no privilege, no kernel compiler.
 pub(crate) fn ci() -> anyhow::Result<()> {
     setup::clients()?;
     let mut tally = Tally::default();
@@ -97,7 +97,7 @@ fn fast(tally: &mut Tally) {
     tally.tests("tests that need no kernel", &mut unit);
 }
 
-/// Clippy on the programs that run in the kernel, for their own target.
+/// Runs clippy on the kernel programs, for the kernel programs' target.
 fn kernel_lints(tally: &mut Tally, toolchain: &Toolchain) {
     let what = "lints of the kernel programs";
     if !setup::works("rustup", &["run", &toolchain.name, "cargo", "clippy", "-V"]) {
@@ -121,7 +121,7 @@ fn kernel_lints(tally: &mut Tally, toolchain: &Toolchain) {
     if toolchain.name == "nightly" {
         clippy.args(["-Z", "build-std=core"]);
     }
-    // The cargo that started us must not choose the compiler.
+    // The cargo running the program must not choose the compiler.
     for variable in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "AYA_BUILD_SKIP"] {
         clippy.env_remove(variable);
     }
@@ -151,7 +151,7 @@ fn fuzz_all(tally: &mut Tally) {
     }
 }
 
-/// Real exchanges with labels lie beside the repository on some machines.
+/// Replays the corpus: real exchanges with labels, beside the repository on some machines.
 fn corpus(tally: &mut Tally) {
     let corpus = workspace::root().join("../shared/corpus");
     if !corpus.exists() {
@@ -183,11 +183,11 @@ fn host(tally: &mut Tally) {
     let mut host = workspace::cargo();
     host.env("GENOPS_AGENT", workspace::agent()).env("GENOPS_VENV", setup::venv());
     host.args(["test", "--locked", "--package", "genops-tests", "--no-fail-fast"]);
-    // One kernel: a test at a time.
+    // A single kernel: a test at a time.
     tally.tests("tests on this kernel", host.args(["--", "--test-threads=1", "--show-output"]));
 }
 
-/// The selected tests of each kernel that has some.
+/// Runs the selected tests of each kernel with a selection.
 fn other_kernels(tally: &mut Tally) {
     if let Some(reason) = vm::unavailable() {
         return tally.skip("tests on other kernels", &reason);
@@ -215,18 +215,18 @@ fn other_kernels(tally: &mut Tally) {
     }
 }
 
-/// How many of each.
+/// Numbers of passed, failed and skipped tests.
 #[derive(Debug, Default)]
 struct Tally {
     passed: usize,
     failed: usize,
     skipped: usize,
-    /// What each failed test said, to be read at the end of a long output.
+    /// Output of each failed test, repeated at the end of a long output.
     failures: Vec<String>,
 }
 
 impl Tally {
-    /// Counts a step that is one test.
+    /// Counts a step as a single test.
     fn note(&mut self, result: anyhow::Result<()>) -> bool {
         let good = result.is_ok();
         *(if good { &mut self.passed } else { &mut self.failed }) += 1;
@@ -247,7 +247,8 @@ impl Tally {
         self.skipped += 1;
     }
 
-    /// Counts the tests of a `cargo test`. One that prints `skipped: REASON` is not counted as passed.
+    /// Counts the tests of a `cargo test`. A test printing `skipped: REASON` is not counted as
+    /// passed.
     fn tests(&mut self, what: &str, command: &mut Command) {
         let Outcome { succeeded, output } = match steps::attempt(what, command) {
             Ok(outcome) => outcome,
@@ -279,7 +280,7 @@ impl Tally {
         self.skipped += skipped;
     }
 
-    /// What failed, and the last line; fails when a test did.
+    /// Prints the failures and the last line; fails if a test did.
     #[expect(clippy::print_stdout, reason = "the result of the command")]
     fn report(&self) -> anyhow::Result<()> {
         let Self { passed, failed, skipped, failures } = self;
@@ -293,10 +294,10 @@ impl Tally {
     }
 }
 
-/// What each failed test of a `cargo test` printed, without the backtraces.
+/// Returns the output of each failed test of a `cargo test`, without the backtraces.
 fn failures(output: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
-    // With `--show-output`, those that passed are printed in the same way in a section of their own.
+    // With `--show-output`, passed tests are printed in the same way in a separate section.
     let (mut failed, mut left) = (false, 0);
     for line in output.lines() {
         let name = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"));
@@ -321,7 +322,7 @@ fn failures(output: &str) -> Vec<String> {
     found
 }
 
-/// The number before `unit` in `12 passed; 0 failed; ..`.
+/// Returns the number before `unit` in `12 passed; 0 failed; ..`.
 fn count(result: &str, unit: &str) -> usize {
     let before = result.split(unit).next().filter(|before| before.len() < result.len());
     before.and_then(|before| before.rsplit(' ').next()?.parse().ok()).unwrap_or(0)

@@ -1,4 +1,7 @@
-//! The invariants of ARCHITECTURE.md, checked on the tree: each is something that must not be there.
+//! Checks of the invariants of ARCHITECTURE.md on the tree: each check finds something forbidden.
+
+mod pointers;
+mod words;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -10,7 +13,8 @@ use crate::kernels::{Kernel, Kernels};
 use crate::licences::Metadata;
 use crate::workspace;
 
-/// What each crate may know of the others. A crate that is not named here may know all.
+/// Permitted dependencies of each crate on the others. A crate missing in the list may depend on
+/// all.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("genops-ebpf", &["genops-ebpf-common"]),
     ("genops-ebpf-common", &[]),
@@ -19,13 +23,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("genops-protocols", &[]),
     ("xtask", &[]),
 ];
-/// Crates that compute and never wait.
+/// Crates for computation only, without waiting.
 const PURE: &[&str] = &["genops-evidence", "genops-governance", "genops-protocols"];
-/// Crates that no pure crate may reach, however indirectly.
+/// Crates no pure crate may depend on, even indirectly.
 const IMPURE: &[&str] = &["async-io", "aya", "hyper", "mio", "reqwest", "socket2", "tokio"];
-/// Crates whose code runs in the kernel, or is read from its memory.
+/// Crates with code running in the kernel, or with data read from kernel memory.
 const KERNEL_SIDE: &[&str] = &["genops-ebpf", "genops-ebpf-common"];
-/// Code that must not be there, and why. The pieces are joined, so that this file does not contain it.
+/// Forbidden code, with the reason. The pieces are joined, so the file itself passes the check.
 const FORBIDDEN_CODE: &[(&[&str], &str)] = &[
     (
         &["#[uret", "probe"],
@@ -38,14 +42,18 @@ const FORBIDDEN_CODE: &[(&[&str], &str)] = &[
     (&["#[ig", "nore"], "a test that is switched off"),
 ];
 
+/// Maximum width of a comment line without a URL, in columns: `rustfmt` wraps code
+/// only.
+const COLUMNS: usize = 100;
+
 /// A file of the tree, as text.
 struct Source {
-    /// Relative to the repository.
+    /// Path relative to the repository's root.
     path: String,
     text: String,
 }
 
-/// Every broken invariant, one sentence each.
+/// Returns every broken invariant, a sentence each.
 pub(crate) fn check() -> anyhow::Result<Vec<String>> {
     let metadata = Metadata::read()?;
     let sources = sources()?;
@@ -58,10 +66,12 @@ pub(crate) fn check() -> anyhow::Result<Vec<String>> {
     }
     complaints.extend(captures()?);
     complaints.extend(support()?);
+    complaints.extend(pointers::check(&sources));
+    complaints.extend(words::check(&sources));
     Ok(complaints)
 }
 
-/// Every manifest inherits the lints and says the right licence.
+/// Checks that every manifest inherits the lints and names the right licence.
 fn manifests(metadata: &Metadata) -> anyhow::Result<Vec<String>> {
     let mut complaints = Vec::new();
     for package in &metadata.packages {
@@ -87,7 +97,7 @@ fn manifests(metadata: &Metadata) -> anyhow::Result<Vec<String>> {
     Ok(complaints)
 }
 
-/// Nothing depends on what it must not know.
+/// Checks that no crate depends on a forbidden crate.
 fn directions(metadata: &Metadata) -> Vec<String> {
     let packages = metadata.by_id();
     let mut complaints = Vec::new();
@@ -107,7 +117,7 @@ fn directions(metadata: &Metadata) -> Vec<String> {
     complaints
 }
 
-/// Pure crates reach no runtime and no kernel, through whatever they depend on.
+/// Checks that pure crates reach no runtime and no kernel through any dependency.
 fn purity(metadata: &Metadata) -> Vec<String> {
     let packages = metadata.by_id();
     let name_of = |id: &str| packages.get(id).map_or("", |package| package.name.as_str());
@@ -138,7 +148,7 @@ fn purity(metadata: &Metadata) -> Vec<String> {
     complaints
 }
 
-/// Every text file that is or would be committed.
+/// Returns every text file, committed or about to be committed.
 fn sources() -> anyhow::Result<Vec<Source>> {
     let mut git = Command::new("git");
     git.args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"])
@@ -151,7 +161,7 @@ fn sources() -> anyhow::Result<Vec<Source>> {
     );
     let list = String::from_utf8(output.stdout)?;
     let read = |path: &str| {
-        // What is no text, and what was deleted but not yet committed, has no lines to check.
+        // A file without text, or deleted but not yet committed, has no lines to check.
         let text = std::fs::read_to_string(workspace::root().join(path)).ok()?;
         Some(Source { path: path.to_owned(), text })
     };
@@ -161,7 +171,7 @@ fn sources() -> anyhow::Result<Vec<Source>> {
 impl Source {
     fn complaints(&self) -> Vec<String> {
         let mut complaints = self.machine_paths();
-        if Path::new(&self.path).extension().is_some_and(|extension| extension == "rs") {
+        if is_kind(&self.path, "rs") {
             complaints.extend(self.code());
         }
         complaints
@@ -180,6 +190,11 @@ impl Source {
                 if line.contains(&pieces.concat()) {
                     complaints.push(self.at(number, why));
                 }
+            }
+            let is_wide = line.chars().count() > COLUMNS && !line.contains("://");
+            if is_wide && line.trim_start().starts_with("//") {
+                let wide = format!("a comment line is at most {COLUMNS} columns wide");
+                complaints.push(self.at(number, &wide));
             }
             if !kernel_side && is_unsafe(code) {
                 complaints
@@ -200,7 +215,7 @@ impl Source {
         complaints
     }
 
-    /// Paths of the machine that runs this: its checkout's directory, its user's home.
+    /// Finds paths of the current machine: the directory of the checkout, the home of the user.
     fn machine_paths(&self) -> Vec<String> {
         let root = workspace::root();
         let home = std::env::var_os("HOME").map(PathBuf::from);
@@ -228,7 +243,12 @@ impl Source {
     }
 }
 
-/// Whether a line of code opens something unsafe; the name of the lint does not.
+/// Returns true if a path has the extension.
+fn is_kind(path: &str, extension: &str) -> bool {
+    Path::new(path).extension().is_some_and(|found| found == extension)
+}
+
+/// Returns true if a line of code opens something unsafe; the name of the lint does not count.
 fn is_unsafe(code: &str) -> bool {
     code.match_indices("unsafe").any(|(at, word)| {
         let before = code.get(..at).and_then(|head| head.chars().next_back());
@@ -242,7 +262,7 @@ fn is_unsafe(code: &str) -> bool {
     })
 }
 
-/// The README says of each kernel what was found in its virtual machine.
+/// Checks that the README states the results of each kernel's virtual machine.
 fn support() -> anyhow::Result<Vec<String>> {
     let readme = std::fs::read_to_string(workspace::root().join("README.md"))?;
     let kernels = Kernels::read()?;
@@ -251,7 +271,8 @@ fn support() -> anyhow::Result<Vec<String>> {
     Ok(missing.map(|row| format!("README.md lacks this row of kernels.toml: {row}")).collect())
 }
 
-/// Every dialect has recorded exchanges: a directory with its name, or the protocol's, in its own.
+/// Checks that every dialect has recorded exchanges: a directory with the dialect's name, or the
+/// protocol's (`mcp`), in the directory's name.
 fn captures() -> anyhow::Result<Vec<String>> {
     let root = workspace::root();
     let captures = root.join("tests/captures");

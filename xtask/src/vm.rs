@@ -1,8 +1,9 @@
-//! Runs the kernel tests, or any command, on another kernel: QEMU without hardware virtualisation.
+//! Kernel tests, or any command, on another kernel: QEMU without hardware virtualisation.
 //!
-//! The guest has the host's root file system, read-only, so it runs the very programs that were built and
-//! installed here. It talks over a serial line, and its last line is its verdict. What can't end well is
-//! ended: a kernel that panics, a guest that says nothing any more, or one that takes too long.
+//! The guest has the host's root file system, read-only, and so runs the very programs built and
+//! installed on the host. The guest talks over a serial line, and the last line is the verdict. A
+//! run without a chance of success is ended: a kernel panic, a silent guest, or a guest over the
+//! time limit.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -16,25 +17,26 @@ use serde::Deserialize;
 use crate::kernels::{Image, Kernel, Kernels};
 use crate::{setup, workspace};
 
-/// A guest that says nothing for so long hangs: the longest test of all is shorter.
+/// Maximum silence of a guest; a longer silence counts as a hang. The longest test of all is
+/// shorter.
 const SILENCE: Duration = Duration::from_mins(20);
-/// How often QEMU and the console are looked at.
+/// Interval between looks at QEMU and the console.
 const LOOK: Duration = Duration::from_millis(500);
-/// Before the exit status of the command.
+/// Text before the exit status of the command.
 const VERDICT: &str = "guest: ended with ";
-/// What a kernel says on its console when it can't go on.
+/// Console messages of a kernel unable to go on.
 const DEATHS: &[&str] = &["Kernel panic", "Oops:", "BUG:", "double fault"];
-/// Lines of the console that are shown then.
+/// Lines of the console shown on a kernel's failure.
 const CONSOLE_TAIL: usize = 60;
-/// Where distributions put the server of the shared file system.
+/// Paths of the shared file system's server in distributions.
 const VIRTIOFSD: &[&str] = &["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"];
-/// Serves the root file system from a read-only bind mount that nobody else sees.
+/// Serves the root file system from a private read-only bind mount.
 const SERVE: &str = "mount -t tmpfs tmpfs /run && mkdir /run/root && mount --rbind / /run/root \
                      && mount -o remount,bind,ro /run/root && exec \"$@\"";
 
 /// Run the tests on another kernel, in a virtual machine.
 ///
-/// `cargo xtask vm --kernel 6.1 denial::` runs the tests whose names contain `denial::`;
+/// `cargo xtask vm --kernel 6.1 denial::` runs the tests with `denial::` in the name;
 /// `cargo xtask vm --kernel 6.1 -- sh -c 'uname -r; $GENOPS_AGENT doctor'` runs a command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Vm {
@@ -44,17 +46,17 @@ pub(crate) struct Vm {
     /// Agent to test; otherwise `target/release/genops-agent` is built.
     #[arg(long)]
     agent: Option<PathBuf>,
-    /// End the guest after so many minutes.
+    /// End the guest after the given number of minutes.
     #[arg(long, default_value_t = 60)]
     minutes: u64,
-    /// Parts of the names of tests; all tests where there is none.
+    /// Parts of the names of tests; without a part, all tests.
     filters: Vec<String>,
     /// A command to run in the guest instead.
     #[arg(last = true)]
     command: Vec<String>,
 }
 
-/// What the agent's `doctor` says, as far as it is compared.
+/// Compared part of the output of the agent's `doctor`.
 #[derive(Debug, Deserialize)]
 struct Doctor {
     best_mechanism: String,
@@ -98,7 +100,7 @@ impl Vm {
     }
 }
 
-/// Why no virtual machine can be had here, if so.
+/// Returns the reason if the machine can't run a virtual machine.
 pub(crate) fn unavailable() -> Option<String> {
     if std::env::consts::ARCH != "x86_64" {
         return Some("the kernels are for x86-64".to_owned());
@@ -121,13 +123,13 @@ fn environment(agent: &Path, time_scale: u32) -> String {
     variables.map(export).concat()
 }
 
-/// Words as a shell reads them back.
+/// Quotes words for a shell.
 fn quoted<'a>(words: impl Iterator<Item = &'a String>) -> String {
     let word = |word: &String| format!("'{}'", word.replace('\'', r"'\''"));
     words.map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// Fails unless tests were run and the agent found what the list of kernels says.
+/// Fails unless tests were run and the agent's `doctor` agrees with the list of kernels.
 fn judge(kernel: &Kernel, lines: &[String]) -> anyhow::Result<()> {
     let ran = lines
         .iter()
@@ -146,10 +148,10 @@ fn judge(kernel: &Kernel, lines: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A machine that runs; it is ended when dropped.
+/// Running machine, ended on drop.
 struct Guest {
     qemu: Child,
-    /// The server of its root file system.
+    /// Server of the root file system.
     files: Child,
     place: PathBuf,
     lines: Receiver<String>,
@@ -173,7 +175,8 @@ impl Guest {
         Ok(Self { qemu, files, place, lines })
     }
 
-    /// Hands its lines on until it has ended, and returns them; fails unless it ended well.
+    /// Prints the guest's lines until the end, and returns the lines; fails unless the guest ended
+    /// well.
     fn watch(self, limit: Duration) -> anyhow::Result<Vec<String>> {
         let begun = Instant::now();
         let mut heard = begun;
@@ -209,7 +212,7 @@ impl Guest {
         died.map_or(Ok(()), |death| bail!("the guest's kernel died ({death})\n{console}"))
     }
 
-    /// The last that the kernel said.
+    /// Returns the last lines of the kernel's console.
     fn console(&self) -> String {
         let bytes = std::fs::read(self.place.join("console")).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
@@ -233,7 +236,7 @@ impl Drop for Guest {
     }
 }
 
-/// Starts the server of the root file system and waits for its socket.
+/// Starts the server of the root file system and waits for the server's socket.
 fn serve(socket: &Path, log: &Path) -> anyhow::Result<Child> {
     let server = VIRTIOFSD.iter().find(|path| Path::new(path).exists());
     let server = server.context("no virtiofsd is installed: run `cargo xtask setup`")?;
@@ -254,12 +257,13 @@ fn serve(socket: &Path, log: &Path) -> anyhow::Result<Child> {
     Ok(files)
 }
 
-/// Boots: the kernel's console goes to a file, the second serial line to us.
+/// Boots the guest: the kernel's console goes to a file, the second serial line to the program.
 fn qemu(image: &Image, socket: &Path, console: &Path) -> anyhow::Result<Child> {
-    // It ends with us, however we end; the server of files ends with it.
+    // QEMU ends with the program, however the program ends; the server of files ends with QEMU.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
-    // KVM is there on some machines and hangs. QEMU 7.2 gets the flags of `cmpxchg16b` wrong, and 6.12 uses it.
+    // KVM is present on some machines and hangs. QEMU 7.2 gets the flags of `cmpxchg16b` wrong, and
+    // Linux 6.12 uses `cmpxchg16b`.
     qemu.args(["-accel", "tcg", "-cpu", "max,-cx16", "-smp", "2", "-m", "3G"]);
     qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     qemu.args([
@@ -277,7 +281,7 @@ fn qemu(image: &Image, socket: &Path, console: &Path) -> anyhow::Result<Child> {
     Ok(qemu.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?)
 }
 
-/// The lines that the guest writes, as they come.
+/// Returns the lines written by the guest, as the lines come.
 fn read(output: ChildStdout) -> Receiver<String> {
     let (sender, lines) = channel();
     std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! Where things are, and how our children run cargo.
+//! Paths of the workspace, and the environment of cargo for child processes.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,35 +9,36 @@ use anyhow::{Context as _, ensure};
 use crate::setup::{self, Toolchain};
 use crate::steps;
 
-/// The repository.
+/// Returns the repository's root.
 pub(crate) fn root() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.parent().unwrap_or(manifest).to_owned()
 }
 
-/// What set-up installs for this checkout, and logs. Not under `target`, so that `cargo clean` keeps it.
+/// Returns the directory for the checkout's installed tools and logs. Not under `target`, so
+/// `cargo clean` keeps the directory.
 pub(crate) fn cache() -> PathBuf {
     root().join(".cache")
 }
 
-/// Where cargo puts what it builds.
+/// Returns cargo's build directory.
 pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The agent that [`build_release`] makes.
+/// Returns the path of the agent built by [`build_release`].
 pub(crate) fn agent() -> PathBuf {
     target().join("release/genops-agent")
 }
 
-/// The cargo that started us, in the repository.
+/// Returns the cargo running the program, set to the repository's root.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
 }
 
-/// A cargo that can build the kernel programs.
+/// Returns a cargo able to build the kernel programs.
 fn cargo_with(toolchain: &Toolchain) -> anyhow::Result<Command> {
     let mut command = cargo();
     command.env("GENOPS_BPF_TOOLCHAIN", &toolchain.name).env("PATH", path_with(&toolchain.path)?);
@@ -45,13 +46,13 @@ fn cargo_with(toolchain: &Toolchain) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// `PATH` with further directories in front.
+/// Returns `PATH` with further directories in front.
 pub(crate) fn path_with(directories: &[PathBuf]) -> anyhow::Result<OsString> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     Ok(std::env::join_paths(directories.iter().cloned().chain(std::env::split_paths(&path)))?)
 }
 
-/// Builds the agent with its kernel programs.
+/// Builds the agent with the kernel programs.
 pub(crate) fn build_release(toolchain: &Toolchain) -> anyhow::Result<()> {
     let mut build = cargo_with(toolchain)?;
     build.args(["build", "--release", "--locked", "--package", "genops-agent"]);
@@ -59,7 +60,7 @@ pub(crate) fn build_release(toolchain: &Toolchain) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds the tests on this kernel, and the peers that they start; their program.
+/// Builds the tests on this kernel and the peers started by the tests; returns the program.
 pub(crate) fn host_tests() -> anyhow::Result<PathBuf> {
     let mut build = cargo();
     build.args(["test", "--locked", "--package", "genops-tests", "--test", "host", "--no-run"]);
@@ -69,7 +70,7 @@ pub(crate) fn host_tests() -> anyhow::Result<PathBuf> {
     program.context("cargo built no tests named `host`")
 }
 
-/// A message of cargo's about something that it built.
+/// Cargo's message about a built artifact.
 #[derive(Debug, serde::Deserialize)]
 struct Artifact {
     target: Target,
@@ -81,23 +82,28 @@ struct Target {
     name: String,
 }
 
-/// Sets up, builds, and runs a command of `genops-tests` on this terminal.
-pub(crate) fn run_tool(name: &str, arguments: &[String]) -> anyhow::Result<()> {
+/// Sets up and builds; returns a command of `genops-tests`, ready to run.
+pub(crate) fn tool(name: &str, arguments: &[String]) -> anyhow::Result<Command> {
     let toolchain = setup::toolchain()?;
     setup::clients()?;
     build_release(&toolchain)?;
     let mut build = cargo();
     build.args(["build", "--release", "--locked", "--package", "genops-tests", "--bins"]);
     steps::run("build the peers (release)", &mut build)?;
-    let program = target().join("release/genops-tests");
-    let mut tool = Command::new(&program);
+    let mut tool = Command::new(target().join("release/genops-tests"));
     tool.arg(name).args(arguments).env("GENOPS_AGENT", agent()).env("GENOPS_VENV", setup::venv());
-    let status = tool.status().with_context(|| format!("{}", program.display()))?;
+    Ok(tool)
+}
+
+/// Sets up, builds, and runs a command of `genops-tests` on the current terminal.
+pub(crate) fn run_tool(name: &str, arguments: &[String]) -> anyhow::Result<()> {
+    let mut tool = tool(name, arguments)?;
+    let status = tool.status().with_context(|| tool.get_program().display().to_string())?;
     ensure!(status.success(), "{name} ended with {status}");
     Ok(())
 }
 
-/// Whether we run as root.
+/// Returns true if the program runs as root.
 pub(crate) fn is_root() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| {
         let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
