@@ -49,10 +49,11 @@ pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
     // SAFETY: the context of the program, and a helper without arguments: the sending task, in
     // whose context the program runs unless TCP defers.
     let (cookie, task) = unsafe { (bpf_get_socket_cookie(ctx.as_ptr()), bpf_get_current_task()) };
+    let mut known = SOCKS.get_ptr_mut(cookie);
     // SAFETY: copied at once.
     let marked = match unsafe { MARKS.get(task) } {
         Some(mark) => Some((task, mark)),
-        None if SOCKS.get_ptr_mut(cookie).is_some() => {
+        None if known.is_some() => {
             // SAFETY: as above.
             unsafe { MARKS.get(cookie) }.map(|mark| (cookie, mark))
         }
@@ -60,8 +61,11 @@ pub(crate) fn egress_hold(ctx: SkBuffContext) -> i32 {
     };
     if let Some((by, mark)) = marked {
         join(&ctx, cookie, by, *mark);
+        if known.is_none() {
+            known = SOCKS.get_ptr_mut(cookie);
+        }
     }
-    let Some(sock) = SOCKS.get_ptr_mut(cookie) else {
+    let Some(sock) = known else {
         return if hello::look(&ctx, cookie) { PASS } else { DROP };
     };
     // SAFETY: an element of the map, alive while this program runs.
