@@ -227,7 +227,9 @@ impl Journal {
 
     /// Appends a record of the engine; returns the index.
     pub(crate) fn record(&mut self, record: &Record) -> Result<u64, AppendError> {
-        let Record { at, kind, awu, who, what, inputs, decision, accounts, detail } = record;
+        // The journal counts by `Self::folded`.
+        let Record { at, kind, awu, who, what, inputs, decision, accounts, times: _, detail } =
+            record;
         let mut cut = Cut(false);
         let awu_text = awu.map(|awu| awu.to_string());
         let human = who.as_ref().and_then(|who| who.attribution.accountable.as_deref());

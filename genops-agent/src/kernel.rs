@@ -23,8 +23,8 @@ use aya::{
     programs::{RawTracePoint, UProbe},
 };
 use genops_ebpf_common::{
-    AddressKey, Conn, ConnKey, DeniedKey, FloodKey, Lineage, NAME_LEN, NameKey, NameRule, Settings,
-    Sock, TieKey, loss, process_mode,
+    AddressKey, Conn, ConnKey, DeniedKey, FloodKey, Lineage, NAME_LEN, NameKey, NameRule, Refusals,
+    Settings, Sock, TieKey, loss, process_mode,
 };
 use genops_governance::ProcessKey;
 use genops_protocols::{API_PATH_SUFFIXES, HostPattern};
@@ -101,6 +101,11 @@ impl Kernel {
         loader.map_max_entries("EVENTS", options.ring_bytes);
         let cookies = u32::from(attach::has_cookies());
         loader.override_global("COOKIES", &cookies, true);
+        // Process IDs repeat in containers.
+        let run = u32::try_from(crate::clock::mono_ns() / 1_000_000 % u64::from(u32::MAX))
+            .unwrap_or(0)
+            + 1;
+        loader.override_global("RUN", &run, true);
         let layout = layout::of_this_kernel();
         if let Ok(layout) = &layout {
             loader.override_global("TASK", layout, true);
@@ -129,6 +134,7 @@ impl Kernel {
         };
         let no_lineage = lineage.err().map(|error| format!("{error:#}"));
         let mechanisms = Mechanisms::attach(&mut ebpf, pins.as_deref());
+        maps.holds.count_by(run)?;
         Ok(Self { probes: Probes::new(ebpf, options), maps, ring, mechanisms, no_lineage })
     }
 }
@@ -188,6 +194,8 @@ pub(crate) struct Maps {
     ties: HashMap<MapData, TieKey, u32>,
     denied: HashMap<MapData, DeniedKey, u64>,
     flooding: HashMap<MapData, FloodKey, u64>,
+    refusals: HashMap<MapData, DeniedKey, Refusals>,
+    counted: HashMap<MapData, DeniedKey, u64>,
     names: HashMap<MapData, u64, NameKey>,
     others: HashMap<MapData, ConnKey, u32>,
     processes: HashMap<MapData, u32, u32>,
@@ -216,6 +224,8 @@ impl Maps {
             ties: take(ebpf, "TIES")?.try_into()?,
             denied: take(ebpf, "DENIED")?.try_into()?,
             flooding: take(ebpf, "FLOODING")?.try_into()?,
+            refusals: take(ebpf, "REFUSALS")?.try_into()?,
+            counted: take(ebpf, "COUNTED")?.try_into()?,
             names: take(ebpf, "NAMES")?.try_into()?,
             others: take(ebpf, "OTHERS")?.try_into()?,
             processes: take(ebpf, "PROCESSES")?.try_into()?,
@@ -228,7 +238,7 @@ impl Maps {
     }
 
     pub(crate) fn set_settings(&mut self, settings: Settings) -> Result<()> {
-        Ok(self.holds.set_settings(settings)?)
+        Ok(self.holds.configure(settings)?)
     }
 
     /// Marks an address as a provider's (by number), or (0) as no single provider's.
@@ -277,6 +287,33 @@ impl Maps {
             Some(until) => self.flooding.insert(key, until, 0),
             None => self.flooding.remove(key),
         };
+    }
+
+    /// Refused connections of processes, by provider.
+    pub(crate) fn refusals(&self) -> Vec<(DeniedKey, Refusals)> {
+        self.refusals.iter().flatten().collect()
+    }
+
+    /// Refused connections of a process to a provider.
+    pub(crate) fn refusals_at(&self, key: DeniedKey) -> Option<Refusals> {
+        self.refusals.get(&key, 0).ok()
+    }
+
+    /// Refusals without a record of their own counted by an earlier agent.
+    pub(crate) fn counted(&self) -> Vec<(DeniedKey, u64)> {
+        self.counted.iter().flatten().collect()
+    }
+
+    /// Remembers for a later agent how many refusals without a record of their own were counted.
+    pub(crate) fn set_counted(&mut self, key: DeniedKey, unreported: u64) {
+        // If the map is full, a later agent counts the refusals again.
+        let _full = self.counted.insert(key, unreported, 0);
+    }
+
+    /// Removes the refusals of an ended process.
+    pub(crate) fn forget_refusals(&mut self, key: DeniedKey) {
+        let _absent = self.refusals.remove(&key);
+        let _absent = self.counted.remove(&key);
     }
 
     /// Registers a socket, only now known to go to a provider, as a separate connection.

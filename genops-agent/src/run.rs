@@ -15,6 +15,7 @@ mod lineage;
 mod names;
 mod pages;
 mod questions;
+mod repeats;
 mod rewrites;
 mod standing;
 mod ties;
@@ -233,7 +234,7 @@ fn kernel_settings(config: &Config) -> Settings {
         lineage: u32::from(config.settings().names_principals()),
         unread_stays: u32::from(config.settings().blocks_unread()),
         unnamed: u32::from(config.settings().asks_for_names()),
-        reserved: 0,
+        run: 0,
         alive_at_mono_ns: clock::mono_ns(),
         absent_after_ns: ns(absent_after(config)),
         pinned_for_ns: ns(config.pinned_for),

@@ -15,7 +15,7 @@ pub use cursor::{Bounds, Bytes, Cursor, Fate, Step, follow, overhead_of_record, 
 
 /// Version of the layout of maps and records. Every change of the layout increments the version, so
 /// that an agent never takes over maps of another layout.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;
 
 /// Length of `task_struct.comm` (`include/linux/sched.h`, `TASK_COMM_LEN`), with its final NUL.
 pub const COMM_LEN: usize = 16;
@@ -206,6 +206,8 @@ pub struct Contact {
     pub at_mono_ns: u64,
     /// Socket cookie: also the number of the connection ([`Sock::conn`]).
     pub cookie: u64,
+    /// [`Refusals::unreported`] at the time of the record.
+    pub unreported: u64,
     /// Network byte order; the first four bytes for IPv4.
     pub local: [u8; 16],
     /// Network byte order; the first four bytes for IPv4.
@@ -226,6 +228,33 @@ pub struct Contact {
     /// Bytes of the `ClientHello` after the header.
     pub captured_len: u32,
 }
+
+/// Connections of a process to a provider refused by the kernel. The kernel programs write the
+/// value; the agent deletes the value after the end of the process.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Refusals {
+    /// Time up to which reports are used up, in nanoseconds of `CLOCK_MONOTONIC`: see
+    /// [`REFUSAL_REPORT_NS`].
+    pub used_to_mono_ns: u64,
+    /// Refusals without a record of their own since the start of the process, at least: threads
+    /// refused at the same instant may count as one. Never decreases.
+    pub unreported: u64,
+    /// [`Settings::run`] at the last refusal.
+    pub run: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The last refusal.
+    pub last: Contact,
+}
+
+/// Time of a report of a refused connection, in nanoseconds: the kernel programs report 32 refusals
+/// of a process by a provider in a second, and only count the others. Otherwise a process in a
+/// loop would fill the ring buffer for everybody.
+pub const REFUSAL_REPORT_NS: u64 = 1_000_000_000 / 32;
+
+/// Reports of refusals at once, in nanoseconds of [`REFUSAL_REPORT_NS`] each: 16.
+pub const REFUSALS_AT_ONCE_NS: u64 = 16 * REFUSAL_REPORT_NS;
 
 /// The program let go of a socket to a provider.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -849,8 +878,9 @@ pub struct Settings {
     /// 1: handshakes of held processes without a server name, or with a name of no provider, are
     /// reported and wait.
     pub unnamed: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Number of the run with the programs that count refusals. While an agent replaces another,
+    /// the programs of both see each refusal.
+    pub run: u32,
     /// Time of the agent's last sign of life, in nanoseconds of `CLOCK_MONOTONIC`.
     pub alive_at_mono_ns: u64,
     /// Period after the last sign of life, in nanoseconds, after which the agent counts as absent.
@@ -965,7 +995,8 @@ layout! {
     TieKey = 32,
     FloodKey = 16,
     DeniedKey = 8,
-    Contact = 80,
+    Contact = 88,
+    Refusals = 112,
     Released = 48,
     Dns = 40,
     Hold = 64,

@@ -7,7 +7,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::bpf_sock_addr,
+    bindings::{BPF_NOEXIST, bpf_sock_addr},
     helpers::{
         bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
         generated::{
@@ -19,19 +19,23 @@ use aya_ebpf::{
     programs::{SkBuffContext, SockAddrContext, SockContext},
 };
 use genops_ebpf_common::{
-    AddressKey, Contact, DNS_LEN, DeniedKey, Dns, FloodKey, Released, Sock, TieKey, contact, kind,
-    loss,
+    AddressKey, Contact, DNS_LEN, DeniedKey, Dns, FloodKey, REFUSAL_REPORT_NS, REFUSALS_AT_ONCE_NS,
+    Refusals, Released, Sock, TieKey, contact, kind, loss,
 };
 
 use crate::{
     hold::{is_closed, is_held, is_undecided},
     maps::{
-        ADDRESSES, ASKERS, DATAGRAMS, EVENTS, FLOODING, OWNERS, SOCKS, TIES, count_loss, new_sock,
-        settings, wake,
+        ADDRESSES, ASKERS, DATAGRAMS, EMPTY_REFUSALS, EVENTS, FLOODING, OWNERS, REFUSALS, SOCKS,
+        TIES, count_loss, is_crowded, new_sock, settings, wake,
     },
     packet::{IPPROTO_UDP, Packet, bounded},
     quota,
 };
+
+/// Number of the agent's run: see [`Settings::run`](genops_ebpf_common::Settings::run).
+#[unsafe(no_mangle)]
+static RUN: u32 = 0;
 
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
@@ -39,6 +43,8 @@ const ALLOW: i32 = 1;
 const DATAGRAM: u32 = 2;
 /// Minimum interval between reports of a process addressing a provider by UDP, in nanoseconds.
 const DATAGRAM_EVERY_NS: u64 = 1_000_000_000;
+/// Maximum time between the programs of two runs at the same connect, in nanoseconds.
+const SAME_REFUSAL_NS: u64 = 100_000;
 /// The port of name servers (RFC 1035 §4.2).
 const DNS_PORT: u16 = 53;
 /// Header of a DNS message (RFC 1035 §4.1.1).
@@ -185,25 +191,126 @@ fn reach(ctx: &SockAddrContext, to: AddressKey, ip_version: u32, datagram: bool)
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: the context that this program was entered with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    if is_closed(tgid, provider) {
-        report(cookie, tgid, to, ip_version, provider, contact::REFUSED);
-        return REFUSE;
-    }
-    if is_undecided(tgid) {
-        report(cookie, tgid, to, ip_version, provider, contact::ABSENT);
-        return REFUSE;
-    }
     // A datagram on a socket with an existing connection to the place is no connect.
     let begins = !datagram || SOCKS.get_ptr_mut(cookie).is_none();
-    if begins && is_flooding(tgid, provider) {
-        report(cookie, tgid, to, ip_version, provider, contact::FLOODED);
+    let refused = if is_closed(tgid, provider) {
+        Some(contact::REFUSED)
+    } else if is_undecided(tgid) {
+        Some(contact::ABSENT)
+    } else if begins && is_flooding(tgid, provider) {
+        Some(contact::FLOODED)
+    } else {
+        None
+    };
+    let contact = Contact {
+        kind: kind::CONTACT,
+        what: refused.unwrap_or(contact::DATAGRAM),
+        // SAFETY: a helper without arguments.
+        at_mono_ns: unsafe { bpf_ktime_get_ns() },
+        cookie,
+        unreported: 0,
+        local: [0; 16],
+        remote: to.address,
+        local_port: 0,
+        remote_port: to.port,
+        ip_version,
+        tgid,
+        provider,
+        held: 0,
+        captured_len: 0,
+    };
+    if refused.is_some() {
+        refuse(contact);
         return REFUSE;
     }
     if datagram && begins && is_news(tgid, provider) {
         follow(cookie, tgid);
-        report(cookie, tgid, to, ip_version, provider, contact::DATAGRAM);
+        if !report(contact) {
+            count_loss(loss::RING_FULL_RECORDS, 1);
+        }
     }
     ALLOW
+}
+
+/// Reports a refused connection, or counts the connection for the next report: a process in a loop
+/// refuses itself a hundred thousand times a second, and the ring buffer is for all.
+#[inline(always)]
+fn refuse(mut contact: Contact) {
+    // SAFETY: a constant of the program, possibly changed by the loader.
+    let run = unsafe { (&raw const RUN).read_volatile() };
+    if settings().is_some_and(|it| it.run != run) {
+        return;
+    }
+    let key = DeniedKey { tgid: contact.tgid, provider: contact.provider };
+    let Some(refusals) = refusals(key) else {
+        if is_crowded() || !report(contact) {
+            count_loss(loss::RING_FULL_RECORDS, 1);
+        }
+        return;
+    };
+    // SAFETY: an element of the map, alive while this program runs; threads of a process refused at
+    // the same instant may count as one.
+    unsafe {
+        if is_counted(refusals, &contact, run) {
+            return;
+        }
+        (*refusals).run = run;
+        (&raw mut (*refusals).last).write(contact);
+        contact.unreported = (*refusals).unreported;
+        if !is_reported(refusals, contact.at_mono_ns) || !report(contact) {
+            (*refusals).unreported += 1;
+        }
+    }
+}
+
+/// Returns whether the program of an earlier run has just counted the same refusal: the run changed
+/// between the two programs.
+///
+/// # Safety
+///
+/// `refusals` is an element of the map.
+#[inline(always)]
+unsafe fn is_counted(refusals: *mut Refusals, contact: &Contact, run: u32) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let Contact { cookie, at_mono_ns, .. } = (*refusals).last;
+        (*refusals).run != run
+            && cookie == contact.cookie
+            && contact.at_mono_ns.wrapping_sub(at_mono_ns) < SAME_REFUSAL_NS
+    }
+}
+
+/// Returns the refusals of a process by a provider; `None` without room.
+#[inline(always)]
+fn refusals(key: DeniedKey) -> Option<*mut Refusals> {
+    if let Some(found) = REFUSALS.get_ptr_mut(key) {
+        return Some(found);
+    }
+    // Another thread of the process may have been first.
+    let _exists = REFUSALS.insert(key, EMPTY_REFUSALS.get(0)?, u64::from(BPF_NOEXIST));
+    REFUSALS.get_ptr_mut(key)
+}
+
+/// Returns whether a refusal has a record of its own: the agent can read as much, and few were
+/// reported just before.
+///
+/// # Safety
+///
+/// `refusals` is an element of the map.
+#[inline(always)]
+unsafe fn is_reported(refusals: *mut Refusals, now: u64) -> bool {
+    if is_crowded() {
+        return false;
+    }
+    // SAFETY: as the caller promises.
+    unsafe {
+        let used_to = (*refusals).used_to_mono_ns.max(now);
+        if used_to - now > REFUSALS_AT_ONCE_NS {
+            return false;
+        }
+        (*refusals).used_to_mono_ns = used_to + REFUSAL_REPORT_NS;
+    }
+    true
 }
 
 /// Returns whether the caller's user had too many refusals by the provider. An observed process
@@ -248,29 +355,13 @@ fn is_news(tgid: u32, provider: u32) -> bool {
     true
 }
 
+/// Reports a contact. False without room.
 #[inline(always)]
-fn report(cookie: u64, tgid: u32, to: AddressKey, ip_version: u32, provider: u32, what: u32) {
-    let Some(mut entry) = EVENTS.reserve::<Contact>(0) else {
-        count_loss(loss::RING_FULL_RECORDS, 1);
-        return;
-    };
-    entry.write(Contact {
-        kind: kind::CONTACT,
-        what,
-        // SAFETY: a helper without arguments.
-        at_mono_ns: unsafe { bpf_ktime_get_ns() },
-        cookie,
-        local: [0; 16],
-        remote: to.address,
-        local_port: 0,
-        remote_port: to.port,
-        ip_version,
-        tgid,
-        provider,
-        held: 0,
-        captured_len: 0,
-    });
+fn report(contact: Contact) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<Contact>(0) else { return false };
+    entry.write(contact);
     entry.submit(wake(true));
+    true
 }
 
 #[inline(always)]

@@ -284,6 +284,7 @@ fn report(
             what,
             at_mono_ns: bpf_ktime_get_ns(),
             cookie,
+            unreported: 0,
             local: ends.local,
             remote: ends.remote,
             local_port: ends.local_port,

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use genops_ebpf_common::{
     AddressKey, CONNECTIONS, Conn, ConnKey, DeniedKey, FLOODS, FloodKey, Hold, Join, Lineage,
-    NAP_NS, NameKey, NameRule, Settings, Sock, TieKey, Usage, Verdict, loss,
+    NAP_NS, NameKey, NameRule, Refusals, Settings, Sock, TieKey, Usage, Verdict, loss,
 };
 
 /// Records for the agent. The agent sets the size before loading.
@@ -79,6 +79,19 @@ pub(crate) static DENIED: HashMap<DeniedKey, u64> = HashMap::with_max_entries(16
 #[map]
 pub(crate) static FLOODING: HashMap<FloodKey, u64> =
     HashMap::with_max_entries(FLOODS, BPF_F_NO_PREALLOC);
+
+/// Refused connections of processes, by provider. Written by the programs, deleted by the agent
+/// after the end of the process.
+#[map]
+pub(crate) static REFUSALS: HashMap<DeniedKey, Refusals> = HashMap::with_max_entries(16_384, 0);
+
+/// [`Refusals::unreported`] as far as in the evidence. Written by the agent, for the next agent.
+#[map]
+static COUNTED: HashMap<DeniedKey, u64> = HashMap::with_max_entries(16_384, 0);
+
+/// A zeroed [`Refusals`] to insert.
+#[map]
+pub(crate) static EMPTY_REFUSALS: Array<Refusals> = Array::with_max_entries(1, 0);
 
 /// Server names of connections, by [`Conn::id`], for an agent started after the beginning of the
 /// connection.
@@ -217,6 +230,12 @@ pub(crate) fn wake(at_once: bool) -> u64 {
 
 const WAKE: u64 = BPF_RB_FORCE_WAKEUP as u64;
 
+/// Returns whether the agent has much to read.
+#[inline(always)]
+pub(crate) fn is_crowded() -> bool {
+    EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > CROWDED_BYTES
+}
+
 /// Separate function with an unknown number as its result for the verifier: inlined, each path
 /// through the function would double the paths after the call.
 #[unsafe(no_mangle)]
@@ -232,7 +251,7 @@ extern "C" fn wake_now_and_then() -> u64 {
             return WAKE;
         }
     }
-    if EVENTS.query(u64::from(BPF_RB_AVAIL_DATA)) > CROWDED_BYTES {
+    if is_crowded() {
         return WAKE;
     }
     u64::from(BPF_RB_NO_WAKEUP)

@@ -96,6 +96,20 @@ pub enum Beforehand {
     Undecided,
 }
 
+/// Contact with a provider on a connection without a reader of the plaintext.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contacted<'a> {
+    /// Server name of the TLS handshake.
+    pub server: Option<&'a str>,
+    /// Provider.
+    pub provider: &'a str,
+    /// Verdict of the kernel.
+    pub beforehand: Beforehand,
+    /// Number of contacts for which the contact stands: the kernel only counts refusals above a
+    /// rate.
+    pub times: u64,
+}
+
 /// Amount read of a direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unread {
@@ -395,16 +409,9 @@ impl Engine {
 
     /// Opens a connection to the provider without a plaintext reader: the connection is a unit,
     /// decided by the known facts. [`Self::close`] ends the unit.
-    pub fn opaque(
-        &mut self,
-        now: Now,
-        conn: ConnId,
-        server: Option<&str>,
-        provider: &str,
-        beforehand: Beforehand,
-    ) {
+    pub fn opaque(&mut self, now: Now, conn: ConnId, contacted: Contacted<'_>) {
         let Some((_, link)) = self.conns.get_mut(&conn) else { return };
-        self.core.open_opaque(now, link, server, provider, beforehand);
+        self.core.open_opaque(now, link, contacted);
     }
 
     /// Opens a unit for a TLS handshake of a process without a probe, with an unconfirmed server

@@ -47,7 +47,7 @@ pub use config::{
 };
 pub use decision::{Decision, Permission, PolicyResult, ReasonCode, Refusal};
 pub use engine::{
-    Again, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Effect, Engine, Output,
+    Again, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Contacted, Effect, Engine, Output,
     Unexplainable, Unread,
 };
 pub use explain::Explanation;

@@ -84,6 +84,9 @@ pub struct Record {
     pub decision: Option<Decided>,
     /// Accounts: an entry for each budget touched; an entry without a name if no budget applies.
     pub accounts: Vec<Accounted>,
+    /// Number of contacts for which the record stands: above 1 only for refusals that the kernel
+    /// has only counted.
+    pub times: u64,
     /// Further details, as pairs of a name and a text.
     pub detail: Vec<(&'static str, String)>,
 }
@@ -99,6 +102,7 @@ impl Record {
             inputs: None,
             decision: None,
             accounts: Vec::new(),
+            times: 1,
             detail: Vec::new(),
         }
     }

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 
 use expect_test::{Expect, expect};
 use genops_governance::{
-    Awu, Beforehand, BudgetConfig, Dimension, Enforcement, PolicyConfig, Sections, Unit, Value,
-    time::Period,
+    Awu, Beforehand, BudgetConfig, Contacted, Dimension, Enforcement, PolicyConfig, Sections, Unit,
+    Value, time::Period,
 };
 use support::*;
 
@@ -231,7 +231,9 @@ fn a_connection_that_is_refused_since_nothing_is_left_alerts() {
     let first = host.open(HELD);
     host.egress(first, &chat("gpt-4o-mini", "hello")).close(first);
     let second = host.open(HELD);
-    host.engine.opaque(host.now, second, None, "openai", Beforehand::Nothing);
+    let contacted =
+        Contacted { server: None, provider: "openai", beforehand: Beforehand::Nothing, times: 1 };
+    host.engine.opaque(host.now, second, contacted);
     host.close(second);
     let awu = host.awus.pop().unwrap();
     let alerts: Vec<_> =

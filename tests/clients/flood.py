@@ -1,7 +1,8 @@
 """`hammer SECONDS`: is refused a provider once, then goes on connecting, 200 times a second; says when it was refused,
 first, and how much later each time after that.
 `calm`: calls it, and waits for a line. `watch SECONDS`: calls on the connection that it has, and connects anew, again and
-again; says when, and what came of both. `once`: connects. `objects COUNT`: writes a request into the memory of so many TLS
+again; says when, and what came of both. `once`: connects. `loop SECONDS`: is refused a provider once, waits for a line, then
+connects as fast as it can; says how often it was refused. `objects COUNT`: writes a request into the memory of so many TLS
 objects, and frees them; says how many."""
 
 import errno
@@ -56,6 +57,19 @@ def hammer(seconds):
     return {"first": first, "refused": refused[:1] + later}
 
 
+def loop(seconds):
+    first = outcome(call)
+    time.sleep(0.5)
+    address = socket.getaddrinfo(HOST, 443, type=socket.SOCK_STREAM)[0][4]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    refused, ends = 0, time.monotonic() + seconds
+    while time.monotonic() < ends:
+        with socket.socket() as tcp:
+            refused += outcome(lambda: tcp.connect(address)) == "EPERM"
+    return {"first": first, "refused": refused}
+
+
 def calm():
     connection, tried = call(), []
     print("ready", flush=True)
@@ -80,5 +94,5 @@ def objects(count):
 
 
 MODE, *REST = sys.argv[1:]
-MODES = {"hammer": hammer, "calm": calm, "once": connect, "objects": objects}
+MODES = {"hammer": hammer, "calm": calm, "once": connect, "loop": loop, "objects": objects}
 print(json.dumps(MODES[MODE](*map(float, REST))))

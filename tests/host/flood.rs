@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use aya::maps::{HashMap, Map, MapData};
-use genops_ebpf_common::Hold;
+use genops_ebpf_common::{Hold, LAYOUT};
 use genops_tests::agent::Agent;
 use genops_tests::clients::{Finished, Stage, finish, run, script};
 use genops_tests::patience::scaled;
@@ -34,12 +34,22 @@ fn configuration(hammer: &str) -> String {
     )
 }
 
-/// A client with a connection, waiting for a line.
+/// A client waiting for a line.
 struct Calm(Child);
 
 impl Calm {
-    fn start(mut command: Command) -> anyhow::Result<Self> {
-        command.arg(script("flood.py")).arg("calm").stdin(Stdio::piped());
+    /// A client with a connection.
+    fn start(command: Command) -> anyhow::Result<Self> {
+        Self::ready(command, &["calm"])
+    }
+
+    /// A client that was refused once.
+    fn refused(command: Command, seconds: u64) -> anyhow::Result<Self> {
+        Self::ready(command, &["loop", &seconds.to_string()])
+    }
+
+    fn ready(mut command: Command, arguments: &[&str]) -> anyhow::Result<Self> {
+        command.arg(script("flood.py")).args(arguments).stdin(Stdio::piped());
         let mut child = command.spawn()?;
         let mut line = String::new();
         let out = child.stdout.as_mut().context("a pipe")?;
@@ -54,6 +64,11 @@ impl Calm {
     fn watch(&mut self, how_long: Duration) -> anyhow::Result<()> {
         let input = self.0.stdin.as_mut().context("a pipe")?;
         Ok(writeln!(input, "watch {}", how_long.as_secs_f64())?)
+    }
+
+    fn begin(&mut self) -> anyhow::Result<()> {
+        let input = self.0.stdin.as_mut().context("a pipe")?;
+        Ok(writeln!(input)?)
     }
 
     fn finish(mut self) -> anyhow::Result<Finished> {
@@ -221,6 +236,69 @@ fn written(agent: &Agent) -> anyhow::Result<Vec<Value>> {
     Ok(lines.lines().filter_map(|it| serde_json::from_str(it).ok()).collect())
 }
 
+/// Connects of a process that connects in a loop, refused as often as said.
+fn refused_in_loop(agent: &Agent, looped: &Finished) -> anyhow::Result<()> {
+    let report = looped.report()?;
+    ensure!(text(&report, "first") == Some("ended"), "{report}");
+    let refused = report.get("refused").and_then(Value::as_u64).context("a number")?;
+    let records = written(agent)?;
+    both_accept(&agent.evidence())?;
+    let (units, lines) = written_of(&records, looped.pid);
+    ensure!(refused > 1_000 && units == refused + 1, "{units} of {refused} and the first call");
+    let seconds = usize::try_from(flood_s())?;
+    ensure!(lines <= 6 + 3 * seconds, "{lines} records of {refused} connects");
+    Ok(())
+}
+
+#[test]
+fn connects_in_a_loop_are_all_counted_and_take_no_room_from_others() -> anyhow::Result<()> {
+    if !can_run() {
+        return Ok(());
+    }
+    let scratch = Scratch::new("flood")?;
+    let hammer = copy_of("/usr/bin/python3", &scratch, "hammer")?;
+    let mut agent = Agent::start(&configuration(&hammer))?;
+    let stage = Stage::new()?;
+    let mut other_user = Calm::start(of_another_user(&stage))?;
+    let mut looping = Calm::refused(stage.command(&hammer), flood_s())?;
+    other_user.watch(Duration::from_secs(flood_s()))?;
+    looping.begin()?;
+    let looped = looping.finish()?;
+    let others = Tried::all(&other_user.finish()?.report()?)?;
+    let kept = others.iter().find(|it| it.said != "passed");
+    ensure!(kept.is_none() && others.len() > 10, "{kept:?}");
+    let lost = agent.losses()?;
+    ensure!(lost.is_empty(), "{lost:?}");
+    agent.stop()?;
+    refused_in_loop(&agent, &looped)
+}
+
+#[test]
+fn connects_in_a_loop_while_no_agent_runs_are_counted_by_the_next() -> anyhow::Result<()> {
+    if !can_run() || !has_bpf_files() {
+        return Ok(());
+    }
+    let directory = format!("/sys/fs/bpf/genops-counts-{}", std::process::id());
+    let scratch = Scratch::new("flood")?;
+    let hammer = copy_of("/usr/bin/python3", &scratch, "hammer")?;
+    let configuration = format!("{}\npin_directory: {directory}", configuration(&hammer));
+    let mut agent = Agent::start(&configuration)?;
+    let _unpinned = Unpinned(agent.config());
+    let stage = Stage::new()?;
+    let mut looping = Calm::refused(stage.command(&hammer), flood_s())?;
+    agent.kill()?;
+    looping.begin()?;
+    std::thread::sleep(Duration::from_secs(flood_s()) / 2);
+    agent.restart()?;
+    std::thread::sleep(Duration::from_secs(flood_s()) / 4);
+    // An agent that stops leaves nothing uncounted, and the next counts nothing twice.
+    agent.stop()?;
+    agent.restart()?;
+    let looped = looping.finish()?;
+    agent.stop()?;
+    refused_in_loop(&agent, &looped)
+}
+
 #[test]
 fn what_is_refused_now_and_then_has_its_own_records() -> anyhow::Result<()> {
     if !can_run() {
@@ -262,7 +340,7 @@ fn writes_into_memory_leave_no_holds() -> anyhow::Result<()> {
     command.arg(script("flood.py")).args(["objects", "400"]);
     let begun = std::time::Instant::now();
     let writer = command.spawn()?;
-    let pins = Path::new(&directory).join("v6/maps");
+    let pins = Path::new(&directory).join(format!("v{LAYOUT}/maps"));
     let mut most = 0;
     while begun.elapsed() < scaled(Duration::from_secs(4)) {
         most = most.max(holds(&pins)?);

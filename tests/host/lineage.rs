@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use genops_ebpf_common::LAYOUT;
 use genops_tests::agent::Agent;
 use genops_tests::clients::{Stage, finish, python, run, script};
 use genops_tests::patience::scaled;
@@ -195,6 +196,9 @@ fn an_orphan_is_known_to_the_next_agent() -> anyhow::Result<()> {
     assert_says(&awu, &[(PRINCIPAL, "supervisor".into()), (RESULT, "BLOCKED".into())]);
     let awu = unit(&agent, "stranger-pro")?;
     ensure!(text(&awu, PRINCIPAL) != Some("supervisor"), "{awu:#}");
-    ensure!(Path::new(&directory).join("v6/maps/LINEAGES").exists(), "nothing was pinned");
+    ensure!(
+        Path::new(&directory).join(format!("v{LAYOUT}/maps/LINEAGES")).exists(),
+        "nothing was pinned"
+    );
     Ok(())
 }

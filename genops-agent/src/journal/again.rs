@@ -43,6 +43,7 @@ pub(crate) fn decision(entry: &Entry<'_>) -> Result<Option<Record>, String> {
             prevented: dec.prevented,
         }),
         accounts: Vec::new(),
+        times: 1,
         detail: Vec::new(),
     }))
 }

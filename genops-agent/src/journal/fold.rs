@@ -182,7 +182,13 @@ impl Fold {
     pub(crate) fn take(&mut self, record: &Record, terms: Terms<'_>) -> Taken {
         match (record.kind, record.awu) {
             (RecordKind::Intent, Some(awu)) => self.intent(awu, record, terms),
-            (RecordKind::Decision, Some(awu)) => self.decision(awu, record, terms),
+            (RecordKind::Decision, Some(awu)) => {
+                let taken = self.decision(awu, record, terms);
+                if matches!(taken, Taken::Written | Taken::After(_)) {
+                    self.count_others(record);
+                }
+                taken
+            }
             (RecordKind::Reservation, Some(awu)) if self.open.of.contains_key(&awu) => {
                 Taken::Folded
             }
@@ -266,7 +272,7 @@ impl Fold {
             let key =
                 key_of(&intent, Terms { suspended: false, squeezed: owner(&intent).as_ref() });
             if let Some(key) = key {
-                self.count(&key, record);
+                self.count(&key, record, record.times);
                 return Taken::Folded;
             }
             return Taken::After(vec![Line::Record(intent)]);
@@ -279,7 +285,7 @@ impl Fold {
         if !stopped && !self.open.has_room(&user) || !self.is_counted(&key, record.at) {
             return Taken::Written;
         }
-        let key = self.count(&key, record);
+        let key = self.count(&key, record, record.times);
         if !stopped {
             self.open.insert(awu, &user, key);
         }
@@ -348,8 +354,18 @@ impl Fold {
         }
     }
 
+    /// Counts the other contacts for which a written decision stands.
+    fn count_others(&mut self, record: &Record) {
+        let others = record.times.saturating_sub(1);
+        let squeezed = owner(record);
+        let key = key_of(record, Terms { suspended: false, squeezed: squeezed.as_ref() });
+        if let Some(key) = key.filter(|_| others > 0) {
+            self.count(&key, record, others);
+        }
+    }
+
     /// Counts a decision; returns the key of the count.
-    fn count(&mut self, key: &Key, record: &Record) -> Key {
+    fn count(&mut self, key: &Key, record: &Record, times: u64) -> Key {
         let key = self.place_of(key);
         if !self.windows.contains_key(&key) {
             self.begin(key.clone(), record.at.mono_ns);
@@ -358,18 +374,18 @@ impl Fold {
         let at = record.at.unix_ns;
         match &mut window.counted {
             Some(folded) => {
-                folded.count = folded.count.saturating_add(1);
+                folded.count = folded.count.saturating_add(times);
                 folded.first_unix_ns = folded.first_unix_ns.min(at);
                 folded.last_unix_ns = folded.last_unix_ns.max(at);
             }
-            none => *none = begun(&key, record).map(Box::new),
+            none => *none = begun(&key, record, times).map(Box::new),
         }
         key
     }
 }
 
-/// A count with a single record.
-fn begun(key: &Key, record: &Record) -> Option<Folded> {
+/// A new count.
+fn begun(key: &Key, record: &Record, count: u64) -> Option<Folded> {
     let alone = key.between.is_some();
     let at = record.at.unix_ns;
     Some(Folded {
@@ -377,7 +393,7 @@ fn begun(key: &Key, record: &Record) -> Option<Folded> {
         what: record.what.clone().filter(|_| alone),
         decision: record.decision.clone()?,
         user: key.user.clone().filter(|_| !alone),
-        count: 1,
+        count,
         first_unix_ns: at,
         last_unix_ns: at,
     })
@@ -512,6 +528,7 @@ mod tests {
             inputs: None,
             decision: None,
             accounts: Vec::new(),
+            times: 1,
             detail: Vec::new(),
         }
     }
@@ -599,6 +616,22 @@ mod tests {
         assert_eq!(fold.next_close(), None);
         let next = written(&mut fold, &refusal(6_000, 900, (7, 70)), Terms::default());
         assert_eq!(next, ["intent", "decision"]);
+    }
+
+    #[test]
+    fn a_refusal_stands_for_all_that_the_kernel_only_counted() {
+        let mut fold = Fold::default();
+        let times = |records: [Record; 2], times| records.map(|it| Record { times, ..it });
+        // The first is written, and the others counted.
+        let first = times(refusal(10, 1, (7, 70)), 5);
+        assert_eq!(written(&mut fold, &first, Terms::default()), ["intent", "decision"]);
+        let next = times(refusal(20, 2, (7, 70)), 30);
+        assert!(written(&mut fold, &next, Terms::default()).is_empty());
+        // The kernel has not written them, whatever happens to the disk.
+        let suspended = Terms { suspended: true, squeezed: None };
+        let failing = times(refusal(30, 3, (7, 70)), 8);
+        assert_eq!(written(&mut fold, &failing, suspended), ["intent", "decision"]);
+        assert_eq!(told(&fold.close(at(1_010))), ["41 10 30 one"]);
     }
 
     #[test]

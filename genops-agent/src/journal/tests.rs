@@ -33,6 +33,7 @@ fn blank(ms: u64, kind: RecordKind) -> Record {
         inputs: None,
         decision: None,
         accounts: Vec::new(),
+        times: 1,
         detail: Vec::new(),
     }
 }

@@ -72,8 +72,20 @@ impl Holds {
         self.descriptors
     }
 
-    pub(crate) fn set_settings(&mut self, settings: Settings) -> Result<(), MapError> {
+    fn set_settings(&mut self, settings: Settings) -> Result<(), MapError> {
         self.settings.set(0, settings, 0)
+    }
+
+    /// Writes the settings of a configuration; [`Settings::run`] stays.
+    pub(crate) fn configure(&mut self, settings: Settings) -> Result<(), MapError> {
+        let run = self.settings.get(&0, 0)?.run;
+        self.set_settings(Settings { run, ..settings })
+    }
+
+    /// Lets the programs of a run count, and no others.
+    pub(crate) fn count_by(&mut self, run: u32) -> Result<(), MapError> {
+        let settings = self.settings.get(&0, 0)?;
+        self.set_settings(Settings { run, ..settings })
     }
 
     /// Tells the programs that a process decides, at `now_mono_ns`.

@@ -21,7 +21,7 @@ use super::place::{self, Touch};
 use crate::{clock, config::PinDirectory, identity};
 
 /// The maps handed on from agent to agent.
-const MAPS: [&str; 23] = [
+const MAPS: [&str; 25] = [
     "EVENTS",
     "SETTINGS",
     "CONNS",
@@ -31,6 +31,8 @@ const MAPS: [&str; 23] = [
     "ADDRESSES",
     "TIES",
     "DENIED",
+    "REFUSALS",
+    "COUNTED",
     "HOLDS",
     "SOCKETS",
     "VERDICTS",

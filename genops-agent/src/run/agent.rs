@@ -10,13 +10,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use genops_ebpf_common::{
-    ConnKey, Contact, DATA_DENIED, DATA_FIRST, DATA_HELD, Data, EGRESS, Fork, Join, Open,
-    PIECE_LEN, Payload, Process, Record, Released, TimedOut, Unexplained, contact, kind, origin,
-    unexplained,
+    ConnKey, Contact, DATA_DENIED, DATA_FIRST, DATA_HELD, Data, DeniedKey, EGRESS, Fork, Join,
+    Open, PIECE_LEN, Payload, Process, Record, Refusals, Released, TimedOut, Unexplained, contact,
+    kind, origin, unexplained,
 };
 use genops_governance::{
-    Awu, AwuId, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Effect, Engine, HoldLevel,
-    Ledger, MatchConfig, Mechanism, Mode, Now, OnTimeout, Outcome, Output, PolicyResult,
+    Awu, AwuId, Beforehand, ConnId, ConnectionOpen, ConnectionUpdate, Contacted, Effect, Engine,
+    HoldLevel, Ledger, MatchConfig, Mechanism, Mode, Now, OnTimeout, Outcome, Output, PolicyResult,
     ProcessFacts, ProcessKey, Signal, Unexplainable, User,
 };
 use genops_protocols::Direction;
@@ -32,6 +32,7 @@ use super::{
     lineage::Lineages,
     ns,
     pages::{self, Pages, Want},
+    repeats::Repeats,
     rewrites::{Compared, Rewrites},
     standing::Standing,
 };
@@ -86,8 +87,9 @@ const CONNECTIONS_LIMIT: usize = 2 * genops_ebpf_common::CONNECTIONS as usize;
 const PROCESS_LIMIT: usize = 2 * genops_ebpf_common::CONNECTIONS_OF_PROCESS as usize;
 /// File in the state directory with the key for recognizing approved requests.
 const APPROVALS_KEY: &str = "approvals.key";
-/// Bit in the numbers of units of unexplained bytes, which are no connections.
-const UNEXPLAINED_UNITS: u64 = 1 << 63;
+/// Bit in the numbers of units of unexplained bytes and of counted refusals, which are no
+/// connections.
+const WITHOUT_CONNECTION: u64 = 1 << 63;
 /// A reason beside the reasons in [`unexplained`]: a write was repeated with other bytes.
 const REWRITTEN: u32 = u32::MAX;
 
@@ -121,6 +123,7 @@ const REFUSERS_LIMIT: usize = 16_384;
 struct Many {
     fold: Fold,
     floods: Floods,
+    repeats: Repeats,
     authors: Authors,
     /// The user with folded refusals, because disk space is scarce.
     squeezed: Option<User>,
@@ -141,7 +144,7 @@ pub(super) struct Agent {
     coverage: Coverage,
     rewrites: Rewrites,
     pages: Pages,
-    unexplained_units: u64,
+    units_without_connection: u64,
     /// Units of unexplained bytes without a reported effect yet, with the connection of the bytes.
     unread_units: HashMap<u64, u64>,
     identities: Identities,
@@ -263,7 +266,7 @@ impl Agent {
             coverage: Coverage::default(),
             rewrites: Rewrites::default(),
             pages: Pages::default(),
-            unexplained_units: 0,
+            units_without_connection: 0,
             unread_units: HashMap::new(),
             identities,
             journal,
@@ -304,6 +307,9 @@ impl Agent {
         }
         self.adopt_lineages(maps);
         self.adopt_denials(maps);
+        for (key, counted) in maps.counted() {
+            self.many.repeats.adopt(key, counted);
+        }
         self.adopt_addresses(maps);
         let mut adopted = 0u64;
         for (key, conn) in maps.tls_objects() {
@@ -646,13 +652,77 @@ impl Agent {
             _ => Hello::Provider(Reached { server_name: None, provider: contact.provider }),
         };
         match reached {
-            Hello::Provider(reached) => self.opaque(maps, contact, reached),
+            Hello::Provider(reached) => {
+                let unreported = self.unreported(maps, contact);
+                self.opaque(maps, contact, reached, unreported.saturating_add(1));
+            }
             Hello::Other(name) if self.concerns(contact, name.as_deref()) => {
-                self.opaque(maps, contact, Reached { server_name: name, provider: 0 });
+                self.opaque(maps, contact, Reached { server_name: name, provider: 0 }, 1);
             }
             Hello::Other(_) => self.let_by(maps, contact),
             Hello::Part => {}
         }
+    }
+
+    /// Returns the number of refusals before a reported refusal, without a record of their own.
+    fn unreported(&mut self, maps: &mut Maps, contact: &Contact) -> u64 {
+        if beforehand_of(contact) == Beforehand::Nothing {
+            return 0;
+        }
+        let Contact { tgid, provider, unreported, .. } = *contact;
+        let key = DeniedKey { tgid, provider };
+        let news = self.many.repeats.news(key, unreported);
+        if news > 0 {
+            maps.set_counted(key, unreported);
+        }
+        news
+    }
+
+    /// Counts the refusals not followed by a reported refusal so far.
+    fn count_refusals(&mut self, maps: &mut Maps) {
+        for (key, refusals) in maps.refusals() {
+            self.count_refusals_of(maps, key, refusals);
+        }
+    }
+
+    fn count_refusals_of(&mut self, maps: &mut Maps, key: DeniedKey, refusals: Refusals) {
+        let Refusals { unreported, last, .. } = refusals;
+        let count = self.unreported(maps, &Contact { unreported, ..last });
+        if count > 0 {
+            // The socket may have connected to another place since.
+            let contact = Contact { cookie: self.number_without_connection(), ..last };
+            let reached = Reached { server_name: None, provider: key.provider };
+            self.opaque(maps, &contact, reached, count);
+        }
+    }
+
+    /// Counts the last refusals of an ended process.
+    fn end_refusals(&mut self, maps: &mut Maps, tgid: u32) {
+        let keys: Vec<DeniedKey> = self.many.repeats.of(tgid).collect();
+        for key in keys {
+            if let Some(refusals) = maps.refusals_at(key) {
+                self.count_refusals_of(maps, key, refusals);
+            }
+            maps.forget_refusals(key);
+        }
+        self.many.repeats.forget(tgid);
+    }
+
+    /// Removes the refusals of processes with a lost record of their end.
+    fn sweep_refusals(&mut self, maps: &mut Maps) {
+        for (key, refusals) in maps.refusals() {
+            if self.identities.key_of(key.tgid).is_none() {
+                self.count_refusals_of(maps, key, refusals);
+                maps.forget_refusals(key);
+                self.many.repeats.forget(key.tgid);
+            }
+        }
+    }
+
+    /// Returns the number of a unit without a connection of its own.
+    fn number_without_connection(&mut self) -> u64 {
+        self.units_without_connection = self.units_without_connection.wrapping_add(1);
+        WITHOUT_CONNECTION | self.units_without_connection
     }
 
     /// Whether a handshake names no provider and has no confirmed name, though the settings ask for
@@ -683,8 +753,8 @@ impl Agent {
     }
 
     /// Follows a connection without readable plaintext; without a provider, a connection with an
-    /// unconfirmed name.
-    fn opaque(&mut self, maps: &mut Maps, contact: &Contact, reached: Reached) {
+    /// unconfirmed name. `times`: number of contacts for which the contact stands.
+    fn opaque(&mut self, maps: &mut Maps, contact: &Contact, reached: Reached, times: u64) {
         let (conn, now) = (contact.cookie, clock::now());
         let Reached { server_name, provider } = reached;
         let socket = socket_of_contact(contact);
@@ -699,15 +769,11 @@ impl Agent {
         }
         let live = Live { tgid: contact.tgid, tls: None, holds: false, provider, unsure: None };
         if !self.follow(maps, conn, live, facts, server_name.clone(), true) {
+            self.metrics.lost_connections.add(times.saturating_sub(1));
             return;
         }
-        self.metrics.uninspectable_connections.increment();
-        let beforehand = match contact.what {
-            contact::REFUSED => Beforehand::Refused,
-            contact::ABSENT => Beforehand::Undecided,
-            contact::FLOODED => Beforehand::TooMany,
-            _ => Beforehand::Nothing,
-        };
+        self.metrics.uninspectable_connections.add(times);
+        let beforehand = beforehand_of(contact);
         let refused = beforehand != Beforehand::Nothing;
         let update = ConnectionUpdate {
             local: (contact.local_port != 0).then_some(socket.local),
@@ -729,8 +795,12 @@ impl Agent {
         match self.providers.name(provider) {
             None if provider == 0 => self.engine.unnamed(now, ConnId(conn), server_name.as_deref()),
             name => {
-                let (name, server) = (name.unwrap_or_default(), server_name.as_deref());
-                self.engine.opaque(now, ConnId(conn), server, name, beforehand);
+                let (provider, server) = (name.unwrap_or_default(), server_name.as_deref());
+                self.engine.opaque(
+                    now,
+                    ConnId(conn),
+                    Contacted { server, provider, beforehand, times },
+                );
             }
         }
         if contact.held != 0 && !self.conns.get(&conn).is_some_and(|it| it.holds) {
@@ -1058,8 +1128,7 @@ impl Agent {
         let server_name = maps.server_name(conn);
         let socket = self.enforcer.socket(conn).or_else(|| maps.holds.socket(conn));
         let hold = HoldLevel::Held(Mechanism::EgressHold);
-        self.unexplained_units = self.unexplained_units.wrapping_add(1);
-        let unit = ConnId(UNEXPLAINED_UNITS | self.unexplained_units);
+        let unit = ConnId(self.number_without_connection());
         let opened = ConnectionOpen {
             name: format!("c{conn}"),
             process: key,
@@ -1113,6 +1182,7 @@ impl Agent {
 
     fn exit(&mut self, maps: &mut Maps, tgid: u32, at_mono_ns: u64) {
         self.programs.remove(&tgid);
+        self.end_refusals(maps, tgid);
         if let Some(key) = self.introduced.remove(&tgid) {
             // The kernel may have been told of the process after the process had ended.
             maps.forget_lineage(key);
@@ -1251,7 +1321,10 @@ impl Agent {
         let cgroup = record.who.as_ref().and_then(|it| it.cgroup.as_deref());
         let Some((uid, cgroup)) = user.uid.zip(cgroup) else { return };
         let now_mono_ns = clock::mono_ns();
-        let Some(until) = self.many.floods.refused(now_mono_ns, &user, provider) else { return };
+        let floods = &mut self.many.floods;
+        let Some(until) = floods.refused(now_mono_ns, &user, provider, record.times) else {
+            return;
+        };
         let groups = self.groups_of(&user, cgroup);
         for key in self.many.floods.close(groups.into_iter(), (uid, provider), until) {
             maps.set_flooding(&key, Some(until));
@@ -1279,7 +1352,7 @@ impl Agent {
     fn carry_out(&mut self, maps: &mut Maps, output: Output, durable: bool) {
         match output {
             Output::Release { conn, .. } | Output::Deny { conn, .. }
-                if conn.0 & UNEXPLAINED_UNITS != 0 =>
+                if conn.0 & WITHOUT_CONNECTION != 0 =>
             {
                 // The kernel has carried out the verdict.
             }
@@ -1444,9 +1517,13 @@ impl Agent {
             }
             self.account(capture, now);
         }
+        if self.many.repeats.are_due(now.mono_ns) {
+            self.count_refusals(&mut capture.maps);
+        }
         if now.mono_ns >= self.count_at_mono_ns {
             self.count_at_mono_ns = now.mono_ns.saturating_add(COUNT_EVERY_NS);
             capture.maps.count_anew();
+            self.sweep_refusals(&mut capture.maps);
         }
     }
 
@@ -1599,6 +1676,7 @@ impl Agent {
         if let Err(error) = left {
             eprintln!("genops-agent: the kernel programs can't be told that it ends: {error}");
         }
+        self.count_refusals(&mut capture.maps);
         self.engine.finish(now);
         self.settle(&mut capture.maps);
         for conn in self.enforcer.overdue(u64::MAX - 1) {
@@ -1664,6 +1742,16 @@ fn reason_name(reason: u32) -> &'static str {
 fn effect_of(left: Left) -> Effect {
     let Left { to, mechanism, counted } = left;
     Effect { mechanism, counted, left_to: to }
+}
+
+/// Returns the verdict of the kernel programs on a contact.
+fn beforehand_of(contact: &Contact) -> Beforehand {
+    match contact.what {
+        contact::REFUSED => Beforehand::Refused,
+        contact::ABSENT => Beforehand::Undecided,
+        contact::FLOODED => Beforehand::TooMany,
+        _ => Beforehand::Nothing,
+    }
 }
 
 /// The socket named by a contact.

@@ -280,6 +280,7 @@ mod tests {
             what,
             at_mono_ns: 0,
             cookie: 7,
+            unreported: 0,
             local: [0; 16],
             remote: [0; 16],
             local_port: 0,

@@ -41,11 +41,11 @@ impl<const PARTS: usize, const PART_NS: u64> Default for Recent<PARTS, PART_NS> 
 }
 
 impl<const PARTS: usize, const PART_NS: u64> Recent<PARTS, PART_NS> {
-    fn one_more(&mut self, now_mono_ns: u64) {
+    fn add(&mut self, now_mono_ns: u64, times: u64) {
         self.go_on(now_mono_ns);
         let at = Self::place(self.part);
         if let Some(count) = self.counts.get_mut(at) {
-            *count = count.saturating_add(1);
+            *count = count.saturating_add(times.try_into().unwrap_or(u32::MAX));
         }
     }
 
@@ -91,11 +91,17 @@ pub(super) struct Floods {
 }
 
 impl Floods {
-    /// Counts a refusal of a user's request or connect to a provider. Returns the end of the
+    /// Counts refusals of a user's requests or connects to a provider. Returns the end of the
     /// refusal of connects if the kernel's map needs a new one.
-    pub(super) fn refused(&mut self, now_mono_ns: u64, user: &User, provider: u32) -> Option<u64> {
+    pub(super) fn refused(
+        &mut self,
+        now_mono_ns: u64,
+        user: &User,
+        provider: u32,
+        times: u64,
+    ) -> Option<u64> {
         let refusals = self.of(now_mono_ns, user)?;
-        refusals.last_second.one_more(now_mono_ns);
+        refusals.last_second.add(now_mono_ns, times);
         if refusals.last_second.count(now_mono_ns) <= REFUSALS_A_SECOND {
             return None;
         }
@@ -165,7 +171,7 @@ impl Authors {
                 self.users.remove(least);
             }
         }
-        self.users.entry(user).or_default().one_more(now_mono_ns);
+        self.users.entry(user).or_default().add(now_mono_ns, 1);
     }
 
     /// The user with most records.
@@ -199,7 +205,7 @@ mod tests {
         let mut told = Vec::new();
         for number in 0..count {
             let at = from_ms * MS + number * (to_ms - from_ms) * MS / count;
-            let until = floods.refused(at, &user(uid), 3);
+            let until = floods.refused(at, &user(uid), 3, 1);
             told.extend(until.map(|until| (at / MS, until / MS)));
         }
         told
@@ -237,15 +243,15 @@ mod tests {
     fn only_the_providers_that_refuse_are_closed_and_only_so_many() {
         let mut floods = Floods::default();
         refuse(&mut floods, 7, 1_000, 1_100, 100);
-        assert_eq!(floods.refused(1_200 * MS, &user(7), 4), Some(2_200 * MS));
-        assert_eq!(floods.refused(1_200 * MS, &user(7), 3), Some(2_200 * MS));
-        assert_eq!(floods.refused(1_210 * MS, &user(7), 3), None, "it is told already");
-        let more = (5..100).filter(|it| floods.refused(1_300 * MS, &user(7), *it).is_some());
+        assert_eq!(floods.refused(1_200 * MS, &user(7), 4, 1), Some(2_200 * MS));
+        assert_eq!(floods.refused(1_200 * MS, &user(7), 3, 1), Some(2_200 * MS));
+        assert_eq!(floods.refused(1_210 * MS, &user(7), 3, 1), None, "it is told already");
+        let more = (5..100).filter(|it| floods.refused(1_300 * MS, &user(7), *it, 1).is_some());
         assert_eq!(more.count(), PROVIDERS_OF_USER - 2);
-        assert_eq!(floods.refused(1_300 * MS, &user(8), 3), None, "another user");
+        assert_eq!(floods.refused(1_300 * MS, &user(8), 3, 1), None, "another user");
         // The same number in a container is another user.
         let inside = User { uid: Some(7), place: Some("e5".to_owned()) };
-        assert_eq!(floods.refused(1_300 * MS, &inside, 3), None);
+        assert_eq!(floods.refused(1_300 * MS, &inside, 3, 1), None);
     }
 
     #[test]

@@ -297,6 +297,7 @@ impl Core {
         let subject = self.subject(link);
         let facts = &subject.facts;
         record.awu = Some(opened.id);
+        record.times = opened.times;
         record.who = Some(Who {
             attribution: (*opened.attribution).clone(),
             process: link.process,

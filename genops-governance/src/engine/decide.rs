@@ -771,6 +771,7 @@ impl Core {
             end: ask.end,
             under_way: ask.under_way,
             complete,
+            times: link.times,
         }
     }
 

@@ -29,6 +29,8 @@ pub(super) struct Link {
     pub(super) network: Network,
     /// Call standing for all requests of a connection without readable plaintext.
     pub(super) opaque: Option<Call>,
+    /// Number of contacts for which the connection stands.
+    pub(super) times: u64,
     /// Reason for the unreadable data.
     pub(super) unread: Option<&'static str>,
     /// Egress up to here may leave.
@@ -72,6 +74,8 @@ pub(super) struct Opened {
     pub(super) under_way: bool,
     /// The request was read to the end.
     pub(super) complete: bool,
+    /// Number of contacts for which the unit stands.
+    pub(super) times: u64,
 }
 
 /// Unit permitted to run.
@@ -133,6 +137,7 @@ impl Link {
             hold,
             network: Network { local, remote, ..Network::default() },
             opaque: None,
+            times: 1,
             unread: None,
             released: 0,
             released_before: 0,

@@ -9,7 +9,7 @@ use super::core::{Core, Subject};
 use super::decide::Objection;
 use super::estimate::{Ask, Guess};
 use super::link::Link;
-use super::{Beforehand, ConnId, Unread};
+use super::{Beforehand, ConnId, Contacted, Unread};
 use crate::config::{Mode, Uninspectable, Unnamed};
 use crate::decision::ReasonCode;
 use crate::ledger::{Account, Demand};
@@ -42,14 +42,9 @@ pub(super) enum Judged {
 
 impl Core {
     /// See [`super::Engine::opaque`].
-    pub(super) fn open_opaque(
-        &mut self,
-        now: Now,
-        link: &mut Link,
-        server: Option<&str>,
-        provider: &str,
-        beforehand: Beforehand,
-    ) {
+    pub(super) fn open_opaque(&mut self, now: Now, link: &mut Link, contacted: Contacted<'_>) {
+        let Contacted { server, provider, beforehand, times } = contacted;
+        link.times = times;
         let call = call_of(provider, server, now.mono_ns);
         self.decide_opaque(now, link, &call, beforehand);
     }

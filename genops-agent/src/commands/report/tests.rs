@@ -133,6 +133,7 @@ fn blank(at: Now, kind: RecordKind) -> Record {
         inputs: None,
         decision: None,
         accounts: Vec::new(),
+        times: 1,
         detail: Vec::new(),
     }
 }
