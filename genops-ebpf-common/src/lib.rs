@@ -249,12 +249,13 @@ pub struct Refusals {
 }
 
 /// Time of a report of a refused connection, in nanoseconds: the kernel programs report 32 refusals
-/// of a process by a provider in a second, and only count the others. Otherwise a process in a
-/// loop would fill the ring buffer for everybody.
+/// of a process by a provider in a second, 256 at once, and only count the others. Otherwise a
+/// process in a loop would fill the ring buffer for everybody.
 pub const REFUSAL_REPORT_NS: u64 = 1_000_000_000 / 32;
 
-/// Reports of refusals at once, in nanoseconds of [`REFUSAL_REPORT_NS`] each: 16.
-pub const REFUSALS_AT_ONCE_NS: u64 = 16 * REFUSAL_REPORT_NS;
+/// Reports of refusals at once, in nanoseconds of [`REFUSAL_REPORT_NS`] each: 256. A program with
+/// many calls at a time has a report of each.
+pub const REFUSALS_AT_ONCE_NS: u64 = 256 * REFUSAL_REPORT_NS;
 
 /// The program let go of a socket to a provider.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
