@@ -4,6 +4,7 @@
 //! nothing of the assertions in the tests: adding a test never edits the program.
 
 mod bench;
+mod clock;
 mod fuzz;
 mod kernels;
 mod licences;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
+use crate::clock::{Clock, Times};
 use crate::workspace;
 
 /// Interval between updates of a terminal's line.
@@ -22,11 +23,13 @@ const TAIL_LINES: usize = 400;
 pub(crate) struct Outcome {
     pub(crate) succeeded: bool,
     pub(crate) output: String,
+    /// Of a program that runs tests one at a time.
+    pub(crate) times: Times,
 }
 
 /// Runs `command` to the end and returns the whole output; fails if the command does.
 pub(crate) fn run(what: &str, command: &mut Command) -> anyhow::Result<String> {
-    let Outcome { succeeded, output } = attempt(what, command)?;
+    let Outcome { succeeded, output, .. } = attempt(what, command)?;
     ensure!(succeeded, "{what}: {} failed", command.get_program().display());
     Ok(output)
 }
@@ -40,12 +43,14 @@ pub(crate) fn attempt(what: &str, command: &mut Command) -> anyhow::Result<Outco
     let program = command.get_program().display().to_string();
     let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     let progress = Progress::start(what);
+    let mut clock = Clock::start(&log);
     let mut last_line = started;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
         progress.tick(started.elapsed(), &mut last_line);
+        clock.tick();
         std::thread::sleep(REDRAW);
     };
     let output = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
@@ -57,7 +62,7 @@ pub(crate) fn attempt(what: &str, command: &mut Command) -> anyhow::Result<Outco
         }
         eprintln!("    {program} ended with {status}; all of its output is in {}", log.display());
     }
-    Ok(Outcome { succeeded: status.success(), output })
+    Ok(Outcome { succeeded: status.success(), output, times: clock.end() })
 }
 
 /// Runs a check of the workspace as a step; the check is quick.

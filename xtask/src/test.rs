@@ -5,16 +5,18 @@ use std::process::Command;
 
 use anyhow::ensure;
 
+use crate::clock::Times;
 use crate::kernels::Kernels;
 use crate::setup::Toolchain;
 use crate::steps::{self, Outcome};
 use crate::{fuzz, licences, setup, tidy, vm, workspace};
 
 /// Duration for each fuzz target, in seconds.
-const FUZZ_SECONDS: u32 = 30;
+const FUZZ_SECONDS: u32 = 10;
 /// Lines of a failed test's output repeated at the end.
 const FAILURE_LINES: usize = 20;
 const FAILURE_COLUMNS: usize = 400;
+const ONE_AT_A_TIME: &str = "--test-threads=1";
 /// A fixed seed gives the same result twice; `cargo xtask fuzz` explores.
 const FUZZ_SEED: u32 = 1;
 
@@ -184,7 +186,7 @@ fn host(tally: &mut Tally) {
     host.env("GENOPS_AGENT", workspace::agent()).env("GENOPS_VENV", setup::venv());
     host.args(["test", "--locked", "--package", "genops-tests", "--no-fail-fast"]);
     // A single kernel: a test at a time.
-    tally.tests("tests on this kernel", host.args(["--", "--test-threads=1", "--show-output"]));
+    tally.tests("tests on this kernel", host.args(["--", ONE_AT_A_TIME, "--show-output"]));
 }
 
 /// Runs the selected tests of each kernel with a selection.
@@ -223,6 +225,8 @@ struct Tally {
     skipped: usize,
     /// Output of each failed test, repeated at the end of a long output.
     failures: Vec<String>,
+    /// Of the tests on this host's kernel.
+    times: Times,
 }
 
 impl Tally {
@@ -250,7 +254,7 @@ impl Tally {
     /// Counts the tests of a `cargo test`. A test printing `skipped: REASON` is not counted as
     /// passed.
     fn tests(&mut self, what: &str, command: &mut Command) {
-        let Outcome { succeeded, output } = match steps::attempt(what, command) {
+        let Outcome { succeeded, output, times } = match steps::attempt(what, command) {
             Ok(outcome) => outcome,
             Err(error) => {
                 self.note(Err(error));
@@ -275,6 +279,9 @@ impl Tally {
         }
         eprintln!("        {passed} passed, {failed} failed, {skipped} skipped");
         self.failures.extend(failures(&output));
+        if command.get_args().any(|it| it == ONE_AT_A_TIME) {
+            self.times.extend(times);
+        }
         self.passed += passed;
         self.failed += failed;
         self.skipped += skipped;
@@ -283,7 +290,10 @@ impl Tally {
     /// Prints the failures and the last line; fails if a test did.
     #[expect(clippy::print_stdout, reason = "the result of the command")]
     fn report(&self) -> anyhow::Result<()> {
-        let Self { passed, failed, skipped, failures } = self;
+        let Self { passed, failed, skipped, failures, times } = self;
+        for line in times.report() {
+            eprintln!("        {line}");
+        }
         for failure in failures {
             eprintln!("{} {}", steps::failed(), failure.replace('\n', "\n        "));
         }
