@@ -31,7 +31,7 @@ fn check(
         return Ok(());
     }
     let stage = Stage::new()?;
-    let mut agent = Agent::start(OBSERVING)?;
+    let agent = Agent::shared(OBSERVING)?;
     let finished = run(&mut client(&stage)?)?.succeeded()?;
     let awu = agent.only_awu_of(finished.pid)?;
     let exe = if program == "python3" { python()?.canonicalize()? } else { which(program)? };
@@ -40,8 +40,6 @@ fn check(
     expected.push((PRINCIPAL, principal.into()));
     assert_says(&awu, &expected);
     ensure!(agent.losses()?.is_empty(), "lost: {:?}", agent.losses()?);
-    let (status, _) = agent.stop()?;
-    ensure!(status.success(), "SIGTERM ends the agent with 0, not {status}");
     Ok(())
 }
 
@@ -130,12 +128,14 @@ fn a_list_of_models_is_no_inference() -> anyhow::Result<()> {
         return Ok(());
     }
     let stage = Stage::new()?;
-    let agent = Agent::start(OBSERVING)?;
+    let mut agent = Agent::start(OBSERVING)?;
     run(&mut stage.python("openai", &["--api", "models"])?)?.succeeded()?;
     let call = run(&mut stage.python("openai", &[])?)?.succeeded()?;
     agent.only_awu_of(call.pid)?;
     let inference =
         agent.awus().iter().filter(|awu| awu.get("gen_ai.usage.input_tokens").is_some()).count();
     assert_eq!(inference, 1, "{:#?}", agent.awus());
+    let (status, _) = agent.stop()?;
+    ensure!(status.success(), "SIGTERM ends the agent with 0, not {status}");
     Ok(())
 }

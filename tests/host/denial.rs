@@ -41,7 +41,7 @@ fn check(
     if !can_run() {
         return Ok(());
     }
-    let agent = Agent::start(ENFORCING)?;
+    let agent = Agent::shared(ENFORCING)?;
     let stage = Stage::new()?;
     let elsewhere = Stage::new()?;
     let bystander = bystander(&elsewhere)?;

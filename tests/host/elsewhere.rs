@@ -33,7 +33,7 @@ fn with_another_root(enter: &[&str]) -> anyhow::Result<()> {
         return Ok(());
     }
     let stage = Stage::new()?;
-    let agent = Agent::start("mode: observe")?;
+    let agent = Agent::shared("mode: observe")?;
     let root = Scratch::new("root")?;
     let curl = which("curl")?;
     copy_program(&curl, root.path())?;
@@ -89,7 +89,7 @@ fn openssl_1_1_is_captured() -> anyhow::Result<()> {
         return Ok(());
     }
     let stage = Stage::new()?;
-    let agent = Agent::start("mode: observe")?;
+    let agent = Agent::shared("mode: observe")?;
     let finished = run(stage.command(python()?).arg(script("openssl11.py")))?.succeeded()?;
     ensure!(finished.report()?.get("ok") == Some(&Value::Bool(true)), "{}", finished.report()?);
     let awu = agent.only_awu_of(finished.pid)?;
@@ -105,6 +105,7 @@ fn a_program_that_ran_before_the_agent_is_captured() -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
     }
+    Agent::end_shared();
     let stage = Stage::new()?;
     let pause = scaled(Duration::from_secs(4)).as_secs_f64().to_string();
     let client = stage.python("requests", &["--repeat", "2", "--pause", &pause])?.spawn()?;
@@ -134,7 +135,7 @@ fn a_crowd_of_short_lived_curls_is_attributed() -> anyhow::Result<()> {
         return Ok(());
     }
     let stage = Stage::new()?;
-    let agent = Agent::start("mode: observe")?;
+    let agent = Agent::shared("mode: observe")?;
     let body = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]});
     let exe = which("curl")?;
     for _ in 0..20 {

@@ -21,6 +21,38 @@ use crate::support::{assert_says, can_run, int};
 const MEMORY_LIMIT_KIB: u64 = 128 << 10;
 const URL: &str = "https://api.openai.com/v1/chat/completions";
 
+/// Tests with an enforcing and with an observing agent, each shared by its tests.
+macro_rules! in_both_modes {
+    ($($check:ident),* $(,)?) => {
+        mod enforcing {
+            $(#[test]
+            fn $check() -> anyhow::Result<()> {
+                super::$check("mode: enforce")
+            })*
+        }
+        mod observing {
+            $(#[test]
+            fn $check() -> anyhow::Result<()> {
+                super::$check("mode: observe")
+            })*
+        }
+    };
+}
+
+in_both_modes!(
+    a_response_that_is_no_http,
+    a_response_shorter_than_it_says,
+    a_response_longer_than_it_says,
+    a_response_with_a_length_that_no_number_holds,
+    a_response_that_is_a_gzip_bomb,
+    a_response_of_a_hundred_megabytes,
+    a_request_that_is_no_http,
+    a_request_shorter_than_it_says,
+    a_request_longer_than_it_says,
+    a_request_with_two_lengths,
+    a_request_of_a_hundred_megabytes,
+);
+
 fn question() -> Value {
     json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello"}]})
 }
@@ -37,40 +69,34 @@ fn still_works(agent: &Agent) -> anyhow::Result<()> {
 
 /// Answers a client's call with `bytes`. Fails unless the call has a single unit, whatever the
 /// client does.
-fn answered_with(bytes: Vec<u8>) -> anyhow::Result<()> {
+fn answered_with(mode: &str, bytes: Vec<u8>) -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
     }
     let stage = Stage::new()?;
     stage.provider.behave(Behaviour::Script { bytes, hang: false });
-    for mode in ["observe", "enforce"] {
-        let agent = Agent::start(&format!("mode: {mode}"))?;
-        let mut curl = stage.curl(URL, &question());
-        let call = run(curl.args(["--compressed", "--output", "/dev/null"]))?;
-        let awu = agent.only_awu_of(call.pid)?;
-        assert_says(&awu, &[("gen_ai.request.model", "gpt-4o-mini".into())]);
-        still_works(&agent)?;
-    }
-    Ok(())
+    let agent = Agent::shared(mode)?;
+    let mut curl = stage.curl(URL, &question());
+    let call = run(curl.args(["--compressed", "--output", "/dev/null"]))?;
+    let awu = agent.only_awu_of(call.pid)?;
+    assert_says(&awu, &[("gen_ai.request.model", "gpt-4o-mini".into())]);
+    still_works(&agent)
 }
 
 /// Sends `bytes` from a client, not always reportable. Fails if the client hangs or the agent stops
 /// working.
-fn asked_with(bytes: &[u8]) -> anyhow::Result<()> {
+fn asked_with(mode: &str, bytes: &[u8]) -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
     }
     let stage = Stage::new()?;
     let base64 = openssl::base64::encode_block(bytes);
-    for mode in ["observe", "enforce"] {
-        let agent = Agent::start(&format!("mode: {mode}"))?;
-        let mut raw = stage.command(python()?);
-        let call =
-            run(raw.arg(script("raw.py")).args(["api.openai.com", &base64, "2"]))?.succeeded()?;
-        ensure!(call.took < scaled(Duration::from_secs(8)), "the client hung for {:?}", call.took);
-        still_works(&agent)?;
-    }
-    Ok(())
+    let agent = Agent::shared(mode)?;
+    let mut raw = stage.command(python()?);
+    let call =
+        run(raw.arg(script("raw.py")).args(["api.openai.com", &base64, "2"]))?.succeeded()?;
+    ensure!(call.took < scaled(Duration::from_secs(8)), "the client hung for {:?}", call.took);
+    still_works(&agent)
 }
 
 fn response(length: usize, body: &[u8], more: &str) -> Vec<u8> {
@@ -80,70 +106,60 @@ fn response(length: usize, body: &[u8], more: &str) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn a_response_that_is_no_http() -> anyhow::Result<()> {
-    answered_with(b"HTTP/9.9 banana\r\n\xff\xfe: \0\r\n\r\nnothing".to_vec())
+fn a_response_that_is_no_http(mode: &str) -> anyhow::Result<()> {
+    answered_with(mode, b"HTTP/9.9 banana\r\n\xff\xfe: \0\r\n\r\nnothing".to_vec())
 }
 
-#[test]
-fn a_response_shorter_than_it_says() -> anyhow::Result<()> {
-    answered_with(response(5_000, br#"{"id":"chatcmpl-1","model":"gpt-4o"#, ""))
+fn a_response_shorter_than_it_says(mode: &str) -> anyhow::Result<()> {
+    answered_with(mode, response(5_000, br#"{"id":"chatcmpl-1","model":"gpt-4o"#, ""))
 }
 
-#[test]
-fn a_response_longer_than_it_says() -> anyhow::Result<()> {
-    answered_with(response(3, br#"{"id":"chatcmpl-1","model":"gpt-4o-mini"}"#, ""))
+fn a_response_longer_than_it_says(mode: &str) -> anyhow::Result<()> {
+    answered_with(mode, response(3, br#"{"id":"chatcmpl-1","model":"gpt-4o-mini"}"#, ""))
 }
 
-#[test]
-fn a_response_with_a_length_that_no_number_holds() -> anyhow::Result<()> {
+fn a_response_with_a_length_that_no_number_holds(mode: &str) -> anyhow::Result<()> {
     answered_with(
+        mode,
         b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999999\r\n\r\n{}".to_vec(),
     )
 }
 
-#[test]
-fn a_response_that_is_a_gzip_bomb() -> anyhow::Result<()> {
+fn a_response_that_is_a_gzip_bomb(mode: &str) -> anyhow::Result<()> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     let mebibyte = vec![b' '; 1 << 20];
     for _ in 0..512 {
         encoder.write_all(&mebibyte)?;
     }
     let bomb = encoder.finish()?;
-    answered_with(response(bomb.len(), &bomb, "Content-Encoding: gzip\r\n"))
+    answered_with(mode, response(bomb.len(), &bomb, "Content-Encoding: gzip\r\n"))
 }
 
-#[test]
-fn a_response_of_a_hundred_megabytes() -> anyhow::Result<()> {
+fn a_response_of_a_hundred_megabytes(mode: &str) -> anyhow::Result<()> {
     let body = vec![b'x'; 100_000_000];
-    answered_with(response(body.len(), &body, ""))
+    answered_with(mode, response(body.len(), &body, ""))
 }
 
-#[test]
-fn a_request_that_is_no_http() -> anyhow::Result<()> {
-    asked_with(b"\0\x01\x02 POST banana\r\n\r\n\r\nHTTP/1.1\r\n")
+fn a_request_that_is_no_http(mode: &str) -> anyhow::Result<()> {
+    asked_with(mode, b"\0\x01\x02 POST banana\r\n\r\n\r\nHTTP/1.1\r\n")
 }
 
-#[test]
-fn a_request_shorter_than_it_says() -> anyhow::Result<()> {
-    asked_with(b"POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\nContent-Length: 100000\r\n\r\n{\"model\":")
+fn a_request_shorter_than_it_says(mode: &str) -> anyhow::Result<()> {
+    asked_with(mode, b"POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\nContent-Length: 100000\r\n\r\n{\"model\":")
 }
 
-#[test]
-fn a_request_longer_than_it_says() -> anyhow::Result<()> {
-    asked_with(b"POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\nContent-Length: 2\r\n\r\n{}{}{}{}{}{}\r\n\r\n")
+fn a_request_longer_than_it_says(mode: &str) -> anyhow::Result<()> {
+    asked_with(mode, b"POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\nContent-Length: 2\r\n\r\n{}{}{}{}{}{}\r\n\r\n")
 }
 
-#[test]
-fn a_request_with_two_lengths() -> anyhow::Result<()> {
-    asked_with(
+fn a_request_with_two_lengths(mode: &str) -> anyhow::Result<()> {
+    asked_with(mode,
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: api.openai.com\r\nContent-Length: 2\r\nContent-Length: 7\r\n\
           Transfer-Encoding: chunked\r\n\r\nzz\r\n{}",
     )
 }
 
-#[test]
-fn a_request_of_a_hundred_megabytes() -> anyhow::Result<()> {
+fn a_request_of_a_hundred_megabytes(mode: &str) -> anyhow::Result<()> {
     if !can_run() {
         return Ok(());
     }
@@ -154,33 +170,27 @@ fn a_request_of_a_hundred_megabytes() -> anyhow::Result<()> {
     body.resize(100_000_000, b'x');
     body.extend(br#""}]}"#);
     std::fs::write(scratch.join("body"), body)?;
-    for mode in ["observe", "enforce"] {
-        let agent = Agent::start(&format!("mode: {mode}"))?;
-        let mut curl = stage.command("curl");
-        curl.args([
-            "--silent",
-            "--show-error",
-            "--max-time",
-            "25",
-            "--header",
-            "Expect:",
-            "--output",
-            "/dev/null",
-        ]);
-        curl.arg("--data-binary").arg(format!("@{}", scratch.join("body").display())).arg(URL);
-        let call = run(&mut curl)?.succeeded()?;
-        let awu = agent.only_awu_of(call.pid)?;
-        // The answer's figures survive, however long the question.
-        assert_says(
-            &awu,
-            &[
-                ("gen_ai.usage.output_tokens", 7.into()),
-                ("gen_ai.request.model", "gpt-4o-mini".into()),
-            ],
-        );
-        still_works(&agent)?;
-    }
-    Ok(())
+    let agent = Agent::shared(mode)?;
+    let mut curl = stage.command("curl");
+    curl.args([
+        "--silent",
+        "--show-error",
+        "--max-time",
+        "25",
+        "--header",
+        "Expect:",
+        "--output",
+        "/dev/null",
+    ]);
+    curl.arg("--data-binary").arg(format!("@{}", scratch.join("body").display())).arg(URL);
+    let call = run(&mut curl)?.succeeded()?;
+    let awu = agent.only_awu_of(call.pid)?;
+    // The answer's figures survive, however long the question.
+    assert_says(
+        &awu,
+        &[("gen_ai.usage.output_tokens", 7.into()), ("gen_ai.request.model", "gpt-4o-mini".into())],
+    );
+    still_works(&agent)
 }
 
 #[test]
@@ -193,7 +203,7 @@ fn a_process_that_dies_in_the_middle_of_its_call() -> anyhow::Result<()> {
         bytes: b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"id\":\"chatcmpl-1\"}\n\n".to_vec(),
         hang: true,
     });
-    let agent = Agent::start("mode: enforce")?;
+    let agent = Agent::shared("mode: enforce")?;
     let mut client = stage.curl(URL, &question()).spawn()?;
     ensure!(stage.provider.log.wait_for_connections(1, Duration::from_secs(5)), "no connection");
     std::thread::sleep(scaled(Duration::from_millis(500)));

@@ -35,7 +35,7 @@ fn check_under(configuration: &str, scripts: &[&str], way: &str) -> anyhow::Resu
     if !can_run() {
         return Ok(());
     }
-    let agent = Agent::start(configuration)?;
+    let agent = Agent::shared(configuration)?;
     for model in ["o1-pro", "gpt-4o-mini"] {
         let stage = Stage::new()?;
         let mut client = stage.command(python()?);
@@ -49,7 +49,12 @@ fn check_under(configuration: &str, scripts: &[&str], way: &str) -> anyhow::Resu
         std::thread::sleep(scaled(Duration::from_millis(100)));
         let arrived = stage.provider.log.request_count();
         ensure!(arrived == usize::from(!denied), "{model}: {arrived} requests arrived");
-        let of_model = |awu: &Value| text(awu, "gen_ai.request.model") == Some(model);
+        // Each stage has an address of its own.
+        let peer = stage.provider.address.ip().to_string();
+        let of_model = |awu: &Value| {
+            text(awu, "gen_ai.request.model") == Some(model)
+                && text(awu, "network.peer.address") == Some(&peer)
+        };
         let awus = agent.wait_for(1, Duration::from_secs(5), of_model)?;
         let awu = awus.first().context("a unit")?;
         assert_says(

@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,9 @@ pub struct Agent {
     pub ready_after: Duration,
 }
 
+/// The agent of the last [`Agent::shared`], with its configuration.
+static SHARED: Mutex<Option<(String, Arc<Agent>)>> = Mutex::new(None);
+
 #[derive(Debug, Default)]
 struct Lines {
     lines: Mutex<Vec<String>>,
@@ -89,8 +93,47 @@ impl Agent {
         Self::launch(configuration, &Launch::default())
     }
 
+    /// Returns an agent with `configuration`: the one of the test before, if it has the same, since
+    /// the kernel takes seconds to detach the probes of an ended agent. The units and losses of
+    /// earlier tests stay. The agent ends with the test program, or before another agent starts.
+    pub fn shared(configuration: &str) -> anyhow::Result<Arc<Self>> {
+        let known = SHARED.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((of, agent)) = known
+            && of == configuration
+            && matches!(agent.get("/readyz"), Ok((200, _)))
+        {
+            return Ok(agent);
+        }
+        let agent = Arc::new(Self::launch_with_the_program(configuration)?);
+        let shared = (configuration.to_owned(), Arc::clone(&agent));
+        *SHARED.lock().unwrap_or_else(PoisonError::into_inner) = Some(shared);
+        Ok(agent)
+    }
+
+    /// Ends the agent of the last [`Agent::shared`]: for a test of what runs before an agent.
+    pub fn end_shared() {
+        drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Starts an agent that ends with the test program, as nothing drops a static.
+    fn launch_with_the_program(configuration: &str) -> anyhow::Result<Self> {
+        let wrapper = ["setpriv", "--pdeathsig", "KILL", "--"].map(OsString::from).to_vec();
+        let launch = Launch { wrapper, ..Launch::default() };
+        let configuration = configuration.to_owned();
+        let (give, take) = channel();
+        // The signal comes at the end of the starting thread: the thread of a test ends too soon.
+        std::thread::spawn(move || {
+            let _gone = give.send(Self::launch(&configuration, &launch));
+            loop {
+                std::thread::park();
+            }
+        });
+        take.recv()?
+    }
+
     /// Starts an agent as [`Agent::start`] does, with the options of `launch`.
     pub fn launch(configuration: &str, launch: &Launch) -> anyhow::Result<Self> {
+        Self::end_shared();
         let scratch = Scratch::new("agent")?;
         let metrics = free_address()?;
         let config = scratch.join("config.yaml");
