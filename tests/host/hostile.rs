@@ -21,7 +21,7 @@ use crate::support::{assert_says, can_run, int};
 const MEMORY_LIMIT_KIB: u64 = 128 << 10;
 const URL: &str = "https://api.openai.com/v1/chat/completions";
 
-/// Tests with an enforcing and with an observing agent, each shared by its tests.
+/// Makes two tests of each check: the enforcing tests share an agent, the observing tests another.
 macro_rules! in_both_modes {
     ($($check:ident),* $(,)?) => {
         mod enforcing {

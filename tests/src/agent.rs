@@ -93,9 +93,10 @@ impl Agent {
         Self::launch(configuration, &Launch::default())
     }
 
-    /// Returns an agent with `configuration`: the one of the test before, if it has the same, since
-    /// the kernel takes seconds to detach the probes of an ended agent. The units and losses of
-    /// earlier tests stay. The agent ends with the test program, or before another agent starts.
+    /// Returns an agent with `configuration`, and keeps the agent of the previous test if the
+    /// configurations are equal: the kernel takes seconds to detach the probes of an ended agent.
+    /// Units and losses of earlier tests stay. The agent ends with the test program, or before
+    /// another agent starts.
     pub fn shared(configuration: &str) -> anyhow::Result<Arc<Self>> {
         let known = SHARED.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((of, agent)) = known
@@ -110,12 +111,12 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Ends the agent of the last [`Agent::shared`]: for a test of what runs before an agent.
+    /// Ends the agent of the last [`Agent::shared`], for a test with a client older than the agent.
     pub fn end_shared() {
         drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    /// Starts an agent that ends with the test program, as nothing drops a static.
+    /// Starts an agent that the kernel ends with the test program: Rust drops no static.
     fn launch_with_the_program(configuration: &str) -> anyhow::Result<Self> {
         let wrapper = ["setpriv", "--pdeathsig", "KILL", "--"].map(OsString::from).to_vec();
         let launch = Launch { wrapper, ..Launch::default() };
